@@ -1,0 +1,141 @@
+//! The cluster of one: everything in this process.
+
+use std::collections::HashMap;
+use std::future::ready;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use moka::sync::Cache;
+use parking_lot::Mutex;
+
+use super::bus::BusFeeder;
+use super::{BoxFuture, Bus, BusInbox, CacheTicket, RateLimiter, SessionCache};
+use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
+use crate::model::session::Caller;
+use crate::model::token::TokenHash;
+use crate::model::{Error, Event, Result, SessionId, Timestamp};
+
+/// A bus with one hub on it.
+#[derive(Debug)]
+pub struct MemoryBus(BusFeeder);
+
+impl MemoryBus {
+    /// The bus and the one hub's end of it.
+    pub fn new() -> (Self, BusInbox) {
+        let (feeder, inbox) = BusFeeder::new();
+        (Self(feeder), inbox)
+    }
+}
+
+impl Bus for MemoryBus {
+    fn publish(&self, event: Event) {
+        self.0.feed(event);
+    }
+}
+
+/// Rate limits of one process.
+#[derive(Debug, Default)]
+pub struct MemoryRateLimiter {
+    buckets: Mutex<HashMap<(&'static str, String), Bucket>>,
+}
+
+impl RateLimiter for MemoryRateLimiter {
+    fn take<'a>(&'a self, rate: Rate, key: &'a str, now: Timestamp) -> BoxFuture<'a, Result<()>> {
+        let mut buckets = self.buckets.lock();
+        if buckets.len() >= LIMITER_KEYS_MAX {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        if buckets.len() >= LIMITER_KEYS_MAX {
+            buckets.clear();
+        }
+        let taken = buckets.entry((rate.name, key.to_owned())).or_default().take(rate, now);
+        Box::pin(ready(taken.map_err(Error::rate_limited)))
+    }
+}
+
+/// Resolved tokens of one process.
+pub struct MemorySessionCache {
+    callers: Cache<TokenHash, Caller>,
+    tokens: Cache<SessionId, TokenHash>,
+    forgets: AtomicU64,
+}
+
+impl Default for MemorySessionCache {
+    fn default() -> Self {
+        Self {
+            callers: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
+            tokens: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
+            forgets: AtomicU64::new(0),
+        }
+    }
+}
+
+impl SessionCache for MemorySessionCache {
+    fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>> {
+        let ticket = CacheTicket(self.forgets.load(Ordering::SeqCst));
+        Box::pin(ready(self.callers.get(&token).ok_or(ticket)))
+    }
+
+    fn put(&self, token: TokenHash, caller: Caller, ticket: CacheTicket) -> BoxFuture<'_, ()> {
+        // In this order: a forget that comes between the check and the inserts finds the session's token and removes it.
+        self.tokens.insert(caller.session_id, token);
+        self.callers.insert(token, caller);
+        if CacheTicket(self.forgets.load(Ordering::SeqCst)) != ticket {
+            self.callers.invalidate(&token);
+        }
+        Box::pin(ready(()))
+    }
+
+    fn forget<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, ()> {
+        self.forgets.fetch_add(1, Ordering::SeqCst);
+        for session in sessions {
+            if let Some(token) = self.tokens.remove(session) {
+                self.callers.invalidate(&token);
+            }
+        }
+        Box::pin(ready(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const RATE: Rate = Rate { name: "test", burst: 3, every: Duration::from_secs(1) };
+
+    #[tokio::test]
+    async fn a_burst_is_exact_and_each_pause_earns_one_more() {
+        let limiter = MemoryRateLimiter::default();
+        let at = Timestamp::from_ms;
+        for _ in 0..3 {
+            limiter.take(RATE, "ada", at(0)).await.unwrap();
+        }
+        let refused = limiter.take(RATE, "ada", at(100)).await.unwrap_err();
+        assert_eq!(refused.retry_after_ms, Some(900));
+        limiter.take(RATE, "bob", at(100)).await.unwrap();
+        limiter.take(RATE, "ada", at(1000)).await.unwrap();
+        assert!(limiter.take(RATE, "ada", at(1000)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_a_session_ended_is_not_remembered_after() {
+        let cache = MemorySessionCache::default();
+        let token = TokenHash([7; 32]);
+        let caller = Caller {
+            user_id: crate::model::UserId::default(),
+            session_id: SessionId::default(),
+            expires_at: Timestamp::from_ms(1),
+            last_seen_at: Timestamp::from_ms(0),
+        };
+        let ticket = cache.get(token).await.unwrap_err();
+        cache.forget(&[caller.session_id]).await;
+        cache.put(token, caller, ticket).await;
+        assert!(cache.get(token).await.is_err());
+        let ticket = cache.get(token).await.unwrap_err();
+        cache.put(token, caller, ticket).await;
+        assert!(cache.get(token).await.is_ok());
+        cache.forget(&[caller.session_id]).await;
+        assert!(cache.get(token).await.is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! What replicas share. Each trait states its contract; [`memory`] fulfils it for one replica.
+
+pub mod bus;
+pub mod limiter;
+pub mod memory;
+pub mod session_cache;
+
+pub use bus::{Arrival, Bus, BusInbox};
+pub use limiter::RateLimiter;
+pub use session_cache::{CacheTicket, SessionCache};
+
+use std::future::Future;
+use std::pin::Pin;
+
+/// A boxed future, so that the traits can be objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

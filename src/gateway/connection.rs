@@ -1,0 +1,277 @@
+//! One connection, one task: reads frames, writes answers and events, and keeps the client's heartbeat.
+//!
+//! What an idle connection costs is this task's state, so whatever is large is boxed while it is needed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::time::Instant;
+
+use super::answer::PendingAnswer;
+use super::frame::{ClientFrame, FrameId, Incoming};
+use super::{Gateway, close::CloseCode};
+use crate::hub::connection::Taken;
+use crate::hub::{Connection, ServerFrame};
+use crate::metrics;
+use crate::model::limits::{
+    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX,
+    WRITE_BATCH_BYTES_MAX, WRITE_MAX,
+};
+use crate::model::session::Caller;
+use crate::model::{Code, Error};
+
+/// A connection whose client is known.
+pub(super) struct Live {
+    pub gateway: Arc<Gateway>,
+    pub caller: Caller,
+    pub connection: Arc<Connection>,
+    pub inflight: FuturesUnordered<PendingAnswer>,
+    bad_frames: u32,
+    flooded_frames: u32,
+    bucket: Bucket,
+}
+
+/// What a connection does next.
+enum Wake {
+    Received(Option<Result<Message, axum::Error>>),
+    Answered(Bytes),
+    Queued,
+    Silent,
+}
+
+/// Serves a connection from its handshake to its end.
+pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Option<Caller>) {
+    let authenticated = match known {
+        Some(caller) => Ok((caller, None)),
+        None => Box::pin(authenticate(&gateway, &mut socket)).await,
+    };
+    let code = match authenticated {
+        Ok((caller, id)) => {
+            let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
+            let connection = Connection::new(number, caller.user_id, caller.session_id);
+            match gateway.hub.register(&connection, gateway.service.limits().connections_per_user_max) {
+                Ok(()) => {
+                    let mut live = Live {
+                        gateway,
+                        caller,
+                        connection,
+                        inflight: FuturesUnordered::new(),
+                        bad_frames: 0,
+                        flooded_frames: 0,
+                        bucket: Bucket::default(),
+                    };
+                    let code = match live.still_valid().await {
+                        Ok(()) => live.serve(&mut socket, id).await,
+                        Err(code) => code,
+                    };
+                    live.gateway.hub.unregister(&live.connection);
+                    code
+                }
+                Err(reason) => reason.into(),
+            }
+        }
+        Err(code) => code,
+    };
+    metrics::close_code(code.wire().0);
+    Box::pin(say_goodbye(&mut socket, code)).await;
+}
+
+/// Waits for the first frame of a client that the handshake did not name.
+async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>), CloseCode> {
+    let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
+        loop {
+            match socket.recv().await {
+                Some(Ok(Message::Text(text))) => return Ok(text),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Binary(_))) => return Err(CloseCode::BadProtocol),
+                Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
+                Some(Err(error)) => return Err(CloseCode::of_protocol_error(error)),
+            }
+        }
+    })
+    .await
+    .map_err(|_| CloseCode::TimedOut)??;
+    let incoming = Incoming::read(&first);
+    let Ok(ClientFrame::Authenticate(frame)) = incoming.frame else { return Err(CloseCode::NotAuthenticated) };
+    let caller = gateway.service.authenticate(&frame.token).await.map_err(|error| CloseCode::of_error(&error))?;
+    Ok((caller, incoming.id))
+}
+
+impl Live {
+    /// A session that ended between its check and its registration was told to no one: ask the store once more.
+    async fn still_valid(&mut self) -> Result<(), CloseCode> {
+        let now = self.gateway.service.clock().now();
+        let ended = self.gateway.service.store().ended_sessions(&[self.caller.session_id], now).boxed().await;
+        match ended {
+            Ok(ended) if ended.is_empty() => Ok(()),
+            Ok(_) => Err(CloseCode::NotAuthenticated),
+            Err(error) => Err(CloseCode::of_error(&error)),
+        }
+    }
+
+    async fn serve(&mut self, socket: &mut WebSocket, id: Option<FrameId>) -> CloseCode {
+        let ready = self.ready(id);
+        if let Err(code) = self.write(socket, vec![ready]).await {
+            return code;
+        }
+        let patience = self.gateway.service.limits().heartbeat_interval * 2;
+        let mut last_heard = Instant::now();
+        let silence = tokio::time::sleep(patience);
+        tokio::pin!(silence);
+        loop {
+            let wake = tokio::select! {
+                received = socket.recv(), if self.inflight.len() < INFLIGHT_FRAMES_MAX => Wake::Received(received),
+                Some(answer) = self.inflight.next(), if !self.inflight.is_empty() => Wake::Answered(answer),
+                () = self.connection.woken() => Wake::Queued,
+                () = &mut silence => Wake::Silent,
+            };
+            let mut out = Vec::new();
+            let step = match wake {
+                Wake::Received(received) => {
+                    last_heard = Instant::now();
+                    self.receive(socket, received, &mut out).await
+                }
+                Wake::Answered(answer) => {
+                    out.push(answer);
+                    Ok(())
+                }
+                Wake::Queued => Ok(()),
+                Wake::Silent if last_heard + patience <= Instant::now() => Err(CloseCode::TimedOut),
+                Wake::Silent => {
+                    silence.as_mut().reset(last_heard + patience);
+                    Ok(())
+                }
+            };
+            if let Err(code) = step {
+                // The last words, such as why a frame was bad, come before the close.
+                let _ = self.write(socket, out).await;
+                return code;
+            }
+            if let Err(code) = self.write_all(socket, out).await {
+                return code;
+            }
+        }
+    }
+
+    fn ready(&self, id: Option<FrameId>) -> Bytes {
+        let service = &self.gateway.service;
+        let heartbeat = service.limits().heartbeat_interval;
+        ServerFrame::Ready {
+            id,
+            session_id: self.caller.session_id,
+            user_id: self.caller.user_id,
+            heartbeat_interval_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
+            server_time: service.clock().now(),
+        }
+        .encode()
+    }
+
+    /// Works on what came in. Answers that are there at once go to `out`.
+    async fn receive(
+        &mut self,
+        socket: &mut WebSocket,
+        received: Option<Result<Message, axum::Error>>,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), CloseCode> {
+        let incoming = match received {
+            Some(Ok(Message::Text(text))) => Incoming::read(&text),
+            Some(Ok(Message::Binary(_))) => {
+                let error = Error::with_detail(Code::MalformedRequest, "frames are text, not binary");
+                Incoming { id: None, frame: Err(error) }
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
+            Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
+            Some(Err(error)) => return Err(CloseCode::of_protocol_error(error)),
+        };
+        if let Err(retry_after_ms) = self.take_from_bucket() {
+            out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
+            self.flooded_frames += 1;
+            return if self.flooded_frames >= FLOODED_FRAMES_MAX { Err(CloseCode::RateLimited) } else { Ok(()) };
+        }
+        self.flooded_frames = 0;
+        match incoming.frame {
+            Ok(ClientFrame::Sync(frame)) => {
+                self.bad_frames = 0;
+                Box::pin(self.sync(socket, incoming.id, frame)).await
+            }
+            Ok(frame) => {
+                self.bad_frames = 0;
+                metrics::frame(frame.kind());
+                out.extend(Box::pin(self.answer(incoming.id, frame)).await);
+                Ok(())
+            }
+            Err(error) => {
+                out.push(super::answer::refusal(incoming.id, &error));
+                self.bad_frames += 1;
+                if self.bad_frames >= BAD_FRAMES_MAX { Err(CloseCode::BadProtocol) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn take_from_bucket(&mut self) -> Result<(), u64> {
+        let service = &self.gateway.service;
+        if service.limits().rate_limits { self.bucket.take(FRAMES, service.clock().now()) } else { Ok(()) }
+    }
+
+    /// Writes these frames, and all answers and events that are ready, until nothing is left.
+    async fn write_all(&mut self, socket: &mut WebSocket, mut out: Vec<Bytes>) -> Result<(), CloseCode> {
+        loop {
+            while let Some(Some(answer)) = self.inflight.next().now_or_never() {
+                out.push(answer);
+            }
+            let taken = self.connection.take(&mut out, WRITE_BATCH_BYTES_MAX);
+            let idle = out.is_empty();
+            self.write(socket, std::mem::take(&mut out)).await?;
+            match taken {
+                Taken::Close(reason) => return Err(reason.into()),
+                Taken::Frames if idle => return Ok(()),
+                Taken::Frames => {}
+            }
+        }
+    }
+
+    /// Writes frames, then flushes once. A client that does not take them in time is too slow.
+    pub(super) async fn write(&mut self, socket: &mut WebSocket, frames: Vec<Bytes>) -> Result<(), CloseCode> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let writing = async {
+            for frame in frames {
+                let text = Utf8Bytes::try_from(frame).map_err(|_| CloseCode::InternalError)?;
+                socket.feed(Message::Text(text)).await.map_err(|_| CloseCode::Normal)?;
+            }
+            socket.flush().await.map_err(|_| CloseCode::Normal)
+        };
+        tokio::select! {
+            biased;
+            written = writing => written,
+            () = self.connection.closing() => Err(self.closing_code()),
+            () = tokio::time::sleep(WRITE_MAX) => Err(CloseCode::TooSlow),
+        }
+    }
+
+    fn closing_code(&self) -> CloseCode {
+        let mut rest = Vec::new();
+        loop {
+            if let Taken::Close(reason) = self.connection.take(&mut rest, usize::MAX) {
+                return reason.into();
+            }
+        }
+    }
+}
+
+/// Sends the close code and gives the client a moment to answer it. What it still says is not read as frames.
+pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
+    let farewell = async {
+        if socket.send(Message::Close(Some(code.frame()))).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    let patience = if code == CloseCode::Normal { Duration::from_millis(500) } else { CLOSE_MAX };
+    let _ = tokio::time::timeout(patience, farewell).await;
+}

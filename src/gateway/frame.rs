@@ -1,0 +1,190 @@
+//! What a client says on a WebSocket. One enum is the wire format, its schema and its documentation.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use utoipa::ToSchema;
+
+pub use crate::hub::frame::FrameId;
+use crate::model::{ChatId, Code, Error, MessageId, Result, Rev, json};
+
+/// Longest `id` of a frame, in bytes.
+const FRAME_ID_BYTES_MAX: usize = 64;
+
+macro_rules! client_frames {
+    ($($(#[$doc:meta])+ $variant:ident($body:ident) = $word:literal { $($(#[$field_doc:meta])+ $field:ident: $type:ty),* $(,)? })+) => {
+        $(
+            $(#[$doc])+
+            #[derive(Clone, Debug, Deserialize, ToSchema)]
+            #[serde(deny_unknown_fields)]
+            pub struct $body {
+                #[doc = "What kind of frame this is."]
+                #[serde(rename = "type")]
+                #[schema(value_type = String, pattern = $word)]
+                _type: IgnoredAny,
+                #[doc = "Echoed on the answer."]
+                #[serde(rename = "id", default)]
+                #[schema(value_type = Option<FrameId>)]
+                _id: Option<IgnoredAny>,
+                $($(#[$field_doc])+ pub $field: $type,)*
+            }
+        )+
+
+        /// A frame from a client.
+        #[derive(Clone, Debug)]
+        pub enum ClientFrame { $($(#[$doc])+ $variant($body)),+ }
+
+        impl ClientFrame {
+            /// The `type` of each frame that the gateway knows.
+            pub const TYPES: &[&str] = &[$($word),+];
+
+            /// The frame's `type`.
+            pub const fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $word),+ }
+            }
+
+            fn decode(kind: &str, bytes: &[u8]) -> Result<Self> {
+                match kind {
+                    $($word => json::decode(bytes).map(Self::$variant),)+
+                    _ => Err(Error::new(Code::UnknownFrame)),
+                }
+            }
+
+            /// The schema of each frame by its `type`, for the document.
+            pub fn schemas() -> Vec<(&'static str, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)> {
+                vec![$(($word, <$body as utoipa::PartialSchema>::schema())),+]
+            }
+        }
+    };
+}
+
+client_frames! {
+    /// Says who is there, within 5 s, unless the handshake did.
+    Authenticate(AuthenticateFrame) = "authenticate" {
+        /// The access token.
+        token: String,
+    }
+    /// Says that the client is alive.
+    Ping(PingFrame) = "ping" {}
+    /// Asks for what was missed and for everything from now on. Once per connection.
+    Sync(SyncFrame) = "sync" {
+        /// The chats that the client knows, and up to which revision.
+        #[serde(default)]
+        chats: Option<HashMap<ChatId, Rev>>,
+    }
+    /// Sends a message; acknowledged once durable.
+    SendMessage(SendMessageFrame) = "send_message" {
+        /// Where to.
+        chat_id: ChatId,
+        /// 1 to 4096 characters after trimming.
+        text: String,
+        /// Idempotency key, 1 to 64 characters.
+        #[serde(default)]
+        client_id: Option<String>,
+        /// The message that this one answers.
+        #[serde(default)]
+        reply_to: Option<MessageId>,
+    }
+    /// Changes the text of one's own message.
+    EditMessage(EditMessageFrame) = "edit_message" {
+        /// The chat.
+        chat_id: ChatId,
+        /// The message.
+        message_id: MessageId,
+        /// Its new text.
+        text: String,
+    }
+    /// Removes a message.
+    RemoveMessage(RemoveMessageFrame) = "remove_message" {
+        /// The chat.
+        chat_id: ChatId,
+        /// The message.
+        message_id: MessageId,
+    }
+    /// Moves the read marker forward.
+    Read(ReadFrame) = "read" {
+        /// The chat.
+        chat_id: ChatId,
+        /// The last message read.
+        message_id: MessageId,
+    }
+    /// Says that the user is typing. No answer.
+    Typing(TypingFrame) = "typing" {
+        /// The chat.
+        chat_id: ChatId,
+    }
+}
+
+/// A frame as it came: its `id`, as far as it could be read, and what it says.
+#[derive(Debug)]
+pub struct Incoming {
+    /// To be echoed.
+    pub id: Option<FrameId>,
+    /// The frame, or why it is none.
+    pub frame: Result<ClientFrame>,
+}
+
+impl Incoming {
+    /// Reads a text frame.
+    pub fn read(text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Envelope {
+            #[serde(rename = "type", default)]
+            kind: Option<String>,
+            #[serde(default)]
+            id: Option<FrameId>,
+        }
+        let envelope: Envelope = match json::decode(text.as_bytes()) {
+            Ok(envelope) => envelope,
+            Err(error) => return Self { id: None, frame: Err(error) },
+        };
+        if matches!(&envelope.id, Some(FrameId::Text(id)) if id.len() > FRAME_ID_BYTES_MAX) {
+            let error = Error::field("id", format!("has more than {FRAME_ID_BYTES_MAX} bytes"));
+            return Self { id: None, frame: Err(error) };
+        }
+        let frame = match &envelope.kind {
+            Some(kind) => ClientFrame::decode(kind, text.as_bytes()),
+            None => Err(Error::field("type", "is missing")),
+        };
+        Self { id: envelope.id, frame }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_error_carries_the_id_of_the_frame() {
+        let incoming = Incoming::read(r#"{"type":"send_message","id":7,"text":1}"#);
+        assert_eq!(incoming.id, Some(FrameId::Number(7)));
+        assert_eq!(incoming.frame.unwrap_err().code, Code::InvalidFields);
+        let incoming = Incoming::read(r#"{"type":"dance","id":"a"}"#);
+        assert_eq!(incoming.id, Some(FrameId::Text("a".into())));
+        assert_eq!(incoming.frame.unwrap_err().code, Code::UnknownFrame);
+    }
+
+    #[test]
+    fn fields_that_no_frame_has_are_refused() {
+        assert!(Incoming::read(r#"{"type":"ping"}"#).frame.is_ok());
+        assert!(Incoming::read(r#"{"type":"ping","colour":1}"#).frame.is_err());
+        assert!(Incoming::read(r#"{"type":"ping","id":{}}"#).frame.is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC{0,200}") {
+            let _ = Incoming::read(&text);
+        }
+
+        #[test]
+        fn no_object_makes_it_panic(kind in "(ping|sync|send_message|read|x)?", id in any::<i64>(), text in "\\PC{0,40}") {
+            let json = serde_json::json!({"type": kind, "id": id, "text": text, "chat_id": text}).to_string();
+            let incoming = Incoming::read(&json);
+            prop_assert_eq!(incoming.id, Some(FrameId::Number(id)));
+        }
+    }
+}

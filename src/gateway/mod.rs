@@ -1,0 +1,137 @@
+//! The WebSocket endpoint: the handshake here, then one task a connection ([`connection`]), which reads frames
+//! ([`frame`]), answers them ([`answer`]), brings the client up to date ([`sync`]) and closes by the table in [`close`].
+
+mod answer;
+mod close;
+mod connection;
+pub mod frame;
+mod sync;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::http::{HeaderMap, header};
+use axum::response::Response;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use close::CloseCode;
+
+use crate::hub::Hub;
+use crate::model::limits::{FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
+use crate::model::session::Caller;
+use crate::model::{Code, Error, Result};
+use crate::service::Service;
+
+/// The subprotocol that this server speaks.
+pub const SUBPROTOCOL: &str = "starling.v1";
+/// The subprotocol that carries a browser's token.
+const BEARER: &str = "bearer.";
+
+/// What all connections share.
+pub struct Gateway {
+    service: Arc<Service>,
+    hub: Arc<Hub>,
+    connection_ids: AtomicU64,
+    syncs: Semaphore,
+    /// Origins of web pages that may connect, besides the server's own.
+    allowed_origins: Vec<String>,
+    stop: CancellationToken,
+}
+
+impl Gateway {
+    /// A gateway that pages of `allowed_origins` may use; `*` stands for all.
+    pub fn new(service: Arc<Service>, hub: Arc<Hub>, allowed_origins: Vec<String>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            service,
+            hub,
+            connection_ids: AtomicU64::new(1),
+            syncs: Semaphore::new(SYNCS_AT_ONCE_MAX),
+            allowed_origins,
+            stop,
+        })
+    }
+
+    /// Answers `GET /ws`: refuses a bad origin or token with a status, anything later with a close code.
+    ///
+    /// # Errors
+    /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `unavailable`.
+    pub async fn upgrade(self: Arc<Self>, headers: &HeaderMap, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<Response> {
+        self.check_origin(headers)?;
+        let caller = match presented_token(headers)? {
+            Some(token) => Some(self.service.authenticate(&token).await?),
+            None => None,
+        };
+        let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
+        Ok(configured(upgrade, FRAME_BYTES_MAX).protocols([SUBPROTOCOL]).on_upgrade(move |socket| self.serve(socket, caller)))
+    }
+
+    fn serve(self: Arc<Self>, socket: WebSocket, caller: Option<Caller>) -> impl Future<Output = ()> {
+        let tasks = self.service.tasks().clone();
+        tasks.track_future(connection::run(self, socket, caller))
+    }
+
+    /// Browsers say which page connects; other clients say nothing and are let through.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let refused = || Error::new(Code::OriginNotAllowed);
+        let origin = origin.to_str().map_err(|_| refused())?;
+        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
+            origin.strip_prefix("https://").or(origin.strip_prefix("http://")).is_some_and(|authority| authority == host)
+        });
+        let listed = self.allowed_origins.iter().any(|allowed| allowed == "*" || allowed == origin);
+        if own || listed { Ok(()) } else { Err(refused()) }
+    }
+}
+
+/// Sets every buffer: the defaults are made for few connections with large messages.
+fn configured(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
+    upgrade
+        .read_buffer_size(READ_BUFFER_BYTES)
+        // Nothing is kept back: the connection's task batches by itself.
+        .write_buffer_size(0)
+        .max_write_buffer_size(usize::MAX)
+        .max_message_size(message_bytes_max)
+        .max_frame_size(message_bytes_max)
+}
+
+/// The token in the `Authorization` header or the subprotocols, if there is one.
+fn presented_token(headers: &HeaderMap) -> Result<Option<String>> {
+    let refused = || Error::new(Code::NotAuthenticated);
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.to_str().map_err(|_| refused())?;
+        let (scheme, token) = value.split_once(' ').ok_or_else(refused)?;
+        return if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token.trim().to_owned())) } else { Err(refused()) };
+    }
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let token = offered.flat_map(|value| value.split(',')).find_map(|protocol| protocol.trim().strip_prefix(BEARER));
+    Ok(token.map(str::to_owned))
+}
+
+/// Echoes what it gets through the gateway's codec, for the conformance suite.
+#[cfg(feature = "conformance")]
+pub fn echo(upgrade: WebSocketUpgrade) -> Response {
+    /// The suite sends up to 16 MiB.
+    const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+    configured(upgrade, MESSAGE_BYTES_MAX).on_upgrade(|mut socket| async move {
+        use axum::extract::ws::Message;
+        loop {
+            match socket.recv().await {
+                Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
+                    if socket.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    let code = close::CloseCode::of_protocol_error(error);
+                    connection::say_goodbye(&mut socket, code).await;
+                    return;
+                }
+                None => return,
+            }
+        }
+    })
+}

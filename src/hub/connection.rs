@@ -1,0 +1,230 @@
+//! One connection's end in the hub: its bounded outbox, and what it holds back while it syncs.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::model::limits::OUTBOX_BYTES_MAX;
+use crate::model::{ChatId, Rev, SessionId, UserId};
+
+/// What a queued frame costs besides its bytes.
+const FRAME_COST_BYTES: usize = 64;
+
+/// Why the server closes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The session ended: this token is of no use any more.
+    SessionEnded,
+    /// The client reads too slowly; what it missed is in the store.
+    TooSlow,
+    /// The user has too many connections.
+    TooManyConnections,
+    /// The server restarts.
+    Restarting,
+}
+
+/// A connection as the hub sees it.
+#[derive(Debug)]
+pub struct Connection {
+    /// Tells connections of this process apart.
+    pub id: u64,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// By which login.
+    pub session_id: SessionId,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    outbox: VecDeque<Bytes>,
+    outbox_bytes: usize,
+    chats: Vec<ChatId>,
+    closing: Option<CloseReason>,
+}
+
+/// How far the connection is in asking for its events.
+#[derive(Debug, Default)]
+enum Phase {
+    /// It did not ask yet, and gets none.
+    #[default]
+    Silent,
+    /// It is being told what it missed; what happens meanwhile waits.
+    Holding(Vec<Held>),
+    /// It gets what happens.
+    Live,
+}
+
+#[derive(Debug)]
+struct Held {
+    chat_id: Option<ChatId>,
+    mark: Option<Mark>,
+    frame: Bytes,
+}
+
+/// What a frame means for the order of a chat's events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// A durable event.
+    Event(Rev),
+    /// The chat joins the user's list; events go on from here.
+    Added(Rev),
+    /// The chat leaves the user's list.
+    Gone,
+}
+
+/// What an outbox had to say.
+#[derive(Debug)]
+pub enum Taken {
+    /// Frames to write, maybe none.
+    Frames,
+    /// These were the last; close for this reason.
+    Close(CloseReason),
+}
+
+impl Connection {
+    /// A connection that asked for nothing yet.
+    pub fn new(id: u64, user_id: UserId, session_id: SessionId) -> Arc<Self> {
+        Arc::new(Self { id, user_id, session_id, state: Mutex::default(), wake: Notify::new() })
+    }
+
+    /// Queues a frame about a chat. Over the bound the connection is closed: never is a frame dropped and the next sent.
+    pub fn push(&self, chat_id: Option<ChatId>, mark: Option<Mark>, frame: &Bytes) {
+        let mut state = self.state.lock();
+        if state.closing.is_some() || matches!(state.phase, Phase::Silent) {
+            return;
+        }
+        state.outbox_bytes += frame.len() + FRAME_COST_BYTES;
+        if state.outbox_bytes > OUTBOX_BYTES_MAX {
+            state.outbox_bytes = 0;
+            state.outbox = VecDeque::new();
+            state.phase = Phase::Silent;
+            state.closing = Some(CloseReason::TooSlow);
+        } else if let Phase::Holding(held) = &mut state.phase {
+            held.push(Held { chat_id, mark, frame: frame.clone() });
+            return;
+        } else {
+            state.outbox.push_back(frame.clone());
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Queues a frame that concerns the connection itself, whatever it asked for.
+    pub fn push_always(&self, frame: &Bytes) {
+        let mut state = self.state.lock();
+        if state.closing.is_none() {
+            state.outbox_bytes += frame.len() + FRAME_COST_BYTES;
+            state.outbox.push_back(frame.clone());
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Has the connection closed once its outbox is written, or at once where nothing more may be shown.
+    pub fn close(&self, reason: CloseReason) {
+        let mut state = self.state.lock();
+        if reason == CloseReason::SessionEnded {
+            state.outbox = VecDeque::new();
+        }
+        state.closing.get_or_insert(reason);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Waits until there is something to take.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Waits until the connection is to be closed.
+    pub async fn closing(&self) {
+        while self.state.lock().closing.is_none() {
+            self.wake.notified().await;
+        }
+    }
+
+    /// Moves queued frames, up to about `bytes_max`, to the end of `into`.
+    pub fn take(&self, into: &mut Vec<Bytes>, bytes_max: usize) -> Taken {
+        let mut state = self.state.lock();
+        let mut bytes = 0;
+        while bytes < bytes_max {
+            let Some(frame) = state.outbox.pop_front() else { break };
+            bytes += frame.len();
+            state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
+            into.push(frame);
+        }
+        if state.outbox.is_empty() {
+            // Give the memory of a burst back.
+            state.outbox = VecDeque::new();
+            if let Some(reason) = state.closing {
+                return Taken::Close(reason);
+            }
+        } else {
+            self.wake.notify_one();
+        }
+        Taken::Frames
+    }
+
+    /// Begins to hold back what happens. Whether this is the first time.
+    pub fn hold(&self) -> bool {
+        let mut state = self.state.lock();
+        let first = matches!(state.phase, Phase::Silent) && state.closing.is_none();
+        if first {
+            state.phase = Phase::Holding(Vec::new());
+        }
+        first
+    }
+
+    /// Lets go what was held back and is not part of the snapshot, and everything from now on.
+    pub fn go_live(&self, snapshot: &HashMap<ChatId, Rev>) {
+        let mut state = self.state.lock();
+        let Phase::Holding(held) = std::mem::take(&mut state.phase) else { return };
+        let mut known: HashMap<ChatId, Rev> = snapshot.clone();
+        for Held { chat_id, mark, frame } in held {
+            let news = chat_id.is_none_or(|chat_id| match mark {
+                Some(Mark::Added(rev)) => {
+                    let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);
+                    known.entry(chat_id).and_modify(|seen| *seen = (*seen).max(rev)).or_insert(rev);
+                    news
+                }
+                Some(Mark::Gone) => known.remove(&chat_id).is_some(),
+                Some(Mark::Event(rev)) => known.get(&chat_id).is_some_and(|seen| *seen < rev),
+                None => known.contains_key(&chat_id),
+            });
+            if news {
+                state.outbox.push_back(frame);
+            } else {
+                state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
+            }
+        }
+        state.phase = Phase::Live;
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Whether it asked for its events.
+    pub fn is_streaming(&self) -> bool {
+        !matches!(self.state.lock().phase, Phase::Silent)
+    }
+
+    /// Notes that it follows a chat.
+    pub(super) fn add_chat(&self, chat_id: ChatId) {
+        self.state.lock().chats.push(chat_id);
+    }
+
+    /// Notes that it follows a chat no more.
+    pub(super) fn remove_chat(&self, chat_id: ChatId) {
+        self.state.lock().chats.retain(|known| *known != chat_id);
+    }
+
+    /// The chats that it follows, each once; none afterwards.
+    pub(super) fn take_chats(&self) -> HashSet<ChatId> {
+        std::mem::take(&mut self.state.lock().chats).into_iter().collect()
+    }
+}

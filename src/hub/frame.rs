@@ -1,0 +1,239 @@
+//! What the server says on a WebSocket. One enum is the wire format, its schema and its documentation.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::model::{
+    Chat, ChatEvent, ChatId, Change, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
+};
+
+/// What a client calls a frame, to know its answer again: a string or an integer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum FrameId {
+    /// An integer.
+    Number(i64),
+    /// Up to 64 characters.
+    Text(String),
+}
+
+/// A frame from the server.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerFrame {
+    /// Authenticated.
+    Ready {
+        /// The `id` of the `authenticate` frame.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        id: Option<FrameId>,
+        /// The session.
+        session_id: SessionId,
+        /// The account.
+        user_id: UserId,
+        /// How often to send `ping`.
+        heartbeat_interval_ms: u64,
+        /// The server's time.
+        server_time: Timestamp,
+    },
+    /// Answers `ping`.
+    Pong {
+        /// The `id` of the `ping`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        id: Option<FrameId>,
+    },
+    /// Done, and durable.
+    Ack {
+        /// The `id` of the frame.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        id: Option<FrameId>,
+        /// The message, as it is now, where the frame was about one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        message: Option<Message>,
+    },
+    /// Refused; nothing was done.
+    Error {
+        /// The `id` of the frame, as far as it could be read.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        id: Option<FrameId>,
+        /// The same codes as in HTTP.
+        code: String,
+        /// One sentence.
+        detail: String,
+        /// The fields at fault.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        errors: Vec<FieldError>,
+        /// When to try again.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        retry_after_ms: Option<u64>,
+    },
+    /// Everything missed was sent; live events go on from these revisions.
+    Synced {
+        /// The `id` of the `sync`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        id: Option<FrameId>,
+        /// The revision of each of the caller's chats.
+        chats: BTreeMap<ChatId, Rev>,
+    },
+    /// Too far behind to be told: reload the chat over HTTP.
+    Reset {
+        /// The chat.
+        chat_id: ChatId,
+        /// Its revision, from which live events go on.
+        rev: Rev,
+    },
+    /// A message was sent.
+    NewMessage {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// The message.
+        message: Message,
+    },
+    /// A message's text changed.
+    MessageEdited {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// The message as it is now.
+        message: Message,
+    },
+    /// A message lost its text.
+    MessageRemoved {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// The message.
+        message_id: MessageId,
+    },
+    /// Somebody joined.
+    MemberJoined {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// Who.
+        member: Member,
+    },
+    /// A member's role changed.
+    MemberChanged {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// The member as they are now.
+        member: Member,
+    },
+    /// Somebody left or was removed.
+    MemberLeft {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// Who.
+        user_id: UserId,
+    },
+    /// The chat itself changed, such as its name.
+    ChatChanged {
+        /// The chat.
+        chat_id: ChatId,
+        /// The revision that this produced.
+        rev: Rev,
+        /// The chat, without what differs between its members.
+        chat: Chat,
+    },
+    /// A chat is new in the caller's list.
+    ChatAdded {
+        /// The chat as the caller sees it; live events go on from its `rev`.
+        chat: Chat,
+    },
+    /// A chat is no longer in the caller's list. A self or private chat that the caller removed comes back with its
+    /// next `new_message`.
+    ChatGone {
+        /// The chat.
+        chat_id: ChatId,
+    },
+    /// A read marker moved.
+    Read {
+        /// The chat.
+        chat_id: ChatId,
+        /// Whose.
+        user_id: UserId,
+        /// Where it is now.
+        message_id: MessageId,
+    },
+    /// Somebody is typing.
+    Typing {
+        /// The chat.
+        chat_id: ChatId,
+        /// Who.
+        user_id: UserId,
+    },
+    /// The server is about to stop: connect again after this time, then `sync`.
+    Reconnect {
+        /// This client's share of the time that all are spread over.
+        after_ms: u64,
+    },
+}
+
+impl ServerFrame {
+    /// The frame of a durable change; `None` for those that reach each user as a frame of their own.
+    pub fn of_change(chat_id: ChatId, rev: Rev, change: Change) -> Option<Self> {
+        Some(match change {
+            Change::MessageSent(message) => Self::NewMessage { chat_id, rev, message },
+            Change::MessageEdited(message) => Self::MessageEdited { chat_id, rev, message },
+            Change::MessageRemoved(message) => Self::MessageRemoved { chat_id, rev, message_id: message.id },
+            Change::MemberJoined(joined) => Self::MemberJoined { chat_id, rev, member: joined.0 },
+            Change::MemberChanged(member) => Self::MemberChanged { chat_id, rev, member },
+            Change::MemberLeft(user_id) => Self::MemberLeft { chat_id, rev, user_id },
+            Change::Renamed(chat) => Self::ChatChanged { chat_id, rev, chat },
+            Change::Created(_) | Change::Removed => return None,
+        })
+    }
+
+    /// The frame's bytes: one JSON object, `type` first.
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
+    }
+}
+
+/// The frames of one event: what most get, and what the sender of its message gets.
+#[derive(Clone, Debug)]
+pub struct EncodedEvent {
+    /// For everybody else.
+    pub for_all: Bytes,
+    /// For the connections of this user, with the idempotency key.
+    pub for_sender: Option<(UserId, Bytes)>,
+}
+
+impl EncodedEvent {
+    /// Encodes an event once for all who will get it.
+    pub fn new(event: ChatEvent) -> Option<Self> {
+        let ChatEvent { chat_id, rev, change } = event;
+        let keyed = match &change {
+            Change::MessageSent(message) | Change::MessageEdited(message) if message.client_id.is_some() => {
+                Some(message.sender_id)
+            }
+            _ => None,
+        };
+        let mut frame = ServerFrame::of_change(chat_id, rev, change)?;
+        let for_sender = keyed.map(|sender_id| (sender_id, frame.encode()));
+        if let ServerFrame::NewMessage { message, .. } | ServerFrame::MessageEdited { message, .. } = &mut frame {
+            message.client_id = None;
+        }
+        Some(Self { for_all: frame.encode(), for_sender })
+    }
+
+    /// The bytes for one viewer.
+    pub fn for_viewer(&self, user_id: UserId) -> &Bytes {
+        match &self.for_sender {
+            Some((sender_id, bytes)) if *sender_id == user_id => bytes,
+            _ => &self.for_all,
+        }
+    }
+}

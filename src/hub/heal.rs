@@ -1,0 +1,120 @@
+//! Making up for what the bus lost: fetching from the store what a chat's followers miss.
+
+use std::sync::Arc;
+
+use super::{CloseReason, Hub};
+use crate::metrics;
+use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
+use crate::model::{Change, ChatId, Result, Rev, SessionId};
+
+/// Chats or sessions compared with the store in one statement.
+const CHECK_BATCH: usize = 1000;
+
+impl Hub {
+    /// Fetches what is missing of a chat, unless it arrives within a moment. `behind`: known to exist in the store.
+    pub(super) fn heal_later(self: &Arc<Self>, chat_id: ChatId, behind: Option<Rev>, reason: &'static str) {
+        {
+            let mut feeds = self.feeds(chat_id);
+            let Some(feed) = feeds.get_mut(&chat_id) else { return };
+            if std::mem::replace(&mut feed.healing, true) {
+                return;
+            }
+        }
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            tokio::time::sleep(REORDER_WAIT).await;
+            while hub.lacks(chat_id, behind) && !hub.stop.is_cancelled() {
+                metrics::hub_heal(reason);
+                if let Err(error) = hub.heal(chat_id).await {
+                    tracing::warn!(%error, "could not fetch what the followers of a chat miss; trying again");
+                    tokio::time::sleep(HEAL_RETRY).await;
+                }
+            }
+        });
+    }
+
+    /// Whether something is still missing. If not, the next gap starts a healing of its own.
+    fn lacks(&self, chat_id: ChatId, behind: Option<Rev>) -> bool {
+        let mut feeds = self.feeds(chat_id);
+        let Some(feed) = feeds.get_mut(&chat_id) else { return false };
+        let lacks = feed.has_gap() || behind.is_some_and(|rev| feed.rev().is_some_and(|known| known < rev));
+        feed.healing = lacks;
+        lacks
+    }
+
+    async fn heal(&self, chat_id: ChatId) -> Result<()> {
+        let known = self.feeds(chat_id).get(&chat_id).and_then(super::feed::Feed::rev);
+        let Some(known) = known else { return Ok(()) };
+        let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
+            self.end_chat(chat_id);
+            return Ok(());
+        };
+        let mut items = changes.items;
+        for (_, change) in &mut items {
+            if let Change::MemberJoined(joined) = change
+                && joined.1.is_none()
+                && self.registry.has_user(joined.0.user.id)
+            {
+                joined.1 = self.store.chat(chat_id, joined.0.user.id).await?;
+            }
+        }
+        let mut feeds = self.feeds(chat_id);
+        if let Some(feed) = feeds.get_mut(&chat_id) {
+            feed.catch_up(chat_id, items, changes.rev, &self.registry);
+            if feed.is_unfollowed() {
+                feeds.remove(&chat_id);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_chat(&self, chat_id: ChatId) {
+        let mut feeds = self.feeds(chat_id);
+        if let Some(mut feed) = feeds.remove(&chat_id) {
+            feed.end(chat_id);
+        }
+    }
+
+    /// Compares all followed chats, and the sessions of all connections, with the store.
+    pub(super) async fn check_all(self: &Arc<Self>) {
+        let chats: Vec<ChatId> =
+            self.shards.iter().flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>()).collect();
+        metrics::hub_chats(chats.len());
+        for batch in chats.chunks(CHECK_BATCH) {
+            if let Err(error) = self.check_chats(batch).await {
+                tracing::warn!(%error, "could not compare the followed chats with the store");
+                return;
+            }
+        }
+        for batch in self.registry.sessions().chunks(CHECK_BATCH) {
+            if let Err(error) = self.check_sessions(batch).await {
+                tracing::warn!(%error, "could not compare the connected sessions with the store");
+                return;
+            }
+        }
+    }
+
+    async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
+        let revs = self.store.revs(chats).await?;
+        for chat_id in chats {
+            match revs.iter().find(|(id, _)| id == chat_id) {
+                Some((_, rev)) => {
+                    let behind = self.feeds(*chat_id).get(chat_id).and_then(super::feed::Feed::rev).is_some_and(|known| known < *rev);
+                    if behind {
+                        self.heal_later(*chat_id, Some(*rev), "check");
+                    }
+                }
+                None => self.end_chat(*chat_id),
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {
+        let ended = self.store.ended_sessions(sessions, self.clock.now()).await?;
+        for connection in self.registry.of_sessions(&ended) {
+            connection.close(CloseReason::SessionEnded);
+        }
+        Ok(())
+    }
+}

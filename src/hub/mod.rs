@@ -1,0 +1,214 @@
+//! This replica's sockets: which connection follows which chat, and how an event reaches each of them once, in order.
+//!
+//! The bus may lose and reorder; the hub may not. Per followed chat it knows the last revision it delivered: the next
+//! one is delivered, a seen one dropped, and a jump means that something is missing. What is missing is given a moment
+//! to arrive, then fetched from the store ([`heal`]). Each event is encoded once and shared by all outboxes.
+
+pub mod connection;
+mod feed;
+pub mod frame;
+mod heal;
+mod registry;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::{Arrival, BusInbox};
+use crate::metrics;
+use crate::model::limits::HUB_CHECK_EVERY;
+use crate::model::{ChatEvent, ChatId, Clock, Event, Rev};
+use crate::store::Store;
+pub use connection::{CloseReason, Connection};
+use feed::{Accepted, Feed};
+pub use frame::ServerFrame;
+use registry::Registry;
+
+/// Locks that the followed chats are spread over.
+const SHARDS: usize = 64;
+
+/// The registry of subscribers of one replica.
+pub struct Hub {
+    store: Store,
+    clock: Clock,
+    registry: Registry,
+    shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
+    spread: RandomState,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Hub {
+    /// A hub without connections.
+    pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Arc::new(Self { store, clock, registry: Registry::default(), shards, spread: RandomState::new(), tasks, stop })
+    }
+
+    /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
+    pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
+        let mut check = tokio::time::interval(HUB_CHECK_EVERY);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let arrival = tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = check.tick() => Some(Arrival::Lost),
+                arrival = inbox.next() => arrival,
+            };
+            match arrival {
+                Some(Arrival::Event(event)) => self.deliver(event),
+                Some(Arrival::Lost) => {
+                    let hub = self.clone();
+                    self.tasks.spawn(async move { hub.check_all().await });
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Hands one event to those it concerns.
+    pub fn deliver(self: &Arc<Self>, event: Event) {
+        match event {
+            Event::Chat(event) => self.deliver_chat_event(event),
+            Event::Read { chat_id, user_id, message_id, to_all } => {
+                let frame = ServerFrame::Read { chat_id, user_id, message_id }.encode();
+                self.deliver_passing(chat_id, &frame, |connection| to_all || connection.user_id == user_id);
+            }
+            Event::Typing { chat_id, user_id } => {
+                let frame = ServerFrame::Typing { chat_id, user_id }.encode();
+                self.deliver_passing(chat_id, &frame, |connection| connection.user_id != user_id);
+            }
+            Event::ChatGone { chat_id, user_id } => {
+                let frame = ServerFrame::ChatGone { chat_id }.encode();
+                self.deliver_passing(chat_id, &frame, |connection| connection.user_id == user_id);
+            }
+            Event::SessionsEnded(sessions) => {
+                for connection in self.registry.of_sessions(&sessions) {
+                    connection.close(CloseReason::SessionEnded);
+                }
+            }
+        }
+    }
+
+    fn deliver_chat_event(self: &Arc<Self>, event: ChatEvent) {
+        let chat_id = event.chat_id;
+        let mut feeds = self.feeds(chat_id);
+        if !feeds.contains_key(&chat_id) {
+            // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
+            let joiner_here = feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
+            if !joiner_here {
+                return;
+            }
+            feeds.insert(chat_id, Feed::delivered_up_to(Rev(event.rev.0 - 1)));
+        }
+        let Some(feed) = feeds.get_mut(&chat_id) else { return };
+        let accepted = feed.accept(event, &self.registry);
+        if feed.is_unfollowed() {
+            feeds.remove(&chat_id);
+        }
+        drop(feeds);
+        if accepted == Accepted::Gap {
+            self.heal_later(chat_id, None, "gap");
+        }
+    }
+
+    /// Hands a passing frame to some of a chat's followers.
+    fn deliver_passing(&self, chat_id: ChatId, frame: &bytes::Bytes, to: impl Fn(&Connection) -> bool) {
+        let feeds = self.feeds(chat_id);
+        let Some(feed) = feeds.get(&chat_id) else { return };
+        let mut delivered = 0;
+        for connection in feed.connections().filter(|connection| to(connection)) {
+            connection.push(Some(chat_id), None, frame);
+            delivered += 1;
+        }
+        metrics::events_delivered(delivered);
+    }
+
+    /// Takes in an authenticated connection. From now on it closes when its session ends.
+    ///
+    /// # Errors
+    /// Refuses the connection over `per_user_max`.
+    pub fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+        self.registry.add(connection, per_user_max)?;
+        metrics::socket_opened();
+        Ok(())
+    }
+
+    /// Forgets a connection.
+    pub fn unregister(&self, connection: &Arc<Connection>) {
+        self.registry.remove(connection);
+        for chat_id in connection.take_chats() {
+            let mut feeds = self.feeds(chat_id);
+            if let Some(feed) = feeds.get_mut(&chat_id) {
+                feed.unfollow(connection);
+                if feed.is_unfollowed() {
+                    feeds.remove(&chat_id);
+                }
+            }
+        }
+        metrics::socket_closed();
+    }
+
+    /// Makes a connection follow chats before their snapshot is read. It must be holding back its frames: what arrives
+    /// meanwhile is kept until [`Hub::settle`] and [`Connection::go_live`] say what of it is new.
+    pub fn follow(&self, connection: &Arc<Connection>, chats: &[ChatId]) {
+        for chat_id in chats {
+            if self.feeds(*chat_id).entry(*chat_id).or_default().follow(connection, Rev(0)) {
+                connection.add_chat(*chat_id);
+            }
+        }
+    }
+
+    /// Tells the hub what the connection's snapshot of a chat held: it gets what comes after `rev`. `followed` tells
+    /// whether [`Hub::follow`] named the chat: if it did and the connection follows no more, it was removed meanwhile.
+    pub fn settle(&self, connection: &Arc<Connection>, chat_id: ChatId, rev: Rev, followed: bool) {
+        let mut feeds = self.feeds(chat_id);
+        if followed && !feeds.get(&chat_id).is_some_and(|feed| feed.is_followed_by(connection)) {
+            return;
+        }
+        let feed = feeds.entry(chat_id).or_default();
+        if feed.follow(connection, rev) {
+            connection.add_chat(chat_id);
+        }
+        feed.prime(rev, &self.registry);
+    }
+
+    /// Ends a connection's following of a chat, because it is not theirs after all.
+    pub fn unfollow(&self, connection: &Arc<Connection>, chat_id: ChatId) {
+        let mut feeds = self.feeds(chat_id);
+        if let Some(feed) = feeds.get_mut(&chat_id) {
+            feed.unfollow(connection);
+            connection.remove_chat(chat_id);
+            if feed.is_unfollowed() {
+                feeds.remove(&chat_id);
+            }
+        }
+    }
+
+    /// Asks every connection to come back later, elsewhere: each after its share of `spread_ms`.
+    pub fn drain(&self, spread_ms: u64) {
+        let all = self.registry.all();
+        let count = all.len().max(1) as u64;
+        for (index, connection) in all.into_iter().enumerate() {
+            let after_ms = spread_ms * index as u64 / count;
+            connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
+            connection.close(CloseReason::Restarting);
+        }
+    }
+
+    /// Authenticated connections now.
+    pub fn connections(&self) -> usize {
+        self.registry.all().len()
+    }
+
+    fn feeds(&self, chat_id: ChatId) -> MutexGuard<'_, HashMap<ChatId, Feed>> {
+        let mut hasher = self.spread.build_hasher();
+        hasher.write_u128(chat_id.0.as_u128());
+        let shard = usize::try_from(hasher.finish()).unwrap_or(0) % SHARDS;
+        self.shards[shard].lock()
+    }
+}

@@ -1,0 +1,78 @@
+//! Which connections belong to which user and session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::connection::{CloseReason, Connection};
+use crate::model::{SessionId, UserId};
+
+/// The authenticated connections of this replica.
+#[derive(Debug, Default)]
+pub struct Registry {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_user: HashMap<UserId, Vec<Arc<Connection>>>,
+    by_session: HashMap<SessionId, Vec<Arc<Connection>>>,
+}
+
+impl Registry {
+    /// Takes in a connection, unless its user has `per_user_max`.
+    pub fn add(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+        let mut inner = self.inner.lock();
+        let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
+        if of_user.len() >= per_user_max {
+            return Err(CloseReason::TooManyConnections);
+        }
+        of_user.push(connection.clone());
+        inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
+        Ok(())
+    }
+
+    /// Forgets a connection.
+    pub fn remove(&self, connection: &Arc<Connection>) {
+        fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<Arc<Connection>>>, key: &K, id: u64) {
+            if let Some(list) = map.get_mut(key) {
+                list.retain(|connection| connection.id != id);
+                if list.is_empty() {
+                    map.remove(key);
+                }
+            }
+        }
+        let mut inner = self.inner.lock();
+        forget(&mut inner.by_user, &connection.user_id, connection.id);
+        forget(&mut inner.by_session, &connection.session_id, connection.id);
+    }
+
+    /// The connections of a user that asked for their events.
+    pub fn streaming(&self, user_id: UserId) -> Vec<Arc<Connection>> {
+        let inner = self.inner.lock();
+        let of_user = inner.by_user.get(&user_id).into_iter().flatten();
+        of_user.filter(|connection| connection.is_streaming()).cloned().collect()
+    }
+
+    /// Whether a user is connected here.
+    pub fn has_user(&self, user_id: UserId) -> bool {
+        self.inner.lock().by_user.contains_key(&user_id)
+    }
+
+    /// The connections of these sessions.
+    pub fn of_sessions(&self, sessions: &[SessionId]) -> Vec<Arc<Connection>> {
+        let inner = self.inner.lock();
+        sessions.iter().filter_map(|id| inner.by_session.get(id)).flatten().cloned().collect()
+    }
+
+    /// The sessions that have a connection here.
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.inner.lock().by_session.keys().copied().collect()
+    }
+
+    /// Every connection.
+    pub fn all(&self) -> Vec<Arc<Connection>> {
+        self.inner.lock().by_user.values().flatten().cloned().collect()
+    }
+}

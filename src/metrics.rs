@@ -1,0 +1,141 @@
+//! Every metric: its name, unit and help, once. Nothing else in the server names a metric.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::model::{Code, Result};
+use crate::store::Swept;
+
+const REQUESTS: &str = "starling_http_requests_total";
+const REQUEST_SECONDS: &str = "starling_http_request_seconds";
+const ERRORS: &str = "starling_errors_total";
+const SOCKETS: &str = "starling_sockets";
+const SOCKETS_OPENED: &str = "starling_sockets_opened_total";
+const SOCKETS_CLOSED: &str = "starling_sockets_closed_total";
+const FRAMES: &str = "starling_frames_received_total";
+const EVENTS_DELIVERED: &str = "starling_events_delivered_total";
+const SENDS: &str = "starling_messages_sent_total";
+const APPEND_BATCH: &str = "starling_append_batch_messages";
+const STORE_SECONDS: &str = "starling_store_seconds";
+const STORE_ERRORS: &str = "starling_store_errors_total";
+const BUS_LOST: &str = "starling_bus_events_lost_total";
+const HUB_CHATS: &str = "starling_hub_chats";
+const HUB_HEALS: &str = "starling_hub_heals_total";
+const RATE_LIMITED: &str = "starling_rate_limited_total";
+const SWEPT: &str = "starling_swept_rows_total";
+const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
+
+/// Tells the exporter the unit and help of each metric.
+pub fn describe() {
+    describe_counter!(REQUESTS, "HTTP requests by method, route and status");
+    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's head to its answer, by method and route");
+    describe_counter!(ERRORS, "Errors told to clients, by code and by where (http, gateway)");
+    describe_gauge!(SOCKETS, "Authenticated WebSocket connections now");
+    describe_counter!(SOCKETS_OPENED, "WebSocket connections that were authenticated");
+    describe_counter!(SOCKETS_CLOSED, "WebSocket connections that ended, by close code");
+    describe_counter!(FRAMES, "Frames received from clients, by type");
+    describe_counter!(EVENTS_DELIVERED, "Events put into outboxes");
+    describe_counter!(SENDS, "Messages committed");
+    describe_histogram!(APPEND_BATCH, "Messages in one commit");
+    describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
+    describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
+    describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
+    describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
+    describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
+    describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
+    describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
+    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
+}
+
+/// A request was answered.
+pub fn request(method: &'static str, route: &str, status: u16, took: Duration) {
+    counter!(REQUESTS, "method" => method, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
+    histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned()).record(took.as_secs_f64());
+}
+
+/// A client was told of an error.
+pub fn error(code: Code, at: &'static str) {
+    counter!(ERRORS, "code" => code.as_str(), "at" => at).increment(1);
+}
+
+/// A connection was authenticated.
+pub fn socket_opened() {
+    gauge!(SOCKETS).increment(1);
+    counter!(SOCKETS_OPENED).increment(1);
+}
+
+/// An authenticated connection ended.
+pub fn socket_closed() {
+    gauge!(SOCKETS).decrement(1);
+}
+
+/// A connection ended with this close code.
+pub fn close_code(code: u16) {
+    counter!(SOCKETS_CLOSED, "code" => code.to_string()).increment(1);
+}
+
+/// A frame came in.
+pub fn frame(kind: &'static str) {
+    counter!(FRAMES, "type" => kind).increment(1);
+}
+
+/// An event was put into this many outboxes.
+pub fn events_delivered(count: u64) {
+    counter!(EVENTS_DELIVERED).increment(count);
+}
+
+/// A batch of messages goes to its commit.
+pub fn append_batch(messages: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a batch has at most a few hundred")]
+    histogram!(APPEND_BATCH).record(messages as f64);
+}
+
+/// This many messages were committed.
+pub fn messages_sent(count: u64) {
+    counter!(SENDS).increment(count);
+}
+
+/// A unit of work ended.
+pub fn store_unit<T>(unit: &'static str, took: Duration, result: &Result<T>) {
+    histogram!(STORE_SECONDS, "unit" => unit).record(took.as_secs_f64());
+    if let Err(error) = result
+        && matches!(error.code, Code::Unavailable | Code::Internal)
+    {
+        counter!(STORE_ERRORS, "code" => error.code.as_str()).increment(1);
+    }
+}
+
+/// The hub's queue was full.
+pub fn bus_lost() {
+    counter!(BUS_LOST).increment(1);
+}
+
+/// So many chats have a subscriber here.
+pub fn hub_chats(count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "exact far beyond what fits in memory")]
+    gauge!(HUB_CHATS).set(count as f64);
+}
+
+/// A chat's missing events were fetched.
+pub fn hub_heal(reason: &'static str) {
+    counter!(HUB_HEALS, "reason" => reason).increment(1);
+}
+
+/// A rate limit refused something.
+pub fn rate_limited(rate: &'static str) {
+    counter!(RATE_LIMITED, "rate" => rate).increment(1);
+}
+
+/// The cleaning jobs removed something.
+pub fn swept(swept: &Swept) {
+    counter!(SWEPT, "kind" => "sessions").increment(swept.sessions.len() as u64);
+    counter!(SWEPT, "kind" => "invites").increment(swept.invites);
+    counter!(SWEPT, "kind" => "chats").increment(swept.chat_rows);
+    counter!(SWEPT, "kind" => "tombstones").increment(swept.tombstones);
+}
+
+/// A connection was refused at the door.
+pub fn connection_refused(bound: &'static str) {
+    counter!(CONNECTIONS_REFUSED, "bound" => bound).increment(1);
+}

@@ -1,0 +1,89 @@
+//! Opaque positions in lists: clients hand them back, and only this module knows what is in them.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{ChatId, Error, Result, UserId};
+
+/// Longest cursor worth decoding; ours are shorter.
+const CURSOR_BYTES_MAX: usize = 512;
+
+/// Where a page of the inbox ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InboxCursor {
+    /// Last activity of the last chat, in milliseconds since 1970.
+    #[serde(rename = "a")]
+    pub activity_ms: i64,
+    /// The last chat.
+    #[serde(rename = "c")]
+    pub chat_id: ChatId,
+}
+
+/// Where a page of members ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberCursor {
+    /// The last member.
+    #[serde(rename = "u")]
+    pub user_id: UserId,
+}
+
+/// Where a page of the directory ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryCursor {
+    /// The last login.
+    #[serde(rename = "l")]
+    pub login: String,
+}
+
+/// The cursor's words.
+pub fn encode(cursor: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(cursor).unwrap_or_default())
+}
+
+/// The cursor's meaning.
+///
+/// # Errors
+/// `invalid_fields` naming `after`, if it is not one that [`encode`] made for this list.
+pub fn decode<T: DeserializeOwned>(words: &str) -> Result<T> {
+    let bad = || Error::field("after", "is not a cursor of this list");
+    if words.len() > CURSOR_BYTES_MAX {
+        return Err(bad());
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(words).map_err(|_| bad())?;
+    serde_json::from_slice(&bytes).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_comes_back_as_it_went(activity_ms: i64, id: u128, login in "\\PC{0,64}") {
+            let inbox = InboxCursor { activity_ms, chat_id: ChatId(uuid::Uuid::from_u128(id)) };
+            prop_assert_eq!(decode::<InboxCursor>(&encode(&inbox)).unwrap(), inbox);
+            let directory = DirectoryCursor { login };
+            prop_assert_eq!(decode::<DirectoryCursor>(&encode(&directory)).unwrap(), directory);
+        }
+
+        #[test]
+        fn what_is_no_cursor_is_refused_and_never_panics(words in "\\PC{0,600}") {
+            if let Err(error) = decode::<InboxCursor>(&words) {
+                prop_assert_eq!(error.code.as_str(), "invalid_fields");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cursor_of_another_list_is_refused() {
+        let words = encode(&DirectoryCursor { login: "ada".into() });
+        assert!(decode::<InboxCursor>(&words).is_err());
+    }
+}

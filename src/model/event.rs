@@ -1,0 +1,73 @@
+//! What happened: the values that travel from the service over the bus to every hub.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Chat, ChatId, Member, Message, MessageId, Rev, SessionId, UserId};
+
+/// One durable change of a chat.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChatEvent {
+    /// The chat.
+    pub chat_id: ChatId,
+    /// The revision that the change produced.
+    pub rev: Rev,
+    /// What changed.
+    pub change: Change,
+}
+
+/// The kinds of durable change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// The chat came to be; what each first member sees of it.
+    Created(Vec<(UserId, Chat)>),
+    /// A message was sent.
+    MessageSent(Message),
+    /// A message's text changed.
+    MessageEdited(Message),
+    /// A message lost its text; what is left of it.
+    MessageRemoved(Message),
+    /// Somebody joined, and what they see of the chat; absent when it was read back from the store.
+    MemberJoined(Box<(Member, Option<Chat>)>),
+    /// A member's role changed.
+    MemberChanged(Member),
+    /// Somebody left or was removed.
+    MemberLeft(UserId),
+    /// The chat's name changed.
+    Renamed(Chat),
+    /// The chat was removed for all.
+    Removed,
+}
+
+/// Everything that travels on the bus.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// A durable change: may be lost on the way, since the hub notices by its `rev` and asks the store.
+    Chat(ChatEvent),
+    /// A member's read marker moved.
+    Read {
+        /// The chat.
+        chat_id: ChatId,
+        /// Whose marker.
+        user_id: UserId,
+        /// Where it is now.
+        message_id: MessageId,
+        /// Whether the other members hear of it; in channels they don't.
+        to_all: bool,
+    },
+    /// A member is typing. May be lost.
+    Typing {
+        /// The chat.
+        chat_id: ChatId,
+        /// Who.
+        user_id: UserId,
+    },
+    /// A self or private chat left the user's list.
+    ChatGone {
+        /// The chat.
+        chat_id: ChatId,
+        /// Whose list.
+        user_id: UserId,
+    },
+    /// These sessions are over: their connections close.
+    SessionsEnded(Vec<SessionId>),
+}

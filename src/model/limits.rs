@@ -1,0 +1,210 @@
+//! Every bound of the server, with its reason. What an operator may change is in [`Limits`]; the rest is constant.
+
+use std::time::Duration;
+
+use super::Timestamp;
+
+/// Characters (Unicode scalar values) of a message, after trimming. From the protocol.
+pub const TEXT_CHARS_MAX: usize = 4096;
+/// Characters of the text shown in the inbox: a line on a wide screen.
+pub const SNIPPET_CHARS_MAX: usize = 140;
+/// Characters of a user's or chat's name: fits a title bar.
+pub const NAME_CHARS_MAX: usize = 100;
+/// Characters of a login: lower-case letters, digits, `.`, `_`, `-`.
+pub const LOGIN_CHARS_MAX: usize = 64;
+/// Fewest characters of a password: NIST SP 800-63B.
+pub const PASSWORD_CHARS_MIN: usize = 8;
+/// Most characters of a password: bounds the work of hashing one.
+pub const PASSWORD_CHARS_MAX: usize = 128;
+/// Characters of a device's description, shown in the list of sessions.
+pub const DEVICE_CHARS_MAX: usize = 100;
+/// Characters of a `client_id`. From the protocol.
+pub const CLIENT_ID_CHARS_MAX: usize = 64;
+/// Characters of an emoji or search query in the directory.
+pub const QUERY_CHARS_MAX: usize = 100;
+
+/// Members named at once when a group or channel is created: one transaction stays short.
+pub const MEMBERS_AT_ONCE_MAX: usize = 100;
+/// Most uses of one invite.
+pub const INVITE_USES_MAX: i64 = 1000;
+/// Longest life of an invite: a month; older links are forgotten, not kept.
+pub const INVITE_LIFE_MAX: Duration = Duration::from_hours(30 * 24);
+/// Life of an invite that does not say.
+pub const INVITE_LIFE: Duration = Duration::from_hours(7 * 24);
+
+/// Bytes of a request body: the longest text in 4-byte characters, each escaped as a surrogate pair, fits (4096 × 12).
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a request's head.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Time for a client to send a request's head or body.
+pub const REQUEST_READ_MAX: Duration = Duration::from_secs(15);
+/// Time for a request to be answered; then `503`.
+pub const REQUEST_MAX: Duration = Duration::from_secs(20);
+
+/// Bytes of one WebSocket message from a client: the longest text, escaped, fits.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a connection's read buffer. An idle connection costs this; a larger frame grows it.
+pub const READ_BUFFER_BYTES: usize = 1024;
+/// Bytes that wait for one slow reader before it is closed with 4413.
+pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes that a connection writes at once.
+pub const WRITE_BATCH_BYTES_MAX: usize = 64 * 1024;
+/// Time for a slow reader to take what was written before its connection is dropped.
+pub const WRITE_MAX: Duration = Duration::from_secs(20);
+/// Time for a client to authenticate by its first frame. From the protocol.
+pub const AUTHENTICATE_MAX: Duration = Duration::from_secs(5);
+/// Time for the closing handshake.
+pub const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// Bad frames in a row that close a connection. From the protocol.
+pub const BAD_FRAMES_MAX: u32 = 10;
+/// Refused-as-too-many frames in a row that close a connection with 4429.
+pub const FLOODED_FRAMES_MAX: u32 = 100;
+/// Frames of one connection that are worked on at once; further ones wait in the socket.
+pub const INFLIGHT_FRAMES_MAX: usize = 32;
+/// Chats that one `sync` may name: more than a user can have.
+pub const SYNC_CHATS_MAX: usize = 10_000;
+/// Changes of one chat that `sync` replays; a chat further behind gets `reset`.
+pub const SYNC_CHANGES_MAX: i64 = 500;
+/// Reads of snapshots for `sync` at once: a herd of reconnecting clients queues here, not in the database.
+pub const SYNCS_AT_ONCE_MAX: usize = 16;
+
+/// Events that wait for the hub; over it the hub checks its chats against the store.
+pub const BUS_QUEUE_MAX: usize = 65_536;
+/// Events of a chat that wait for one that is missing before the store is asked.
+pub const REORDER_MAX: usize = 256;
+/// How long a missing event may be late before the store is asked for it.
+pub const REORDER_WAIT: Duration = Duration::from_millis(50);
+/// How often a hub compares all its chats with the store, whatever happened.
+pub const HUB_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Pause before the store is asked again for what a chat's subscribers miss, when it could not answer.
+pub const HEAL_RETRY: Duration = Duration::from_secs(1);
+
+/// Messages in one commit: more don't make it cheaper.
+pub const APPEND_BATCH_MAX: usize = 128;
+/// Messages that wait for a commit; over it a send is answered `503`.
+pub const APPEND_QUEUE_MAX: usize = 4096;
+/// Appenders of a replica. A chat always belongs to the same one, which keeps its sends in order.
+pub const APPENDERS: usize = 2;
+
+/// How long a token's session is believed without asking the store.
+pub const SESSION_CACHE_LIFE: Duration = Duration::from_secs(30);
+/// Sessions remembered.
+pub const SESSION_CACHE_MAX: u64 = 100_000;
+/// How often a session's `last_seen_at` is written at most.
+pub const LAST_SEEN_EVERY: Duration = Duration::from_mins(1);
+/// How long a spent refresh token may come again, because its answer was lost.
+pub const REFRESH_GRACE: Duration = Duration::from_secs(10);
+/// Keys that the rate limiter remembers; the idle ones are forgotten first.
+pub const LIMITER_KEYS_MAX: usize = 100_000;
+
+/// Rows that a cleaning job removes in one transaction.
+pub const JOB_BATCH: i64 = 500;
+/// How often the cleaning jobs run.
+pub const JOB_EVERY: Duration = Duration::from_mins(1);
+/// How long it is remembered who left a chat; a client away for longer gets `reset`.
+pub const TOMBSTONE_LIFE: Duration = Duration::from_hours(30 * 24);
+
+/// What an operator may change. The defaults are in [`Limits::default`].
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions of a user; one more ends the oldest.
+    pub sessions_per_user_max: i64,
+    /// Open invites of a user.
+    pub invites_per_user_max: i64,
+    /// Chats of a user.
+    pub chats_per_user_max: i64,
+    /// Members of a group.
+    pub group_members_max: i64,
+    /// Entries of a page: chats, members, users, messages, changes.
+    pub page_max: i64,
+    /// WebSocket connections of a user.
+    pub connections_per_user_max: usize,
+    /// Connections of this replica, HTTP and WebSocket.
+    pub connections_max: usize,
+    /// Life of an access token.
+    pub token_life: Duration,
+    /// Life of a refresh token, and so of a session that nobody refreshes.
+    pub refresh_life: Duration,
+    /// How often clients are told to `ping`; silent for twice as long, they are closed.
+    pub heartbeat_interval: Duration,
+    /// Whether rate limits apply.
+    pub rate_limits: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions_per_user_max: 10,
+            invites_per_user_max: 20,
+            chats_per_user_max: 1000,
+            group_members_max: 20,
+            page_max: 100,
+            connections_per_user_max: 20,
+            connections_max: 20_000,
+            token_life: Duration::from_hours(24),
+            refresh_life: Duration::from_hours(30 * 24),
+            heartbeat_interval: Duration::from_secs(30),
+            rate_limits: true,
+        }
+    }
+}
+
+/// A rate: `burst` at once, then one each `every` (GCRA).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// The name of the rate in keys and metrics.
+    pub name: &'static str,
+    /// How many at once.
+    pub burst: u32,
+    /// The pause that earns one more.
+    pub every: Duration,
+}
+
+/// One counter under a [`Rate`]: a leaky bucket that remembers only when it will be full again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bucket {
+    full_at_ms: i64,
+}
+
+impl Bucket {
+    /// Takes one, or says in how many milliseconds one will be free.
+    ///
+    /// # Errors
+    /// The time to wait, in milliseconds.
+    pub fn take(&mut self, rate: Rate, now: Timestamp) -> Result<(), u64> {
+        let every = i64::try_from(rate.every.as_millis()).unwrap_or(i64::MAX);
+        let tolerance = every.saturating_mul(i64::from(rate.burst) - 1);
+        let from = self.full_at_ms.max(now.as_ms());
+        let over = from - now.as_ms() - tolerance;
+        if over > 0 {
+            return Err(u64::try_from(over).unwrap_or(0));
+        }
+        self.full_at_ms = from.saturating_add(every);
+        Ok(())
+    }
+
+    /// Whether it is as if nothing had ever been taken.
+    pub fn is_full(&self, now: Timestamp) -> bool {
+        self.full_at_ms <= now.as_ms()
+    }
+}
+
+/// Sends, edits and removals of a user: faster than anyone types, slow enough for readers.
+pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50) };
+/// Other changes by a user: chats, members, invites, the account.
+pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200) };
+/// Attempts to log in to one account, right or wrong: ten guesses, then one in ten seconds.
+pub const LOGINS_PER_ACCOUNT: Rate = Rate { name: "logins_per_account", burst: 10, every: Duration::from_secs(10) };
+/// Attempts to log in from one address: an office behind one router.
+pub const LOGINS_PER_ADDRESS: Rate = Rate { name: "logins_per_address", burst: 60, every: Duration::from_secs(1) };
+/// Registrations from one address.
+pub const REGISTRATIONS_PER_ADDRESS: Rate =
+    Rate { name: "registrations_per_address", burst: 30, every: Duration::from_secs(10) };
+/// Look-ups of invites from one address: nobody guesses a code of 128 bits, and nobody shall try.
+pub const INVITE_LOOKUPS_PER_ADDRESS: Rate =
+    Rate { name: "invite_lookups_per_address", burst: 60, every: Duration::from_secs(1) };
+/// Refreshes from one address.
+pub const REFRESHES_PER_ADDRESS: Rate =
+    Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500) };
+/// Frames of one connection.
+pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10) };

@@ -1,0 +1,54 @@
+//! What the server talks about: plain values and rules without I/O. Everything above may use it; it uses nothing above.
+
+pub mod chat;
+pub mod clock;
+pub mod cursor;
+pub mod error;
+pub mod event;
+pub mod id;
+pub mod json;
+pub mod limits;
+pub mod message;
+pub mod session;
+pub mod text;
+pub mod token;
+pub mod user;
+
+pub use chat::{Chat, ChatKind, LastMessage, Member, Role};
+pub use clock::{Clock, Timestamp};
+pub use error::{Code, Error, FieldError, Kind, Result};
+pub use event::{Change, ChatEvent, Event};
+pub use id::{ChatId, MessageId, Rev, SessionId, UserId};
+pub use limits::Limits;
+pub use message::{Message, MessageKind};
+pub use session::Session;
+pub use user::User;
+
+/// Declares an enum that is stored and sent as one lower-case word, and the conversions both ways.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$variant_meta])* $variant),+ }
+
+        impl $name {
+            /// The word that stands for it in the database and on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(word: String) -> Result<Self, Self::Error> {
+                match word.as_str() {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!("{word:?} is no {}", stringify!($name))),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;

@@ -1,0 +1,143 @@
+//! The rules for text that people type: what is trimmed, what is refused, and in which words.
+
+use super::{FieldError, limits};
+
+/// Collects what is wrong with a request, so that one answer names every field at fault.
+#[derive(Debug, Default)]
+pub struct Checks(Vec<FieldError>);
+
+impl Checks {
+    /// Starts with nothing wrong.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes that `field` is wrong.
+    pub fn fail(&mut self, field: &str, message: impl Into<String>) {
+        self.0.push(FieldError { field: field.to_owned(), message: message.into() });
+    }
+
+    /// Keeps a good value, notes a bad one. The default stands in for a bad one until [`Checks::done`] refuses it.
+    pub fn keep<T: Default>(&mut self, field: &str, checked: Result<T, String>) -> T {
+        checked.unwrap_or_else(|message| {
+            self.fail(field, message);
+            T::default()
+        })
+    }
+
+    /// Refuses the request if anything was wrong.
+    pub fn done(self) -> super::Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(super::Error::fields(self.0)) }
+    }
+}
+
+fn trimmed(text: &str, min: usize, max: usize) -> Result<String, String> {
+    let text = text.trim();
+    if text.contains('\0') {
+        return Err("may not contain U+0000".to_owned());
+    }
+    let chars = text.chars().count();
+    if chars < min || chars > max {
+        return Err(format!("has {chars} characters, {min} to {max} are allowed"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A message's text: 1 to 4096 characters after trimming, no U+0000.
+pub fn message(text: &str) -> Result<String, String> {
+    trimmed(text, 1, limits::TEXT_CHARS_MAX)
+}
+
+/// The name of a user or chat: 1 to 100 characters, no control characters.
+pub fn name(text: &str) -> Result<String, String> {
+    let name = trimmed(text, 1, limits::NAME_CHARS_MAX)?;
+    if name.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(name) }
+}
+
+/// A login, in lower case: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or digit.
+pub fn login(text: &str) -> Result<String, String> {
+    let login = text.trim().to_lowercase();
+    let well_formed = login.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+        && login.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !well_formed || login.len() > limits::LOGIN_CHARS_MAX {
+        return Err(format!(
+            "must be 1 to {} of a-z, 0-9, '.', '_', '-', and start with a letter or digit",
+            limits::LOGIN_CHARS_MAX
+        ));
+    }
+    Ok(login)
+}
+
+/// A new password: 8 to 128 characters, none of the commonest, not the login.
+pub fn password(text: &str, login: &str) -> Result<(), String> {
+    let chars = text.chars().count();
+    let (min, max) = (limits::PASSWORD_CHARS_MIN, limits::PASSWORD_CHARS_MAX);
+    if chars < min || chars > max {
+        return Err(format!("has {chars} characters, {min} to {max} are allowed"));
+    }
+    let lower = text.to_lowercase();
+    if COMMON_PASSWORDS.binary_search(&lower.as_str()).is_ok() || lower == login {
+        return Err("is one of the first that an attacker would try".to_owned());
+    }
+    Ok(())
+}
+
+/// A device's description: up to 100 characters, no control characters.
+pub fn device(text: &str) -> Result<String, String> {
+    let device = trimmed(text, 0, limits::DEVICE_CHARS_MAX)?;
+    if device.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(device) }
+}
+
+/// An idempotency key: 1 to 64 characters, taken as it is.
+pub fn client_id(text: &str) -> Result<(), String> {
+    let chars = text.chars().count();
+    if chars == 0 || chars > limits::CLIENT_ID_CHARS_MAX || text.contains('\0') {
+        return Err(format!("must be 1 to {} characters without U+0000", limits::CLIENT_ID_CHARS_MAX));
+    }
+    Ok(())
+}
+
+/// The beginning of a text, for the inbox.
+pub fn snippet(text: &str) -> String {
+    text.chars().take(limits::SNIPPET_CHARS_MAX).collect()
+}
+
+/// The commonest passwords of 8 characters and more, sorted. From the public lists of leaked passwords.
+const COMMON_PASSWORDS: &[&str] = &[
+    "00000000", "1111111111", "11111111", "12121212", "123123123", "1234512345", "12345678", "123456789", "1234567890",
+    "123qweasd", "1q2w3e4r", "1q2w3e4r5t", "1qaz2wsx", "87654321", "88888888", "987654321", "abc12345", "abcd1234",
+    "asdfghjkl", "baseball", "changeme", "computer", "dragon123", "football", "hello123", "iloveyou", "jennifer",
+    "letmein1", "liverpool", "michelle", "mustang1", "passw0rd", "password", "password!", "password1", "password12",
+    "password123", "princess", "q1w2e3r4", "qwer1234", "qwerty12", "qwerty123", "qwertyui", "qwertyuiop", "starling",
+    "starwars", "sunshine", "superman", "trustno1", "welcome1", "whatever", "zaq12wsx",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_common_passwords_is_sorted_so_that_it_can_be_searched() {
+        assert!(COMMON_PASSWORDS.is_sorted());
+        assert!(password("PassWord123", "ada").is_err());
+        assert!(password("adalovelace", "adalovelace").is_err());
+        assert!(password("correct horse", "ada").is_ok());
+    }
+
+    #[test]
+    fn a_text_is_trimmed_and_counted_in_characters_not_bytes() {
+        assert_eq!(message("  hé \n").as_deref(), Ok("hé"));
+        assert!(message(&"𝄞".repeat(4096)).is_ok());
+        assert!(message(&"𝄞".repeat(4097)).is_err());
+        assert!(message(" \u{3000} ").is_err());
+        assert!(message("a\0b").is_err());
+    }
+
+    #[test]
+    fn a_login_is_lower_case_ascii() {
+        assert_eq!(login(" Ada.L ").as_deref(), Ok("ada.l"));
+        for bad in ["", ".ada", "a da", "ädä", "a\0", &"a".repeat(65)] {
+            assert!(login(bad).is_err(), "{bad:?}");
+        }
+    }
+}

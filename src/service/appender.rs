@@ -1,0 +1,135 @@
+//! Groups concurrent sends into commits.
+//!
+//! Each chat belongs to one of a few appenders, which takes whatever waits for it (never waiting for more), commits it
+//! at once, announces it, and answers. While one commit is on its way to the disk the next batch gathers by itself: one
+//! sender alone pays no delay, many share each fsync.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::Bus;
+use crate::metrics;
+use crate::model::limits::{APPEND_BATCH_MAX, APPEND_QUEUE_MAX, APPENDERS};
+use crate::model::message::{Draft, Sent};
+use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
+use crate::store::Store;
+
+struct Job {
+    draft: Draft,
+    answer: oneshot::Sender<Result<Sent>>,
+}
+
+/// The way into the appenders.
+pub struct Appender {
+    queues: Vec<mpsc::Sender<Job>>,
+    spread: RandomState,
+}
+
+/// A draft that waits for its commit. Queued already: dropping this does not take it back.
+#[derive(Debug)]
+pub struct PendingSend(oneshot::Receiver<Result<Sent>>);
+
+impl PendingSend {
+    /// The outcome, once it is durable.
+    ///
+    /// # Errors
+    /// What [`Store::append`] refuses; `unavailable` if the outcome is not known.
+    pub async fn outcome(self) -> Result<Sent> {
+        self.0.await.unwrap_or_else(|_| Err(Error::overloaded()))
+    }
+}
+
+impl Appender {
+    /// Starts the appenders; they run until `stop` and finish what they hold.
+    pub fn start(store: &Store, bus: &Arc<dyn Bus>, clock: &Clock, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+        // SQLite has one writer: a second appender would only make smaller batches.
+        let count = if store.is_embedded() { 1 } else { APPENDERS };
+        let queues = (0..count)
+            .map(|_| {
+                let (sender, queue) = mpsc::channel(APPEND_QUEUE_MAX);
+                let worker = Worker { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
+                tasks.spawn(worker.run(queue, stop.clone()));
+                sender
+            })
+            .collect();
+        Self { queues, spread: RandomState::new() }
+    }
+
+    /// Queues a draft behind those that its chat has waiting.
+    ///
+    /// # Errors
+    /// `unavailable` if too many wait.
+    pub fn submit(&self, draft: Draft) -> Result<PendingSend> {
+        let (answer, outcome) = oneshot::channel();
+        let queue = &self.queues[self.queue_of(draft.chat_id)];
+        queue.try_send(Job { draft, answer }).map_err(|_| Error::overloaded())?;
+        Ok(PendingSend(outcome))
+    }
+
+    fn queue_of(&self, chat_id: ChatId) -> usize {
+        let mut hasher = self.spread.build_hasher();
+        hasher.write_u128(chat_id.0.as_u128());
+        usize::try_from(hasher.finish() % self.queues.len() as u64).unwrap_or(0)
+    }
+}
+
+struct Worker {
+    store: Store,
+    bus: Arc<dyn Bus>,
+    clock: Clock,
+}
+
+impl Worker {
+    async fn run(self, mut queue: mpsc::Receiver<Job>, stop: CancellationToken) {
+        let mut jobs = Vec::with_capacity(APPEND_BATCH_MAX);
+        loop {
+            tokio::select! {
+                biased;
+                taken = queue.recv_many(&mut jobs, APPEND_BATCH_MAX) => if taken == 0 { return },
+                () = stop.cancelled() => return,
+            }
+            self.append(&mut jobs).await;
+        }
+    }
+
+    async fn append(&self, jobs: &mut Vec<Job>) {
+        let (drafts, answers): (Vec<Draft>, Vec<_>) = jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
+        metrics::append_batch(drafts.len());
+        match self.store.append(&drafts, self.clock.now()).await {
+            Ok(appended) => self.announce(appended, answers),
+            // A draft that the database itself chokes on must not fail its neighbours.
+            Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
+                for (draft, answer) in drafts.into_iter().zip(answers) {
+                    let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
+                    match alone {
+                        Ok(appended) => self.announce(appended, vec![answer]),
+                        Err(error) => drop(answer.send(Err(error))),
+                    }
+                }
+            }
+            Err(error) => {
+                for answer in answers {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Tells the hubs, in the order of the commit, then the senders.
+    fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
+        for sent in appended.iter().flatten() {
+            if let Sent::New(message) = sent {
+                let event = ChatEvent { chat_id: message.chat_id, rev: message.rev, change: Change::MessageSent(message.clone()) };
+                self.bus.publish(Event::Chat(event));
+            }
+        }
+        for (sent, answer) in appended.into_iter().zip(answers) {
+            let _ = answer.send(sent);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Passwords: argon2id, off the async threads, a bounded number at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::phc::PasswordHash;
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
+use tokio::sync::Semaphore;
+
+use crate::model::{Error, Result};
+
+/// OWASP's minimum for argon2id: 19 MiB, two passes, one lane.
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+/// How long a password waits for its turn before the request is answered `503`.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Hashes and verifies passwords.
+#[derive(Clone)]
+pub struct Hasher {
+    argon2: Argon2<'static>,
+    turns: Arc<Semaphore>,
+    /// The hash of nothing anybody knows: verifying against it costs what a real account costs.
+    decoy: Arc<str>,
+}
+
+/// Whether a password fits.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It doesn't.
+    Wrong,
+    /// It does.
+    Right,
+    /// It does, but the hash was made with other parameters than today's.
+    RightButOutdated,
+}
+
+impl Hasher {
+    /// A hasher that works on `at_once` passwords at a time, 19 MiB each.
+    ///
+    /// # Errors
+    /// `internal` if the parameters are not argon2's.
+    pub fn new(at_once: usize) -> Result<Self> {
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let decoy = hash(&argon2, "a password that is nobody's")?;
+        Ok(Self { argon2, turns: Arc::new(Semaphore::new(at_once)), decoy: decoy.into() })
+    }
+
+    /// The hash of a password, in PHC string format with a random salt.
+    ///
+    /// # Errors
+    /// `unavailable` if no turn came in time.
+    pub async fn hash(&self, password: String) -> Result<String> {
+        self.in_turn(move |argon2| hash(argon2, &password)).await?
+    }
+
+    /// Whether the password fits the hash. Without a hash it takes as long and is wrong.
+    ///
+    /// # Errors
+    /// `unavailable` if no turn came in time.
+    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<Verdict> {
+        let decoy = self.decoy.clone();
+        self.in_turn(move |argon2| {
+            let known = hash.is_some();
+            let fits = argon2.verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy)).is_ok();
+            match hash {
+                Some(hash) if fits && known => {
+                    if is_current(&hash) { Verdict::Right } else { Verdict::RightButOutdated }
+                }
+                _ => Verdict::Wrong,
+            }
+        })
+        .await
+    }
+
+    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce(&Argon2<'static>) -> T + Send + 'static) -> Result<T> {
+        let turn = tokio::time::timeout(WAIT_MAX, self.turns.clone().acquire_owned())
+            .await
+            .map_err(Error::unavailable)?
+            .map_err(Error::internal)?;
+        let argon2 = self.argon2.clone();
+        tokio::task::spawn_blocking(move || {
+            // Held by the work, not by the request: a client that goes away does not make room for another hash.
+            let _turn = turn;
+            work(&argon2)
+        })
+        .await
+        .map_err(Error::internal)
+    }
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
+    let hash: PasswordHash =
+        argon2.hash_password(password.as_bytes()).map_err(|error| Error::internal(error.to_string()))?;
+    Ok(hash.to_string())
+}
+
+fn is_current(hash: &str) -> bool {
+    hash.starts_with(&format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_fits_its_own_hash_and_no_other() {
+        let hasher = Hasher::new(1).unwrap();
+        let hash = hasher.hash("correct horse".into()).await.unwrap();
+        assert!(is_current(&hash), "{hash}");
+        assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), Verdict::Right);
+        assert_eq!(hasher.verify("battery staple".into(), Some(hash)).await.unwrap(), Verdict::Wrong);
+        assert_eq!(hasher.verify("a password that is nobody's".into(), None).await.unwrap(), Verdict::Wrong);
+    }
+}

@@ -1,0 +1,118 @@
+//! The rules: who may do what, and what follows from it. Each call goes the same way: check, ask the rate limiter, one
+//! unit of work in the store, publish. No HTTP, no SQL, no Redis here.
+
+mod accounts;
+mod appender;
+mod chats;
+mod hasher;
+mod invites;
+mod jobs;
+mod messages;
+mod sessions;
+
+pub use accounts::{AccountPatch, MadeUser, Registration};
+pub use chats::{ChangesPage, ChatRequest};
+pub use hasher::Hasher;
+pub use messages::{HistoryPage, Outgoing};
+pub use appender::PendingSend;
+pub use sessions::{Grant, Login, Origin};
+
+use std::sync::Arc;
+
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::{Bus, RateLimiter, SessionCache};
+use crate::metrics;
+use crate::model::limits::Rate;
+use crate::model::{Clock, Limits, Result};
+use crate::store::Store;
+use appender::Appender;
+
+/// What the service is made of.
+pub struct Parts {
+    /// The durable truth.
+    pub store: Store,
+    /// To every hub.
+    pub bus: Arc<dyn Bus>,
+    /// Resolved tokens.
+    pub session_cache: Arc<dyn SessionCache>,
+    /// Rate limits.
+    pub limiter: Arc<dyn RateLimiter>,
+    /// The time.
+    pub clock: Clock,
+    /// The bounds that the operator chose.
+    pub limits: Limits,
+    /// Hashes passwords.
+    pub hasher: Hasher,
+    /// Tasks that outlive a request and end before the process does.
+    pub tasks: TaskTracker,
+    /// Cancelled when the process stops.
+    pub stop: CancellationToken,
+}
+
+/// The rules, over one store and one cluster.
+pub struct Service {
+    store: Store,
+    bus: Arc<dyn Bus>,
+    session_cache: Arc<dyn SessionCache>,
+    limiter: Arc<dyn RateLimiter>,
+    clock: Clock,
+    limits: Limits,
+    hasher: Hasher,
+    appender: Appender,
+    tasks: TaskTracker,
+}
+
+impl Service {
+    /// Starts the service: its appenders run until `stop`.
+    pub fn start(parts: Parts) -> Arc<Self> {
+        let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks, stop } = parts;
+        let appender = Appender::start(&store, &bus, &clock, &tasks, &stop);
+        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, tasks })
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The time.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The store, for reads that need no rule.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where long-lived work is tracked.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Counts one of what `rate` limits under `key`.
+    async fn limit(&self, rate: Rate, key: &str) -> Result<()> {
+        if !self.limits.rate_limits {
+            return Ok(());
+        }
+        let taken = self.limiter.take(rate, key, self.clock.now()).await;
+        if taken.is_err() {
+            metrics::rate_limited(rate.name);
+        }
+        taken
+    }
+
+    /// `min(asked, configured)`, at least 1.
+    fn page(&self, asked: Option<i64>) -> i64 {
+        asked.unwrap_or(self.limits.page_max.min(50)).clamp(1, self.limits.page_max)
+    }
+}
+
+/// The operating system's random source, for everything secret.
+fn secrets() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}

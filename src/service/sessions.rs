@@ -1,0 +1,246 @@
+//! Sessions: logging in, resolving a token, refreshing, ending.
+
+use std::net::IpAddr;
+
+use super::hasher::Verdict;
+use super::{Service, secrets};
+use crate::model::limits::{LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRESS, REFRESHES_PER_ADDRESS};
+use crate::model::session::Caller;
+use crate::model::text::{self, Checks};
+use crate::model::token::{Token, TokenHash};
+use crate::model::{Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId};
+use crate::store::{NewSession, Refreshed, SessionTokens};
+
+/// What a client tells to log in.
+pub struct Login {
+    /// The account's login.
+    pub login: String,
+    /// Its password.
+    pub password: String,
+    /// An own live session to give new tokens to, instead of making one.
+    pub session_id: Option<SessionId>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The client's address.
+    pub ip: Option<IpAddr>,
+    /// What the client says of itself.
+    pub device: Option<String>,
+}
+
+impl Origin {
+    /// What address limits count by: the address, of IPv6 the /64 that one customer gets.
+    pub fn rate_key(&self) -> String {
+        match self.ip {
+            Some(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_none() => {
+                let [a, b, c, d, ..] = ip.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+            }
+            Some(ip) => ip.to_canonical().to_string(),
+            None => "unknown".to_owned(),
+        }
+    }
+}
+
+/// A session with its fresh tokens: the one time that they are shown.
+pub struct Grant {
+    /// The account.
+    pub user: User,
+    /// The session.
+    pub session: Session,
+    /// The access token.
+    pub token: String,
+    /// The refresh token.
+    pub refresh_token: String,
+    /// When the access token ends.
+    pub expires_at: Timestamp,
+}
+
+/// Fresh tokens before they are granted.
+pub(super) struct FreshTokens {
+    token: Token,
+    refresh: Token,
+    expires_at: Timestamp,
+}
+
+impl FreshTokens {
+    pub fn grant(self, user: User, session: Session) -> Grant {
+        let (token, refresh_token) = (self.token.reveal(), self.refresh.reveal());
+        Grant { user, session, token, refresh_token, expires_at: self.expires_at }
+    }
+
+    pub fn token(self) -> String {
+        self.token.reveal()
+    }
+}
+
+impl Service {
+    /// Logs in. Unknown login and wrong password are alike in words and in time.
+    ///
+    /// # Errors
+    /// `invalid_fields`, `rate_limited`, `invalid_credentials`.
+    pub async fn log_in(&self, login: Login, origin: Origin) -> Result<Grant> {
+        let mut checks = Checks::new();
+        if let Some(device) = &origin.device {
+            checks.keep("device", text::device(device));
+        }
+        checks.done()?;
+        self.limit(LOGINS_PER_ADDRESS, &origin.rate_key()).await?;
+        // What can't be a login or password can't be right; it is answered like any other wrong one.
+        let name = text::login(&login.login).unwrap_or_default();
+        self.limit(LOGINS_PER_ACCOUNT, &name).await?;
+        let plausible = login.password.chars().count() <= crate::model::limits::PASSWORD_CHARS_MAX;
+        let password = if plausible { login.password } else { String::new() };
+        let (user_id, hash) = self.store.credentials(&name).await?.unzip();
+        let verdict = self.hasher.verify(password.clone(), hash.clone()).await?;
+        let (Some(user_id), Some(hash)) = (user_id.filter(|_| verdict != Verdict::Wrong), hash) else {
+            return Err(Code::InvalidCredentials.into());
+        };
+        if verdict == Verdict::RightButOutdated {
+            let new = self.hasher.hash(password).await?;
+            self.store.rehash_password(user_id, &hash, &new).await?;
+        }
+        let (new, tokens) = self.new_session(user_id, origin);
+        let (session_id, ended) =
+            self.store.log_in(&new, login.session_id, self.limits.sessions_per_user_max).await?;
+        self.session_cache.forget(&[session_id]).await;
+        self.sessions_ended(ended).await;
+        self.grant(user_id, session_id, tokens).await
+    }
+
+    /// Spends a refresh token for new tokens. One spent before ends its session.
+    ///
+    /// # Errors
+    /// `rate_limited`, `invalid_refresh_token`.
+    pub async fn refresh(&self, refresh_token: &str, origin: Origin) -> Result<Grant> {
+        self.limit(REFRESHES_PER_ADDRESS, &origin.rate_key()).await?;
+        let refused = || Error::new(Code::InvalidRefreshToken);
+        let presented = TokenHash::of_presented(refresh_token).ok_or_else(refused)?;
+        let (tokens, kept) = self.fresh_tokens();
+        let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
+        match self.store.refresh(presented, &kept, ip.as_deref(), self.clock.now()).await? {
+            Refreshed::Rotated { session_id, user_id } => {
+                self.session_cache.forget(&[session_id]).await;
+                self.grant(user_id, session_id, tokens).await
+            }
+            Refreshed::Reused(session_id) => {
+                self.sessions_ended(vec![session_id]).await;
+                Err(refused())
+            }
+            Refreshed::Unknown => Err(refused()),
+        }
+    }
+
+    /// Who a bearer token stands for.
+    ///
+    /// # Errors
+    /// `not_authenticated`.
+    pub async fn authenticate(&self, token: &str) -> Result<Caller> {
+        let refused = || Error::new(Code::NotAuthenticated);
+        let token = TokenHash::of_presented(token).ok_or_else(refused)?;
+        let now = self.clock.now();
+        let caller = match self.session_cache.get(token).await {
+            Ok(caller) => caller,
+            Err(ticket) => {
+                let caller = self.store.resolve(token, now).await?.ok_or_else(refused)?;
+                self.session_cache.put(token, caller, ticket).await;
+                if caller.last_seen_at < now.minus(LAST_SEEN_EVERY) {
+                    self.touch(caller.session_id, now);
+                }
+                caller
+            }
+        };
+        if caller.expires_at > now { Ok(caller) } else { Err(refused()) }
+    }
+
+    /// Notes in passing that a session was seen. The cache's short life makes it rare enough.
+    fn touch(&self, session_id: SessionId, now: Timestamp) {
+        let store = self.store.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = store.touch_session(session_id, now).await {
+                tracing::warn!(%error, "could not note when a session was last seen");
+            }
+        });
+    }
+
+    /// The caller's session and account.
+    ///
+    /// # Errors
+    /// `not_authenticated` if it ended meanwhile.
+    pub async fn current_session(&self, caller: Caller) -> Result<(Session, User)> {
+        let refused = || Error::new(Code::NotAuthenticated);
+        let session = self.store.session(caller.session_id).await?.ok_or_else(refused)?;
+        let user = self.store.user(caller.user_id).await?.ok_or_else(refused)?;
+        Ok((session, user))
+    }
+
+    /// The caller's live sessions, newest first.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn sessions(&self, caller: Caller) -> Result<Vec<Session>> {
+        self.store.sessions(caller, self.clock.now()).await
+    }
+
+    /// Ends one of the caller's sessions and closes its connections.
+    ///
+    /// # Errors
+    /// `session_not_found`.
+    pub async fn end_session(&self, caller: Caller, id: SessionId) -> Result<()> {
+        if !self.store.end_session(caller.user_id, id).await? {
+            return Err(Code::SessionNotFound.into());
+        }
+        self.sessions_ended(vec![id]).await;
+        Ok(())
+    }
+
+    /// Ends all of the caller's sessions but this one.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn end_other_sessions(&self, caller: Caller) -> Result<()> {
+        let ended = self.store.end_other_sessions(caller.user_id, caller.session_id).await?;
+        self.sessions_ended(ended).await;
+        Ok(())
+    }
+
+    /// Forgets ended sessions and has their connections closed everywhere.
+    pub(super) async fn sessions_ended(&self, ended: Vec<SessionId>) {
+        if !ended.is_empty() {
+            self.session_cache.forget(&ended).await;
+            self.bus.publish(Event::SessionsEnded(ended));
+        }
+    }
+
+    /// A session of this user's to be made, and its tokens to be granted.
+    pub(super) fn new_session(&self, user_id: UserId, origin: Origin) -> (NewSession, FreshTokens) {
+        let now = self.clock.now();
+        let (fresh, tokens) = self.fresh_tokens();
+        let device = origin.device.and_then(|device| text::device(&device).ok()).filter(|device| !device.is_empty());
+        let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
+        let id = SessionId::new(now, &mut rand::rng());
+        (NewSession { id, user_id, tokens, device, ip, now }, fresh)
+    }
+
+    fn fresh_tokens(&self) -> (FreshTokens, SessionTokens) {
+        let now = self.clock.now();
+        let (token, refresh) = (Token::new(&mut secrets()), Token::new(&mut secrets()));
+        let token_expires_at = now.plus(self.limits.token_life);
+        let kept = SessionTokens {
+            token: token.hash(),
+            refresh: refresh.hash(),
+            token_expires_at,
+            expires_at: now.plus(self.limits.refresh_life),
+        };
+        (FreshTokens { token, refresh, expires_at: token_expires_at }, kept)
+    }
+
+    async fn grant(&self, user_id: UserId, session_id: SessionId, tokens: FreshTokens) -> Result<Grant> {
+        let gone = || Error::new(Code::InvalidCredentials);
+        let session = self.store.session(session_id).await?.ok_or_else(gone)?;
+        let user = self.store.user(user_id).await?.ok_or_else(gone)?;
+        Ok(tokens.grant(user, session))
+    }
+}

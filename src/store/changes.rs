@@ -1,0 +1,144 @@
+//! What changed in a chat after a revision: the way back in sync after any absence, and how a hub heals a gap.
+//!
+//! There is no second log. Messages and members carry the `rev` that last changed them, so an item that changed several
+//! times comes once, with its latest state.
+
+use super::members::{MemberRow, members};
+use super::messages::{MessageRow, messages};
+use super::{Db, Store, Work, failure, timed, within};
+use crate::model::limits::MEMBERS_AT_ONCE_MAX;
+use crate::model::{Change, Chat, ChatId, Message, Result, Rev, UserId};
+
+/// Items that can share one rev: the first members of a chat, and the chat itself.
+const SHARED_REV_MAX: i64 = MEMBERS_AT_ONCE_MAX as i64 + 2;
+
+/// One item that changed, by the revision that changed it last.
+pub type ChangeItem = (Rev, Change);
+
+/// What changed in a chat after a revision.
+#[derive(Debug)]
+pub struct Changes {
+    /// Oldest change first; each item once.
+    pub items: Vec<ChangeItem>,
+    /// How far this goes: the chat's revision, or the last item's where there was no room for all.
+    pub rev: Rev,
+    /// Whether it goes to the chat's revision.
+    pub complete: bool,
+    /// Whether changes before these are forgotten, so that the caller must start anew.
+    pub forgotten: bool,
+}
+
+#[derive(sqlx::FromRow)]
+struct HeadRow {
+    rev: Rev,
+    renamed_rev: Rev,
+    forgotten_rev: Rev,
+}
+
+impl Store {
+    /// Up to `max` items of a chat that changed after `known`, in one snapshot. `None` if the chat is gone.
+    /// A changed name comes as the chat that `viewer` sees, without what is theirs alone.
+    pub async fn changes(&self, chat_id: ChatId, viewer: Option<UserId>, known: Rev, max: i64) -> Result<Option<Changes>> {
+        timed("changes", async {
+            let mut work = self.snapshot().await?;
+            let head: Option<HeadRow> = within!(work, |db| sqlx::query_as(
+                "SELECT rev, renamed_rev, forgotten_rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL"
+            )
+            .bind(chat_id)
+            .fetch_optional(db))?;
+            let Some(head) = head else { return Ok(None) };
+            let mut items = items_after(&mut work, chat_id, known, max).await?;
+            if head.renamed_rev > known {
+                // Any member's view will do: what differs between members is left out.
+                let viewer = match viewer {
+                    Some(viewer) => Some(viewer),
+                    None => any_member(&mut work, chat_id).await?,
+                };
+                if let Some(viewer) = viewer {
+                    let chat: Chat = super::chats::view_within(&mut work, chat_id, viewer).await?;
+                    items.push((head.renamed_rev, Change::Renamed(chat.for_all())));
+                }
+            }
+            items.sort_by_key(|(rev, _)| *rev);
+            let mut room = usize::try_from(max).unwrap_or(0);
+            // A chat's first members share its first rev: they come on one page, or the rest would be lost.
+            while room > 0 && room < items.len() && items[room].0 == items[room - 1].0 {
+                room += 1;
+            }
+            let complete = items.len() <= room;
+            items.truncate(room);
+            let rev = if complete { head.rev } else { items.last().map_or(known, |(rev, _)| *rev) };
+            Ok(Some(Changes { items, rev, complete, forgotten: known.0 > 0 && known < head.forgotten_rev }))
+        })
+        .await
+    }
+
+    /// The revisions of these chats, as far as they are there.
+    pub async fn revs(&self, chats: &[ChatId]) -> Result<Vec<(ChatId, Rev)>> {
+        timed("revs", async {
+            match self.reader() {
+                Db::Postgres(db) => {
+                    let ids: Vec<uuid::Uuid> = chats.iter().map(|id| id.0).collect();
+                    sqlx::query_as("SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL")
+                        .bind(ids)
+                        .fetch_all(db)
+                        .await
+                        .map_err(failure)
+                }
+                Db::Sqlite(db) => {
+                    let mut revs = Vec::with_capacity(chats.len());
+                    for id in chats {
+                        let found: Option<(ChatId, Rev)> = sqlx::query_as("SELECT id, rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL")
+                            .bind(id)
+                            .fetch_optional(db)
+                            .await
+                            .map_err(failure)?;
+                        revs.extend(found);
+                    }
+                    Ok(revs)
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Messages and members that changed after `known`: at least the first `max` of both together, and all that share the
+/// last one's rev, in no order.
+async fn items_after(work: &mut Work, chat_id: ChatId, known: Rev, max: i64) -> Result<Vec<ChangeItem>> {
+    let max = max + SHARED_REV_MAX;
+    let messages: Vec<MessageRow> = within!(work, |db| sqlx::query_as(messages!("AND rev > $2 ORDER BY rev LIMIT $3"))
+        .bind(chat_id)
+        .bind(known)
+        .bind(max)
+        .fetch_all(db))?;
+    let members: Vec<MemberRow> = within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
+        .bind(chat_id)
+        .bind(known)
+        .bind(max)
+        .fetch_all(db))?;
+    let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
+    for row in messages {
+        let (rev, sent_rev) = (row.rev, row.sent_rev);
+        items.push((rev, message_change(row.into(), sent_rev > known)));
+    }
+    items.extend(members.into_iter().map(|row| row.change_after(known)));
+    Ok(items)
+}
+
+/// As the protocol has it: sent after what the caller knows, it is new, whatever became of it since.
+fn message_change(message: Message, sent_unseen: bool) -> Change {
+    if sent_unseen {
+        Change::MessageSent(message)
+    } else if message.removed_at.is_some() {
+        Change::MessageRemoved(message)
+    } else {
+        Change::MessageEdited(message)
+    }
+}
+
+async fn any_member(work: &mut Work, chat_id: ChatId) -> Result<Option<UserId>> {
+    within!(work, |db| sqlx::query_scalar("SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL LIMIT 1")
+        .bind(chat_id)
+        .fetch_optional(db))
+}

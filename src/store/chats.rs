@@ -1,0 +1,423 @@
+//! Chats: making, showing, renaming, removing them; the inbox.
+
+use sqlx::FromRow;
+
+use super::members::{NewMember, insert_member};
+use super::users::lock_users;
+use super::{MapOkDrop, Store, Work, on, timed, within};
+use crate::model::chat::{Action, permit};
+use crate::model::cursor::InboxCursor;
+use crate::model::user::UserBrief;
+use crate::model::{
+    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
+};
+
+/// A chat to be made.
+#[derive(Clone, Debug)]
+pub struct NewChat {
+    /// Its id.
+    pub id: ChatId,
+    /// What it is, and with whom.
+    pub kind: Creation,
+    /// Who makes it, and owns it.
+    pub creator: UserId,
+    /// Now.
+    pub now: Timestamp,
+    /// Chats that a user may have.
+    pub chats_max: i64,
+}
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub enum Creation {
+    /// The creator's chat with themselves.
+    SelfChat,
+    /// The chat of a pair.
+    Private(UserId),
+    /// A group or channel.
+    Shared {
+        /// Group or channel.
+        kind: ChatKind,
+        /// A checked name.
+        name: String,
+        /// Who else is in it from the start.
+        members: Vec<UserId>,
+    },
+}
+
+/// What a member may see and do in a chat.
+#[derive(Clone, Debug, FromRow)]
+pub struct Access {
+    /// The chat's kind.
+    #[sqlx(try_from = "String")]
+    pub kind: ChatKind,
+    /// The member's role.
+    #[sqlx(try_from = "String")]
+    pub role: Role,
+    /// The member removed the history up to here, for themselves.
+    pub cleared_message_id: MessageId,
+    /// The newest message.
+    pub last_message_id: MessageId,
+    /// The chat's revision.
+    pub rev: Rev,
+}
+
+/// The columns of [`ViewRow`]; the caller's membership is `m`.
+macro_rules! view {
+    ($tail:literal) => {
+        concat!(
+            "SELECT c.id, c.kind, c.name, c.created_at_ms, c.rev, c.member_count, c.activity_at_ms, c.last_message_id, \
+             c.last_sender_id, c.last_text, c.last_kind, c.last_sent_at_ms, m.role, m.last_read_message_id, m.joined_rev, \
+             m.cleared_message_id, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
+             FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL \
+             LEFT JOIN users p ON p.id = CASE WHEN c.self_user IS NOT NULL THEN c.self_user \
+                                              WHEN c.pair_low = m.user_id THEN c.pair_high ELSE c.pair_low END \
+             WHERE m.left_rev IS NULL AND m.user_id = $1 ",
+            $tail
+        )
+    };
+}
+
+#[derive(FromRow)]
+struct ViewRow {
+    id: ChatId,
+    #[sqlx(try_from = "String")]
+    kind: ChatKind,
+    name: Option<String>,
+    created_at_ms: Timestamp,
+    rev: Rev,
+    member_count: i64,
+    activity_at_ms: i64,
+    last_message_id: MessageId,
+    last_sender_id: Option<UserId>,
+    last_text: Option<String>,
+    last_kind: Option<String>,
+    last_sent_at_ms: Option<Timestamp>,
+    #[sqlx(try_from = "String")]
+    role: Role,
+    last_read_message_id: MessageId,
+    joined_rev: Rev,
+    cleared_message_id: MessageId,
+    peer_id: Option<UserId>,
+    peer_login: Option<String>,
+    peer_name: Option<String>,
+}
+
+impl From<ViewRow> for Chat {
+    fn from(row: ViewRow) -> Self {
+        let shown = row.last_message_id > row.cleared_message_id;
+        let last = row.last_sender_id.zip(row.last_sent_at_ms).filter(|_| shown).map(|(sender_id, sent_at)| LastMessage {
+            id: row.last_message_id,
+            sender_id,
+            text: row.last_text,
+            sent_at,
+            kind: row.last_kind.and_then(|kind| kind.try_into().ok()).unwrap_or(MessageKind::Text),
+        });
+        let peer_name = row.peer_name.unwrap_or_default();
+        let peer = row.peer_id.filter(|_| row.kind == ChatKind::Private);
+        Self {
+            id: row.id,
+            kind: row.kind,
+            name: row.name.unwrap_or_else(|| peer_name.clone()),
+            created_at: row.created_at_ms,
+            rev: row.rev,
+            last_message_at: last.as_ref().map(|last| last.sent_at),
+            last_message_id: row.last_message_id,
+            last_message: last,
+            unread_count: Some((row.last_message_id.0 - row.last_read_message_id.0).max(0)),
+            last_read_message_id: Some(row.last_read_message_id),
+            role: Some(row.role),
+            member_count: row.member_count,
+            peer: peer.map(|id| UserBrief { id, login: row.peer_login, name: peer_name }),
+        }
+    }
+}
+
+impl Store {
+    /// Chats of a user, last activity first, from after the cursor. With each: the cursor behind it.
+    pub async fn inbox(&self, user_id: UserId, after: Option<InboxCursor>, limit: i64) -> Result<Vec<(Chat, InboxCursor)>> {
+        timed("inbox", async {
+            let after = after.unwrap_or(InboxCursor { activity_ms: i64::MAX, chat_id: ChatId(uuid::Uuid::max()) });
+            let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!(
+                "AND (NOT m.hidden OR c.last_message_id > m.cleared_message_id) AND (c.activity_at_ms, c.id) < ($2, $3) \
+                 ORDER BY c.activity_at_ms DESC, c.id DESC LIMIT $4"
+            ))
+            .bind(user_id)
+            .bind(after.activity_ms)
+            .bind(after.chat_id)
+            .bind(limit)
+            .fetch_all(db))?;
+            let cursor = |row: &ViewRow| InboxCursor { activity_ms: row.activity_at_ms, chat_id: row.id };
+            Ok(rows.into_iter().map(|row| (cursor(&row), row)).map(|(cursor, row)| (row.into(), cursor)).collect())
+        })
+        .await
+    }
+
+    /// The ids of all chats of a user.
+    pub async fn chat_ids(&self, user_id: UserId) -> Result<Vec<ChatId>> {
+        timed("chat_ids", async {
+            on!(self.reader(), |db| sqlx::query_scalar("SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL")
+                .bind(user_id)
+                .fetch_all(db))
+        })
+        .await
+    }
+
+    /// All chats of a user in no order, hidden ones too, each with the rev at which the user joined: what `sync` starts
+    /// from. The limit of chats per user bounds them.
+    pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<(Chat, Rev)>> {
+        timed("chats_to_sync", async {
+            let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
+            Ok(rows.into_iter().map(|row| (row.joined_rev, row)).map(|(joined, row)| (row.into(), joined)).collect())
+        })
+        .await
+    }
+
+    /// A chat as one of its members sees it.
+    pub async fn chat(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Chat>> {
+        timed("chat", async {
+            let row: Option<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("AND m.chat_id = $2"))
+                .bind(user_id)
+                .bind(chat_id)
+                .fetch_optional(db))?;
+            Ok(row.map(Chat::from))
+        })
+        .await
+    }
+
+    /// What a user may see and do in a chat; `None` if they are no member.
+    pub async fn access(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Access>> {
+        timed("access", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT c.kind, m.role, m.cleared_message_id, c.last_message_id, c.rev FROM members m
+                 JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                 WHERE m.chat_id = $1 AND m.user_id = $2 AND m.left_rev IS NULL"
+            )
+            .bind(chat_id)
+            .bind(user_id)
+            .fetch_optional(db))
+        })
+        .await
+    }
+
+    /// Makes a chat, or finds the one `self` or `private` chat that there is. Whether it is new, and what each first
+    /// member sees of it (of a found one: the creator only).
+    ///
+    /// # Errors
+    /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`.
+    pub async fn create_chat(&self, new: &NewChat) -> Result<(bool, Vec<(UserId, Chat)>)> {
+        timed("create_chat", async {
+            let mut work = self.begin().await?;
+            let others: &[UserId] = match &new.kind {
+                Creation::SelfChat => &[],
+                Creation::Private(peer) => std::slice::from_ref(peer),
+                Creation::Shared { members, .. } => members,
+            };
+            let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
+            let found = lock_users(&mut work, &wanted).await?;
+            if let Some(position) = others.iter().position(|id| !found.contains(id)) {
+                return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
+            }
+            if !insert_chat(&mut work, new, wanted.len()).await? {
+                let chat = reopen(&mut work, new).await?;
+                work.commit().await?;
+                return Ok((false, vec![(new.creator, chat)]));
+            }
+            let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) { &wanted } else { &[new.creator] };
+            for user_id in limited {
+                below_chat_limit(&mut work, *user_id, new.chats_max).await?;
+            }
+            let mut views = Vec::with_capacity(wanted.len());
+            for user_id in wanted {
+                let owns = user_id == new.creator && !matches!(new.kind, Creation::Private(_));
+                let role = if owns { Role::Owner } else { Role::Member };
+                let member = NewMember { chat_id: new.id, user_id, role, rev: Rev(1), last_message_id: MessageId(0) };
+                insert_member(&mut work, &member, new.now).await?;
+                views.push((user_id, view_within(&mut work, new.id, user_id).await?));
+            }
+            work.commit().await?;
+            Ok((true, views))
+        })
+        .await
+    }
+
+    /// Gives a group or channel another name. `None` if it has that name already.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
+    pub async fn rename_chat(&self, chat_id: ChatId, user_id: UserId, name: &str) -> Result<Option<Chat>> {
+        timed("rename_chat", async {
+            let mut work = self.begin().await?;
+            let head = Head::lock(&mut work, chat_id, user_id).await?;
+            permit(head.kind, head.role, Action::Rename)?;
+            let renamed: Option<ChatId> = within!(work, |db| sqlx::query_scalar(
+                "UPDATE chats SET name = $2, renamed_rev = rev WHERE id = $1 AND name <> $2 RETURNING id"
+            )
+            .bind(chat_id)
+            .bind(name)
+            .fetch_optional(db))?;
+            if renamed.is_none() {
+                return Ok(None);
+            }
+            let chat = view_within(&mut work, chat_id, user_id).await?;
+            work.commit().await?;
+            Ok(Some(chat))
+        })
+        .await
+    }
+
+    /// Removes a group or channel for all, or the history of a self or private chat for the caller alone. Returns the
+    /// rev of the removal for all; the job clears what is left of it.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `not_allowed`.
+    pub async fn remove_chat(&self, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Option<Rev>> {
+        timed("remove_chat", async {
+            let mut work = self.begin().await?;
+            let head = Head::lock(&mut work, chat_id, user_id).await?;
+            if !head.kind.has_membership() {
+                drop(work);
+                return self.clear_history(chat_id, user_id).await.map(|()| None);
+            }
+            permit(head.kind, head.role, Action::RemoveChat)?;
+            mark_removed(&mut work, chat_id, now).await?;
+            work.commit().await?;
+            Ok(Some(head.rev))
+        })
+        .await
+    }
+
+    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev.
+    async fn clear_history(&self, chat_id: ChatId, user_id: UserId) -> Result<()> {
+        on!(self.writer(), |db| sqlx::query(
+            "UPDATE members SET hidden = TRUE,
+                 cleared_message_id = (SELECT last_message_id FROM chats WHERE id = $1),
+                 last_read_message_id = (SELECT last_message_id FROM chats WHERE id = $1)
+             WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+        )
+        .bind(chat_id)
+        .bind(user_id)
+        .execute(db)
+        .map_ok_drop())
+    }
+}
+
+/// The locked head of a chat's log, with the revision that this unit of work will produce.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub kind: ChatKind,
+    pub rev: Rev,
+    pub last_message_id: MessageId,
+    pub member_count: i64,
+    pub role: Role,
+}
+
+impl Head {
+    /// Takes the chat's lock and its next revision for a change by `user_id`.
+    pub async fn lock(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Self> {
+        #[derive(FromRow)]
+        struct Row {
+            #[sqlx(try_from = "String")]
+            kind: ChatKind,
+            rev: Rev,
+            last_message_id: MessageId,
+            member_count: i64,
+        }
+        let row: Option<Row> = within!(work, |db| sqlx::query_as(
+            "UPDATE chats SET rev = rev + 1 WHERE id = $1 AND removed_at_ms IS NULL RETURNING kind, rev, last_message_id, member_count"
+        )
+        .bind(chat_id)
+        .fetch_optional(db))?;
+        let not_found = || Error::new(Code::ChatNotFound);
+        let row = row.ok_or_else(not_found)?;
+        // Asked after the lock is held: whoever was removed before this change is seen as removed.
+        let role = role_of(work, chat_id, user_id).await?.ok_or_else(not_found)?;
+        Ok(Self { kind: row.kind, rev: row.rev, last_message_id: row.last_message_id, member_count: row.member_count, role })
+    }
+}
+
+/// The role of a member, if they are one.
+pub(super) async fn role_of(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Role>> {
+    let word: Option<String> = within!(work, |db| sqlx::query_scalar(
+        "SELECT role FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+    )
+    .bind(chat_id)
+    .bind(user_id)
+    .fetch_optional(db))?;
+    word.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
+}
+
+/// The chat as a member sees it from inside the unit of work.
+pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Chat> {
+    let row: ViewRow =
+        within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2")).bind(user_id).bind(chat_id).fetch_one(db))?;
+    Ok(row.into())
+}
+
+/// Refuses one chat too many. The caller holds the user's lock.
+pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
+    let chats: i64 =
+        within!(work, |db| sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
+            .bind(user_id)
+            .fetch_one(db))?;
+    if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
+}
+
+/// Nobody sees the chat any more; the job clears what is left of it.
+pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
+    within!(work, |db| sqlx::query("UPDATE chats SET removed_at_ms = $2, self_user = NULL, pair_low = NULL, pair_high = NULL WHERE id = $1")
+        .bind(chat_id)
+        .bind(now)
+        .execute(db)
+        .map_ok_drop())?;
+    within!(work, |db| sqlx::query("UPDATE members SET left_rev = rev, left_at_ms = $2 WHERE chat_id = $1 AND left_rev IS NULL")
+        .bind(chat_id)
+        .bind(now)
+        .execute(db)
+        .map_ok_drop())
+}
+
+/// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.
+async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
+    let (kind, name, self_user, pair) = match &new.kind {
+        Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
+        Creation::Private(peer) => (ChatKind::Private, None, None, Some(ordered(new.creator, *peer))),
+        Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
+    };
+    let inserted: Option<ChatId> = within!(work, |db| sqlx::query_scalar(
+        "INSERT INTO chats (id, kind, name, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, renamed_rev, member_count)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 1, 1, $8) ON CONFLICT DO NOTHING RETURNING id"
+    )
+    .bind(new.id)
+    .bind(kind.as_str())
+    .bind(name)
+    .bind(self_user)
+    .bind(pair.map(|(low, _)| low))
+    .bind(pair.map(|(_, high)| high))
+    .bind(new.now)
+    .bind(i64::try_from(member_count).unwrap_or(i64::MAX))
+    .fetch_optional(db))?;
+    Ok(inserted.is_some())
+}
+
+/// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
+async fn reopen(work: &mut Work, new: &NewChat) -> Result<Chat> {
+    let (low, high) = match new.kind {
+        Creation::Private(peer) => ordered(new.creator, peer),
+        _ => (new.creator, new.creator),
+    };
+    let chat_id: ChatId = within!(work, |db| sqlx::query_scalar(
+        "UPDATE members SET hidden = FALSE
+         WHERE user_id = $1 AND chat_id = (SELECT id FROM chats WHERE self_user = $2 OR (pair_low = $2 AND pair_high = $3))
+         RETURNING chat_id"
+    )
+    .bind(new.creator)
+    .bind(low)
+    .bind(high)
+    .fetch_one(db))?;
+    view_within(work, chat_id, new.creator).await
+}
+
+fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {
+    if a < b { (a, b) } else { (b, a) }
+}

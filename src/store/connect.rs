@@ -1,0 +1,99 @@
+//! Opening the database, with the settings that its promises need.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::{Db, Store, failure};
+use crate::model::{Error, Result};
+
+/// How long a request waits for a connection before it is answered `503`.
+const ACQUIRE_MAX: Duration = Duration::from_secs(2);
+/// How long SQLite waits for a lock of another process, such as `starling invite`.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+/// Connections that read an SQLite file at once.
+const SQLITE_READERS: u32 = 4;
+/// Before this release a crash at the wrong moment could corrupt the write-ahead log.
+const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
+
+/// Which database to open.
+#[derive(Clone, Debug)]
+pub enum StoreOptions {
+    /// `postgres://…`, and how many connections to it.
+    Postgres {
+        /// The address with user and password.
+        url: String,
+        /// The pool's size.
+        connections_max: u32,
+    },
+    /// The file `starling.db` in this directory, made if need be.
+    Sqlite {
+        /// The data directory.
+        dir: PathBuf,
+    },
+}
+
+impl Store {
+    /// Opens the database. Does not touch its schema.
+    ///
+    /// # Errors
+    /// `unavailable` if it can't be reached, `internal` if it can't be used.
+    pub async fn open(options: &StoreOptions) -> Result<Self> {
+        let (reader, writer) = match options {
+            StoreOptions::Postgres { url, connections_max } => {
+                let pool = postgres(url, *connections_max).await?;
+                (Db::Postgres(pool.clone()), Db::Postgres(pool))
+            }
+            StoreOptions::Sqlite { dir } => sqlite(dir).await?,
+        };
+        Ok(Self { reader, writer, statements: Arc::default() })
+    }
+}
+
+async fn postgres(url: &str, connections_max: u32) -> Result<sqlx::PgPool> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failure)?
+        .application_name("starling")
+        .options([("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "20s")]);
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_MAX)
+        .connect_with(options)
+        .await
+        .map_err(failure)
+}
+
+async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
+    std::fs::create_dir_all(dir).map_err(Error::internal)?;
+    let options = SqliteConnectOptions::new()
+        .filename(dir.join("starling.db"))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // FULL: an acknowledged message is on disk, not just in the page cache.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_MAX);
+    let pool = |connections_max| {
+        SqlitePoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(UNIT_QUEUE_MAX)
+            .idle_timeout(None)
+            .max_lifetime(None)
+    };
+    let writer = pool(1).connect_with(options.clone()).await.map_err(failure)?;
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut part = || parts.next().unwrap_or(0);
+    if (part(), part(), part()) < SQLITE_MIN {
+        return Err(Error::internal(format!("SQLite {version} is older than {SQLITE_MIN:?}")));
+    }
+    let reader = pool(SQLITE_READERS).connect_with(options.read_only(true).create_if_missing(false)).await.map_err(failure)?;
+    Ok((Db::Sqlite(reader), Db::Sqlite(writer)))
+}
+
+/// How long a unit of work queues for SQLite's one writer: many short ones pass in this time.
+const UNIT_QUEUE_MAX: Duration = Duration::from_secs(5);

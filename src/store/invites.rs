@@ -1,0 +1,108 @@
+//! Invites.
+
+use sqlx::FromRow;
+
+use super::users::lock_users;
+use super::{MapOkDrop, Store, on, timed, within};
+use crate::model::{Code, Result, Timestamp, UserId};
+
+/// An invite.
+#[derive(Clone, Debug, FromRow)]
+pub struct Invite {
+    /// The words that let somebody in.
+    pub code: String,
+    /// How many more may register with it.
+    pub uses_left: i64,
+    /// When it stops working.
+    pub expires_at_ms: Timestamp,
+    /// When it was made.
+    pub created_at_ms: Timestamp,
+}
+
+/// What a stranger may know of an invite.
+#[derive(Clone, Debug, FromRow)]
+pub struct OpenInvite {
+    /// Who invites; `None`: the operator.
+    pub inviter: Option<String>,
+    /// When it stops working.
+    pub expires_at_ms: Timestamp,
+}
+
+const INSERT: &str =
+    "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
+
+impl Store {
+    /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
+    ///
+    /// # Errors
+    /// `invite_limit_reached` if the user has `open_max` open ones.
+    pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
+        timed("create_invite", async {
+            let mut work = self.begin().await?;
+            if let Some(user_id) = user_id {
+                lock_users(&mut work, &[user_id]).await?;
+                let open: i64 = within!(work, |db| sqlx::query_scalar(
+                    "SELECT COUNT(*) FROM invites WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2"
+                )
+                .bind(user_id)
+                .bind(invite.created_at_ms)
+                .fetch_one(db))?;
+                if open >= open_max {
+                    return Err(Code::InviteLimit.into());
+                }
+            }
+            within!(work, |db| sqlx::query(INSERT)
+                .bind(invite.code.as_str())
+                .bind(user_id)
+                .bind(invite.uses_left)
+                .bind(invite.expires_at_ms)
+                .bind(invite.created_at_ms)
+                .execute(db)
+                .map_ok_drop())?;
+            work.commit().await
+        })
+        .await
+    }
+
+    /// The open invites of a user, newest first.
+    pub async fn invites(&self, user_id: UserId, now: Timestamp, limit: i64) -> Result<Vec<Invite>> {
+        timed("invites", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
+                 WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, code LIMIT $3"
+            )
+            .bind(user_id)
+            .bind(now)
+            .bind(limit)
+            .fetch_all(db))
+        })
+        .await
+    }
+
+    /// What a stranger may know of an open invite.
+    pub async fn open_invite(&self, code: &str, now: Timestamp) -> Result<Option<OpenInvite>> {
+        timed("open_invite", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT u.name AS inviter, i.expires_at_ms FROM invites i LEFT JOIN users u ON u.id = i.user_id
+                 WHERE i.code = $1 AND i.uses_left > 0 AND i.expires_at_ms > $2"
+            )
+            .bind(code)
+            .bind(now)
+            .fetch_optional(db))
+        })
+        .await
+    }
+
+    /// Revokes a user's invite. Whether there was one.
+    pub async fn revoke_invite(&self, user_id: UserId, code: &str) -> Result<bool> {
+        timed("revoke_invite", async {
+            let revoked: Option<String> =
+                on!(self.writer(), |db| sqlx::query_scalar("DELETE FROM invites WHERE code = $1 AND user_id = $2 RETURNING code")
+                    .bind(code)
+                    .bind(user_id)
+                    .fetch_optional(db))?;
+            Ok(revoked.is_some())
+        })
+        .await
+    }
+}

@@ -1,0 +1,108 @@
+//! Cleaning up what nothing refers to, in bounded batches: a long absence of the job makes more batches, not longer ones.
+
+use super::{MapOkDrop, Store, on, timed, within};
+use crate::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
+use crate::model::{ChatId, Result, SessionId, Timestamp};
+
+/// What one round removed. A round that did not fill its batches leaves nothing behind.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Sessions past their end.
+    pub sessions: Vec<SessionId>,
+    /// Invites that are used up or expired.
+    pub invites: u64,
+    /// Messages and members of removed chats, and the chats.
+    pub chat_rows: u64,
+    /// Rows that remembered who left long ago.
+    pub tombstones: u64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+impl Store {
+    /// Removes up to one batch of each kind of thing that is no longer of use at `now`.
+    pub async fn sweep(&self, now: Timestamp) -> Result<Swept> {
+        timed("sweep", async {
+            let sessions: Vec<SessionId> = on!(self.writer(), |db| sqlx::query_scalar(
+                "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2)
+                 RETURNING id"
+            )
+            .bind(now)
+            .bind(JOB_BATCH)
+            .fetch_all(db))?;
+            let invites: Vec<String> = on!(self.writer(), |db| sqlx::query_scalar(
+                "DELETE FROM invites WHERE code IN (SELECT code FROM invites WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2)
+                 RETURNING code"
+            )
+            .bind(now)
+            .bind(JOB_BATCH)
+            .fetch_all(db))?;
+            let chat_rows = self.sweep_removed_chat().await?;
+            let tombstones = self.forget_departed(now).await?;
+            let batch = usize::try_from(JOB_BATCH).unwrap_or(usize::MAX);
+            Ok(Swept {
+                more: sessions.len() == batch || invites.len() == batch || chat_rows > 0 || tombstones > 0,
+                sessions,
+                invites: invites.len() as u64,
+                chat_rows,
+                tombstones,
+            })
+        })
+        .await
+    }
+
+    /// A batch of what is left of the longest-removed chat; the chat's row goes last.
+    async fn sweep_removed_chat(&self) -> Result<u64> {
+        let mut work = self.begin().await?;
+        let chat_id: Option<ChatId> = within!(work, |db| sqlx::query_scalar(
+            "SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1"
+        )
+        .fetch_optional(db))?;
+        let Some(chat_id) = chat_id else { return Ok(0) };
+        let messages: Vec<i64> = within!(work, |db| sqlx::query_scalar(
+            "DELETE FROM messages WHERE chat_id = $1
+                 AND id IN (SELECT id FROM messages WHERE chat_id = $1 ORDER BY id LIMIT $2) RETURNING id"
+        )
+        .bind(chat_id)
+        .bind(JOB_BATCH)
+        .fetch_all(db))?;
+        if messages.is_empty() {
+            within!(work, |db| sqlx::query("DELETE FROM members WHERE chat_id = $1").bind(chat_id).execute(db).map_ok_drop())?;
+            within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1").bind(chat_id).execute(db).map_ok_drop())?;
+        }
+        work.commit().await?;
+        Ok(messages.len() as u64 + 1)
+    }
+
+    /// Forgets a batch of those who left long ago, and notes in their chats that clients further behind must start anew.
+    async fn forget_departed(&self, now: Timestamp) -> Result<u64> {
+        let mut work = self.begin().await?;
+        let old: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
+            "SELECT chat_id FROM members WHERE left_at_ms <= $1 ORDER BY left_at_ms LIMIT $2"
+        )
+        .bind(now.minus(TOMBSTONE_LIFE))
+        .bind(JOB_BATCH)
+        .fetch_all(db))?;
+        let mut chats = old;
+        chats.sort_unstable();
+        chats.dedup();
+        let mut forgotten = 0;
+        for chat_id in chats {
+            let revs: Vec<i64> = within!(work, |db| sqlx::query_scalar(
+                "DELETE FROM members WHERE chat_id = $1 AND left_at_ms <= $2 RETURNING left_rev"
+            )
+            .bind(chat_id)
+            .bind(now.minus(TOMBSTONE_LIFE))
+            .fetch_all(db))?;
+            forgotten += revs.len() as u64;
+            let Some(newest) = revs.iter().max() else { continue };
+            within!(work, |db| sqlx::query("UPDATE chats SET forgotten_rev = $2 WHERE id = $1 AND forgotten_rev < $2")
+                .bind(chat_id)
+                .bind(newest)
+                .execute(db)
+                .map_ok_drop())?;
+        }
+        work.commit().await?;
+        Ok(forgotten)
+    }
+}

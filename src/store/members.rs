@@ -1,0 +1,321 @@
+//! Who is in a chat: joining, leaving, roles, read markers.
+//!
+//! Whoever leaves keeps a row with `left_rev`, so that clients who were away learn of it. A job forgets old ones.
+
+use sqlx::FromRow;
+
+use super::chats::{Head, below_chat_limit, mark_removed, role_of, view_within};
+use super::users::lock_users;
+use super::{MapOkDrop, Store, Work, on, timed, within};
+use crate::model::chat::{Action, permit};
+use crate::model::user::UserBrief;
+use crate::model::{
+    Change, ChatEvent, ChatId, ChatKind, Code, Error, Member, MessageId, Result, Rev, Role, Timestamp, UserId,
+};
+
+#[derive(FromRow)]
+pub(super) struct MemberRow {
+    user_id: UserId,
+    login: Option<String>,
+    name: String,
+    #[sqlx(try_from = "String")]
+    role: Role,
+    joined_at_ms: Timestamp,
+    pub joined_rev: Rev,
+    pub rev: Rev,
+    pub left_rev: Option<Rev>,
+    last_read_message_id: MessageId,
+}
+
+impl From<MemberRow> for Member {
+    fn from(row: MemberRow) -> Self {
+        Self {
+            user: UserBrief { id: row.user_id, login: row.login, name: row.name },
+            role: row.role,
+            joined_at: row.joined_at_ms,
+            last_read_message_id: row.last_read_message_id,
+        }
+    }
+}
+
+impl MemberRow {
+    /// What became of this member at `rev`, for somebody who knows the chat up to `known`.
+    pub fn change_after(self, known: Rev) -> (Rev, Change) {
+        let rev = self.rev;
+        let joined_unseen = self.joined_rev > known;
+        let left = self.left_rev.is_some();
+        let user_id = self.user_id;
+        let change = match (left, joined_unseen) {
+            (true, _) => Change::MemberLeft(user_id),
+            (false, true) => Change::MemberJoined(Box::new((self.into(), None))),
+            (false, false) => Change::MemberChanged(self.into()),
+        };
+        (rev, change)
+    }
+}
+
+/// The columns of [`MemberRow`]; the chat is `$1`.
+macro_rules! members {
+    ($tail:literal) => {
+        concat!(
+            "SELECT m.user_id, u.login, u.name, m.role, m.joined_at_ms, m.joined_rev, m.rev, m.left_rev, m.last_read_message_id \
+             FROM members m JOIN users u ON u.id = m.user_id WHERE m.chat_id = $1 ",
+            $tail
+        )
+    };
+}
+pub(super) use members;
+
+/// A membership to be written.
+pub(super) struct NewMember {
+    pub chat_id: ChatId,
+    pub user_id: UserId,
+    pub role: Role,
+    pub rev: Rev,
+    /// The chat's end: a new member starts with nothing unread.
+    pub last_message_id: MessageId,
+}
+
+impl Store {
+    /// Members of a chat by id, after the member `after`.
+    pub async fn members(&self, chat_id: ChatId, after: Option<UserId>, limit: i64) -> Result<Vec<Member>> {
+        timed("members", async {
+            let rows: Vec<MemberRow> = on!(self.reader(), |db| sqlx::query_as(members!(
+                "AND m.left_rev IS NULL AND m.user_id > $2 ORDER BY m.user_id LIMIT $3"
+            ))
+            .bind(chat_id)
+            .bind(after.unwrap_or_default())
+            .bind(limit)
+            .fetch_all(db))?;
+            Ok(rows.into_iter().map(Member::from).collect())
+        })
+        .await
+    }
+
+    /// Adds a member. `members_max` bounds groups, `chats_max` the new member's chats.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
+    /// `chat_limit_reached`.
+    pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
+        timed("add_member", async {
+            let mut work = self.begin().await?;
+            let user_known = !lock_users(&mut work, &[add.user_id]).await?.is_empty();
+            let head = Head::lock(&mut work, add.chat_id, add.actor).await?;
+            permit(head.kind, head.role, Action::Add(add.role))?;
+            if !user_known {
+                return Err(Code::UserNotFound.into());
+            }
+            if role_of(&mut work, add.chat_id, add.user_id).await?.is_some() {
+                return Err(Code::AlreadyMember.into());
+            }
+            if head.kind == ChatKind::Group && head.member_count >= add.members_max {
+                return Err(Code::MemberLimit.into());
+            }
+            below_chat_limit(&mut work, add.user_id, add.chats_max).await?;
+            let member = NewMember {
+                chat_id: add.chat_id,
+                user_id: add.user_id,
+                role: add.role,
+                rev: head.rev,
+                last_message_id: head.last_message_id,
+            };
+            insert_member(&mut work, &member, add.now).await?;
+            count_members(&mut work, add.chat_id, 1).await?;
+            let member = member_within(&mut work, add.chat_id, add.user_id).await?;
+            let view = view_within(&mut work, add.chat_id, add.user_id).await?;
+            work.commit().await?;
+            let change = Change::MemberJoined(Box::new((member, Some(view))));
+            Ok(ChatEvent { chat_id: add.chat_id, rev: head.rev, change })
+        })
+        .await
+    }
+
+    /// Gives a member another role. `None` if they have it already.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `member_not_found`, `last_owner`.
+    pub async fn change_role(&self, chat_id: ChatId, actor: UserId, user_id: UserId, role: Role) -> Result<(Member, Option<ChatEvent>)> {
+        timed("change_role", async {
+            let mut work = self.begin().await?;
+            let head = Head::lock(&mut work, chat_id, actor).await?;
+            let target = role_of(&mut work, chat_id, user_id).await?;
+            permit(head.kind, head.role, Action::ChangeRole(target.unwrap_or(Role::Member), role))?;
+            let target = target.ok_or(Error::new(Code::MemberNotFound))?;
+            if target == role {
+                return Ok((member_within(&mut work, chat_id, user_id).await?, None));
+            }
+            if target == Role::Owner && owners(&mut work, chat_id).await? <= 1 {
+                return Err(Code::LastOwner.into());
+            }
+            set_role(&mut work, chat_id, user_id, role, head.rev).await?;
+            let member = member_within(&mut work, chat_id, user_id).await?;
+            work.commit().await?;
+            let event = ChatEvent { chat_id, rev: head.rev, change: Change::MemberChanged(member.clone()) };
+            Ok((member, Some(event)))
+        })
+        .await
+    }
+
+    /// Removes a member, or lets them leave (`actor` = `user_id`). The last one out removes the chat.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `member_not_found`, `last_owner`.
+    pub async fn remove_member(&self, chat_id: ChatId, actor: UserId, user_id: UserId, now: Timestamp) -> Result<ChatEvent> {
+        timed("remove_member", async {
+            let mut work = self.begin().await?;
+            let head = Head::lock(&mut work, chat_id, actor).await?;
+            let target = role_of(&mut work, chat_id, user_id).await?;
+            if actor == user_id {
+                if !head.kind.has_membership() {
+                    return Err(Code::WrongChatKind.into());
+                }
+            } else {
+                permit(head.kind, head.role, Action::Remove(target.unwrap_or(Role::Member)))?;
+            }
+            let target = target.ok_or(Error::new(Code::MemberNotFound))?;
+            if target == Role::Owner && head.member_count > 1 && owners(&mut work, chat_id).await? <= 1 {
+                return Err(Code::LastOwner.into());
+            }
+            let event = leave(&mut work, chat_id, user_id, &head, now).await?;
+            work.commit().await?;
+            Ok(event)
+        })
+        .await
+    }
+
+    /// Moves a member's read marker forward, never back and never past the last message. Returns where it is now if it
+    /// moved.
+    ///
+    /// # Errors
+    /// `chat_not_found`, `message_not_found`.
+    pub async fn mark_read(&self, chat_id: ChatId, user_id: UserId, message_id: MessageId) -> Result<Option<(ChatKind, MessageId)>> {
+        timed("mark_read", async {
+            let access = self.access(chat_id, user_id).await?.ok_or(Error::new(Code::ChatNotFound))?;
+            if message_id.0 < 0 || message_id > access.last_message_id {
+                return Err(Code::MessageNotFound.into());
+            }
+            let moved: Option<MessageId> = on!(self.writer(), |db| sqlx::query_scalar(
+                "UPDATE members SET last_read_message_id = $3
+                 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL AND last_read_message_id < $3
+                 RETURNING last_read_message_id"
+            )
+            .bind(chat_id)
+            .bind(user_id)
+            .bind(message_id)
+            .fetch_optional(db))?;
+            Ok(moved.map(|marker| (access.kind, marker)))
+        })
+        .await
+    }
+}
+
+/// Whom to add where.
+#[derive(Clone, Debug)]
+pub struct AddMember {
+    /// The chat.
+    pub chat_id: ChatId,
+    /// Who adds.
+    pub actor: UserId,
+    /// Who is added.
+    pub user_id: UserId,
+    /// What the new member may do.
+    pub role: Role,
+    /// Now.
+    pub now: Timestamp,
+    /// Members of a group.
+    pub members_max: i64,
+    /// Chats of a user.
+    pub chats_max: i64,
+}
+
+pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
+         VALUES ($1, $2, $3, $4, $5, $5, $6)
+         ON CONFLICT (chat_id, user_id) DO UPDATE SET role = $3, joined_at_ms = $4, joined_rev = $5, rev = $5,
+             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE"
+    )
+    .bind(new.chat_id)
+    .bind(new.user_id)
+    .bind(new.role.as_str())
+    .bind(now)
+    .bind(new.rev)
+    .bind(new.last_message_id)
+    .execute(db)
+    .map_ok_drop())
+}
+
+async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
+    let row: MemberRow =
+        within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2")).bind(chat_id).bind(user_id).fetch_one(db))?;
+    Ok(row.into())
+}
+
+async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
+    within!(work, |db| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM members WHERE chat_id = $1 AND role = 'owner' AND left_rev IS NULL"
+    )
+    .bind(chat_id)
+    .fetch_one(db))
+}
+
+async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
+    within!(work, |db| sqlx::query("UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2")
+        .bind(chat_id)
+        .bind(user_id)
+        .bind(role.as_str())
+        .bind(rev)
+        .execute(db)
+        .map_ok_drop())
+}
+
+async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> {
+    within!(work, |db| sqlx::query("UPDATE chats SET member_count = member_count + $2 WHERE id = $1")
+        .bind(chat_id)
+        .bind(by)
+        .execute(db)
+        .map_ok_drop())
+}
+
+async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, now: Timestamp) -> Result<ChatEvent> {
+    within!(work, |db| sqlx::query(
+        "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+    )
+    .bind(chat_id)
+    .bind(user_id)
+    .bind(head.rev)
+    .bind(now)
+    .execute(db)
+    .map_ok_drop())?;
+    count_members(work, chat_id, -1).await?;
+    let change = if head.member_count <= 1 {
+        mark_removed(work, chat_id, now).await?;
+        Change::Removed
+    } else {
+        Change::MemberLeft(user_id)
+    };
+    Ok(ChatEvent { chat_id, rev: head.rev, change })
+}
+
+/// Takes a user whose account ends out of a chat. Where they were the last owner, the longest-standing admin, else
+/// member, becomes one: a chat is never left without.
+pub(super) async fn depart(work: &mut Work, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Vec<ChatEvent>> {
+    let head = Head::lock(work, chat_id, user_id).await?;
+    let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
+    let heir_needed = head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
+    if heir_needed && owners(work, chat_id).await? == 0 {
+        let heir: UserId = within!(work, |db| sqlx::query_scalar(
+            "SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL ORDER BY role, joined_rev, user_id LIMIT 1"
+        )
+        .bind(chat_id)
+        .fetch_one(db))?;
+        let rev: Rev = within!(work, |db| sqlx::query_scalar("UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev")
+            .bind(chat_id)
+            .fetch_one(db))?;
+        set_role(work, chat_id, heir, Role::Owner, rev).await?;
+        let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
+        events.push(ChatEvent { chat_id, rev, change });
+    }
+    Ok(events)
+}

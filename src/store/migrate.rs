@@ -1,0 +1,88 @@
+//! The schema's versions: bringing it up to date, and telling whether it is.
+
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+
+use super::{Db, Store, failure, on, timed};
+use crate::model::{Error, Result};
+
+fn postgres() -> Migrator {
+    sqlx::migrate!("migrations/postgres")
+}
+
+fn sqlite() -> Migrator {
+    sqlx::migrate!("migrations/sqlite")
+}
+
+/// The key of the advisory lock that one migration at a time holds: "starling" in ASCII.
+const LOCK: i64 = 0x7374_6172_6c69_6e67;
+/// Pause between two tries for the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+/// Tries for the lock: five minutes.
+const LOCK_TRIES: u32 = 1500;
+
+impl Store {
+    /// Brings the schema up to date. Several processes may do so at once; one of them works, the others wait for it.
+    ///
+    /// # Errors
+    /// `internal` if a migration fails or one of another version was applied, `unavailable` if the lock is never free.
+    pub async fn migrate(&self) -> Result<()> {
+        match &self.writer {
+            Db::Sqlite(pool) => sqlite().run(pool).await.map_err(Error::internal),
+            Db::Postgres(pool) => {
+                // Tried, not waited for: a session that waits for a lock holds a snapshot, and CREATE INDEX
+                // CONCURRENTLY waits for all snapshots, so the two would wait for each other.
+                let mut holder = pool.acquire().await.map_err(failure)?;
+                let mut free = false;
+                for _ in 0..LOCK_TRIES {
+                    free = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+                        .bind(LOCK)
+                        .fetch_one(&mut *holder)
+                        .await
+                        .map_err(failure)?;
+                    if free {
+                        break;
+                    }
+                    tokio::time::sleep(LOCK_RETRY).await;
+                }
+                if !free {
+                    return Err(Error::overloaded());
+                }
+                let mut migrator = postgres();
+                let result = migrator.set_locking(false).run(&mut *holder).await.map_err(Error::internal);
+                // Closed, not returned to the pool: the lock ends with its session even if unlocking failed.
+                holder.close().await.map_err(failure)?;
+                result
+            }
+        }
+    }
+
+    /// How many migrations this binary brings that the database lacks.
+    ///
+    /// # Errors
+    /// `unavailable` if the database is away.
+    pub async fn pending_migrations(&self) -> Result<usize> {
+        timed("pending_migrations", async {
+            let known = if self.is_embedded() { sqlite() } else { postgres() };
+            let table: i64 = match &self.reader {
+                Db::Postgres(db) => sqlx::query_scalar("SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')")
+                    .fetch_one(db)
+                    .await,
+                Db::Sqlite(db) => sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'")
+                    .fetch_one(db)
+                    .await,
+            }
+            .map_err(failure)?;
+            if table == 0 {
+                return Ok(known.iter().count());
+            }
+            let applied: Vec<i64> = on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT version FROM _sqlx_migrations WHERE success"
+            )
+            .fetch_all(db))?;
+            Ok(known.iter().filter(|migration| !applied.contains(&migration.version)).count())
+        })
+        .await
+    }
+}

@@ -1,0 +1,319 @@
+//! Sessions and their tokens, which are stored as hashes only.
+
+use std::collections::HashSet;
+
+use sqlx::FromRow;
+
+use super::users::lock_users;
+use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
+use crate::model::limits::REFRESH_GRACE;
+use crate::model::session::Caller;
+use crate::model::token::TokenHash;
+use crate::model::{Code, Result, Session, SessionId, Timestamp, UserId};
+
+/// Fresh tokens of a session, as the store keeps them.
+#[derive(Clone, Copy)]
+pub struct SessionTokens {
+    /// Hash of the access token.
+    pub token: TokenHash,
+    /// Hash of the refresh token.
+    pub refresh: TokenHash,
+    /// When the access token ends.
+    pub token_expires_at: Timestamp,
+    /// When the refresh token, and so the session, ends.
+    pub expires_at: Timestamp,
+}
+
+/// A session to be made.
+#[derive(Clone)]
+pub struct NewSession {
+    /// Its id.
+    pub id: SessionId,
+    /// Its owner.
+    pub user_id: UserId,
+    /// Its first tokens.
+    pub tokens: SessionTokens,
+    /// What the client says of itself.
+    pub device: Option<String>,
+    /// Where it comes from.
+    pub ip: Option<String>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What became of a refresh.
+pub enum Refreshed {
+    /// The session has the new tokens.
+    Rotated {
+        /// The session.
+        session_id: SessionId,
+        /// Its owner.
+        user_id: UserId,
+    },
+    /// The token had been spent before: somebody else has it. The session is over.
+    Reused(SessionId),
+    /// Unknown or expired.
+    Unknown,
+}
+
+#[derive(FromRow)]
+struct SessionRow {
+    id: SessionId,
+    device: Option<String>,
+    ip: Option<String>,
+    created_at_ms: Timestamp,
+    last_seen_at_ms: Timestamp,
+}
+
+impl SessionRow {
+    fn seen_by(self, current: SessionId) -> Session {
+        Session {
+            id: self.id,
+            device: self.device,
+            ip: self.ip,
+            created_at: self.created_at_ms,
+            last_seen_at: self.last_seen_at_ms,
+            current: self.id == current,
+        }
+    }
+}
+
+impl Store {
+    /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
+    /// oldest over the limit. Returns the session's id and the sessions that ended.
+    pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<(SessionId, Vec<SessionId>)> {
+        timed("log_in", async {
+            let mut work = self.begin().await?;
+            if lock_users(&mut work, &[new.user_id]).await?.is_empty() {
+                return Err(Code::InvalidCredentials.into());
+            }
+            if let Some(id) = reuse
+                && rotate(&mut work, id, Some(new.user_id), &new.tokens, new.now).await?
+            {
+                within!(work, |db| sqlx::query("UPDATE sessions SET device = COALESCE($2, device), ip = $3 WHERE id = $1")
+                    .bind(id)
+                    .bind(new.device.as_deref())
+                    .bind(new.ip.as_deref())
+                    .execute(db)
+                    .map_ok_drop())?;
+                work.commit().await?;
+                return Ok((id, Vec::new()));
+            }
+            let ended = within!(work, |db| sqlx::query_scalar(
+                "DELETE FROM sessions WHERE id IN (
+                     SELECT id FROM sessions WHERE user_id = $1 ORDER BY created_at_ms DESC, id DESC LIMIT 1000 OFFSET $2
+                 ) RETURNING id"
+            )
+            .bind(new.user_id)
+            .bind((sessions_max - 1).max(0))
+            .fetch_all(db))?;
+            insert(&mut work, new).await?;
+            work.commit().await?;
+            Ok((new.id, ended))
+        })
+        .await
+    }
+
+    /// Spends a refresh token for new tokens. One spent before ends its session, except within a short grace, since the
+    /// answer may have been lost.
+    pub async fn refresh(&self, presented: TokenHash, tokens: &SessionTokens, ip: Option<&str>, now: Timestamp) -> Result<Refreshed> {
+        timed("refresh", async {
+            let mut work = self.begin().await?;
+            // The update locks the session's row, so two refreshes at once take turns.
+            let found: Option<(SessionId, UserId)> = within!(work, |db| sqlx::query_as(
+                "UPDATE sessions SET ip = $2, last_seen_at_ms = $3
+                 WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1) AND expires_at_ms > $3
+                 RETURNING id, user_id"
+            )
+            .bind(&presented.0[..])
+            .bind(ip)
+            .bind(now)
+            .fetch_optional(db))?;
+            let Some((session_id, user_id)) = found else { return Ok(Refreshed::Unknown) };
+            let spent: Option<Timestamp> =
+                within!(work, |db| sqlx::query_scalar("SELECT spent_at_ms FROM refresh_tokens WHERE hash = $1")
+                    .bind(&presented.0[..])
+                    .fetch_one(db))?;
+            if spent.is_some_and(|spent| spent < now.minus(REFRESH_GRACE)) {
+                within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1").bind(session_id).execute(db).map_ok_drop())?;
+                work.commit().await?;
+                return Ok(Refreshed::Reused(session_id));
+            }
+            rotate(&mut work, session_id, None, tokens, now).await?;
+            work.commit().await?;
+            Ok(Refreshed::Rotated { session_id, user_id })
+        })
+        .await
+    }
+
+    /// Who a token stands for, if it is valid at `now`.
+    pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
+        timed("resolve", async {
+            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
+                 WHERE token_hash = $1 AND token_expires_at_ms > $2"
+            )
+            .bind(&token.0[..])
+            .bind(now)
+            .fetch_optional(db))?;
+            Ok(row.map(|(session_id, user_id, expires_at, last_seen_at)| Caller { user_id, session_id, expires_at, last_seen_at }))
+        })
+        .await
+    }
+
+    /// Notes that a session was seen.
+    pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
+        timed("touch_session", async {
+            on!(self.writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
+                .bind(id)
+                .bind(now)
+                .execute(db)
+                .map_ok_drop())
+        })
+        .await
+    }
+
+    /// The live sessions of a user, newest first.
+    pub async fn sessions(&self, caller: Caller, now: Timestamp) -> Result<Vec<Session>> {
+        timed("sessions", async {
+            let rows: Vec<SessionRow> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions
+                 WHERE user_id = $1 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, id DESC LIMIT 1000"
+            )
+            .bind(caller.user_id)
+            .bind(now)
+            .fetch_all(db))?;
+            Ok(rows.into_iter().map(|row| row.seen_by(caller.session_id)).collect())
+        })
+        .await
+    }
+
+    /// One session, as its owner sees it.
+    pub async fn session(&self, id: SessionId) -> Result<Option<Session>> {
+        timed("session", async {
+            let row: Option<SessionRow> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1"
+            )
+            .bind(id)
+            .fetch_optional(db))?;
+            Ok(row.map(|row| row.seen_by(id)))
+        })
+        .await
+    }
+
+    /// Ends one session of a user. Whether there was one.
+    pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<bool> {
+        timed("end_session", async {
+            let ended: Option<SessionId> =
+                on!(self.writer(), |db| sqlx::query_scalar("DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id")
+                    .bind(id)
+                    .bind(user_id)
+                    .fetch_optional(db))?;
+            Ok(ended.is_some())
+        })
+        .await
+    }
+
+    /// Which of these sessions are over at `now`.
+    pub async fn ended_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<Vec<SessionId>> {
+        timed("ended_sessions", async {
+            let mut live: HashSet<SessionId> = HashSet::with_capacity(sessions.len());
+            match self.reader() {
+                Db::Postgres(db) => {
+                    let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
+                    let found: Vec<SessionId> =
+                        sqlx::query_scalar("SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2")
+                            .bind(ids)
+                            .bind(now)
+                            .fetch_all(db)
+                            .await
+                            .map_err(failure)?;
+                    live.extend(found);
+                }
+                Db::Sqlite(db) => {
+                    for id in sessions {
+                        let found: Option<SessionId> =
+                            sqlx::query_scalar("SELECT id FROM sessions WHERE id = $1 AND expires_at_ms > $2")
+                                .bind(id)
+                                .bind(now)
+                                .fetch_optional(db)
+                                .await
+                                .map_err(failure)?;
+                        live.extend(found);
+                    }
+                }
+            }
+            Ok(sessions.iter().copied().filter(|id| !live.contains(id)).collect())
+        })
+        .await
+    }
+
+    /// Ends all sessions of a user but one. Returns those that ended.
+    pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
+        timed("end_other_sessions", async {
+            let mut work = self.begin().await?;
+            let ended = end_others(&mut work, user_id, kept).await?;
+            work.commit().await?;
+            Ok(ended)
+        })
+        .await
+    }
+}
+
+pub(super) async fn end_others(work: &mut Work, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
+    within!(work, |db| sqlx::query_scalar("DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id")
+        .bind(user_id)
+        .bind(kept)
+        .fetch_all(db))
+}
+
+pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "INSERT INTO sessions (id, user_id, token_hash, device, ip, created_at_ms, last_seen_at_ms, token_expires_at_ms, expires_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)"
+    )
+    .bind(new.id)
+    .bind(new.user_id)
+    .bind(&new.tokens.token.0[..])
+    .bind(new.device.as_deref())
+    .bind(new.ip.as_deref())
+    .bind(new.now)
+    .bind(new.tokens.token_expires_at)
+    .bind(new.tokens.expires_at)
+    .execute(db)
+    .map_ok_drop())?;
+    insert_refresh(work, new.id, new.tokens.refresh).await
+}
+
+async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash) -> Result<()> {
+    within!(work, |db| sqlx::query("INSERT INTO refresh_tokens (hash, session_id) VALUES ($1, $2)")
+        .bind(&hash.0[..])
+        .bind(id)
+        .execute(db)
+        .map_ok_drop())
+}
+
+/// Gives a live session new tokens and marks its refresh token as spent. Whether there is such a session (of `owner`).
+async fn rotate(work: &mut Work, id: SessionId, owner: Option<UserId>, tokens: &SessionTokens, now: Timestamp) -> Result<bool> {
+    let rotated: Option<SessionId> = within!(work, |db| sqlx::query_scalar(
+        "UPDATE sessions SET token_hash = $3, token_expires_at_ms = $4, expires_at_ms = $5, last_seen_at_ms = $6
+         WHERE id = $1 AND user_id = COALESCE($2, user_id) AND expires_at_ms > $6 RETURNING id"
+    )
+    .bind(id)
+    .bind(owner)
+    .bind(&tokens.token.0[..])
+    .bind(tokens.token_expires_at)
+    .bind(tokens.expires_at)
+    .bind(now)
+    .fetch_optional(db))?;
+    if rotated.is_none() {
+        return Ok(false);
+    }
+    within!(work, |db| sqlx::query("UPDATE refresh_tokens SET spent_at_ms = $2 WHERE session_id = $1 AND spent_at_ms IS NULL")
+        .bind(id)
+        .bind(now)
+        .execute(db)
+        .map_ok_drop())?;
+    insert_refresh(work, id, tokens.refresh).await?;
+    Ok(true)
+}

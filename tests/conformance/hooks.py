@@ -1,0 +1,68 @@
+"""Authenticates the requests of Schemathesis, so that no request ends the session that the others use.
+
+Almost every request carries the token of the main account. The operations in ENDS_A_SESSION would sooner or later kill
+it, and all requests after that would test nothing but 401. Each of their requests gets a session of its own, by a new
+login of a spare account, and the values that only its owner can know (password, session id, refresh token), so that it
+can succeed as well. check_schemathesis.py sees to it that the main account's session is alive at the end.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import requests
+import schemathesis
+from schemathesis.specs.openapi.checks import ParameterLocation
+
+RUN = Path("target/conformance/run")
+ENDS_A_SESSION = {
+    "DELETE /sessions",
+    "DELETE /sessions/current",
+    "DELETE /sessions/{id}",
+    "DELETE /users/me",
+    "POST /sessions",
+    "POST /sessions/refresh",
+}
+URL = (RUN / "url").read_text().strip()
+MAIN = json.loads((RUN / "main.jsonl").read_text())
+SPARES = [json.loads(line) for line in (RUN / "spares.jsonl").read_text().splitlines()]
+turns = itertools.count()
+
+
+def label(operation) -> str:
+    """The operation's name as in ENDS_A_SESSION, whatever the document calls the parameter in the path."""
+    return re.sub(r"\{\w+\}", "{id}", operation.label)
+
+
+def new_session() -> dict:
+    """Logs a spare account in. An account that was removed by an earlier request is left out from then on."""
+    while SPARES:
+        spare = SPARES[0]
+        credentials = {"login": spare["login"], "password": spare["password"]}
+        answer = requests.post(f"{URL}/sessions", json=credentials, timeout=10)
+        if answer.status_code == 201:
+            return answer.json() | credentials
+        if answer.status_code != 401:
+            raise RuntimeError(f"login of {spare['login']}: {answer.status_code} {answer.text}")
+        SPARES.pop(0)
+    raise RuntimeError("no spare account is left: make more of them in run.sh")
+
+
+@schemathesis.auth(refresh_interval=None)
+class Session:
+    def get(self, case, context):
+        if label(context.operation) in ENDS_A_SESSION:
+            return new_session()
+        return MAIN
+
+    def set(self, case, session, context):
+        case.headers["Authorization"] = f"Bearer {session['token']}"
+        # Every other request keeps its random values: a wrong password or a foreign id must be refused.
+        if session is MAIN or next(turns) % 2:
+            return
+        if label(context.operation) == "DELETE /sessions/{id}" and not case.meta.is_negative_at(ParameterLocation.PATH):
+            case.path_parameters = dict.fromkeys(case.path_parameters, session["session"]["id"])
+        if isinstance(case.body, dict) and not case.meta.is_negative_at(ParameterLocation.BODY):
+            own = {name: session[name] for name in ("login", "password", "refresh_token") if name in case.body}
+            case.body = case.body | own

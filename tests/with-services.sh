@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Runs a command with the services that the tests need, and stops them afterwards, whatever happens.
+#   tests/with-services.sh COMMAND [ARGUMENT…]
+#
+# Postgres: a new cluster on a free loopback port, in a temporary folder. No cluster of the system is touched.
+#   STARLING_TEST_POSTGRES   set for COMMAND: the URL of a superuser, without password
+#   STARLING_TEST_FSYNC=on   read here: write to disk for real (benchmarks, kill -9 tests); default off, for speed
+# The exit code is COMMAND's.
+set -euo pipefail
+# Each background job gets a process group: Ctrl-C reaches this script alone, which then stops things in order.
+set -m
+
+if (($# == 0)); then
+  echo "usage: $0 COMMAND [ARGUMENT…]" >&2
+  exit 2
+fi
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/starling-test.XXXXXX")
+postgres_pid=
+command_pid=
+
+# shellcheck disable=SC2317  # called by the trap
+stop_everything() {
+  trap - EXIT INT TERM HUP
+  if [[ -n $command_pid ]]; then
+    # The whole group: ending cargo alone would leave the test binary running, and what a test started.
+    kill -TERM -- "-$command_pid" 2>/dev/null || true
+    for _ in {1..100}; do
+      kill -0 -- "-$command_pid" 2>/dev/null || break
+      sleep 0.1
+    done
+    kill -KILL -- "-$command_pid" 2>/dev/null || true
+  fi
+  if [[ -n $postgres_pid ]]; then
+    # Postgres's immediate stop: the folder goes, so there is nothing to flush.
+    kill -QUIT "$postgres_pid" 2>/dev/null || true
+    wait "$postgres_pid" 2>/dev/null || true
+  fi
+  rm -rf "$dir"
+}
+trap stop_everything EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+# --- Postgres ---------------------------------------------------------------------------------------------------------
+
+# Debian keeps the server's programs out of PATH, in a folder a version; the newest wins.
+postgres_bin=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+if [[ ! -x $postgres_bin/initdb ]]; then
+  postgres_bin=$(dirname "$(readlink -f "$(type -P initdb || echo /missing/initdb)")")
+fi
+if [[ ! -x $postgres_bin/initdb ]]; then
+  echo "No Postgres server here (no initdb). Run tests/install.sh, or install PostgreSQL 15 or later." >&2
+  exit 1
+fi
+
+# Postgres refuses to run as root. And should this script be killed outright, the kernel tells Postgres.
+as_postgres=(setpriv --pdeathsig QUIT)
+if ((EUID == 0)); then
+  user=$(id -un postgres 2>/dev/null || echo nobody)
+  as_postgres+=(--reuid "$user" --regid "$(id -g "$user")" --clear-groups)
+  chown "$user" "$dir"
+fi
+
+# A linguistic collation, as most databases have: a query that leans on byte order fails here, not at a user's.
+"${as_postgres[@]}" "$postgres_bin/initdb" --pgdata "$dir/postgres" --username postgres --auth trust --no-sync \
+  --encoding UTF8 --locale C.UTF-8 --locale-provider icu --icu-locale en-US >"$dir/initdb.log" 2>&1 || {
+  cat "$dir/initdb.log" >&2
+  exit 1
+}
+
+fsync=${STARLING_TEST_FSYNC:-off}
+start_postgres() { # PORT
+  "${as_postgres[@]}" "$postgres_bin/postgres" -D "$dir/postgres" -k "$dir" -h 127.0.0.1 -p "$1" \
+    -c fsync="$fsync" -c full_page_writes="$fsync" -c max_connections=300 -c shared_buffers=256MB \
+    -c max_wal_size=2GB >"$dir/postgres.log" 2>&1 &
+  postgres_pid=$!
+  # Not pg_isready: another server on that port would answer it, too. This file is ours.
+  for _ in {1..300}; do
+    if grep -qs '^ready' "$dir/postgres/postmaster.pid"; then return 0; fi
+    if ! kill -0 "$postgres_pid" 2>/dev/null; then break; fi
+    sleep 0.1
+  done
+  kill -QUIT "$postgres_pid" 2>/dev/null || true
+  wait "$postgres_pid" 2>/dev/null || true
+  postgres_pid=
+  return 1
+}
+
+# Postgres can't choose a free port by itself. These are below the range that the kernel hands to clients.
+for _ in {1..10}; do
+  port=$((20000 + RANDOM % 10000))
+  if start_postgres "$port"; then break; fi
+  grep -q 'Address already in use' "$dir/postgres.log" || break
+done
+if [[ -z $postgres_pid ]]; then
+  echo "Postgres did not start:" >&2
+  cat "$dir/postgres.log" >&2
+  exit 1
+fi
+export STARLING_TEST_POSTGRES=postgres://postgres@127.0.0.1:$port/postgres
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+status=0
+"$@" <&0 &
+command_pid=$!
+wait "$command_pid" || status=$?
+if ((status != 0)) && ! kill -0 "$postgres_pid" 2>/dev/null; then
+  echo "Postgres died during the run. The end of its log:" >&2
+  tail -n 40 "$dir/postgres.log" >&2
+  postgres_pid=
+fi
+exit "$status"
