@@ -40,6 +40,24 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
+    /// Every code, for the document.
+    pub const ALL: &[Self] = &[
+        Self::Normal,
+        Self::GoingAway,
+        Self::ProtocolError,
+        Self::NotUtf8,
+        Self::TooBig,
+        Self::InternalError,
+        Self::Restarting,
+        Self::TryAgainLater,
+        Self::BadProtocol,
+        Self::NotAuthenticated,
+        Self::TimedOut,
+        Self::TooManyConnections,
+        Self::TooSlow,
+        Self::RateLimited,
+    ];
+
     /// The code on the wire, and the reason in words.
     pub const fn wire(self) -> (u16, &'static str) {
         match self {
@@ -63,7 +81,10 @@ impl CloseCode {
     /// The frame that closes with this code.
     pub fn frame(self) -> CloseFrame {
         let (code, reason) = self.wire();
-        CloseFrame { code, reason: reason.into() }
+        CloseFrame {
+            code,
+            reason: reason.into(),
+        }
     }
 
     /// What an error before or instead of an answer means for the connection.
@@ -86,10 +107,16 @@ impl CloseCode {
 
     /// What a failure to read a frame means.
     pub fn of_protocol_error(error: axum::Error) -> Self {
-        match error.into_inner().downcast::<tungstenite::Error>().map(|error| *error) {
+        match error
+            .into_inner()
+            .downcast::<tungstenite::Error>()
+            .map(|error| *error)
+        {
             Ok(tungstenite::Error::Capacity(_)) => Self::TooBig,
             Ok(tungstenite::Error::Utf8(_)) => Self::NotUtf8,
-            Ok(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => Self::Normal,
+            Ok(tungstenite::Error::Protocol(
+                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+            )) => Self::Normal,
             Ok(tungstenite::Error::Protocol(_)) => Self::ProtocolError,
             _ => Self::Normal,
         }

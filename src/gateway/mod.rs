@@ -2,6 +2,7 @@
 //! ([`frame`]), answers them ([`answer`]), brings the client up to date ([`sync`]) and closes by the table in [`close`].
 
 mod answer;
+pub mod asyncapi;
 mod close;
 mod connection;
 pub mod frame;
@@ -10,12 +11,14 @@ mod sync;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use close::CloseCode;
 
@@ -38,19 +41,42 @@ pub struct Gateway {
     syncs: Semaphore,
     /// Origins of web pages that may connect, besides the server's own.
     allowed_origins: Vec<String>,
-    stop: CancellationToken,
+}
+
+/// Opens the event stream and command channel. Its frames are described by `/asyncapi.json`.
+#[utoipa::path(get, path = "/ws", tag = "gateway", security((), ("bearer" = [])), responses(
+    (status = 101, description = "WebSocket, subprotocol `starling.v1`"),
+    (status = 401, description = "The token in the header or subprotocol is not valid"),
+    (status = 403, description = "The request comes from a page of another origin")))]
+async fn ws(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    gateway.upgrade(&headers, upgrade).await
+}
+
+/// The gateway's route.
+pub fn router(gateway: Arc<Gateway>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(ws)).with_state(gateway)
+}
+
+/// The gateway's part of the `OpenAPI` document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    OpenApiRouter::<Arc<Gateway>>::new()
+        .routes(routes!(ws))
+        .into_openapi()
 }
 
 impl Gateway {
     /// A gateway that pages of `allowed_origins` may use; `*` stands for all.
-    pub fn new(service: Arc<Service>, hub: Arc<Hub>, allowed_origins: Vec<String>, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(service: Arc<Service>, hub: Arc<Hub>, allowed_origins: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
             service,
             hub,
             connection_ids: AtomicU64::new(1),
             syncs: Semaphore::new(SYNCS_AT_ONCE_MAX),
             allowed_origins,
-            stop,
         })
     }
 
@@ -58,31 +84,58 @@ impl Gateway {
     ///
     /// # Errors
     /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `unavailable`.
-    pub async fn upgrade(self: Arc<Self>, headers: &HeaderMap, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<Response> {
+    async fn upgrade(
+        self: Arc<Self>,
+        headers: &HeaderMap,
+        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    ) -> Result<Response> {
         self.check_origin(headers)?;
         let caller = match presented_token(headers)? {
             Some(token) => Some(self.service.authenticate(&token).await?),
             None => None,
         };
-        let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
-        Ok(configured(upgrade, FRAME_BYTES_MAX).protocols([SUBPROTOCOL]).on_upgrade(move |socket| self.serve(socket, caller)))
+        let upgrade = upgrade.map_err(|rejection| {
+            Error::with_detail(Code::MalformedRequest, rejection.body_text())
+        })?;
+        Ok(configured(upgrade, FRAME_BYTES_MAX)
+            .protocols([SUBPROTOCOL])
+            .on_upgrade(move |socket| self.serve(socket, caller)))
     }
 
-    fn serve(self: Arc<Self>, socket: WebSocket, caller: Option<Caller>) -> impl Future<Output = ()> {
+    fn serve(
+        self: Arc<Self>,
+        socket: WebSocket,
+        caller: Option<Caller>,
+    ) -> impl Future<Output = ()> {
         let tasks = self.service.tasks().clone();
         tasks.track_future(connection::run(self, socket, caller))
     }
 
     /// Browsers say which page connects; other clients say nothing and are let through.
     fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
-        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let Some(origin) = headers.get(header::ORIGIN) else {
+            return Ok(());
+        };
         let refused = || Error::new(Code::OriginNotAllowed);
         let origin = origin.to_str().map_err(|_| refused())?;
-        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
-            origin.strip_prefix("https://").or(origin.strip_prefix("http://")).is_some_and(|authority| authority == host)
-        });
-        let listed = self.allowed_origins.iter().any(|allowed| allowed == "*" || allowed == origin);
-        if own || listed { Ok(()) } else { Err(refused()) }
+        let own = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .is_some_and(|host| {
+                origin
+                    .strip_prefix("https://")
+                    .or(origin.strip_prefix("http://"))
+                    .is_some_and(|authority| authority == host)
+            });
+        let listed = self
+            .allowed_origins
+            .iter()
+            .any(|allowed| allowed == "*" || allowed == origin);
+        if own || listed {
+            Ok(())
+        } else {
+            Err(refused())
+        }
     }
 }
 
@@ -103,10 +156,19 @@ fn presented_token(headers: &HeaderMap) -> Result<Option<String>> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let value = value.to_str().map_err(|_| refused())?;
         let (scheme, token) = value.split_once(' ').ok_or_else(refused)?;
-        return if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token.trim().to_owned())) } else { Err(refused()) };
+        return if scheme.eq_ignore_ascii_case("bearer") {
+            Ok(Some(token.trim().to_owned()))
+        } else {
+            Err(refused())
+        };
     }
-    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-    let token = offered.flat_map(|value| value.split(',')).find_map(|protocol| protocol.trim().strip_prefix(BEARER));
+    let offered = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let token = offered
+        .flat_map(|value| value.split(','))
+        .find_map(|protocol| protocol.trim().strip_prefix(BEARER));
     Ok(token.map(str::to_owned))
 }
 

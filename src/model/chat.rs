@@ -83,9 +83,15 @@ pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
         // An admin manages plain members; only owners touch owners and admins.
         Action::Add(new) => role == Role::Owner || (role == Role::Admin && new == Role::Member),
         Action::ChangeRole(..) => role == Role::Owner,
-        Action::Remove(target) => role == Role::Owner || (role == Role::Admin && target == Role::Member),
+        Action::Remove(target) => {
+            role == Role::Owner || (role == Role::Admin && target == Role::Member)
+        }
     };
-    if allowed { Ok(()) } else { Err(Code::NotAllowed.into()) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(Code::NotAllowed.into())
+    }
 }
 
 /// The newest message of a chat, in few words.
@@ -144,7 +150,13 @@ impl Chat {
     /// What of this view is the same for every member.
     #[must_use]
     pub fn for_all(self) -> Self {
-        Self { unread_count: None, last_read_message_id: None, role: None, peer: None, ..self }
+        Self {
+            unread_count: None,
+            last_read_message_id: None,
+            role: None,
+            peer: None,
+            ..self
+        }
     }
 }
 
@@ -175,8 +187,16 @@ mod tests {
 
     #[test]
     fn an_admin_manages_members_but_neither_admins_nor_owners() {
-        for action in [Action::Add(Role::Admin), Action::Remove(Role::Owner), Action::Remove(Role::Admin), Action::RemoveChat] {
-            assert!(permit(ChatKind::Group, Role::Admin, action).is_err(), "{action:?}");
+        for action in [
+            Action::Add(Role::Admin),
+            Action::Remove(Role::Owner),
+            Action::Remove(Role::Admin),
+            Action::RemoveChat,
+        ] {
+            assert!(
+                permit(ChatKind::Group, Role::Admin, action).is_err(),
+                "{action:?}"
+            );
         }
         assert!(permit(ChatKind::Group, Role::Admin, Action::Remove(Role::Member)).is_ok());
         assert!(permit(ChatKind::Group, Role::Admin, Action::Add(Role::Member)).is_ok());

@@ -48,6 +48,8 @@ uuids! {
     SessionId,
     /// A conversation of any kind.
     ChatId,
+    /// A request, to find it in the logs.
+    RequestId,
 }
 
 macro_rules! counters {

@@ -44,8 +44,8 @@ impl TokenHash {
     }
 }
 
-/// An invite's code: 128 random bits in URL-safe letters.
-pub fn invite_code(random: &mut impl Rng) -> String {
+/// 128 random bits in URL-safe letters: an invite's code, a generated password.
+pub fn random_code(random: &mut impl Rng) -> String {
     let mut bytes = [0; 16];
     random.fill_bytes(&mut bytes);
     URL_SAFE_NO_PAD.encode(bytes)

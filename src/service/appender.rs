@@ -45,18 +45,31 @@ impl PendingSend {
 
 impl Appender {
     /// Starts the appenders; they run until `stop` and finish what they hold.
-    pub fn start(store: &Store, bus: &Arc<dyn Bus>, clock: &Clock, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+    pub fn start(
+        store: &Store,
+        bus: &Arc<dyn Bus>,
+        clock: &Clock,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
         // SQLite has one writer: a second appender would only make smaller batches.
         let count = if store.is_embedded() { 1 } else { APPENDERS };
         let queues = (0..count)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(APPEND_QUEUE_MAX);
-                let worker = Worker { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
+                let worker = Worker {
+                    store: store.clone(),
+                    bus: bus.clone(),
+                    clock: clock.clone(),
+                };
                 tasks.spawn(worker.run(queue, stop.clone()));
                 sender
             })
             .collect();
-        Self { queues, spread: RandomState::new() }
+        Self {
+            queues,
+            spread: RandomState::new(),
+        }
     }
 
     /// Queues a draft behind those that its chat has waiting.
@@ -66,7 +79,9 @@ impl Appender {
     pub fn submit(&self, draft: Draft) -> Result<PendingSend> {
         let (answer, outcome) = oneshot::channel();
         let queue = &self.queues[self.queue_of(draft.chat_id)];
-        queue.try_send(Job { draft, answer }).map_err(|_| Error::overloaded())?;
+        queue
+            .try_send(Job { draft, answer })
+            .map_err(|_| Error::overloaded())?;
         Ok(PendingSend(outcome))
     }
 
@@ -97,14 +112,18 @@ impl Worker {
     }
 
     async fn append(&self, jobs: &mut Vec<Job>) {
-        let (drafts, answers): (Vec<Draft>, Vec<_>) = jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
+        let (drafts, answers): (Vec<Draft>, Vec<_>) =
+            jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
         metrics::append_batch(drafts.len());
         match self.store.append(&drafts, self.clock.now()).await {
             Ok(appended) => self.announce(appended, answers),
             // A draft that the database itself chokes on must not fail its neighbours.
             Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
                 for (draft, answer) in drafts.into_iter().zip(answers) {
-                    let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
+                    let alone = self
+                        .store
+                        .append(std::slice::from_ref(&draft), self.clock.now())
+                        .await;
                     match alone {
                         Ok(appended) => self.announce(appended, vec![answer]),
                         Err(error) => drop(answer.send(Err(error))),
@@ -122,12 +141,19 @@ impl Worker {
 
     /// Tells the hubs, in the order of the commit, then the senders.
     fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
+        let mut sends = 0;
         for sent in appended.iter().flatten() {
             if let Sent::New(message) = sent {
-                let event = ChatEvent { chat_id: message.chat_id, rev: message.rev, change: Change::MessageSent(message.clone()) };
+                sends += 1;
+                let event = ChatEvent {
+                    chat_id: message.chat_id,
+                    rev: message.rev,
+                    change: Change::MessageSent(message.clone()),
+                };
                 self.bus.publish(Event::Chat(event));
             }
         }
+        metrics::messages_sent(sends);
         for (sent, answer) in appended.into_iter().zip(answers) {
             let _ = answer.send(sent);
         }

@@ -11,10 +11,10 @@ mod messages;
 mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
+pub use appender::PendingSend;
 pub use chats::{ChangesPage, ChatRequest};
 pub use hasher::Hasher;
 pub use messages::{HistoryPage, Outgoing};
-pub use appender::PendingSend;
 pub use sessions::{Grant, Login, Origin};
 
 use std::sync::Arc;
@@ -26,8 +26,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
-use crate::model::limits::Rate;
-use crate::model::{Clock, Limits, Result};
+use crate::model::limits::{self, Rate};
+use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
 use appender::Appender;
 
@@ -69,9 +69,29 @@ pub struct Service {
 impl Service {
     /// Starts the service: its appenders run until `stop`.
     pub fn start(parts: Parts) -> Arc<Self> {
-        let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks, stop } = parts;
+        let Parts {
+            store,
+            bus,
+            session_cache,
+            limiter,
+            clock,
+            limits,
+            hasher,
+            tasks,
+            stop,
+        } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks, &stop);
-        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, tasks })
+        Arc::new(Self {
+            store,
+            bus,
+            session_cache,
+            limiter,
+            clock,
+            limits,
+            hasher,
+            appender,
+            tasks,
+        })
     }
 
     /// The bounds in force.
@@ -106,9 +126,16 @@ impl Service {
         taken
     }
 
-    /// `min(asked, configured)`, at least 1.
-    fn page(&self, asked: Option<i64>) -> i64 {
-        asked.unwrap_or(self.limits.page_max.min(50)).clamp(1, self.limits.page_max)
+    /// `min(asked, configured)`.
+    ///
+    /// # Errors
+    /// `invalid_fields` naming `field` for less than 1.
+    fn page(&self, field: &str, asked: Option<i64>) -> Result<i64> {
+        match asked {
+            Some(asked) if asked < 1 => Err(Error::field(field, "must be at least 1")),
+            Some(asked) => Ok(asked.min(self.limits.page_max)),
+            None => Ok(self.limits.page_max.min(limits::PAGE)),
+        }
     }
 }
 

@@ -28,15 +28,19 @@ pub struct OpenInvite {
     pub expires_at_ms: Timestamp,
 }
 
-const INSERT: &str =
-    "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str = "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
 
 impl Store {
     /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
     ///
     /// # Errors
     /// `invite_limit_reached` if the user has `open_max` open ones.
-    pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
+    pub async fn create_invite(
+        &self,
+        invite: &Invite,
+        user_id: Option<UserId>,
+        open_max: i64,
+    ) -> Result<()> {
         timed("create_invite", async {
             let mut work = self.begin().await?;
             if let Some(user_id) = user_id {
@@ -65,7 +69,12 @@ impl Store {
     }
 
     /// The open invites of a user, newest first.
-    pub async fn invites(&self, user_id: UserId, now: Timestamp, limit: i64) -> Result<Vec<Invite>> {
+    pub async fn invites(
+        &self,
+        user_id: UserId,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Invite>> {
         timed("invites", async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
@@ -75,6 +84,19 @@ impl Store {
             .bind(now)
             .bind(limit)
             .fetch_all(db))
+        })
+        .await
+    }
+
+    /// An open invite for one use that the operator made, the newest.
+    pub async fn operator_invite(&self, now: Timestamp) -> Result<Option<Invite>> {
+        timed("operator_invite", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
+                 WHERE user_id IS NULL AND uses_left = 1 AND expires_at_ms > $1 ORDER BY created_at_ms DESC LIMIT 1"
+            )
+            .bind(now)
+            .fetch_optional(db))
         })
         .await
     }
@@ -96,11 +118,12 @@ impl Store {
     /// Revokes a user's invite. Whether there was one.
     pub async fn revoke_invite(&self, user_id: UserId, code: &str) -> Result<bool> {
         timed("revoke_invite", async {
-            let revoked: Option<String> =
-                on!(self.writer(), |db| sqlx::query_scalar("DELETE FROM invites WHERE code = $1 AND user_id = $2 RETURNING code")
-                    .bind(code)
-                    .bind(user_id)
-                    .fetch_optional(db))?;
+            let revoked: Option<String> = on!(self.writer(), |db| sqlx::query_scalar(
+                "DELETE FROM invites WHERE code = $1 AND user_id = $2 RETURNING code"
+            )
+            .bind(code)
+            .bind(user_id)
+            .fetch_optional(db))?;
             Ok(revoked.is_some())
         })
         .await

@@ -6,7 +6,9 @@ use super::chats::Head;
 use super::{Access, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::text::snippet;
-use crate::model::{ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId};
+use crate::model::{
+    ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId,
+};
 
 #[derive(FromRow)]
 pub(super) struct MessageRow {
@@ -68,25 +70,36 @@ pub struct HistoryRange {
 
 impl Store {
     /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`.
-    pub async fn history(&self, chat_id: ChatId, access: &Access, range: HistoryRange) -> Result<Vec<Message>> {
+    pub async fn history(
+        &self,
+        chat_id: ChatId,
+        access: &Access,
+        range: HistoryRange,
+    ) -> Result<Vec<Message>> {
         timed("history", async {
-            let after = range.after.unwrap_or_default().max(access.cleared_message_id);
+            let after = range
+                .after
+                .unwrap_or_default()
+                .max(access.cleared_message_id);
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
-                on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id LIMIT $4"))
-                    .bind(chat_id)
-                    .bind(after)
-                    .bind(before)
-                    .bind(range.max)
-                    .fetch_all(db))?
+                on!(self.reader(), |db| sqlx::query_as(messages!(
+                    "AND id > $2 AND id < $3 ORDER BY id LIMIT $4"
+                ))
+                .bind(chat_id)
+                .bind(after)
+                .bind(before)
+                .bind(range.max)
+                .fetch_all(db))?
             } else {
-                let mut newest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4"))
-                        .bind(chat_id)
-                        .bind(after)
-                        .bind(before)
-                        .bind(range.max)
-                        .fetch_all(db))?;
+                let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(
+                    messages!("AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4")
+                )
+                .bind(chat_id)
+                .bind(after)
+                .bind(before)
+                .bind(range.max)
+                .fetch_all(db))?;
                 newest_first.reverse();
                 newest_first
             };
@@ -99,7 +112,10 @@ impl Store {
     pub async fn message(&self, chat_id: ChatId, id: MessageId) -> Result<Option<Message>> {
         timed("message", async {
             let row: Option<MessageRow> =
-                on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2")).bind(chat_id).bind(id).fetch_optional(db))?;
+                on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2"))
+                    .bind(chat_id)
+                    .bind(id)
+                    .fetch_optional(db))?;
             Ok(row.map(Message::from))
         })
         .await
@@ -109,7 +125,14 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`, `not_allowed` for another's message, `message_removed`.
-    pub async fn edit_message(&self, chat_id: ChatId, id: MessageId, user_id: UserId, text: &str, now: Timestamp) -> Result<(Message, bool)> {
+    pub async fn edit_message(
+        &self,
+        chat_id: ChatId,
+        id: MessageId,
+        user_id: UserId,
+        text: &str,
+        now: Timestamp,
+    ) -> Result<(Message, bool)> {
         timed("edit_message", async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -145,7 +168,13 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`, `not_allowed`.
-    pub async fn remove_message(&self, chat_id: ChatId, id: MessageId, user_id: UserId, now: Timestamp) -> Result<Option<Message>> {
+    pub async fn remove_message(
+        &self,
+        chat_id: ChatId,
+        id: MessageId,
+        user_id: UserId,
+        now: Timestamp,
+    ) -> Result<Option<Message>> {
         timed("remove_message", async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -175,22 +204,32 @@ impl Store {
 
 /// The message, unless it isn't there or the user removed the history up to it.
 async fn seen(work: &mut Work, chat_id: ChatId, id: MessageId, user_id: UserId) -> Result<Message> {
-    let row: Option<MessageRow> = within!(work, |db| sqlx::query_as(messages!(
+    let row: Option<MessageRow> = within!(work, |db| {
+        sqlx::query_as(messages!(
         "AND id = $2 AND id > (SELECT cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $3)"
     ))
     .bind(chat_id)
     .bind(id)
     .bind(user_id)
-    .fetch_optional(db))?;
-    row.map(Message::from).ok_or(Error::new(Code::MessageNotFound))
+    .fetch_optional(db)
+    })?;
+    row.map(Message::from)
+        .ok_or(Error::new(Code::MessageNotFound))
 }
 
 /// Keeps the inbox's copy of the last message true.
-async fn show_as_last(work: &mut Work, chat_id: ChatId, id: MessageId, text: Option<&str>) -> Result<()> {
-    within!(work, |db| sqlx::query("UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2")
-        .bind(chat_id)
-        .bind(id)
-        .bind(text.map(snippet))
-        .execute(db)
-        .map_ok_drop())
+async fn show_as_last(
+    work: &mut Work,
+    chat_id: ChatId,
+    id: MessageId,
+    text: Option<&str>,
+) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2"
+    )
+    .bind(chat_id)
+    .bind(id)
+    .bind(text.map(snippet))
+    .execute(db)
+    .map_ok_drop())
 }

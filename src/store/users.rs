@@ -17,7 +17,12 @@ struct UserRow {
 
 impl From<UserRow> for User {
     fn from(row: UserRow) -> Self {
-        Self { id: row.id, login: row.login, name: row.name, created_at: row.created_at_ms }
+        Self {
+            id: row.id,
+            login: row.login,
+            name: row.name,
+            created_at: row.created_at_ms,
+        }
     }
 }
 
@@ -76,7 +81,12 @@ impl Store {
     ///
     /// # Errors
     /// `invite_not_found` if the invite is unknown, expired or used up; `login_taken`.
-    pub async fn register(&self, invite: &str, user: &NewUser, session: &super::NewSession) -> Result<()> {
+    pub async fn register(
+        &self,
+        invite: &str,
+        user: &NewUser,
+        session: &super::NewSession,
+    ) -> Result<()> {
         timed("register", async {
             let mut work = self.begin().await?;
             let used = within!(work, |db| sqlx::query_scalar::<_, i64>(
@@ -99,10 +109,11 @@ impl Store {
     /// The account with this id, removed or not.
     pub async fn user(&self, id: UserId) -> Result<Option<User>> {
         timed("user", async {
-            let row: Option<UserRow> =
-                on!(self.reader(), |db| sqlx::query_as("SELECT id, login, name, created_at_ms FROM users WHERE id = $1")
-                    .bind(id)
-                    .fetch_optional(db))?;
+            let row: Option<UserRow> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, login, name, created_at_ms FROM users WHERE id = $1"
+            )
+            .bind(id)
+            .fetch_optional(db))?;
             Ok(row.map(User::from))
         })
         .await
@@ -111,9 +122,11 @@ impl Store {
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", async {
-            on!(self.reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
-                .bind(login)
-                .fetch_optional(db))
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, password_hash FROM users WHERE login = $1"
+            )
+            .bind(login)
+            .fetch_optional(db))
         })
         .await
     }
@@ -133,12 +146,14 @@ impl Store {
     /// Replaces a password hash by a stronger one of the same password, unless the password changed meanwhile.
     pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<()> {
         timed("rehash_password", async {
-            on!(self.writer(), |db| sqlx::query("UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2")
-                .bind(id)
-                .bind(old)
-                .bind(new)
-                .execute(db)
-                .map_ok_drop())
+            on!(self.writer(), |db| sqlx::query(
+                "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2"
+            )
+            .bind(id)
+            .bind(old)
+            .bind(new)
+            .execute(db)
+            .map_ok_drop())
         })
         .await
     }
@@ -146,8 +161,10 @@ impl Store {
     /// Whether nobody has registered yet.
     pub async fn is_empty(&self) -> Result<bool> {
         timed("is_empty", async {
-            let first: Option<UserId> =
-                on!(self.reader(), |db| sqlx::query_scalar("SELECT id FROM users LIMIT 1").fetch_optional(db))?;
+            let first: Option<UserId> = on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT id FROM users LIMIT 1"
+            )
+            .fetch_optional(db))?;
             Ok(first.is_none())
         })
         .await
@@ -177,7 +194,11 @@ impl Store {
     ///
     /// # Errors
     /// `login_taken`, `user_not_found`.
-    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<SessionId>)> {
+    pub async fn change_account(
+        &self,
+        id: UserId,
+        change: &AccountChange,
+    ) -> Result<(User, Vec<SessionId>)> {
         timed("change_account", async {
             let mut work = self.begin().await?;
             let row: Option<UserRow> = within!(work, |db| sqlx::query_as(
@@ -250,7 +271,11 @@ async fn insert(work: &mut Work, user: &NewUser) -> Result<()> {
 }
 
 fn login_taken(error: Error) -> Error {
-    if is_unique_violation(&error) { Code::LoginTaken.into() } else { error }
+    if is_unique_violation(&error) {
+        Code::LoginTaken.into()
+    } else {
+        error
+    }
 }
 
 /// Locks these accounts in the order of their ids, so that what is counted per user stays exact. Users are locked
@@ -274,11 +299,13 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
         Tx::Sqlite(tx) => {
             let mut found = Vec::with_capacity(sorted.len());
             for id in sorted {
-                let id: Option<UserId> = sqlx::query_scalar("SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL")
-                    .bind(id)
-                    .fetch_optional(&mut **tx)
-                    .await
-                    .map_err(failure)?;
+                let id: Option<UserId> = sqlx::query_scalar(
+                    "SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL",
+                )
+                .bind(id)
+                .fetch_optional(&mut **tx)
+                .await
+                .map_err(failure)?;
                 found.extend(id);
             }
             Ok(found)

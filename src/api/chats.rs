@@ -1,0 +1,243 @@
+//! `/chats`
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Body, Ids, Params};
+use super::{Api, Problem};
+use crate::model::session::Caller;
+use crate::model::{
+    Chat, ChatId, ChatKind, Error, Member, Message, MessageId, Result, Rev, UserId,
+};
+use crate::service::ChatRequest;
+
+/// A page of a list.
+#[derive(Deserialize, IntoParams)]
+pub struct PageParams {
+    /// Entries at most.
+    #[param(minimum = 1)]
+    pub limit: Option<i64>,
+    /// The `next_cursor` of the page before.
+    pub after: Option<String>,
+}
+
+/// A chat to be made.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewChat {
+    kind: ChatKind,
+    /// 1 to 100 characters, for groups and channels.
+    name: Option<String>,
+    /// Who else is in it: exactly one for `private`, none for `self`.
+    #[schema(max_items = 100)]
+    member_ids: Option<Vec<UserId>>,
+}
+
+/// What to change of a chat.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatPatch {
+    /// 1 to 100 characters.
+    name: String,
+}
+
+/// A page of chats.
+#[derive(Serialize, ToSchema)]
+pub struct ChatList {
+    chats: Vec<Chat>,
+    next_cursor: Option<String>,
+}
+
+/// From where to tell the changes.
+#[derive(Deserialize, IntoParams)]
+pub struct ChangesParams {
+    /// The last revision that the client knows; 0 for everything.
+    #[param(minimum = 0)]
+    after_rev: Option<i64>,
+    /// Changes at most.
+    #[param(minimum = 1)]
+    max: Option<i64>,
+}
+
+/// What changed. If not `complete`, ask again with `after_rev` = `rev`.
+#[derive(Serialize, ToSchema)]
+pub struct ChangeList {
+    /// Messages that were sent or changed, oldest change first.
+    messages: Vec<Message>,
+    /// Members who joined or changed.
+    members: Vec<Member>,
+    /// Members who left.
+    removed_member_ids: Vec<UserId>,
+    /// The chat, if it changed itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat: Option<Chat>,
+    /// How far this goes.
+    rev: Rev,
+    /// Whether that is everything.
+    complete: bool,
+}
+
+/// A read marker.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReadMarker {
+    /// The last message read.
+    message_id: MessageId,
+}
+
+/// The caller's chats, last activity first. Carries an `ETag`.
+#[utoipa::path(get, path = "/chats", tag = "chats", params(PageParams, ("if-none-match" = Option<String>, Header)), responses(
+    (status = 200, body = ChatList, headers(("etag" = String))), (status = 304, description = "Nothing changed")))]
+pub async fn inbox(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    headers: HeaderMap,
+    params: Params<PageParams>,
+) -> Result<Response> {
+    let PageParams { limit, after } = params.0;
+    let (chats, next_cursor) = api.service.inbox(caller, limit, after.as_deref()).await?;
+    let body = serde_json::to_vec(&ChatList { chats, next_cursor }).map_err(Error::internal)?;
+    let etag = format!(
+        "\"{}\"",
+        URL_SAFE_NO_PAD.encode(&Sha256::digest(&body)[..16])
+    );
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let unchanged = known
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag);
+    let etag = HeaderValue::from_str(&etag).map_err(Error::internal)?;
+    let caching = [
+        (header::ETAG, etag),
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("private, no-cache"),
+        ),
+    ];
+    Ok(if unchanged {
+        (StatusCode::NOT_MODIFIED, caching).into_response()
+    } else {
+        (caching, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    })
+}
+
+/// Makes a chat, or finds the one `self` or `private` chat that there is.
+#[utoipa::path(post, path = "/chats", tag = "chats", request_body = NewChat, responses(
+    (status = 201, body = Chat), (status = 200, body = Chat, description = "It was there"), (status = 409, body = Problem)))]
+pub async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    body: Body<NewChat>,
+) -> Result<(StatusCode, Json<Chat>)> {
+    let NewChat {
+        kind,
+        name,
+        member_ids,
+    } = body.0;
+    let request = ChatRequest {
+        kind,
+        name,
+        member_ids: member_ids.unwrap_or_default(),
+    };
+    let (chat, created) = api.service.create_chat(caller, request).await?;
+    Ok((
+        if created {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        },
+        Json(chat),
+    ))
+}
+
+/// A chat.
+#[utoipa::path(get, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
+    (status = 200, body = Chat), (status = 404, body = Problem)))]
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+) -> Result<Json<Chat>> {
+    api.service.chat(caller, chat_id.0).await.map(Json)
+}
+
+/// Renames a group or channel.
+#[utoipa::path(patch, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), request_body = ChatPatch,
+    responses((status = 200, body = Chat), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn rename(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+    body: Body<ChatPatch>,
+) -> Result<Json<Chat>> {
+    api.service
+        .rename_chat(caller, chat_id.0, &body.0.name)
+        .await
+        .map(Json)
+}
+
+/// Removes a group or channel for all (its owner); of a self or private chat the history for the caller alone.
+#[utoipa::path(delete, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
+    (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+) -> Result<StatusCode> {
+    api.service.remove_chat(caller, chat_id.0).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Everything whose latest change is after a revision, oldest change first: the way back in sync after any absence.
+#[utoipa::path(get, path = "/chats/{chat_id}/changes", tag = "chats", params(("chat_id" = ChatId, Path), ChangesParams), responses(
+    (status = 200, body = ChangeList), (status = 404, body = Problem)))]
+pub async fn changes(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+    params: Params<ChangesParams>,
+) -> Result<Json<ChangeList>> {
+    let after_rev = params.0.after_rev.unwrap_or(0);
+    if after_rev < 0 {
+        return Err(Error::field("after_rev", "must not be negative"));
+    }
+    let page = api
+        .service
+        .changes(caller, chat_id.0, Rev(after_rev), params.0.max)
+        .await?;
+    Ok(Json(ChangeList {
+        messages: page.messages,
+        members: page.members,
+        removed_member_ids: page.removed_member_ids,
+        chat: page.chat,
+        rev: page.rev,
+        complete: page.complete,
+    }))
+}
+
+/// Moves the caller's read marker forward; never back.
+#[utoipa::path(put, path = "/chats/{chat_id}/read", tag = "chats", params(("chat_id" = ChatId, Path)), request_body = ReadMarker,
+    responses((status = 204), (status = 404, body = Problem)))]
+pub async fn mark_read(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+    body: Body<ReadMarker>,
+) -> Result<StatusCode> {
+    api.service
+        .mark_read(caller, chat_id.0, body.0.message_id)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}

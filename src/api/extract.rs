@@ -1,0 +1,225 @@
+//! What endpoints take: who calls, from where, with what. Each type refuses bad input in one way for all endpoints, and
+//! an endpoint that takes a [`Caller`] can't be reached without a valid token.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+
+use super::Api;
+use crate::model::limits::{DEVICE_CHARS_MAX, REQUEST_READ_MAX};
+use crate::model::session::Caller;
+use crate::model::{Code, Error, Result, json};
+use crate::service::Origin;
+
+impl FromRequestParts<Arc<Api>> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self> {
+        let refused = || Error::new(Code::NotAuthenticated);
+        let value = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .ok_or_else(refused)?;
+        let (scheme, token) = value
+            .to_str()
+            .ok()
+            .and_then(|value| value.split_once(' '))
+            .ok_or_else(refused)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(refused());
+        }
+        api.service.authenticate(token.trim()).await
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Origin {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self> {
+        let peer = parts
+            .extensions
+            .get::<ConnectInfo<SocketAddr>>()
+            .map(|info| info.0.ip());
+        let agent = parts
+            .headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok());
+        let device = agent.map(|agent| agent.chars().take(DEVICE_CHARS_MAX).collect());
+        Ok(Self {
+            ip: peer.map(|peer| client_ip(peer, &parts.headers, &api.trusted_proxies)),
+            device,
+        })
+    }
+}
+
+/// The nearest address in the chain of proxies that is not one of ours. A client can write what it likes into the
+/// header, but only in front of what our own proxies append.
+fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_ours = |ip: &IpAddr| trusted.iter().any(|net| net.contains(&ip.to_canonical()));
+    if !is_ours(&peer) {
+        return peer;
+    }
+    let values = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let hops: Vec<&str> = values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let mut client = peer;
+    for hop in hops.iter().rev() {
+        let Ok(ip) = hop.parse::<IpAddr>() else { break };
+        client = ip;
+        if !is_ours(&ip) {
+            break;
+        }
+    }
+    client
+}
+
+/// Ids from the path. What can't be an id is the id of nothing: `404`, as for any other thing that isn't there.
+pub struct Ids<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let code = match parts
+            .extensions
+            .get::<MatchedPath>()
+            .map(MatchedPath::as_str)
+        {
+            Some(path) if path.starts_with("/chats") => Code::ChatNotFound,
+            Some(path) if path.starts_with("/users") => Code::UserNotFound,
+            Some(path) if path.starts_with("/sessions") => Code::SessionNotFound,
+            Some(path) if path.starts_with("/invites") => Code::InviteNotFound,
+            _ => Code::RouteNotFound,
+        };
+        let path = Path::<T>::from_request_parts(parts, state).await;
+        path.map(|Path(ids)| Self(ids)).map_err(|_| code.into())
+    }
+}
+
+/// The query string.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self> {
+        let query = parts.uri.query().unwrap_or_default();
+        let deserializer =
+            serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        serde_path_to_error::deserialize(deserializer)
+            .map(Self)
+            .map_err(|error| Error::field(error.path().to_string(), error.inner().to_string()))
+    }
+}
+
+/// A JSON body.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        if !is_json(request.headers()) {
+            return Err(Code::UnsupportedMediaType.into());
+        }
+        json::decode(&read(request, state).await?).map(Self)
+    }
+}
+
+/// A JSON body that may be absent where all of its fields may.
+pub struct MaybeBody<T>(pub T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let json = is_json(request.headers());
+        let bytes = read(request, state).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        if json {
+            json::decode(&bytes).map(Self)
+        } else {
+            Err(Code::UnsupportedMediaType.into())
+        }
+    }
+}
+
+/// Reads a body within its bounds of size (set on the router) and time.
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    let reading = tokio::time::timeout(REQUEST_READ_MAX, Bytes::from_request(request, state));
+    match reading.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {
+            Err(Code::TooLarge.into())
+        }
+        Ok(Err(rejection)) => Err(Error::with_detail(
+            Code::MalformedRequest,
+            rejection.body_text(),
+        )),
+        Err(_) => Err(Error::with_detail(
+            Code::MalformedRequest,
+            "the body did not arrive in time",
+        )),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarded(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), value.parse().unwrap())])
+    }
+
+    #[test]
+    fn only_what_trusted_proxies_appended_is_believed() {
+        let proxies: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let headers = forwarded("6.6.6.6, 203.0.113.9, 10.0.0.7");
+        assert_eq!(
+            client_ip(ip("10.0.0.1"), &headers, &proxies),
+            ip("203.0.113.9")
+        );
+        assert_eq!(
+            client_ip(ip("198.51.100.1"), &headers, &proxies),
+            ip("198.51.100.1")
+        );
+        assert_eq!(
+            client_ip(ip("10.0.0.1"), &HeaderMap::new(), &proxies),
+            ip("10.0.0.1")
+        );
+        assert_eq!(
+            client_ip(ip("10.0.0.1"), &forwarded("nonsense"), &proxies),
+            ip("10.0.0.1")
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! What happens around every request: its id, its metrics, its bounds, and what a panic means.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+
+use super::Api;
+use crate::metrics;
+use crate::model::Error;
+use crate::model::id::RequestId;
+use crate::model::limits::{BODY_BYTES_MAX, REQUEST_MAX};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id of a client that is echoed.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Wraps the whole router.
+pub fn around(router: Router, api: Arc<Api>) -> Router {
+    router
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(api, observe))
+}
+
+async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let method = known(request.method());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_owned();
+    let id = request_id(&request, &api);
+    let mut response = answer(&api, request, next).await;
+    let status = response.status().as_u16();
+    metrics::request(method, &route, status, start.elapsed());
+    tracing::debug!(
+        method,
+        route,
+        status,
+        ms = start.elapsed().as_millis(),
+        "request"
+    );
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Runs the endpoint. One that may change something runs to its end even if the client goes away, so that nothing is
+/// committed and not announced. A panic is a `500`, and the process lives.
+async fn answer(api: &Api, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let running = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let outcome = if reads {
+        tokio::time::timeout(REQUEST_MAX, running).await
+    } else {
+        let task = api.service.tasks().spawn(running);
+        tokio::time::timeout(REQUEST_MAX, async {
+            task.await.unwrap_or_else(|failed| Err(Box::new(failed)))
+        })
+        .await
+    };
+    match outcome {
+        Ok(Ok(response)) => response,
+        Ok(Err(_panic)) => Error::internal("an endpoint panicked").into_response(),
+        Err(elapsed) => Error::unavailable(elapsed).into_response(),
+    }
+}
+
+/// The client's own id if it is sane, else a new one.
+fn request_id(request: &Request, api: &Api) -> HeaderValue {
+    let sane = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:".contains(b);
+        !bytes.is_empty() && bytes.len() <= REQUEST_ID_BYTES_MAX && bytes.iter().all(allowed)
+    };
+    let given = request.headers().get(REQUEST_ID).filter(sane);
+    given.cloned().unwrap_or_else(|| {
+        let id = RequestId::new(api.service.clock().now(), &mut rand::rng());
+        HeaderValue::from_str(&id.to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    })
+}
+
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,160 @@
+//! `/sessions`
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::extract::{Body, Ids};
+use super::{Api, Problem};
+use crate::model::session::Caller;
+use crate::model::{Result, Session, SessionId, Timestamp, User};
+use crate::service::{Grant, Login, Origin};
+
+/// A login.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    login: String,
+    password: String,
+    /// An own live session to give new tokens to, instead of making another.
+    session_id: Option<SessionId>,
+    /// What the client calls itself, up to 100 characters.
+    device: Option<String>,
+}
+
+/// A refresh.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Refresh {
+    refresh_token: String,
+}
+
+/// A session and its tokens, which are shown this once.
+#[derive(Serialize, ToSchema)]
+pub struct GrantView {
+    user: User,
+    session: Session,
+    /// For `Authorization: Bearer`.
+    token: String,
+    /// For `POST /sessions/refresh`, once.
+    refresh_token: String,
+    /// When `token` stops working.
+    expires_at: Timestamp,
+}
+
+impl From<Grant> for GrantView {
+    fn from(grant: Grant) -> Self {
+        let session = Session {
+            current: true,
+            ..grant.session
+        };
+        Self {
+            user: grant.user,
+            session,
+            token: grant.token,
+            refresh_token: grant.refresh_token,
+            expires_at: grant.expires_at,
+        }
+    }
+}
+
+/// The session that the token stands for.
+#[derive(Serialize, ToSchema)]
+pub struct CurrentSession {
+    session: Session,
+    user: User,
+}
+
+/// The caller's sessions.
+#[derive(Serialize, ToSchema)]
+pub struct SessionList {
+    sessions: Vec<Session>,
+}
+
+/// Logs in. Unknown login and wrong password are answered alike.
+#[utoipa::path(post, path = "/sessions", tag = "sessions", security(()), request_body = Credentials, responses(
+    (status = 201, body = GrantView), (status = 401, body = Problem)))]
+pub async fn log_in(
+    State(api): State<Arc<Api>>,
+    origin: Origin,
+    body: Body<Credentials>,
+) -> Result<(StatusCode, Json<GrantView>)> {
+    let Credentials {
+        login,
+        password,
+        session_id,
+        device,
+    } = body.0;
+    let origin = Origin {
+        device: device.or(origin.device),
+        ..origin
+    };
+    let grant = api
+        .service
+        .log_in(
+            Login {
+                login,
+                password,
+                session_id,
+            },
+            origin,
+        )
+        .await?;
+    Ok((StatusCode::CREATED, Json(grant.into())))
+}
+
+/// Rotates both tokens. A refresh token that comes twice ends its session, but for a short grace.
+#[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
+    (status = 200, body = GrantView), (status = 401, body = Problem)))]
+pub async fn refresh(
+    State(api): State<Arc<Api>>,
+    origin: Origin,
+    body: Body<Refresh>,
+) -> Result<Json<GrantView>> {
+    let grant = api.service.refresh(&body.0.refresh_token, origin).await?;
+    Ok(Json(grant.into()))
+}
+
+/// Who the token stands for.
+#[utoipa::path(get, path = "/sessions/current", tag = "sessions", responses((status = 200, body = CurrentSession)))]
+pub async fn current(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<CurrentSession>> {
+    let (session, user) = api.service.current_session(caller).await?;
+    Ok(Json(CurrentSession { session, user }))
+}
+
+/// The caller's live sessions, newest first.
+#[utoipa::path(get, path = "/sessions", tag = "sessions", responses((status = 200, body = SessionList)))]
+pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<SessionList>> {
+    let sessions = api.service.sessions(caller).await?;
+    Ok(Json(SessionList { sessions }))
+}
+
+/// Ends one of the caller's sessions and closes its connections.
+#[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
+    (status = 204), (status = 404, body = Problem)))]
+pub async fn end(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    id: Ids<SessionId>,
+) -> Result<StatusCode> {
+    api.service.end_session(caller, id.0).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Logs out: ends the session that is asking.
+#[utoipa::path(delete, path = "/sessions/current", tag = "sessions", responses((status = 204)))]
+pub async fn log_out(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
+    api.service.end_session(caller, caller.session_id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends all of the caller's sessions but the one that is asking.
+#[utoipa::path(delete, path = "/sessions", tag = "sessions", responses((status = 204)))]
+pub async fn end_others(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
+    api.service.end_other_sessions(caller).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

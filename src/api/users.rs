@@ -1,0 +1,167 @@
+//! `/users`
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Body, Ids, Params};
+use super::sessions::GrantView;
+use super::{Api, Problem};
+use crate::model::session::Caller;
+use crate::model::{Result, User, UserId};
+use crate::service::{AccountPatch, Origin, Registration};
+
+/// A newcomer.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewUser {
+    /// The invite's code.
+    invite: String,
+    /// 1 to 64 of `a-z 0-9 . _ -`; upper case is taken as lower case.
+    login: String,
+    /// 8 to 128 characters.
+    password: String,
+    /// 1 to 100 characters.
+    name: String,
+}
+
+/// What to change of the account; what is absent stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserPatch {
+    name: Option<String>,
+    login: Option<String>,
+    password: Option<String>,
+    /// Needed for another login or password.
+    current_password: Option<String>,
+}
+
+/// Confirms the removal of the account.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    password: String,
+}
+
+/// Which accounts to list.
+#[derive(Deserialize, IntoParams)]
+pub struct DirectoryParams {
+    /// How the login or name begins, in any case.
+    query: Option<String>,
+    /// Accounts at most.
+    #[param(minimum = 1)]
+    limit: Option<i64>,
+    /// The `next_cursor` of the page before.
+    after: Option<String>,
+}
+
+/// A page of accounts.
+#[derive(Serialize, ToSchema)]
+pub struct UserList {
+    users: Vec<User>,
+    next_cursor: Option<String>,
+}
+
+/// Registers with an invite, whose use is consumed in the same moment.
+#[utoipa::path(post, path = "/users", tag = "users", security(()), request_body = NewUser, responses(
+    (status = 201, body = GrantView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn register(
+    State(api): State<Arc<Api>>,
+    origin: Origin,
+    body: Body<NewUser>,
+) -> Result<(StatusCode, Json<GrantView>)> {
+    let NewUser {
+        invite,
+        login,
+        password,
+        name,
+    } = body.0;
+    let grant = api
+        .service
+        .register(
+            Registration {
+                invite,
+                login,
+                password,
+                name,
+            },
+            origin,
+        )
+        .await?;
+    Ok((StatusCode::CREATED, Json(grant.into())))
+}
+
+/// The directory: accounts whose login or name begins with `query`, by login.
+#[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
+pub async fn directory(
+    State(api): State<Arc<Api>>,
+    _caller: Caller,
+    params: Params<DirectoryParams>,
+) -> Result<Json<UserList>> {
+    let DirectoryParams {
+        query,
+        limit,
+        after,
+    } = params.0;
+    let (users, next_cursor) = api
+        .service
+        .directory(query.as_deref(), limit, after.as_deref())
+        .await?;
+    Ok(Json(UserList { users, next_cursor }))
+}
+
+/// Somebody's account.
+#[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
+    (status = 200, body = User), (status = 404, body = Problem)))]
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    _caller: Caller,
+    id: Ids<UserId>,
+) -> Result<Json<User>> {
+    api.service.user(id.0).await.map(Json)
+}
+
+/// The caller's account.
+#[utoipa::path(get, path = "/users/me", tag = "users", responses((status = 200, body = User)))]
+pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<User>> {
+    api.service.user(caller.user_id).await.map(Json)
+}
+
+/// Changes the caller's account. Another password ends all other sessions.
+#[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
+    (status = 200, body = User), (status = 403, body = Problem), (status = 409, body = Problem)))]
+pub async fn change(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    body: Body<UserPatch>,
+) -> Result<Json<User>> {
+    let UserPatch {
+        name,
+        login,
+        password,
+        current_password,
+    } = body.0;
+    let patch = AccountPatch {
+        name,
+        login,
+        password,
+        current_password,
+    };
+    api.service.change_account(caller, patch).await.map(Json)
+}
+
+/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name.
+#[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
+    (status = 204), (status = 403, body = Problem)))]
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    body: Body<Confirmation>,
+) -> Result<StatusCode> {
+    api.service.remove_account(caller, body.0.password).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,418 @@
+//! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order of precedence.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::model::Limits;
+use crate::store::StoreOptions;
+
+/// A switch, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// It applies.
+    On,
+    /// It doesn't.
+    Off,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ $key:ident: $type:ty, env $env:literal, example $example:literal;)+) => {
+        /// Every key, as far as it was given. The same struct is read from flags, environment and file.
+        #[derive(Clone, Debug, Default, Args, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ #[arg(long, env = $env, global = true, hide_env_values = true)] pub $key: Option<$type>,)+
+        }
+
+        impl Settings {
+            /// What is given here, else there.
+            #[must_use]
+            pub fn or(self, other: Self) -> Self {
+                Self { $($key: self.$key.or(other.$key),)+ }
+            }
+        }
+
+        /// Key, environment variable, description and example value of each, for the documented default file.
+        const KEYS: &[(&str, &str, &str, &str)] = &[$((stringify!($key), $env, concat!($($doc),+), $example)),+];
+    };
+}
+
+keys! {
+    /// Public HTTP and WebSocket address; port 0 takes a free one.
+    listen: SocketAddr, env "STARLING_LISTEN", example "\"127.0.0.1:8080\"";
+    /// Address of /metrics and the probes; not for the public.
+    internal_listen: SocketAddr, env "STARLING_INTERNAL_LISTEN", example "\"127.0.0.1:9090\"";
+    /// Where the SQLite file lives in embedded mode.
+    data_dir: PathBuf, env "STARLING_DATA_DIR", example "\"./data\"";
+    /// postgres://user:password@host/database; absent: SQLite in the data directory.
+    database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
+    /// Connections to Postgres.
+    database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
+    /// redis://host; absent: one replica with everything in its own memory.
+    redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
+    /// How people reach the server; used in join links. Absent: the listen address.
+    public_url: String, env "STARLING_PUBLIC_URL", example "\"https://chat.example.org\"";
+    /// Origins of other web pages that may open a WebSocket, comma-separated; * for all.
+    allowed_origins: String, env "STARLING_ALLOWED_ORIGINS", example "\"https://app.example.org\"";
+    /// Networks of proxies whose X-Forwarded-For is believed, comma-separated.
+    trusted_proxies: String, env "STARLING_TRUSTED_PROXIES", example "\"10.0.0.0/8\"";
+    /// off lifts every rate limit, for load tests; bounds on size and memory stay.
+    rate_limits: Switch, env "STARLING_RATE_LIMITS", example "\"on\"";
+    /// Log filter, such as info or starling=debug.
+    log: String, env "STARLING_LOG", example "\"info\"";
+    /// How logs are written: text or json.
+    log_format: LogFormat, env "STARLING_LOG_FORMAT", example "\"text\"";
+    /// Sessions of a user; one more ends the oldest.
+    sessions_per_user_max: i64, env "STARLING_SESSIONS_PER_USER_MAX", example "10";
+    /// Open invites of a user.
+    invites_per_user_max: i64, env "STARLING_INVITES_PER_USER_MAX", example "20";
+    /// Chats of a user.
+    chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", example "1000";
+    /// Members of a group.
+    group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", example "20";
+    /// Entries of a page, whatever the client asks for.
+    page_max: i64, env "STARLING_PAGE_MAX", example "100";
+    /// WebSocket connections of a user.
+    connections_per_user_max: usize, env "STARLING_CONNECTIONS_PER_USER_MAX", example "20";
+    /// Connections of this process, HTTP and WebSocket.
+    connections_max: usize, env "STARLING_CONNECTIONS_MAX", example "20000";
+    /// Life of an access token, in seconds.
+    token_life_s: u64, env "STARLING_TOKEN_LIFE_S", example "86400";
+    /// Life of a refresh token, and so of a session that nobody uses, in seconds.
+    refresh_life_s: u64, env "STARLING_REFRESH_LIFE_S", example "2592000";
+    /// How often clients are told to ping, in milliseconds; silent for twice as long, they are closed.
+    heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", example "30000";
+    /// How long a stopping process takes to send its clients away, in milliseconds.
+    drain_ms: u64, env "STARLING_DRAIN_MS", example "2000";
+    /// Passwords hashed at once, 19 MiB each.
+    hashes_at_once_max: usize, env "STARLING_HASHES_AT_ONCE_MAX", example "4";
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Public address.
+    pub listen: SocketAddr,
+    /// Address of metrics and probes.
+    pub internal_listen: SocketAddr,
+    /// Which database.
+    pub store: StoreOptions,
+    /// How people reach the server, without a slash at the end; `None`: the listen address.
+    pub public_url: Option<String>,
+    /// Origins of other web pages.
+    pub allowed_origins: Vec<String>,
+    /// Proxies to believe.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Log filter.
+    pub log: String,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Time to send clients away.
+    pub drain: Duration,
+    /// Passwords hashed at once.
+    pub hashes_at_once_max: usize,
+}
+
+impl Config {
+    /// Settles the configuration from flags and environment (`given`) and the file, if one is named.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub fn resolve(given: Settings, file: Option<&Path>) -> Result<Self, String> {
+        let settings = match file {
+            Some(path) => given.or(read_file(path)?),
+            None => given,
+        };
+        settings.check()
+    }
+
+    /// What is allowed but deserves a second look.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if !self.limits.rate_limits {
+            warnings.push("rate limits are off: this is for load tests on a machine of your own");
+        }
+        if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip()
+        {
+            warnings.push("metrics listen on the public address: keep that port behind a firewall");
+        }
+        if self.allowed_origins.iter().any(|origin| origin == "*") {
+            warnings.push("web pages of any origin may connect");
+        }
+        warnings
+    }
+
+    /// Every key with its description and default, as a TOML file to start from.
+    pub fn documented_file() -> String {
+        let mut file = String::from(
+            "# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n",
+        );
+        for (key, env, doc, example) in KEYS {
+            let _ = write!(file, "\n#{doc}\n# {env}\n#{key} = {example}\n");
+        }
+        file
+    }
+}
+
+impl Settings {
+    fn check(self) -> Result<Config, String> {
+        let defaults = Limits::default();
+        if self.redis_url.is_some() {
+            return Err("REDIS_URL is set, but this version runs as one replica, which needs no Redis: unset it".to_owned());
+        }
+        let store = match self.database_url {
+            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                let connections_max = at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
+                StoreOptions::Postgres { url, connections_max }
+            }
+            Some(_) => return Err("DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned()),
+            None => StoreOptions::Sqlite { dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data")) },
+        };
+        let public_url = self
+            .public_url
+            .map(|url| url.trim_end_matches('/').to_owned());
+        if public_url
+            .as_ref()
+            .is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+        {
+            return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
+        }
+        let limits = Limits {
+            sessions_per_user_max: at_least_1(
+                "sessions_per_user_max",
+                self.sessions_per_user_max
+                    .unwrap_or(defaults.sessions_per_user_max),
+            )?,
+            invites_per_user_max: at_least_1(
+                "invites_per_user_max",
+                self.invites_per_user_max
+                    .unwrap_or(defaults.invites_per_user_max),
+            )?,
+            chats_per_user_max: at_least_1(
+                "chats_per_user_max",
+                self.chats_per_user_max
+                    .unwrap_or(defaults.chats_per_user_max),
+            )?,
+            group_members_max: at_least_1(
+                "group_members_max",
+                self.group_members_max.unwrap_or(defaults.group_members_max),
+            )?,
+            page_max: at_least_1("page_max", self.page_max.unwrap_or(defaults.page_max))?,
+            connections_per_user_max: at_least_1(
+                "connections_per_user_max",
+                self.connections_per_user_max
+                    .unwrap_or(defaults.connections_per_user_max),
+            )?,
+            connections_max: at_least_1(
+                "connections_max",
+                self.connections_max.unwrap_or(defaults.connections_max),
+            )?,
+            token_life: seconds("token_life_s", self.token_life_s, defaults.token_life)?,
+            refresh_life: seconds("refresh_life_s", self.refresh_life_s, defaults.refresh_life)?,
+            heartbeat_interval: match self.heartbeat_interval_ms {
+                Some(ms) => Duration::from_millis(at_least_1("heartbeat_interval_ms", ms)?),
+                None => defaults.heartbeat_interval,
+            },
+            rate_limits: self.rate_limits != Some(Switch::Off),
+        };
+        if limits.refresh_life < limits.token_life {
+            return Err("refresh_life_s must not be shorter than token_life_s: a session lives as long as its refresh token".to_owned());
+        }
+        Ok(Config {
+            listen: self
+                .listen
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            internal_listen: self
+                .internal_listen
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
+            store,
+            public_url,
+            allowed_origins: list(self.allowed_origins.as_deref()),
+            trusted_proxies: networks(self.trusted_proxies.as_deref())?,
+            limits,
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log_format: self.log_format.unwrap_or(LogFormat::Text),
+            drain: Duration::from_millis(self.drain_ms.unwrap_or(2000)),
+            hashes_at_once_max: at_least_1(
+                "hashes_at_once_max",
+                self.hashes_at_once_max.unwrap_or(4),
+            )?,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("can't read {}: {error}", path.display()))?;
+    toml::from_str(&text).map_err(|error| format!("{} is not right: {error}", path.display()))
+}
+
+fn at_least_1<T: PartialOrd + From<u8>>(key: &str, value: T) -> Result<T, String> {
+    if value < T::from(1) {
+        Err(format!("{key} must be at least 1"))
+    } else {
+        Ok(value)
+    }
+}
+
+fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
+    /// A century: longer lives are a slip of the finger, and would not fit the arithmetic of time.
+    const MAX: u64 = 100 * 365 * 24 * 3600;
+    match given {
+        Some(s) if s > MAX => Err(format!("{key} must be at most {MAX}")),
+        Some(s) => Ok(Duration::from_secs(at_least_1(key, s)?)),
+        None => Ok(default),
+    }
+}
+
+fn list(words: Option<&str>) -> Vec<String> {
+    let words = words
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    words.map(str::to_owned).collect()
+}
+
+fn networks(words: Option<&str>) -> Result<Vec<IpNet>, String> {
+    let parse = |word: &String| {
+        let net = word
+            .parse::<IpNet>()
+            .or_else(|_| word.parse::<std::net::IpAddr>().map(IpNet::from));
+        net.map_err(|_| {
+            format!(
+                "trusted_proxies: {word:?} is neither a network such as 10.0.0.0/8 nor an address"
+            )
+        })
+    };
+    list(words).iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(settings: Settings) -> Result<Config, String> {
+        Config::resolve(settings, None)
+    }
+
+    #[test]
+    fn nothing_given_is_embedded_mode_on_loopback() {
+        let config = resolve(Settings::default()).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert!(matches!(config.store, StoreOptions::Sqlite { .. }));
+        assert!(config.limits.rate_limits);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_a_sentence_that_names_the_key() {
+        let wrong = |settings, word: &str| {
+            let sentence = resolve(settings).unwrap_err();
+            assert!(sentence.contains(word), "{sentence}");
+        };
+        wrong(
+            Settings {
+                database_url: Some("mysql://x".into()),
+                ..Settings::default()
+            },
+            "DATABASE_URL",
+        );
+        wrong(
+            Settings {
+                redis_url: Some("redis://x".into()),
+                ..Settings::default()
+            },
+            "REDIS_URL",
+        );
+        wrong(
+            Settings {
+                public_url: Some("chat.example.org".into()),
+                ..Settings::default()
+            },
+            "STARLING_PUBLIC_URL",
+        );
+        wrong(
+            Settings {
+                page_max: Some(0),
+                ..Settings::default()
+            },
+            "page_max",
+        );
+        wrong(
+            Settings {
+                token_life_s: Some(u64::MAX),
+                ..Settings::default()
+            },
+            "token_life_s",
+        );
+        wrong(
+            Settings {
+                trusted_proxies: Some("nonsense".into()),
+                ..Settings::default()
+            },
+            "trusted_proxies",
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Settings {
+            page_max: Some(7),
+            ..Settings::default()
+        };
+        let file: Settings = toml::from_str("page_max = 9\ngroup_members_max = 30").unwrap();
+        let config = resolve(flags.or(file)).unwrap();
+        assert_eq!(
+            (config.limits.page_max, config.limits.group_members_max),
+            (7, 30)
+        );
+    }
+
+    #[test]
+    fn every_key_of_the_documented_file_is_read_with_its_type() {
+        let file: String = Config::documented_file()
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix('#')
+                    .filter(|line| !line.starts_with(' ') && line.contains(" = "))
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let settings: Settings = toml::from_str(&file).unwrap();
+        assert_eq!(file.lines().count(), KEYS.len());
+        assert_eq!(settings.page_max, Some(Limits::default().page_max));
+        assert_eq!(
+            settings.chats_per_user_max,
+            Some(Limits::default().chats_per_user_max)
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_refused() {
+        assert!(
+            toml::from_str::<Settings>("colour = 1")
+                .unwrap_err()
+                .to_string()
+                .contains("colour")
+        );
+    }
+}

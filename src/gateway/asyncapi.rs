@@ -1,0 +1,120 @@
+//! The `AsyncAPI` 3.0 document, made from the frames themselves.
+
+use serde_json::{Map, Value, json};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::SUBPROTOCOL;
+use super::close::CloseCode;
+use super::frame::ClientFrame;
+use crate::hub::ServerFrame;
+
+/// The document.
+pub fn document() -> Value {
+    let mut schemas = component_schemas();
+    let mut messages = Map::new();
+    for (kind, schema) in ClientFrame::schemas() {
+        schemas.insert(
+            format!("client.{kind}"),
+            with_const_type(value(&schema), kind),
+        );
+        messages.insert(format!("client.{kind}"), message("client", kind));
+    }
+    for (kind, schema) in server_frames() {
+        schemas.insert(format!("server.{kind}"), schema);
+        messages.insert(format!("server.{kind}"), message("server", &kind));
+    }
+    let of = |side: &str| -> Vec<Value> {
+        let names = messages.keys().filter(|name| name.starts_with(side));
+        names
+            .map(|name| json!({ "$ref": format!("#/channels/gateway/messages/{name}") }))
+            .collect()
+    };
+    let (from_client, from_server) = (of("client."), of("server."));
+    let in_channel: Map<String, Value> = messages
+        .keys()
+        .map(|name| {
+            (
+                name.clone(),
+                json!({ "$ref": format!("#/components/messages/{name}") }),
+            )
+        })
+        .collect();
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Starling gateway",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": { "name": "Apache-2.0" },
+            "description": description(),
+        },
+        "defaultContentType": "application/json",
+        "channels": { "gateway": { "address": "/ws", "messages": in_channel } },
+        "operations": {
+            "fromClient": { "action": "receive", "channel": { "$ref": "#/channels/gateway" }, "messages": from_client },
+            "fromServer": { "action": "send", "channel": { "$ref": "#/channels/gateway" }, "messages": from_server },
+        },
+        "components": { "messages": messages, "schemas": schemas },
+    })
+}
+
+fn description() -> String {
+    let codes: Vec<String> = CloseCode::ALL
+        .iter()
+        .map(|code| code.wire())
+        .filter(|(_, reason)| !reason.is_empty())
+        .map(|(code, reason)| format!("- `{code}`: {reason}"))
+        .collect();
+    format!(
+        "One JSON object per text frame, `type` first. Subprotocol `{SUBPROTOCOL}`. Authenticate by an `Authorization` \
+         header, by the subprotocol pair `{SUBPROTOCOL}, bearer.<token>`, or by an `authenticate` frame within 5 s. \
+         No chat event comes before `sync`.\n\nClose codes:\n{}",
+        codes.join("\n")
+    )
+}
+
+fn message(side: &str, kind: &str) -> Value {
+    json!({ "name": kind, "payload": { "$ref": format!("#/components/schemas/{side}.{kind}") } })
+}
+
+fn value(schema: &impl serde::Serialize) -> Value {
+    serde_json::to_value(schema).unwrap_or_default()
+}
+
+/// The schemas that the frames refer to.
+fn component_schemas() -> Map<String, Value> {
+    let mut referred = Vec::new();
+    ServerFrame::schemas(&mut referred);
+    super::frame::SendMessageFrame::schemas(&mut referred);
+    super::frame::SyncFrame::schemas(&mut referred);
+    referred
+        .into_iter()
+        .map(|(name, schema)| (name, value(&schema)))
+        .collect()
+}
+
+/// Each server frame's own schema, by its `type`.
+fn server_frames() -> Vec<(String, Value)> {
+    let union = value(&ServerFrame::schema());
+    let variants = union
+        .get("oneOf")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let kind = |variant: &Value| {
+        variant
+            .pointer("/properties/type/enum/0")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    variants
+        .into_iter()
+        .filter_map(|variant| kind(&variant).map(|kind| (kind, variant)))
+        .collect()
+}
+
+fn with_const_type(mut schema: Value, kind: &str) -> Value {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.insert("type".to_owned(), json!({ "const": kind }));
+    }
+    schema
+}

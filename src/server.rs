@@ -1,0 +1,233 @@
+//! The composition root: the only place that names concrete backends. Starts everything, and stops it in order: first
+//! unready, then the sockets are sent away, then the requests end, then the work behind them, then the database.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, Api};
+use crate::cluster::memory::{MemoryBus, MemoryRateLimiter, MemorySessionCache};
+use crate::config::Config;
+use crate::gateway::{self, Gateway};
+use crate::hub::Hub;
+use crate::listener;
+use crate::model::{Clock, Error};
+use crate::service::{Hasher, Parts, Service};
+use crate::store::{Store, StoreOptions};
+use crate::telemetry;
+
+/// How long requests and the work behind them may take to end once the process stops.
+const FINISH_MAX: Duration = Duration::from_secs(20);
+
+/// A server that serves.
+pub struct Server {
+    /// The public address, with the real port.
+    pub address: SocketAddr,
+    /// The address of metrics and probes, with the real port.
+    pub internal_address: SocketAddr,
+    /// The rules, for tests and the command line.
+    pub service: Arc<Service>,
+    /// This process's sockets.
+    pub hub: Arc<Hub>,
+    draining: Arc<AtomicBool>,
+    drain: Duration,
+    /// Ends accepting and idle connections.
+    stop_listening: CancellationToken,
+    /// Ends the work behind the requests.
+    stop: CancellationToken,
+    listeners: TaskTracker,
+    tasks: TaskTracker,
+}
+
+/// Opens the store and builds the service on it, without serving: what the command line works with.
+///
+/// # Errors
+/// As [`Store::open`].
+pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>, Error> {
+    let store = Store::open(&config.store).await?;
+    prepare(&store, config).await?;
+    let (bus, _inbox) = MemoryBus::new();
+    Ok(Service::start(parts(
+        store,
+        Arc::new(bus),
+        config,
+        clock,
+        &TaskTracker::new(),
+        &CancellationToken::new(),
+    )?))
+}
+
+/// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
+async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
+    if matches!(config.store, StoreOptions::Sqlite { .. }) {
+        return store.migrate().await;
+    }
+    match store.pending_migrations().await? {
+        0 => Ok(()),
+        pending => Err(Error::internal(format!(
+            "the database lacks {pending} migrations of this version: run `starling migrate`, then start again"
+        ))),
+    }
+}
+
+fn parts(
+    store: Store,
+    bus: Arc<MemoryBus>,
+    config: &Config,
+    clock: Clock,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Parts, Error> {
+    Ok(Parts {
+        store,
+        bus,
+        session_cache: Arc::new(MemorySessionCache::default()),
+        limiter: Arc::new(MemoryRateLimiter::default()),
+        clock,
+        limits: config.limits.clone(),
+        hasher: Hasher::new(config.hashes_at_once_max)?,
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    })
+}
+
+impl Server {
+    /// Starts to serve.
+    ///
+    /// # Errors
+    /// An address that is taken, a database that is away or has another schema.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, Error> {
+        let store = Store::open(&config.store).await?;
+        prepare(&store, &config).await?;
+        let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
+        let (bus, inbox) = MemoryBus::new();
+        let hub = Hub::new(store.clone(), clock.clone(), tasks.clone(), stop.clone());
+        let service = Service::start(parts(store, Arc::new(bus), &config, clock, &tasks, &stop)?);
+        tasks.spawn(hub.clone().run(inbox));
+        tasks.spawn(service.clone().run_jobs(stop.clone()));
+        let draining = Arc::<AtomicBool>::default();
+        let api = Arc::new(Api {
+            service: service.clone(),
+            trusted_proxies: config.trusted_proxies,
+            draining: draining.clone(),
+        });
+        let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
+        let public = public_router(&api, gateway, config.listen);
+        let internal = api::internal_router(api, || {
+            telemetry::exporter()
+                .map(|it| it.render())
+                .unwrap_or_default()
+        });
+        tasks.spawn(upkeep(stop.clone()));
+        let (listener, internal_listener) = (
+            bind(config.listen).await?,
+            bind(config.internal_listen).await?,
+        );
+        let address = listener.local_addr().map_err(Error::internal)?;
+        let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
+        let connections_max = config.limits.connections_max;
+        listeners.spawn(listener::serve(
+            listener,
+            public,
+            connections_max,
+            stop_listening.clone(),
+        ));
+        listeners.spawn(listener::serve(
+            internal_listener,
+            internal,
+            listener::INTERNAL_CONNECTIONS_MAX,
+            stop.clone(),
+        ));
+        Ok(Self {
+            address,
+            internal_address,
+            service,
+            hub,
+            draining,
+            drain: config.drain,
+            stop_listening,
+            stop,
+            listeners,
+            tasks,
+        })
+    }
+
+    /// Sends the clients away, lets what is under way end, and stops.
+    pub async fn stop(self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let drain_ms = u64::try_from(self.drain.as_millis()).unwrap_or(u64::MAX);
+        self.hub.drain(drain_ms);
+        self.stop_listening.cancel();
+        self.tasks.close();
+        self.listeners.close();
+        let finished = async {
+            // Sockets and requests first: the appenders must still answer them.
+            while self.hub.connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FINISH_MAX, finished).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.stop.cancel();
+        if tokio::time::timeout(FINISH_MAX, async {
+            tokio::join!(self.listeners.wait(), self.tasks.wait())
+        })
+        .await
+        .is_err()
+        {
+            tracing::warn!("some work did not end in time and is given up");
+        }
+        self.service.store().close().await;
+    }
+}
+
+#[cfg_attr(
+    not(feature = "conformance"),
+    expect(unused_variables, reason = "only the echo route asks for the address")
+)]
+fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> Router {
+    let asyncapi = gateway::asyncapi::document().to_string();
+    let router = api::router(api.clone(), gateway::router(gateway), asyncapi);
+    #[cfg(feature = "conformance")]
+    let router = if listen.ip().is_loopback() {
+        router.route(
+            "/conformance/echo",
+            axum::routing::get(|upgrade| async { gateway::echo(upgrade) }),
+        )
+    } else {
+        router
+    };
+    router
+}
+
+/// The `OpenAPI` document of all routes.
+pub fn openapi() -> String {
+    api::openapi(gateway::openapi())
+        .to_pretty_json()
+        .unwrap_or_default()
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Error::internal(format!("can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"))
+    })
+}
+
+async fn upkeep(stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(telemetry::UPKEEP_EVERY) => {}
+        }
+        if let Some(exporter) = telemetry::exporter() {
+            exporter.run_upkeep();
+        }
+    }
+}

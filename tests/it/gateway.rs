@@ -1,0 +1,3 @@
+//! The WebSocket gateway.
+
+mod live;

@@ -1,0 +1,4 @@
+//! The promises of the server, one test each. Most go through the real ports, on both databases.
+
+mod gateway;
+mod support;

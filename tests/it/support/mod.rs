@@ -1,0 +1,217 @@
+//! A server of one's own for every test, and clients that hold each answer against the server's own documents.
+
+mod client;
+mod contract;
+mod database;
+mod socket;
+
+pub use client::{Answer, User};
+pub use database::Backend;
+pub use socket::Socket;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use starling::config::{Config, Settings};
+use starling::model::Clock;
+use starling::server::Server;
+use starling::service::Service;
+use tempfile::TempDir;
+
+/// Runs each named test once on SQLite and once on Postgres: `on_both_databases!(a_promise, another);`
+macro_rules! on_both_databases {
+    ($($name:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { crate::support::run(crate::support::Backend::Sqlite, super::$name).await; })+
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { crate::support::run(crate::support::Backend::Postgres, super::$name).await; })+
+        }
+    };
+}
+pub(crate) use on_both_databases;
+
+/// Starts a server, runs a test on it, stops it and removes what it left.
+pub async fn run<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(TestServer) -> F) {
+    let server = TestServer::start(backend).await;
+    let cleanup = server.clone();
+    test(server).await;
+    cleanup.stop().await;
+}
+
+/// A server of this test alone, with rate limits off and a clock that the test moves. Clones are the same server.
+#[derive(Clone)]
+pub struct TestServer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    server: tokio::sync::Mutex<Option<Server>>,
+    service: Arc<Service>,
+    address: SocketAddr,
+    internal_address: SocketAddr,
+    clock: Clock,
+    database: database::Database,
+    dir: TempDir,
+    users: AtomicU32,
+}
+
+impl TestServer {
+    /// A server with the settings of most tests.
+    pub async fn start(backend: Backend) -> Self {
+        Self::with(backend, |_| {}).await
+    }
+
+    /// A server with some settings changed.
+    pub async fn with(backend: Backend, change: impl FnOnce(&mut Settings)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database::Database::create(backend).await;
+        let mut settings = settings(dir.path(), database.url());
+        change(&mut settings);
+        let config = Config::resolve(settings, None).unwrap();
+        let clock = Clock::system();
+        let server = Server::start(config, clock.clone()).await.unwrap();
+        let (address, internal_address) = (server.address, server.internal_address);
+        let service = server.service.clone();
+        let server = tokio::sync::Mutex::new(Some(server));
+        let users = AtomicU32::new(0);
+        Self {
+            inner: Arc::new(Inner {
+                server,
+                service,
+                address,
+                internal_address,
+                clock,
+                database,
+                dir,
+                users,
+            }),
+        }
+    }
+
+    /// `http://host:port` of the public port.
+    pub fn base(&self) -> String {
+        format!("http://{}", self.inner.address)
+    }
+
+    /// `host:port` of the public port.
+    pub fn address(&self) -> SocketAddr {
+        self.inner.address
+    }
+
+    /// `http://host:port` of the internal port.
+    pub fn internal_base(&self) -> String {
+        format!("http://{}", self.inner.internal_address)
+    }
+
+    /// The rules behind the port, for what no client can do.
+    pub fn service(&self) -> &Service {
+        &self.inner.service
+    }
+
+    /// Makes time pass for the server (expiry, rates, idle sessions; not timers).
+    pub fn advance(&self, span: Duration) {
+        self.inner.clock.advance(span);
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        self.inner.dir.path()
+    }
+
+    /// The URL of this test's own Postgres database; `None` on SQLite.
+    pub fn database_url(&self) -> Option<String> {
+        self.inner.database.url()
+    }
+
+    /// An account with a fresh session, named `u1`, `u2`, …
+    pub async fn user(&self) -> User {
+        let number = self.inner.users.fetch_add(1, Ordering::Relaxed) + 1;
+        self.user_named(&format!("u{number}")).await
+    }
+
+    /// An account with this login and name, and a fresh session.
+    pub async fn user_named(&self, login: &str) -> User {
+        let made = self
+            .inner
+            .service
+            .make_user(login, login, true)
+            .await
+            .unwrap();
+        User::new(
+            self.base(),
+            made.user_id.to_string(),
+            made.login,
+            made.password,
+            made.token.unwrap(),
+        )
+    }
+
+    /// Somebody without a token.
+    pub fn stranger(&self) -> User {
+        User::new(
+            self.base(),
+            String::new(),
+            String::new(),
+            String::new(),
+            String::new(),
+        )
+    }
+
+    /// The code of an operator's invite.
+    pub async fn invite(&self, uses: i64) -> String {
+        self.inner
+            .service
+            .create_operator_invite(Some(uses), None)
+            .await
+            .unwrap()
+            .code
+    }
+
+    /// Stops the server as SIGTERM would, and removes its database.
+    pub async fn stop(&self) {
+        if let Some(server) = self.inner.server.lock().await.take() {
+            server.stop().await;
+            self.inner.database.remove().await;
+        }
+    }
+}
+
+/// Free ports, a directory of its own, rates off.
+pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
+    Settings {
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        internal_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        data_dir: Some(dir.to_owned()),
+        database_url,
+        database_connections_max: Some(6),
+        rate_limits: Some(starling::config::Switch::Off),
+        drain_ms: Some(0),
+        ..Settings::default()
+    }
+}
+
+/// Waits until something holds, at most five seconds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    for _ in 0..250 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never happened: {what}");
+}
+
+/// The chat's id in an answer.
+pub fn id(value: &Value) -> String {
+    value["id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no id in {value}"))
+        .to_owned()
+}
