@@ -128,25 +128,16 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
         Command::Invite { uses, expires_in_s } => invite(&config, uses, expires_in_s).await,
-        Command::User {
-            command:
-                UserCommand::Create {
-                    login,
-                    name,
-                    count,
-                    with_session,
-                },
-        } => create_users(&config, &login, name.as_deref(), count, with_session).await,
+        Command::User { command: UserCommand::Create { login, name, count, with_session } } => {
+            create_users(&config, &login, name.as_deref(), count, with_session).await
+        }
         Command::Doctor => doctor(&config).await,
         Command::Config | Command::Openapi | Command::Asyncapi => Ok(()),
     }
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -179,11 +170,7 @@ async fn migrate(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn invite(
-    config: &Config,
-    uses: Option<i64>,
-    expires_in_s: Option<i64>,
-) -> Result<(), Failure> {
+async fn invite(config: &Config, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<(), Failure> {
     let service = server::open_service(config, Clock::system()).await?;
     let invite = service.create_operator_invite(uses, expires_in_s).await?;
     print(&format!("{}\n", invite.code))?;
@@ -199,15 +186,10 @@ async fn create_users(
     with_session: bool,
 ) -> Result<(), Failure> {
     let parallel = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let config = Config {
-        hashes_at_once_max: parallel,
-        ..config.clone()
-    };
+    let config = Config { hashes_at_once_max: parallel, ..config.clone() };
     let service = server::open_service(&config, Clock::system()).await?;
     let logins: Vec<String> = match count {
-        Some(count) => (1..=count)
-            .map(|number| format!("{login}{number}"))
-            .collect(),
+        Some(count) => (1..=count).map(|number| format!("{login}{number}")).collect(),
         None => vec![login.to_owned()],
     };
     // A few more than hash at once, so that the database works meanwhile; printed in the order of their numbers.
@@ -219,8 +201,7 @@ async fn create_users(
         .buffered(parallel * 2);
     while let Some(user) = made.next().await {
         let user = user?;
-        let mut line =
-            json!({ "user_id": user.user_id, "login": user.login, "password": user.password });
+        let mut line = json!({ "user_id": user.user_id, "login": user.login, "password": user.password });
         if let (Some(token), Some(object)) = (user.token, line.as_object_mut()) {
             object.insert("token".to_owned(), token.into());
         }
@@ -235,10 +216,7 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     let mut ill = false;
     let mut say = |fine: bool, what: &str| {
         ill |= !fine;
-        print(&format!(
-            "{} {what}\n",
-            if fine { "ok   " } else { "FAULT" }
-        ))
+        print(&format!("{} {what}\n", if fine { "ok   " } else { "FAULT" }))
     };
     say(true, "the configuration can be read")?;
     for warning in config.warnings() {
@@ -246,32 +224,19 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     }
     match &config.store {
         StoreOptions::Postgres { .. } => say(true, "mode: Postgres, one replica")?,
-        StoreOptions::Sqlite { dir } => say(
-            true,
-            &format!("mode: embedded, SQLite in {}", dir.display()),
-        )?,
+        StoreOptions::Sqlite { dir } => say(true, &format!("mode: embedded, SQLite in {}", dir.display()))?,
     }
     match Store::open(&config.store).await {
-        Err(error) => say(
-            false,
-            &format!("the database can't be opened: {}", in_words(&error)),
-        )?,
+        Err(error) => say(false, &format!("the database can't be opened: {}", in_words(&error)))?,
         Ok(store) => {
             say(true, "the database answers")?;
             match store.pending_migrations().await {
                 Ok(0) => say(true, "its schema is up to date")?,
-                Ok(pending) if store.is_embedded() => say(
-                    true,
-                    &format!("{pending} migrations will be applied at start"),
-                )?,
-                Ok(pending) => say(
-                    false,
-                    &format!("{pending} migrations are missing: run `starling migrate`"),
-                )?,
-                Err(error) => say(
-                    false,
-                    &format!("its schema can't be read: {}", in_words(&error)),
-                )?,
+                Ok(pending) if store.is_embedded() => {
+                    say(true, &format!("{pending} migrations will be applied at start"))?
+                }
+                Ok(pending) => say(false, &format!("{pending} migrations are missing: run `starling migrate`"))?,
+                Err(error) => say(false, &format!("its schema can't be read: {}", in_words(&error)))?,
             }
             store.close().await;
         }
@@ -279,18 +244,10 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     for address in [config.listen, config.internal_listen] {
         match std::net::TcpListener::bind(address) {
             Ok(_) => say(true, &format!("{address} is free"))?,
-            Err(error) => print(&format!(
-                "warn  {address} can't be listened on: {error} (is the server running?)\n"
-            ))?,
+            Err(error) => print(&format!("warn  {address} can't be listened on: {error} (is the server running?)\n"))?,
         }
     }
-    if ill {
-        Err(Failure::Other(
-            "something is wrong; see the lines marked FAULT".to_owned(),
-        ))
-    } else {
-        Ok(())
-    }
+    if ill { Err(Failure::Other("something is wrong; see the lines marked FAULT".to_owned())) } else { Ok(()) }
 }
 
 fn print(text: &str) -> std::io::Result<()> {

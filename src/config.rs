@@ -151,8 +151,7 @@ impl Config {
         if !self.limits.rate_limits {
             warnings.push("rate limits are off: this is for load tests on a machine of your own");
         }
-        if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip()
-        {
+        if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip() {
             warnings.push("metrics listen on the public address: keep that port behind a firewall");
         }
         if self.allowed_origins.iter().any(|origin| origin == "*") {
@@ -163,9 +162,8 @@ impl Config {
 
     /// Every key with its description and default, as a TOML file to start from.
     pub fn documented_file() -> String {
-        let mut file = String::from(
-            "# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n",
-        );
+        let mut file =
+            String::from("# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n");
         for (key, env, doc, example) in KEYS {
             let _ = write!(file, "\n#{doc}\n# {env}\n#{key} = {example}\n");
         }
@@ -177,40 +175,39 @@ impl Settings {
     fn check(self) -> Result<Config, String> {
         let defaults = Limits::default();
         if self.redis_url.is_some() {
-            return Err("REDIS_URL is set, but this version runs as one replica, which needs no Redis: unset it".to_owned());
+            return Err(
+                "REDIS_URL is set, but this version runs as one replica, which needs no Redis: unset it".to_owned()
+            );
         }
         let store = match self.database_url {
             Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                let connections_max = at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
+                let connections_max =
+                    at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
                 StoreOptions::Postgres { url, connections_max }
             }
-            Some(_) => return Err("DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned()),
+            Some(_) => {
+                return Err(
+                    "DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned()
+                );
+            }
             None => StoreOptions::Sqlite { dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data")) },
         };
-        let public_url = self
-            .public_url
-            .map(|url| url.trim_end_matches('/').to_owned());
-        if public_url
-            .as_ref()
-            .is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://"))
-        {
+        let public_url = self.public_url.map(|url| url.trim_end_matches('/').to_owned());
+        if public_url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
         }
         let limits = Limits {
             sessions_per_user_max: at_least_1(
                 "sessions_per_user_max",
-                self.sessions_per_user_max
-                    .unwrap_or(defaults.sessions_per_user_max),
+                self.sessions_per_user_max.unwrap_or(defaults.sessions_per_user_max),
             )?,
             invites_per_user_max: at_least_1(
                 "invites_per_user_max",
-                self.invites_per_user_max
-                    .unwrap_or(defaults.invites_per_user_max),
+                self.invites_per_user_max.unwrap_or(defaults.invites_per_user_max),
             )?,
             chats_per_user_max: at_least_1(
                 "chats_per_user_max",
-                self.chats_per_user_max
-                    .unwrap_or(defaults.chats_per_user_max),
+                self.chats_per_user_max.unwrap_or(defaults.chats_per_user_max),
             )?,
             group_members_max: at_least_1(
                 "group_members_max",
@@ -219,13 +216,9 @@ impl Settings {
             page_max: at_least_1("page_max", self.page_max.unwrap_or(defaults.page_max))?,
             connections_per_user_max: at_least_1(
                 "connections_per_user_max",
-                self.connections_per_user_max
-                    .unwrap_or(defaults.connections_per_user_max),
+                self.connections_per_user_max.unwrap_or(defaults.connections_per_user_max),
             )?,
-            connections_max: at_least_1(
-                "connections_max",
-                self.connections_max.unwrap_or(defaults.connections_max),
-            )?,
+            connections_max: at_least_1("connections_max", self.connections_max.unwrap_or(defaults.connections_max))?,
             token_life: seconds("token_life_s", self.token_life_s, defaults.token_life)?,
             refresh_life: seconds("refresh_life_s", self.refresh_life_s, defaults.refresh_life)?,
             heartbeat_interval: match self.heartbeat_interval_ms {
@@ -235,15 +228,14 @@ impl Settings {
             rate_limits: self.rate_limits != Some(Switch::Off),
         };
         if limits.refresh_life < limits.token_life {
-            return Err("refresh_life_s must not be shorter than token_life_s: a session lives as long as its refresh token".to_owned());
+            return Err(
+                "refresh_life_s must not be shorter than token_life_s: a session lives as long as its refresh token"
+                    .to_owned(),
+            );
         }
         Ok(Config {
-            listen: self
-                .listen
-                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
-            internal_listen: self
-                .internal_listen
-                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
+            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            internal_listen: self.internal_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
             store,
             public_url,
             allowed_origins: list(self.allowed_origins.as_deref()),
@@ -252,26 +244,18 @@ impl Settings {
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or(LogFormat::Text),
             drain: Duration::from_millis(self.drain_ms.unwrap_or(2000)),
-            hashes_at_once_max: at_least_1(
-                "hashes_at_once_max",
-                self.hashes_at_once_max.unwrap_or(4),
-            )?,
+            hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
         })
     }
 }
 
 fn read_file(path: &Path) -> Result<Settings, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("can't read {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
     toml::from_str(&text).map_err(|error| format!("{} is not right: {error}", path.display()))
 }
 
 fn at_least_1<T: PartialOrd + From<u8>>(key: &str, value: T) -> Result<T, String> {
-    if value < T::from(1) {
-        Err(format!("{key} must be at least 1"))
-    } else {
-        Ok(value)
-    }
+    if value < T::from(1) { Err(format!("{key} must be at least 1")) } else { Ok(value) }
 }
 
 fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
@@ -285,24 +269,14 @@ fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration,
 }
 
 fn list(words: Option<&str>) -> Vec<String> {
-    let words = words
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|word| !word.is_empty());
+    let words = words.unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty());
     words.map(str::to_owned).collect()
 }
 
 fn networks(words: Option<&str>) -> Result<Vec<IpNet>, String> {
     let parse = |word: &String| {
-        let net = word
-            .parse::<IpNet>()
-            .or_else(|_| word.parse::<std::net::IpAddr>().map(IpNet::from));
-        net.map_err(|_| {
-            format!(
-                "trusted_proxies: {word:?} is neither a network such as 10.0.0.0/8 nor an address"
-            )
-        })
+        let net = word.parse::<IpNet>().or_else(|_| word.parse::<std::net::IpAddr>().map(IpNet::from));
+        net.map_err(|_| format!("trusted_proxies: {word:?} is neither a network such as 10.0.0.0/8 nor an address"))
     };
     list(words).iter().map(parse).collect()
 }
@@ -329,90 +303,37 @@ mod tests {
             let sentence = resolve(settings).unwrap_err();
             assert!(sentence.contains(word), "{sentence}");
         };
-        wrong(
-            Settings {
-                database_url: Some("mysql://x".into()),
-                ..Settings::default()
-            },
-            "DATABASE_URL",
-        );
-        wrong(
-            Settings {
-                redis_url: Some("redis://x".into()),
-                ..Settings::default()
-            },
-            "REDIS_URL",
-        );
-        wrong(
-            Settings {
-                public_url: Some("chat.example.org".into()),
-                ..Settings::default()
-            },
-            "STARLING_PUBLIC_URL",
-        );
-        wrong(
-            Settings {
-                page_max: Some(0),
-                ..Settings::default()
-            },
-            "page_max",
-        );
-        wrong(
-            Settings {
-                token_life_s: Some(u64::MAX),
-                ..Settings::default()
-            },
-            "token_life_s",
-        );
-        wrong(
-            Settings {
-                trusted_proxies: Some("nonsense".into()),
-                ..Settings::default()
-            },
-            "trusted_proxies",
-        );
+        wrong(Settings { database_url: Some("mysql://x".into()), ..Settings::default() }, "DATABASE_URL");
+        wrong(Settings { redis_url: Some("redis://x".into()), ..Settings::default() }, "REDIS_URL");
+        wrong(Settings { public_url: Some("chat.example.org".into()), ..Settings::default() }, "STARLING_PUBLIC_URL");
+        wrong(Settings { page_max: Some(0), ..Settings::default() }, "page_max");
+        wrong(Settings { token_life_s: Some(u64::MAX), ..Settings::default() }, "token_life_s");
+        wrong(Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() }, "trusted_proxies");
     }
 
     #[test]
     fn flags_win_over_the_file() {
-        let flags = Settings {
-            page_max: Some(7),
-            ..Settings::default()
-        };
+        let flags = Settings { page_max: Some(7), ..Settings::default() };
         let file: Settings = toml::from_str("page_max = 9\ngroup_members_max = 30").unwrap();
         let config = resolve(flags.or(file)).unwrap();
-        assert_eq!(
-            (config.limits.page_max, config.limits.group_members_max),
-            (7, 30)
-        );
+        assert_eq!((config.limits.page_max, config.limits.group_members_max), (7, 30));
     }
 
     #[test]
     fn every_key_of_the_documented_file_is_read_with_its_type() {
         let file: String = Config::documented_file()
             .lines()
-            .filter_map(|line| {
-                line.strip_prefix('#')
-                    .filter(|line| !line.starts_with(' ') && line.contains(" = "))
-            })
+            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")))
             .map(|line| format!("{line}\n"))
             .collect();
         let settings: Settings = toml::from_str(&file).unwrap();
         assert_eq!(file.lines().count(), KEYS.len());
         assert_eq!(settings.page_max, Some(Limits::default().page_max));
-        assert_eq!(
-            settings.chats_per_user_max,
-            Some(Limits::default().chats_per_user_max)
-        );
+        assert_eq!(settings.chats_per_user_max, Some(Limits::default().chats_per_user_max));
     }
 
     #[test]
     fn an_unknown_key_in_the_file_is_refused() {
-        assert!(
-            toml::from_str::<Settings>("colour = 1")
-                .unwrap_err()
-                .to_string()
-                .contains("colour")
-        );
+        assert!(toml::from_str::<Settings>("colour = 1").unwrap_err().to_string().contains("colour"));
     }
 }

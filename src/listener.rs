@@ -32,12 +32,7 @@ const HTTP2_STREAMS_MAX: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a router until `stop`, then lets the requests under way end.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    connections_max: usize,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(connections_max));
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
@@ -61,19 +56,10 @@ pub async fn serve(
         };
         // Frames are small and wanted now.
         let _ = stream.set_nodelay(true);
-        let service = router
-            .clone()
-            .map_request(move |request: Request<Incoming>| with_peer(request, peer));
+        let service = router.clone().map_request(move |request: Request<Incoming>| with_peer(request, peer));
         let service = hyper_util::service::TowerToHyperService::new(service);
-        let io = TokioIo::new(Counted {
-            stream,
-            _permit: permit,
-        });
-        let connection = graceful.watch(
-            builder
-                .serve_connection_with_upgrades(io, service)
-                .into_owned(),
-        );
+        let io = TokioIo::new(Counted { stream, _permit: permit });
+        let connection = graceful.watch(builder.serve_connection_with_upgrades(io, service).into_owned());
         connections.spawn(async move {
             // A client that breaks off is no event of ours.
             let _ = connection.await;
@@ -81,21 +67,14 @@ pub async fn serve(
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(REQUEST_MAX, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(REQUEST_MAX, graceful.shutdown()).await.is_err() {
         tracing::warn!("some requests did not end in time and are given up");
     }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_READ_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(REQUEST_READ_MAX).max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -117,21 +96,13 @@ struct Counted {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::model::{Code, Result};
 use crate::store::Swept;
@@ -36,57 +34,28 @@ pub fn describe() {
         Unit::Seconds,
         "Time from a request's head to its answer, by method and route"
     );
-    describe_counter!(
-        ERRORS,
-        "Errors told to clients, by code and by where (http, gateway)"
-    );
+    describe_counter!(ERRORS, "Errors told to clients, by code and by where (http, gateway)");
     describe_gauge!(SOCKETS, "Authenticated WebSocket connections now");
-    describe_counter!(
-        SOCKETS_OPENED,
-        "WebSocket connections that were authenticated"
-    );
-    describe_counter!(
-        SOCKETS_CLOSED,
-        "WebSocket connections that ended, by close code"
-    );
+    describe_counter!(SOCKETS_OPENED, "WebSocket connections that were authenticated");
+    describe_counter!(SOCKETS_CLOSED, "WebSocket connections that ended, by close code");
     describe_counter!(FRAMES, "Frames received from clients, by type");
     describe_counter!(EVENTS_DELIVERED, "Events put into outboxes");
     describe_counter!(SENDS, "Messages committed");
     describe_histogram!(APPEND_BATCH, "Messages in one commit");
-    describe_histogram!(
-        STORE_SECONDS,
-        Unit::Seconds,
-        "Time of a unit of work in the store, by unit"
-    );
-    describe_counter!(
-        STORE_ERRORS,
-        "Units of work that failed for reasons other than the request, by code"
-    );
-    describe_counter!(
-        BUS_LOST,
-        "Events that the hub's queue had no room for; it checked its chats instead"
-    );
+    describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
+    describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
+    describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
-    describe_counter!(
-        HUB_HEALS,
-        "Times that a chat's missing events were fetched from the store, by reason"
-    );
-    describe_counter!(
-        RATE_LIMITED,
-        "Requests and frames refused by a rate limit, by rate"
-    );
+    describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
+    describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
-    describe_counter!(
-        CONNECTIONS_REFUSED,
-        "Connections refused because a bound was reached, by bound"
-    );
+    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
 }
 
 /// A request was answered.
 pub fn request(method: &'static str, route: &str, status: u16, took: Duration) {
     counter!(REQUESTS, "method" => method, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
-    histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned())
-        .record(took.as_secs_f64());
+    histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned()).record(took.as_secs_f64());
 }
 
 /// A client was told of an error.
@@ -122,10 +91,7 @@ pub fn events_delivered(count: u64) {
 
 /// A batch of messages goes to its commit.
 pub fn append_batch(messages: usize) {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a batch has at most a few hundred"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "a batch has at most a few hundred")]
     histogram!(APPEND_BATCH).record(messages as f64);
 }
 
@@ -151,10 +117,7 @@ pub fn bus_lost() {
 
 /// So many chats have a subscriber here.
 pub fn hub_chats(count: usize) {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "exact far beyond what fits in memory"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "exact far beyond what fits in memory")]
     gauge!(HUB_CHATS).set(count as f64);
 }
 

@@ -53,14 +53,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>,
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
     let (bus, _inbox) = MemoryBus::new();
-    Ok(Service::start(parts(
-        store,
-        Arc::new(bus),
-        config,
-        clock,
-        &TaskTracker::new(),
-        &CancellationToken::new(),
-    )?))
+    Ok(Service::start(parts(store, Arc::new(bus), config, clock, &TaskTracker::new(), &CancellationToken::new())?))
 }
 
 /// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
@@ -120,31 +113,14 @@ impl Server {
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
         let public = public_router(&api, gateway, config.listen);
-        let internal = api::internal_router(api, || {
-            telemetry::exporter()
-                .map(|it| it.render())
-                .unwrap_or_default()
-        });
+        let internal = api::internal_router(api, || telemetry::exporter().map(|it| it.render()).unwrap_or_default());
         tasks.spawn(upkeep(stop.clone()));
-        let (listener, internal_listener) = (
-            bind(config.listen).await?,
-            bind(config.internal_listen).await?,
-        );
+        let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
         let address = listener.local_addr().map_err(Error::internal)?;
         let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
         let connections_max = config.limits.connections_max;
-        listeners.spawn(listener::serve(
-            listener,
-            public,
-            connections_max,
-            stop_listening.clone(),
-        ));
-        listeners.spawn(listener::serve(
-            internal_listener,
-            internal,
-            listener::INTERNAL_CONNECTIONS_MAX,
-            stop.clone(),
-        ));
+        listeners.spawn(listener::serve(listener, public, connections_max, stop_listening.clone()));
+        listeners.spawn(listener::serve(internal_listener, internal, listener::INTERNAL_CONNECTIONS_MAX, stop.clone()));
         Ok(Self {
             address,
             internal_address,
@@ -176,11 +152,9 @@ impl Server {
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.stop.cancel();
-        if tokio::time::timeout(FINISH_MAX, async {
-            tokio::join!(self.listeners.wait(), self.tasks.wait())
-        })
-        .await
-        .is_err()
+        if tokio::time::timeout(FINISH_MAX, async { tokio::join!(self.listeners.wait(), self.tasks.wait()) })
+            .await
+            .is_err()
         {
             tracing::warn!("some work did not end in time and is given up");
         }
@@ -188,19 +162,13 @@ impl Server {
     }
 }
 
-#[cfg_attr(
-    not(feature = "conformance"),
-    expect(unused_variables, reason = "only the echo route asks for the address")
-)]
+#[cfg_attr(not(feature = "conformance"), expect(unused_variables, reason = "only the echo route asks for the address"))]
 fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> Router {
     let asyncapi = gateway::asyncapi::document().to_string();
     let router = api::router(api.clone(), gateway::router(gateway), asyncapi);
     #[cfg(feature = "conformance")]
     let router = if listen.ip().is_loopback() {
-        router.route(
-            "/conformance/echo",
-            axum::routing::get(|upgrade| async { gateway::echo(upgrade) }),
-        )
+        router.route("/conformance/echo", axum::routing::get(|upgrade| async { gateway::echo(upgrade) }))
     } else {
         router
     };
@@ -209,14 +177,14 @@ fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> R
 
 /// The `OpenAPI` document of all routes.
 pub fn openapi() -> String {
-    api::openapi(gateway::openapi())
-        .to_pretty_json()
-        .unwrap_or_default()
+    api::openapi(gateway::openapi()).to_pretty_json().unwrap_or_default()
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|error| {
-        Error::internal(format!("can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"))
+        Error::internal(format!(
+            "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
+        ))
     })
 }
 

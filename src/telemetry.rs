@@ -20,11 +20,8 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// # Errors
 /// A sentence, if the filter can't be read.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
@@ -35,17 +32,13 @@ pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
 /// The metrics of this process in the Prometheus text format; `None` if another recorder was there first.
 pub fn exporter() -> Option<&'static PrometheusHandle> {
     /// From a cache hit to a request that is given up.
-    const SECONDS: &[f64] = &[
-        0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-        10.0,
-    ];
+    const SECONDS: &[f64] =
+        &[0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
     const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
     let handle = HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-            .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Suffix("_messages".to_owned()), BATCH)
-            });
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_messages".to_owned()), BATCH));
         let handle = builder.ok()?.install_recorder().ok()?;
         metrics::describe();
         Some(handle)

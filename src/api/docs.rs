@@ -6,8 +6,8 @@ use axum::routing::get;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder,
-    OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Type,
+    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi,
+    OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -20,29 +20,15 @@ const BEARER: &str = "bearer";
 /// The document before any route is in it.
 pub fn base() -> OpenApi {
     let mut components = Components::new();
-    let bearer = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An access token"))
-        .build();
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("An access token")).build();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
-    components
-        .schemas
-        .insert(Problem::name().into_owned(), Problem::schema());
-    components
-        .schemas
-        .insert(FieldError::name().into_owned(), FieldError::schema());
+    components.schemas.insert(Problem::name().into_owned(), Problem::schema());
+    components.schemas.insert(FieldError::name().into_owned(), FieldError::schema());
     let info = InfoBuilder::new()
         .title("Starling")
         .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(
-            "The HTTP API. The WebSocket gateway is described by `/asyncapi.json`.",
-        ))
-        .license(Some(
-            LicenseBuilder::new()
-                .name("Apache-2.0")
-                .identifier(Some("Apache-2.0"))
-                .build(),
-        ))
+        .description(Some("The HTTP API. The WebSocket gateway is described by `/asyncapi.json`."))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
         .build();
     OpenApiBuilder::new()
         .info(info)
@@ -54,13 +40,7 @@ pub fn base() -> OpenApi {
 /// Adds what every operation has in common: the errors that any request of its shape can meet.
 pub fn finished(mut doc: OpenApi) -> OpenApi {
     for item in doc.paths.paths.values_mut() {
-        let operations = [
-            &mut item.get,
-            &mut item.put,
-            &mut item.post,
-            &mut item.patch,
-            &mut item.delete,
-        ];
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             add_common_errors(operation);
         }
@@ -72,13 +52,12 @@ fn add_common_errors(operation: &mut Operation) {
     // An operation that says nothing of security inherits the token; one that does has none.
     let open = operation.security.is_some();
     let has_body = operation.request_body.is_some();
-    let in_query = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if it.parameter_in == ParameterIn::Query);
+    let in_query =
+        |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if it.parameter_in == ParameterIn::Query);
     let has_query = operation.parameters.iter().flatten().any(in_query);
     let mut add = |status: &str, description: &str| {
         let responses = &mut operation.responses.responses;
-        responses
-            .entry(status.to_owned())
-            .or_insert_with(|| RefOr::T(problem(status, description)));
+        responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(problem(status, description)));
     };
     add("400", "The request can't be read");
     if !open {
@@ -99,38 +78,19 @@ fn add_common_errors(operation: &mut Operation) {
             if status.starts_with(['4', '5']) {
                 *response = problem(status, &response.description);
             }
-            response.headers.insert(
-                "x-request-id".to_owned(),
-                header("To find the request in the logs"),
-            );
+            response.headers.insert("x-request-id".to_owned(), header("To find the request in the logs"));
         }
     }
 }
 
 fn problem(status: &str, description: &str) -> Response {
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(Problem::name())))
-        .build();
-    let description = if description.is_empty() {
-        "Refused: see `code`"
-    } else {
-        description
-    };
-    let mut response = ResponseBuilder::new()
-        .description(description)
-        .content("application/problem+json", content)
-        .build();
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
+    let description = if description.is_empty() { "Refused: see `code`" } else { description };
+    let mut response =
+        ResponseBuilder::new().description(description).content("application/problem+json", content).build();
     match status {
-        "401" => drop(
-            response
-                .headers
-                .insert("www-authenticate".to_owned(), header("Bearer")),
-        ),
-        "429" | "503" => drop(
-            response
-                .headers
-                .insert("retry-after".to_owned(), header("Seconds")),
-        ),
+        "401" => drop(response.headers.insert("www-authenticate".to_owned(), header("Bearer"))),
+        "429" | "503" => drop(response.headers.insert("retry-after".to_owned(), header("Seconds"))),
         _ => {}
     }
     response
@@ -138,12 +98,7 @@ fn problem(status: &str, description: &str) -> Response {
 
 fn header(description: &str) -> RefOr<Header> {
     let schema = ObjectBuilder::new().schema_type(Type::String).build();
-    RefOr::T(
-        HeaderBuilder::new()
-            .schema(Some(schema))
-            .description(Some(description))
-            .build(),
-    )
+    RefOr::T(HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build())
 }
 
 /// The documents and the page that shows them.

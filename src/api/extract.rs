@@ -23,15 +23,8 @@ impl FromRequestParts<Arc<Api>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self> {
         let refused = || Error::new(Code::NotAuthenticated);
-        let value = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .ok_or_else(refused)?;
-        let (scheme, token) = value
-            .to_str()
-            .ok()
-            .and_then(|value| value.split_once(' '))
-            .ok_or_else(refused)?;
+        let value = parts.headers.get(header::AUTHORIZATION).ok_or_else(refused)?;
+        let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
@@ -43,19 +36,10 @@ impl FromRequestParts<Arc<Api>> for Origin {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self> {
-        let peer = parts
-            .extensions
-            .get::<ConnectInfo<SocketAddr>>()
-            .map(|info| info.0.ip());
-        let agent = parts
-            .headers
-            .get(header::USER_AGENT)
-            .and_then(|value| value.to_str().ok());
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let agent = parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
         let device = agent.map(|agent| agent.chars().take(DEVICE_CHARS_MAX).collect());
-        Ok(Self {
-            ip: peer.map(|peer| client_ip(peer, &parts.headers, &api.trusted_proxies)),
-            device,
-        })
+        Ok(Self { ip: peer.map(|peer| client_ip(peer, &parts.headers, &api.trusted_proxies)), device })
     }
 }
 
@@ -66,14 +50,8 @@ fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     if !is_ours(&peer) {
         return peer;
     }
-    let values = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let hops: Vec<&str> = values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .collect();
+    let values = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let hops: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     let mut client = peer;
     for hop in hops.iter().rev() {
         let Ok(ip) = hop.parse::<IpAddr>() else { break };
@@ -92,11 +70,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> 
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
-        let code = match parts
-            .extensions
-            .get::<MatchedPath>()
-            .map(MatchedPath::as_str)
-        {
+        let code = match parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str) {
             Some(path) if path.starts_with("/chats") => Code::ChatNotFound,
             Some(path) if path.starts_with("/users") => Code::UserNotFound,
             Some(path) if path.starts_with("/sessions") => Code::SessionNotFound,
@@ -116,8 +90,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self> {
         let query = parts.uri.query().unwrap_or_default();
-        let deserializer =
-            serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         serde_path_to_error::deserialize(deserializer)
             .map(Self)
             .map_err(|error| Error::field(error.path().to_string(), error.inner().to_string()))
@@ -150,11 +123,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        if json {
-            json::decode(&bytes).map(Self)
-        } else {
-            Err(Code::UnsupportedMediaType.into())
-        }
+        if json { json::decode(&bytes).map(Self) } else { Err(Code::UnsupportedMediaType.into()) }
     }
 }
 
@@ -166,30 +135,15 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
         Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {
             Err(Code::TooLarge.into())
         }
-        Ok(Err(rejection)) => Err(Error::with_detail(
-            Code::MalformedRequest,
-            rejection.body_text(),
-        )),
-        Err(_) => Err(Error::with_detail(
-            Code::MalformedRequest,
-            "the body did not arrive in time",
-        )),
+        Ok(Err(rejection)) => Err(Error::with_detail(Code::MalformedRequest, rejection.body_text())),
+        Err(_) => Err(Error::with_detail(Code::MalformedRequest, "the body did not arrive in time")),
     }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let essence = value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 #[cfg(test)]
@@ -205,21 +159,9 @@ mod tests {
         let proxies: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let headers = forwarded("6.6.6.6, 203.0.113.9, 10.0.0.7");
-        assert_eq!(
-            client_ip(ip("10.0.0.1"), &headers, &proxies),
-            ip("203.0.113.9")
-        );
-        assert_eq!(
-            client_ip(ip("198.51.100.1"), &headers, &proxies),
-            ip("198.51.100.1")
-        );
-        assert_eq!(
-            client_ip(ip("10.0.0.1"), &HeaderMap::new(), &proxies),
-            ip("10.0.0.1")
-        );
-        assert_eq!(
-            client_ip(ip("10.0.0.1"), &forwarded("nonsense"), &proxies),
-            ip("10.0.0.1")
-        );
+        assert_eq!(client_ip(ip("10.0.0.1"), &headers, &proxies), ip("203.0.113.9"));
+        assert_eq!(client_ip(ip("198.51.100.1"), &headers, &proxies), ip("198.51.100.1"));
+        assert_eq!(client_ip(ip("10.0.0.1"), &HeaderMap::new(), &proxies), ip("10.0.0.1"));
+        assert_eq!(client_ip(ip("10.0.0.1"), &forwarded("nonsense"), &proxies), ip("10.0.0.1"));
     }
 }

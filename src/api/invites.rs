@@ -76,10 +76,7 @@ pub async fn create(
     body: MaybeBody<NewInvite>,
 ) -> Result<(StatusCode, Json<InviteView>)> {
     let NewInvite { uses, expires_in_s } = body.0;
-    let invite = api
-        .service
-        .create_invite(caller, uses, expires_in_s)
-        .await?;
+    let invite = api.service.create_invite(caller, uses, expires_in_s).await?;
     Ok((StatusCode::CREATED, Json(invite.into())))
 }
 
@@ -87,35 +84,22 @@ pub async fn create(
 #[utoipa::path(get, path = "/invites", tag = "invites", responses((status = 200, body = InviteList)))]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<InviteList>> {
     let invites = api.service.invites(caller).await?;
-    Ok(Json(InviteList {
-        invites: invites.into_iter().map(InviteView::from).collect(),
-    }))
+    Ok(Json(InviteList { invites: invites.into_iter().map(InviteView::from).collect() }))
 }
 
 /// What a newcomer may know of an invite.
 #[utoipa::path(get, path = "/invites/{code}", tag = "invites", security(()), params(("code" = String, Path)), responses(
     (status = 200, body = OpenInviteView), (status = 404, body = Problem)))]
-pub async fn show(
-    State(api): State<Arc<Api>>,
-    origin: Origin,
-    code: Ids<String>,
-) -> Result<Json<OpenInviteView>> {
+pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>) -> Result<Json<OpenInviteView>> {
     let invite = api.service.open_invite(&code.0, &origin).await?;
     let name = invite.inviter.unwrap_or_else(|| "Starling".to_owned());
-    Ok(Json(OpenInviteView {
-        inviter: Inviter { name },
-        expires_at: invite.expires_at_ms,
-    }))
+    Ok(Json(OpenInviteView { inviter: Inviter { name }, expires_at: invite.expires_at_ms }))
 }
 
 /// Revokes one of the caller's invites.
 #[utoipa::path(delete, path = "/invites/{code}", tag = "invites", params(("code" = String, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
-pub async fn revoke(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    code: Ids<String>,
-) -> Result<StatusCode> {
+pub async fn revoke(State(api): State<Arc<Api>>, caller: Caller, code: Ids<String>) -> Result<StatusCode> {
     api.service.revoke_invite(caller, &code.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -47,14 +47,8 @@ pub async fn list(
     params: Params<PageParams>,
 ) -> Result<Json<MemberList>> {
     let PageParams { limit, after } = params.0;
-    let (members, next_cursor) = api
-        .service
-        .members(caller, chat_id.0, limit, after.as_deref())
-        .await?;
-    Ok(Json(MemberList {
-        members,
-        next_cursor,
-    }))
+    let (members, next_cursor) = api.service.members(caller, chat_id.0, limit, after.as_deref()).await?;
+    Ok(Json(MemberList { members, next_cursor }))
 }
 
 /// Adds a member to a group or channel.
@@ -67,10 +61,7 @@ pub async fn add(
     body: Body<NewMember>,
 ) -> Result<(StatusCode, Json<Member>)> {
     let NewMember { user_id, role } = body.0;
-    let member = api
-        .service
-        .add_member(caller, chat_id.0, user_id, role.unwrap_or(Role::Member))
-        .await?;
+    let member = api.service.add_member(caller, chat_id.0, user_id, role.unwrap_or(Role::Member)).await?;
     Ok((StatusCode::CREATED, Json(member)))
 }
 
@@ -84,10 +75,7 @@ pub async fn change(
     Ids((chat_id, user_id)): Ids<(ChatId, UserId)>,
     body: Body<MemberPatch>,
 ) -> Result<Json<Member>> {
-    api.service
-        .change_role(caller, chat_id, user_id, body.0.role)
-        .await
-        .map(Json)
+    api.service.change_role(caller, chat_id, user_id, body.0.role).await.map(Json)
 }
 
 /// Removes a member; with `me` as the user, the caller leaves.

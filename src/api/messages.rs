@@ -63,11 +63,7 @@ pub async fn history(
     params: Params<HistoryParams>,
 ) -> Result<Json<MessageList>> {
     let HistoryParams { before, after, max } = params.0;
-    let page = HistoryPage {
-        before: before.map(MessageId),
-        after: after.map(MessageId),
-        max,
-    };
+    let page = HistoryPage { before: before.map(MessageId), after: after.map(MessageId), max };
     let messages = api.service.history(caller, chat_id.0, page).await?;
     Ok(Json(MessageList { messages }))
 }
@@ -82,23 +78,8 @@ pub async fn send(
     chat_id: Ids<ChatId>,
     body: Body<NewMessage>,
 ) -> Result<(StatusCode, Json<Message>)> {
-    let NewMessage {
-        text,
-        client_id,
-        reply_to,
-    } = body.0;
-    let pending = api
-        .service
-        .begin_send(
-            caller,
-            chat_id.0,
-            Outgoing {
-                text,
-                client_id,
-                reply_to,
-            },
-        )
-        .await?;
+    let NewMessage { text, client_id, reply_to } = body.0;
+    let pending = api.service.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
     Ok(match pending.outcome().await? {
         Sent::New(message) => (StatusCode::CREATED, Json(message)),
         Sent::Repeated(message) => (StatusCode::OK, Json(message)),
@@ -126,10 +107,7 @@ pub async fn edit(
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
     body: Body<MessagePatch>,
 ) -> Result<Json<Message>> {
-    api.service
-        .edit_message(caller, chat_id, id, &body.0.text)
-        .await
-        .map(Json)
+    api.service.edit_message(caller, chat_id, id, &body.0.text).await.map(Json)
 }
 
 /// Removes one's own message, or anyone's as owner or admin. Its place in the chat stays.

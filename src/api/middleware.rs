@@ -23,30 +23,18 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Wraps the whole router.
 pub fn around(router: Router, api: Arc<Api>) -> Router {
-    router
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(from_fn_with_state(api, observe))
+    router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).layer(from_fn_with_state(api, observe))
 }
 
 async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = known(request.method());
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("none", MatchedPath::as_str)
-        .to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let id = request_id(&request, &api);
     let mut response = answer(&api, request, next).await;
     let status = response.status().as_u16();
     metrics::request(method, &route, status, start.elapsed());
-    tracing::debug!(
-        method,
-        route,
-        status,
-        ms = start.elapsed().as_millis(),
-        "request"
-    );
+    tracing::debug!(method, route, status, ms = start.elapsed().as_millis(), "request");
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }
@@ -60,10 +48,7 @@ async fn answer(api: &Api, request: Request, next: Next) -> Response {
         tokio::time::timeout(REQUEST_MAX, running).await
     } else {
         let task = api.service.tasks().spawn(running);
-        tokio::time::timeout(REQUEST_MAX, async {
-            task.await.unwrap_or_else(|failed| Err(Box::new(failed)))
-        })
-        .await
+        tokio::time::timeout(REQUEST_MAX, async { task.await.unwrap_or_else(|failed| Err(Box::new(failed))) }).await
     };
     match outcome {
         Ok(Ok(response)) => response,
@@ -82,8 +67,7 @@ fn request_id(request: &Request, api: &Api) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID).filter(sane);
     given.cloned().unwrap_or_else(|| {
         let id = RequestId::new(api.service.clock().now(), &mut rand::rng());
-        HeaderValue::from_str(&id.to_string())
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+        HeaderValue::from_str(&id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     })
 }
 

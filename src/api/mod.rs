@@ -53,11 +53,7 @@ fn resources() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(users::register, users::directory))
         .routes(routes!(users::me, users::change, users::remove))
         .routes(routes!(users::show))
-        .routes(routes!(
-            sessions::log_in,
-            sessions::list,
-            sessions::end_others
-        ))
+        .routes(routes!(sessions::log_in, sessions::list, sessions::end_others))
         .routes(routes!(sessions::refresh))
         .routes(routes!(sessions::current, sessions::log_out))
         .routes(routes!(sessions::end))

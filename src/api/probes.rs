@@ -30,10 +30,7 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
 }
 
 /// The internal port: metrics, and the probes again.
-pub fn internal_router(
-    api: Arc<Api>,
-    render_metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
-) -> Router {
+pub fn internal_router(api: Arc<Api>, render_metrics: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))

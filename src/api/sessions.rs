@@ -48,10 +48,7 @@ pub struct GrantView {
 
 impl From<Grant> for GrantView {
     fn from(grant: Grant) -> Self {
-        let session = Session {
-            current: true,
-            ..grant.session
-        };
+        let session = Session { current: true, ..grant.session };
         Self {
             user: grant.user,
             session,
@@ -83,38 +80,16 @@ pub async fn log_in(
     origin: Origin,
     body: Body<Credentials>,
 ) -> Result<(StatusCode, Json<GrantView>)> {
-    let Credentials {
-        login,
-        password,
-        session_id,
-        device,
-    } = body.0;
-    let origin = Origin {
-        device: device.or(origin.device),
-        ..origin
-    };
-    let grant = api
-        .service
-        .log_in(
-            Login {
-                login,
-                password,
-                session_id,
-            },
-            origin,
-        )
-        .await?;
+    let Credentials { login, password, session_id, device } = body.0;
+    let origin = Origin { device: device.or(origin.device), ..origin };
+    let grant = api.service.log_in(Login { login, password, session_id }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
 /// Rotates both tokens. A refresh token that comes twice ends its session, but for a short grace.
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
-pub async fn refresh(
-    State(api): State<Arc<Api>>,
-    origin: Origin,
-    body: Body<Refresh>,
-) -> Result<Json<GrantView>> {
+pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {
     let grant = api.service.refresh(&body.0.refresh_token, origin).await?;
     Ok(Json(grant.into()))
 }
@@ -136,11 +111,7 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Se
 /// Ends one of the caller's sessions and closes its connections.
 #[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
-pub async fn end(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    id: Ids<SessionId>,
-) -> Result<StatusCode> {
+pub async fn end(State(api): State<Arc<Api>>, caller: Caller, id: Ids<SessionId>) -> Result<StatusCode> {
     api.service.end_session(caller, id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -74,24 +74,8 @@ pub async fn register(
     origin: Origin,
     body: Body<NewUser>,
 ) -> Result<(StatusCode, Json<GrantView>)> {
-    let NewUser {
-        invite,
-        login,
-        password,
-        name,
-    } = body.0;
-    let grant = api
-        .service
-        .register(
-            Registration {
-                invite,
-                login,
-                password,
-                name,
-            },
-            origin,
-        )
-        .await?;
+    let NewUser { invite, login, password, name } = body.0;
+    let grant = api.service.register(Registration { invite, login, password, name }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
@@ -102,26 +86,15 @@ pub async fn directory(
     _caller: Caller,
     params: Params<DirectoryParams>,
 ) -> Result<Json<UserList>> {
-    let DirectoryParams {
-        query,
-        limit,
-        after,
-    } = params.0;
-    let (users, next_cursor) = api
-        .service
-        .directory(query.as_deref(), limit, after.as_deref())
-        .await?;
+    let DirectoryParams { query, limit, after } = params.0;
+    let (users, next_cursor) = api.service.directory(query.as_deref(), limit, after.as_deref()).await?;
     Ok(Json(UserList { users, next_cursor }))
 }
 
 /// Somebody's account.
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
     (status = 200, body = User), (status = 404, body = Problem)))]
-pub async fn show(
-    State(api): State<Arc<Api>>,
-    _caller: Caller,
-    id: Ids<UserId>,
-) -> Result<Json<User>> {
+pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>) -> Result<Json<User>> {
     api.service.user(id.0).await.map(Json)
 }
 
@@ -134,34 +107,16 @@ pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<User
 /// Changes the caller's account. Another password ends all other sessions.
 #[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
     (status = 200, body = User), (status = 403, body = Problem), (status = 409, body = Problem)))]
-pub async fn change(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    body: Body<UserPatch>,
-) -> Result<Json<User>> {
-    let UserPatch {
-        name,
-        login,
-        password,
-        current_password,
-    } = body.0;
-    let patch = AccountPatch {
-        name,
-        login,
-        password,
-        current_password,
-    };
+pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<User>> {
+    let UserPatch { name, login, password, current_password } = body.0;
+    let patch = AccountPatch { name, login, password, current_password };
     api.service.change_account(caller, patch).await.map(Json)
 }
 
 /// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name.
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
-pub async fn remove(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    body: Body<Confirmation>,
-) -> Result<StatusCode> {
+pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {
     api.service.remove_account(caller, body.0.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -57,13 +57,7 @@ impl BusFeeder {
     pub fn new() -> (Self, BusInbox) {
         let (sender, receiver) = mpsc::channel(BUS_QUEUE_MAX);
         let lost = Arc::<AtomicBool>::default();
-        (
-            Self {
-                sender,
-                lost: lost.clone(),
-            },
-            BusInbox { receiver, lost },
-        )
+        (Self { sender, lost: lost.clone() }, BusInbox { receiver, lost })
     }
 
     /// Queues an event, or marks the inbox as having lost one.

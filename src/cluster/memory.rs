@@ -47,10 +47,7 @@ impl RateLimiter for MemoryRateLimiter {
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.clear();
         }
-        let taken = buckets
-            .entry((rate.name, key.to_owned()))
-            .or_default()
-            .take(rate, now);
+        let taken = buckets.entry((rate.name, key.to_owned())).or_default().take(rate, now);
         Box::pin(ready(taken.map_err(Error::rate_limited)))
     }
 }
@@ -65,14 +62,8 @@ pub struct MemorySessionCache {
 impl Default for MemorySessionCache {
     fn default() -> Self {
         Self {
-            callers: Cache::builder()
-                .max_capacity(SESSION_CACHE_MAX)
-                .time_to_live(SESSION_CACHE_LIFE)
-                .build(),
-            tokens: Cache::builder()
-                .max_capacity(SESSION_CACHE_MAX)
-                .time_to_live(SESSION_CACHE_LIFE)
-                .build(),
+            callers: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
+            tokens: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
             forgets: AtomicU64::new(0),
         }
     }
@@ -111,11 +102,7 @@ mod tests {
 
     use super::*;
 
-    const RATE: Rate = Rate {
-        name: "test",
-        burst: 3,
-        every: Duration::from_secs(1),
-    };
+    const RATE: Rate = Rate { name: "test", burst: 3, every: Duration::from_secs(1) };
 
     #[tokio::test]
     async fn a_burst_is_exact_and_each_pause_earns_one_more() {

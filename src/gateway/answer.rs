@@ -17,11 +17,7 @@ pub(super) type PendingAnswer = BoxFuture<'static, Bytes>;
 
 impl Live {
     /// Works on a frame. The answer comes now, or later through `inflight`: then the next frame need not wait for it.
-    pub(super) async fn answer(
-        &mut self,
-        id: Option<FrameId>,
-        frame: ClientFrame,
-    ) -> Option<Bytes> {
+    pub(super) async fn answer(&mut self, id: Option<FrameId>, frame: ClientFrame) -> Option<Bytes> {
         let (service, caller) = (self.gateway.service.clone(), self.caller);
         match frame {
             ClientFrame::Ping(_) => return Some(ServerFrame::Pong { id }.encode()),
@@ -29,49 +25,31 @@ impl Live {
                 return Some(refusal(id, &Code::AlreadyAuthenticated.into()));
             }
             ClientFrame::SendMessage(frame) => {
-                let outgoing = Outgoing {
-                    text: frame.text,
-                    client_id: frame.client_id,
-                    reply_to: frame.reply_to,
-                };
+                let outgoing = Outgoing { text: frame.text, client_id: frame.client_id, reply_to: frame.reply_to };
                 // Queued before the next frame is read, so a client's sends keep their order.
                 match service.begin_send(caller, frame.chat_id, outgoing).await {
                     Ok(pending) => {
-                        let outcome = async move {
-                            answer_to(
-                                id,
-                                pending.outcome().await.map(Sent::into_message).map(Some),
-                            )
-                        };
+                        let outcome =
+                            async move { answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)) };
                         self.inflight.push(outcome.boxed());
                     }
                     Err(error) => return Some(refusal(id, &error)),
                 }
             }
             ClientFrame::EditMessage(frame) => self.work(id, async move {
-                service
-                    .edit_message(caller, frame.chat_id, frame.message_id, &frame.text)
-                    .await
-                    .map(Some)
+                service.edit_message(caller, frame.chat_id, frame.message_id, &frame.text).await.map(Some)
             }),
             ClientFrame::RemoveMessage(frame) => self.work(id, async move {
-                service
-                    .remove_message(caller, frame.chat_id, frame.message_id)
-                    .await
-                    .map(|()| None)
+                service.remove_message(caller, frame.chat_id, frame.message_id).await.map(|()| None)
             }),
-            ClientFrame::Read(frame) => self.work(id, async move {
-                service
-                    .mark_read(caller, frame.chat_id, frame.message_id)
-                    .await
-                    .map(|()| None)
-            }),
+            ClientFrame::Read(frame) => {
+                self.work(
+                    id,
+                    async move { service.mark_read(caller, frame.chat_id, frame.message_id).await.map(|()| None) },
+                )
+            }
             ClientFrame::Typing(frame) => {
-                return service
-                    .typing(caller, frame.chat_id)
-                    .await
-                    .err()
-                    .map(|error| refusal(id, &error));
+                return service.typing(caller, frame.chat_id).await.err().map(|error| refusal(id, &error));
             }
             // The connection takes it: it needs the socket.
             ClientFrame::Sync(_) => {}
@@ -80,19 +58,9 @@ impl Live {
     }
 
     /// Does work that goes on even if the connection ends, since it may be half done.
-    fn work(
-        &mut self,
-        id: Option<FrameId>,
-        work: impl Future<Output = Result<Option<Message>>> + Send + 'static,
-    ) {
+    fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
         let task = self.gateway.service.tasks().spawn(work);
-        let answer = async move {
-            answer_to(
-                id,
-                task.await
-                    .unwrap_or_else(|failed| Err(Error::internal(failed))),
-            )
-        };
+        let answer = async move { answer_to(id, task.await.unwrap_or_else(|failed| Err(Error::internal(failed)))) };
         self.inflight.push(answer.boxed());
     }
 }

@@ -13,10 +13,7 @@ pub fn document() -> Value {
     let mut schemas = component_schemas();
     let mut messages = Map::new();
     for (kind, schema) in ClientFrame::schemas() {
-        schemas.insert(
-            format!("client.{kind}"),
-            with_const_type(value(&schema), kind),
-        );
+        schemas.insert(format!("client.{kind}"), with_const_type(value(&schema), kind));
         messages.insert(format!("client.{kind}"), message("client", kind));
     }
     for (kind, schema) in server_frames() {
@@ -25,19 +22,12 @@ pub fn document() -> Value {
     }
     let of = |side: &str| -> Vec<Value> {
         let names = messages.keys().filter(|name| name.starts_with(side));
-        names
-            .map(|name| json!({ "$ref": format!("#/channels/gateway/messages/{name}") }))
-            .collect()
+        names.map(|name| json!({ "$ref": format!("#/channels/gateway/messages/{name}") })).collect()
     };
     let (from_client, from_server) = (of("client."), of("server."));
     let in_channel: Map<String, Value> = messages
         .keys()
-        .map(|name| {
-            (
-                name.clone(),
-                json!({ "$ref": format!("#/components/messages/{name}") }),
-            )
-        })
+        .map(|name| (name.clone(), json!({ "$ref": format!("#/components/messages/{name}") })))
         .collect();
     json!({
         "asyncapi": "3.0.0",
@@ -86,30 +76,15 @@ fn component_schemas() -> Map<String, Value> {
     ServerFrame::schemas(&mut referred);
     super::frame::SendMessageFrame::schemas(&mut referred);
     super::frame::SyncFrame::schemas(&mut referred);
-    referred
-        .into_iter()
-        .map(|(name, schema)| (name, value(&schema)))
-        .collect()
+    referred.into_iter().map(|(name, schema)| (name, value(&schema))).collect()
 }
 
 /// Each server frame's own schema, by its `type`.
 fn server_frames() -> Vec<(String, Value)> {
     let union = value(&ServerFrame::schema());
-    let variants = union
-        .get("oneOf")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let kind = |variant: &Value| {
-        variant
-            .pointer("/properties/type/enum/0")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
-    variants
-        .into_iter()
-        .filter_map(|variant| kind(&variant).map(|kind| (kind, variant)))
-        .collect()
+    let variants = union.get("oneOf").and_then(Value::as_array).cloned().unwrap_or_default();
+    let kind = |variant: &Value| variant.pointer("/properties/type/enum/0").and_then(Value::as_str).map(str::to_owned);
+    variants.into_iter().filter_map(|variant| kind(&variant).map(|kind| (kind, variant))).collect()
 }
 
 fn with_const_type(mut schema: Value, kind: &str) -> Value {

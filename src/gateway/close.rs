@@ -81,10 +81,7 @@ impl CloseCode {
     /// The frame that closes with this code.
     pub fn frame(self) -> CloseFrame {
         let (code, reason) = self.wire();
-        CloseFrame {
-            code,
-            reason: reason.into(),
-        }
+        CloseFrame { code, reason: reason.into() }
     }
 
     /// What an error before or instead of an answer means for the connection.
@@ -107,16 +104,12 @@ impl CloseCode {
 
     /// What a failure to read a frame means.
     pub fn of_protocol_error(error: axum::Error) -> Self {
-        match error
-            .into_inner()
-            .downcast::<tungstenite::Error>()
-            .map(|error| *error)
-        {
+        match error.into_inner().downcast::<tungstenite::Error>().map(|error| *error) {
             Ok(tungstenite::Error::Capacity(_)) => Self::TooBig,
             Ok(tungstenite::Error::Utf8(_)) => Self::NotUtf8,
-            Ok(tungstenite::Error::Protocol(
-                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-            )) => Self::Normal,
+            Ok(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
+                Self::Normal
+            }
             Ok(tungstenite::Error::Protocol(_)) => Self::ProtocolError,
             _ => Self::Normal,
         }

@@ -19,8 +19,8 @@ use crate::hub::connection::Taken;
 use crate::hub::{Connection, ServerFrame};
 use crate::metrics;
 use crate::model::limits::{
-    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES,
-    INFLIGHT_FRAMES_MAX, WRITE_BATCH_BYTES_MAX, WRITE_MAX,
+    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX,
+    WRITE_BATCH_BYTES_MAX, WRITE_MAX,
 };
 use crate::model::session::Caller;
 use crate::model::{Code, Error};
@@ -54,10 +54,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
         Ok((caller, id)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
             let connection = Connection::new(number, caller.user_id, caller.session_id);
-            match gateway.hub.register(
-                &connection,
-                gateway.service.limits().connections_per_user_max,
-            ) {
+            match gateway.hub.register(&connection, gateway.service.limits().connections_per_user_max) {
                 Ok(()) => {
                     let mut live = Live {
                         gateway,
@@ -85,10 +82,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
 }
 
 /// Waits for the first frame of a client that the handshake did not name.
-async fn authenticate(
-    gateway: &Gateway,
-    socket: &mut WebSocket,
-) -> Result<(Caller, Option<FrameId>), CloseCode> {
+async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>), CloseCode> {
     let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
         loop {
             match socket.recv().await {
@@ -106,11 +100,7 @@ async fn authenticate(
     let Ok(ClientFrame::Authenticate(frame)) = incoming.frame else {
         return Err(CloseCode::NotAuthenticated);
     };
-    let caller = gateway
-        .service
-        .authenticate(&frame.token)
-        .await
-        .map_err(|error| CloseCode::of_error(&error))?;
+    let caller = gateway.service.authenticate(&frame.token).await.map_err(|error| CloseCode::of_error(&error))?;
     Ok((caller, incoming.id))
 }
 
@@ -118,13 +108,7 @@ impl Live {
     /// A session that ended between its check and its registration was told to no one: ask the store once more.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
         let now = self.gateway.service.clock().now();
-        let ended = self
-            .gateway
-            .service
-            .store()
-            .ended_sessions(&[self.caller.session_id], now)
-            .boxed()
-            .await;
+        let ended = self.gateway.service.store().ended_sessions(&[self.caller.session_id], now).boxed().await;
         match ended {
             Ok(ended) if ended.is_empty() => Ok(()),
             Ok(_) => Err(CloseCode::NotAuthenticated),
@@ -199,28 +183,17 @@ impl Live {
         let incoming = match received {
             Some(Ok(Message::Text(text))) => Incoming::read(&text),
             Some(Ok(Message::Binary(_))) => {
-                let error =
-                    Error::with_detail(Code::MalformedRequest, "frames are text, not binary");
-                Incoming {
-                    id: None,
-                    frame: Err(error),
-                }
+                let error = Error::with_detail(Code::MalformedRequest, "frames are text, not binary");
+                Incoming { id: None, frame: Err(error) }
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
             Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
             Some(Err(error)) => return Err(CloseCode::of_protocol_error(error)),
         };
         if let Err(retry_after_ms) = self.take_from_bucket() {
-            out.push(super::answer::refusal(
-                incoming.id,
-                &Error::rate_limited(retry_after_ms),
-            ));
+            out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
             self.flooded_frames += 1;
-            return if self.flooded_frames >= FLOODED_FRAMES_MAX {
-                Err(CloseCode::RateLimited)
-            } else {
-                Ok(())
-            };
+            return if self.flooded_frames >= FLOODED_FRAMES_MAX { Err(CloseCode::RateLimited) } else { Ok(()) };
         }
         self.flooded_frames = 0;
         match incoming.frame {
@@ -237,30 +210,18 @@ impl Live {
             Err(error) => {
                 out.push(super::answer::refusal(incoming.id, &error));
                 self.bad_frames += 1;
-                if self.bad_frames >= BAD_FRAMES_MAX {
-                    Err(CloseCode::BadProtocol)
-                } else {
-                    Ok(())
-                }
+                if self.bad_frames >= BAD_FRAMES_MAX { Err(CloseCode::BadProtocol) } else { Ok(()) }
             }
         }
     }
 
     fn take_from_bucket(&mut self) -> Result<(), u64> {
         let service = &self.gateway.service;
-        if service.limits().rate_limits {
-            self.bucket.take(FRAMES, service.clock().now())
-        } else {
-            Ok(())
-        }
+        if service.limits().rate_limits { self.bucket.take(FRAMES, service.clock().now()) } else { Ok(()) }
     }
 
     /// Writes these frames, and all answers and events that are ready, until nothing is left.
-    async fn write_all(
-        &mut self,
-        socket: &mut WebSocket,
-        mut out: Vec<Bytes>,
-    ) -> Result<(), CloseCode> {
+    async fn write_all(&mut self, socket: &mut WebSocket, mut out: Vec<Bytes>) -> Result<(), CloseCode> {
         loop {
             while let Some(Some(answer)) = self.inflight.next().now_or_never() {
                 out.push(answer);
@@ -277,21 +238,14 @@ impl Live {
     }
 
     /// Writes frames, then flushes once. A client that does not take them in time is too slow.
-    pub(super) async fn write(
-        &mut self,
-        socket: &mut WebSocket,
-        frames: Vec<Bytes>,
-    ) -> Result<(), CloseCode> {
+    pub(super) async fn write(&mut self, socket: &mut WebSocket, frames: Vec<Bytes>) -> Result<(), CloseCode> {
         if frames.is_empty() {
             return Ok(());
         }
         let writing = async {
             for frame in frames {
                 let text = Utf8Bytes::try_from(frame).map_err(|_| CloseCode::InternalError)?;
-                socket
-                    .feed(Message::Text(text))
-                    .await
-                    .map_err(|_| CloseCode::Normal)?;
+                socket.feed(Message::Text(text)).await.map_err(|_| CloseCode::Normal)?;
             }
             socket.flush().await.map_err(|_| CloseCode::Normal)
         };
@@ -316,18 +270,10 @@ impl Live {
 /// Sends the close code and gives the client a moment to answer it. What it still says is not read as frames.
 pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
     let farewell = async {
-        if socket
-            .send(Message::Close(Some(code.frame())))
-            .await
-            .is_ok()
-        {
+        if socket.send(Message::Close(Some(code.frame()))).await.is_ok() {
             while let Some(Ok(_)) = socket.recv().await {}
         }
     };
-    let patience = if code == CloseCode::Normal {
-        Duration::from_millis(500)
-    } else {
-        CLOSE_MAX
-    };
+    let patience = if code == CloseCode::Normal { Duration::from_millis(500) } else { CLOSE_MAX };
     let _ = tokio::time::timeout(patience, farewell).await;
 }

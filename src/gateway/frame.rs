@@ -138,27 +138,18 @@ impl Incoming {
         let envelope: Envelope = match json::decode(text.as_bytes()) {
             Ok(envelope) => envelope,
             Err(error) => {
-                return Self {
-                    id: None,
-                    frame: Err(error),
-                };
+                return Self { id: None, frame: Err(error) };
             }
         };
         if matches!(&envelope.id, Some(FrameId::Text(id)) if id.len() > FRAME_ID_BYTES_MAX) {
             let error = Error::field("id", format!("has more than {FRAME_ID_BYTES_MAX} bytes"));
-            return Self {
-                id: None,
-                frame: Err(error),
-            };
+            return Self { id: None, frame: Err(error) };
         }
         let frame = match &envelope.kind {
             Some(kind) => ClientFrame::decode(kind, text.as_bytes()),
             None => Err(Error::field("type", "is missing")),
         };
-        Self {
-            id: envelope.id,
-            frame,
-        }
+        Self { id: envelope.id, frame }
     }
 }
 
@@ -181,11 +172,7 @@ mod tests {
     #[test]
     fn fields_that_no_frame_has_are_refused() {
         assert!(Incoming::read(r#"{"type":"ping"}"#).frame.is_ok());
-        assert!(
-            Incoming::read(r#"{"type":"ping","colour":1}"#)
-                .frame
-                .is_err()
-        );
+        assert!(Incoming::read(r#"{"type":"ping","colour":1}"#).frame.is_err());
         assert!(Incoming::read(r#"{"type":"ping","id":{}}"#).frame.is_err());
     }
 

@@ -63,9 +63,7 @@ pub fn router(gateway: Arc<Gateway>) -> OpenApiRouter {
 
 /// The gateway's part of the `OpenAPI` document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    OpenApiRouter::<Arc<Gateway>>::new()
-        .routes(routes!(ws))
-        .into_openapi()
+    OpenApiRouter::<Arc<Gateway>>::new().routes(routes!(ws)).into_openapi()
 }
 
 impl Gateway {
@@ -94,19 +92,13 @@ impl Gateway {
             Some(token) => Some(self.service.authenticate(&token).await?),
             None => None,
         };
-        let upgrade = upgrade.map_err(|rejection| {
-            Error::with_detail(Code::MalformedRequest, rejection.body_text())
-        })?;
+        let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
         Ok(configured(upgrade, FRAME_BYTES_MAX)
             .protocols([SUBPROTOCOL])
             .on_upgrade(move |socket| self.serve(socket, caller)))
     }
 
-    fn serve(
-        self: Arc<Self>,
-        socket: WebSocket,
-        caller: Option<Caller>,
-    ) -> impl Future<Output = ()> {
+    fn serve(self: Arc<Self>, socket: WebSocket, caller: Option<Caller>) -> impl Future<Output = ()> {
         let tasks = self.service.tasks().clone();
         tasks.track_future(connection::run(self, socket, caller))
     }
@@ -118,24 +110,14 @@ impl Gateway {
         };
         let refused = || Error::new(Code::OriginNotAllowed);
         let origin = origin.to_str().map_err(|_| refused())?;
-        let own = headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .is_some_and(|host| {
-                origin
-                    .strip_prefix("https://")
-                    .or(origin.strip_prefix("http://"))
-                    .is_some_and(|authority| authority == host)
-            });
-        let listed = self
-            .allowed_origins
-            .iter()
-            .any(|allowed| allowed == "*" || allowed == origin);
-        if own || listed {
-            Ok(())
-        } else {
-            Err(refused())
-        }
+        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
+            origin
+                .strip_prefix("https://")
+                .or(origin.strip_prefix("http://"))
+                .is_some_and(|authority| authority == host)
+        });
+        let listed = self.allowed_origins.iter().any(|allowed| allowed == "*" || allowed == origin);
+        if own || listed { Ok(()) } else { Err(refused()) }
     }
 }
 
@@ -156,19 +138,10 @@ fn presented_token(headers: &HeaderMap) -> Result<Option<String>> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let value = value.to_str().map_err(|_| refused())?;
         let (scheme, token) = value.split_once(' ').ok_or_else(refused)?;
-        return if scheme.eq_ignore_ascii_case("bearer") {
-            Ok(Some(token.trim().to_owned()))
-        } else {
-            Err(refused())
-        };
+        return if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token.trim().to_owned())) } else { Err(refused()) };
     }
-    let offered = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let token = offered
-        .flat_map(|value| value.split(','))
-        .find_map(|protocol| protocol.trim().strip_prefix(BEARER));
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let token = offered.flat_map(|value| value.split(',')).find_map(|protocol| protocol.trim().strip_prefix(BEARER));
     Ok(token.map(str::to_owned))
 }
 

@@ -33,18 +33,12 @@ impl Live {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
         if !self.connection.hold() {
-            return self
-                .write(socket, vec![refusal(id, &Code::AlreadySynced.into())])
-                .await;
+            return self.write(socket, vec![refusal(id, &Code::AlreadySynced.into())]).await;
         }
         match self.catch_up(socket, &known).await {
             Ok(snapshot) => {
-                let chats: BTreeMap<ChatId, Rev> = snapshot
-                    .iter()
-                    .map(|(chat_id, rev)| (*chat_id, *rev))
-                    .collect();
-                self.write(socket, vec![ServerFrame::Synced { id, chats }.encode()])
-                    .await?;
+                let chats: BTreeMap<ChatId, Rev> = snapshot.iter().map(|(chat_id, rev)| (*chat_id, *rev)).collect();
+                self.write(socket, vec![ServerFrame::Synced { id, chats }.encode()]).await?;
                 self.connection.go_live(&snapshot);
                 Ok(())
             }
@@ -67,12 +61,7 @@ impl Live {
         let followed: HashSet<ChatId>;
         let chats: Vec<(Chat, Rev)>;
         {
-            let _turn = self
-                .gateway
-                .syncs
-                .acquire()
-                .await
-                .map_err(Error::internal)?;
+            let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
             let before = store.chat_ids(self.caller.user_id).await?;
             hub.follow(&self.connection, &before);
@@ -85,10 +74,7 @@ impl Live {
         for (chat, joined_rev) in chats {
             let chat_id = chat.id;
             let rev = match known.get(&chat_id) {
-                Some(known) => {
-                    self.tell_changes(socket, chat_id, *known, joined_rev, chat.rev)
-                        .await?
-                }
+                Some(known) => self.tell_changes(socket, chat_id, *known, joined_rev, chat.rev).await?,
                 None => {
                     let rev = chat.rev;
                     added.push(ServerFrame::ChatAdded { chat }.encode());
@@ -124,26 +110,15 @@ impl Live {
         // Away and back meanwhile: what happened in between is not the caller's to be told. And a client that is ahead
         // of the log has seen a history that is no more.
         let retold = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
-        let changes = if retold {
-            self.changes_after(chat_id, known).await?
-        } else {
-            None
-        };
+        let changes = if retold { self.changes_after(chat_id, known).await? } else { None };
         let Some(changes) = changes else {
-            self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()])
-                .await?;
+            self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
             return Ok(rev);
         };
         let frames: Vec<Bytes> = changes
             .items
             .into_iter()
-            .filter_map(|(rev, change)| {
-                EncodedEvent::new(ChatEvent {
-                    chat_id,
-                    rev,
-                    change,
-                })
-            })
+            .filter_map(|(rev, change)| EncodedEvent::new(ChatEvent { chat_id, rev, change }))
             .map(|encoded| encoded.for_viewer(self.caller.user_id).clone())
             .collect();
         self.write(socket, frames).await?;
@@ -152,16 +127,9 @@ impl Live {
 
     /// All changes after a revision; `None` if they are too many or partly forgotten.
     async fn changes_after(&mut self, chat_id: ChatId, known: Rev) -> Result<Option<Changes>> {
-        let _turn = self
-            .gateway
-            .syncs
-            .acquire()
-            .await
-            .map_err(Error::internal)?;
+        let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
         let store = self.gateway.service.store();
-        let changes = store
-            .changes(chat_id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX)
-            .await?;
+        let changes = store.changes(chat_id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
         Ok(changes.filter(|changes| changes.complete && !changes.forgotten))
     }
 }
@@ -188,10 +156,7 @@ impl From<CloseCode> for Stop {
 
 fn unacceptable(known: &HashMap<ChatId, Rev>) -> Option<Error> {
     if known.len() > SYNC_CHATS_MAX {
-        return Some(Error::field(
-            "chats",
-            format!("names more than {SYNC_CHATS_MAX} chats"),
-        ));
+        return Some(Error::field("chats", format!("names more than {SYNC_CHATS_MAX} chats")));
     }
     let negative = known.iter().find(|(_, rev)| rev.0 < 0);
     negative.map(|(chat_id, _)| Error::field(format!("chats.{chat_id}"), "must not be negative"))

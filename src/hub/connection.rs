@@ -90,13 +90,7 @@ pub enum Taken {
 impl Connection {
     /// A connection that asked for nothing yet.
     pub fn new(id: u64, user_id: UserId, session_id: SessionId) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            user_id,
-            session_id,
-            state: Mutex::default(),
-            wake: Notify::new(),
-        })
+        Arc::new(Self { id, user_id, session_id, state: Mutex::default(), wake: Notify::new() })
     }
 
     /// Queues a frame about a chat. Over the bound the connection is closed: never is a frame dropped and the next sent.
@@ -112,11 +106,7 @@ impl Connection {
             state.phase = Phase::Silent;
             state.closing = Some(CloseReason::TooSlow);
         } else if let Phase::Holding(held) = &mut state.phase {
-            held.push(Held {
-                chat_id,
-                mark,
-                frame: frame.clone(),
-            });
+            held.push(Held { chat_id, mark, frame: frame.clone() });
             return;
         } else {
             state.outbox.push_back(frame.clone());
@@ -168,9 +158,7 @@ impl Connection {
                 break;
             };
             bytes += frame.len();
-            state.outbox_bytes = state
-                .outbox_bytes
-                .saturating_sub(frame.len() + FRAME_COST_BYTES);
+            state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
             into.push(frame);
         }
         if state.outbox.is_empty() {
@@ -202,19 +190,11 @@ impl Connection {
             return;
         };
         let mut known: HashMap<ChatId, Rev> = snapshot.clone();
-        for Held {
-            chat_id,
-            mark,
-            frame,
-        } in held
-        {
+        for Held { chat_id, mark, frame } in held {
             let news = chat_id.is_none_or(|chat_id| match mark {
                 Some(Mark::Added(rev)) => {
                     let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);
-                    known
-                        .entry(chat_id)
-                        .and_modify(|seen| *seen = (*seen).max(rev))
-                        .or_insert(rev);
+                    known.entry(chat_id).and_modify(|seen| *seen = (*seen).max(rev)).or_insert(rev);
                     news
                 }
                 Some(Mark::Gone) => known.remove(&chat_id).is_some(),
@@ -224,9 +204,7 @@ impl Connection {
             if news {
                 state.outbox.push_back(frame);
             } else {
-                state.outbox_bytes = state
-                    .outbox_bytes
-                    .saturating_sub(frame.len() + FRAME_COST_BYTES);
+                state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
             }
         }
         state.phase = Phase::Live;
@@ -251,8 +229,6 @@ impl Connection {
 
     /// The chats that it follows, each once; none afterwards.
     pub(super) fn take_chats(&self) -> HashSet<ChatId> {
-        std::mem::take(&mut self.state.lock().chats)
-            .into_iter()
-            .collect()
+        std::mem::take(&mut self.state.lock().chats).into_iter().collect()
     }
 }

@@ -42,26 +42,15 @@ pub struct Feed {
 
 /// Who enters the chat by this change.
 pub fn joiners(change: &Change) -> impl Iterator<Item = UserId> {
-    let created: &[(UserId, Chat)] = if let Change::Created(views) = change {
-        views
-    } else {
-        &[]
-    };
-    let joined = if let Change::MemberJoined(joined) = change {
-        Some(joined.0.user.id)
-    } else {
-        None
-    };
+    let created: &[(UserId, Chat)] = if let Change::Created(views) = change { views } else { &[] };
+    let joined = if let Change::MemberJoined(joined) = change { Some(joined.0.user.id) } else { None };
     created.iter().map(|(user_id, _)| *user_id).chain(joined)
 }
 
 impl Feed {
     /// A feed of which everything up to `rev` counts as delivered.
     pub fn delivered_up_to(rev: Rev) -> Self {
-        Self {
-            rev: Some(rev),
-            ..Self::default()
-        }
+        Self { rev: Some(rev), ..Self::default() }
     }
 
     /// The last revision delivered.
@@ -81,34 +70,22 @@ impl Feed {
 
     /// Whether this connection follows.
     pub fn is_followed_by(&self, connection: &Connection) -> bool {
-        self.connections()
-            .any(|follower| follower.id == connection.id)
+        self.connections().any(|follower| follower.id == connection.id)
     }
 
     /// Adds a follower who knows the chat up to `from`, or tells what it knows. Whether it is new.
     pub fn follow(&mut self, connection: &Arc<Connection>, from: Rev) -> bool {
-        if let Some(follower) = self
-            .followers
-            .iter_mut()
-            .find(|follower| follower.connection.id == connection.id)
-        {
+        if let Some(follower) = self.followers.iter_mut().find(|follower| follower.connection.id == connection.id) {
             follower.from = follower.from.max(from);
             return false;
         }
-        self.followers.push(Follower {
-            connection: connection.clone(),
-            from,
-        });
+        self.followers.push(Follower { connection: connection.clone(), from });
         true
     }
 
     /// Removes a follower.
     pub fn unfollow(&mut self, connection: &Connection) {
-        if let Some(index) = self
-            .followers
-            .iter()
-            .position(|follower| follower.connection.id == connection.id)
-        {
+        if let Some(index) = self.followers.iter().position(|follower| follower.connection.id == connection.id) {
             self.followers.swap_remove(index);
         }
     }
@@ -128,34 +105,20 @@ impl Feed {
             Some(rev) if event.rev == rev.next() => {
                 self.deliver(event, registry);
                 self.deliver_waiting(registry);
-                if self.waiting.is_empty() {
-                    Accepted::Settled
-                } else {
-                    Accepted::Gap
-                }
+                if self.waiting.is_empty() { Accepted::Settled } else { Accepted::Gap }
             }
             _ => {
                 // Beyond the bound the newest are dropped: they will be fetched with the missing ones.
                 if self.waiting.len() < REORDER_MAX {
                     self.waiting.insert(event.rev, event);
                 }
-                if self.rev.is_some() {
-                    Accepted::Gap
-                } else {
-                    Accepted::Settled
-                }
+                if self.rev.is_some() { Accepted::Gap } else { Accepted::Settled }
             }
         }
     }
 
     /// Delivers what was fetched from the store, up to `rev`.
-    pub fn catch_up(
-        &mut self,
-        chat_id: ChatId,
-        items: Vec<(Rev, Change)>,
-        rev: Rev,
-        registry: &Registry,
-    ) {
+    pub fn catch_up(&mut self, chat_id: ChatId, items: Vec<(Rev, Change)>, rev: Rev, registry: &Registry) {
         let known = self.rev.unwrap_or_default();
         // Who joined in the gap and followed before it must have left in between, at a revision that is forgotten:
         // they get nothing of the gap, and join anew.
@@ -166,14 +129,7 @@ impl Feed {
         }
         for (rev, change) in items {
             if self.rev.is_none_or(|known| rev > known) {
-                self.deliver(
-                    ChatEvent {
-                        chat_id,
-                        rev,
-                        change,
-                    },
-                    registry,
-                );
+                self.deliver(ChatEvent { chat_id, rev, change }, registry);
             }
         }
         self.rev = Some(self.rev.unwrap_or_default().max(rev));
@@ -189,9 +145,7 @@ impl Feed {
     pub fn end(&mut self, chat_id: ChatId) {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         for follower in self.followers.drain(..) {
-            follower
-                .connection
-                .push(Some(chat_id), Some(Mark::Gone), &frame);
+            follower.connection.push(Some(chat_id), Some(Mark::Gone), &frame);
             follower.connection.remove_chat(chat_id);
         }
     }
@@ -253,9 +207,7 @@ impl Feed {
         self.followers.retain(|follower| {
             let stays = follower.connection.user_id != user_id;
             if !stays {
-                follower
-                    .connection
-                    .push(Some(chat_id), Some(Mark::Gone), &frame);
+                follower.connection.push(Some(chat_id), Some(Mark::Gone), &frame);
                 follower.connection.remove_chat(chat_id);
             }
             stays
@@ -270,9 +222,7 @@ impl Feed {
         let mut delivered = 0;
         for follower in self.followers.iter().filter(|follower| follower.from < rev) {
             let frame = encoded.for_viewer(follower.connection.user_id);
-            follower
-                .connection
-                .push(Some(chat_id), Some(Mark::Event(rev)), frame);
+            follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), frame);
             delivered += 1;
         }
         metrics::events_delivered(delivered);

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, FieldError, Member, Message, MessageId, Rev, SessionId,
-    Timestamp, UserId,
+    Change, Chat, ChatEvent, ChatId, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
 };
 
 /// What a client calls a frame, to know its answer again: a string or an integer.
@@ -186,36 +185,12 @@ impl ServerFrame {
     /// The frame of a durable change; `None` for those that reach each user as a frame of their own.
     pub fn of_change(chat_id: ChatId, rev: Rev, change: Change) -> Option<Self> {
         Some(match change {
-            Change::MessageSent(message) => Self::NewMessage {
-                chat_id,
-                rev,
-                message,
-            },
-            Change::MessageEdited(message) => Self::MessageEdited {
-                chat_id,
-                rev,
-                message,
-            },
-            Change::MessageRemoved(message) => Self::MessageRemoved {
-                chat_id,
-                rev,
-                message_id: message.id,
-            },
-            Change::MemberJoined(joined) => Self::MemberJoined {
-                chat_id,
-                rev,
-                member: joined.0,
-            },
-            Change::MemberChanged(member) => Self::MemberChanged {
-                chat_id,
-                rev,
-                member,
-            },
-            Change::MemberLeft(user_id) => Self::MemberLeft {
-                chat_id,
-                rev,
-                user_id,
-            },
+            Change::MessageSent(message) => Self::NewMessage { chat_id, rev, message },
+            Change::MessageEdited(message) => Self::MessageEdited { chat_id, rev, message },
+            Change::MessageRemoved(message) => Self::MessageRemoved { chat_id, rev, message_id: message.id },
+            Change::MemberJoined(joined) => Self::MemberJoined { chat_id, rev, member: joined.0 },
+            Change::MemberChanged(member) => Self::MemberChanged { chat_id, rev, member },
+            Change::MemberLeft(user_id) => Self::MemberLeft { chat_id, rev, user_id },
             Change::Renamed(chat) => Self::ChatChanged { chat_id, rev, chat },
             Change::Created(_) | Change::Removed => return None,
         })
@@ -223,9 +198,7 @@ impl ServerFrame {
 
     /// The frame's bytes: one JSON object, `type` first.
     pub fn encode(&self) -> Bytes {
-        serde_json::to_vec(self)
-            .map(Bytes::from)
-            .unwrap_or_default()
+        serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
     }
 }
 
@@ -241,30 +214,19 @@ pub struct EncodedEvent {
 impl EncodedEvent {
     /// Encodes an event once for all who will get it.
     pub fn new(event: ChatEvent) -> Option<Self> {
-        let ChatEvent {
-            chat_id,
-            rev,
-            change,
-        } = event;
+        let ChatEvent { chat_id, rev, change } = event;
         let keyed = match &change {
-            Change::MessageSent(message) | Change::MessageEdited(message)
-                if message.client_id.is_some() =>
-            {
+            Change::MessageSent(message) | Change::MessageEdited(message) if message.client_id.is_some() => {
                 Some(message.sender_id)
             }
             _ => None,
         };
         let mut frame = ServerFrame::of_change(chat_id, rev, change)?;
         let for_sender = keyed.map(|sender_id| (sender_id, frame.encode()));
-        if let ServerFrame::NewMessage { message, .. }
-        | ServerFrame::MessageEdited { message, .. } = &mut frame
-        {
+        if let ServerFrame::NewMessage { message, .. } | ServerFrame::MessageEdited { message, .. } = &mut frame {
             message.client_id = None;
         }
-        Some(Self {
-            for_all: frame.encode(),
-            for_sender,
-        })
+        Some(Self { for_all: frame.encode(), for_sender })
     }
 
     /// The bytes for one viewer.

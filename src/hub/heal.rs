@@ -12,12 +12,7 @@ const CHECK_BATCH: usize = 1000;
 
 impl Hub {
     /// Fetches what is missing of a chat, unless it arrives within a moment. `behind`: known to exist in the store.
-    pub(super) fn heal_later(
-        self: &Arc<Self>,
-        chat_id: ChatId,
-        behind: Option<Rev>,
-        reason: &'static str,
-    ) {
+    pub(super) fn heal_later(self: &Arc<Self>, chat_id: ChatId, behind: Option<Rev>, reason: &'static str) {
         {
             let mut feeds = self.feeds(chat_id);
             let Some(feed) = feeds.get_mut(&chat_id) else {
@@ -46,23 +41,15 @@ impl Hub {
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return false;
         };
-        let lacks =
-            feed.has_gap() || behind.is_some_and(|rev| feed.rev().is_some_and(|known| known < rev));
+        let lacks = feed.has_gap() || behind.is_some_and(|rev| feed.rev().is_some_and(|known| known < rev));
         feed.healing = lacks;
         lacks
     }
 
     async fn heal(&self, chat_id: ChatId) -> Result<()> {
-        let known = self
-            .feeds(chat_id)
-            .get(&chat_id)
-            .and_then(super::feed::Feed::rev);
+        let known = self.feeds(chat_id).get(&chat_id).and_then(super::feed::Feed::rev);
         let Some(known) = known else { return Ok(()) };
-        let Some(changes) = self
-            .store
-            .changes(chat_id, None, known, SYNC_CHANGES_MAX)
-            .await?
-        else {
+        let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
             self.end_chat(chat_id);
             return Ok(());
         };
@@ -94,11 +81,8 @@ impl Hub {
 
     /// Compares all followed chats, and the sessions of all connections, with the store.
     pub(super) async fn check_all(self: &Arc<Self>) {
-        let chats: Vec<ChatId> = self
-            .shards
-            .iter()
-            .flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>())
-            .collect();
+        let chats: Vec<ChatId> =
+            self.shards.iter().flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>()).collect();
         metrics::hub_chats(chats.len());
         for batch in chats.chunks(CHECK_BATCH) {
             if let Err(error) = self.check_chats(batch).await {
@@ -135,10 +119,7 @@ impl Hub {
     }
 
     async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {
-        let ended = self
-            .store
-            .ended_sessions(sessions, self.clock.now())
-            .await?;
+        let ended = self.store.ended_sessions(sessions, self.clock.now()).await?;
         for connection in self.registry.of_sessions(&ended) {
             connection.close(CloseReason::SessionEnded);
         }

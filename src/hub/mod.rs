@@ -44,22 +44,9 @@ pub struct Hub {
 
 impl Hub {
     /// A hub without connections.
-    pub fn new(
-        store: Store,
-        clock: Clock,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Arc::new(Self {
-            store,
-            clock,
-            registry: Registry::default(),
-            shards,
-            spread: RandomState::new(),
-            tasks,
-            stop,
-        })
+        Arc::new(Self { store, clock, registry: Registry::default(), shards, spread: RandomState::new(), tasks, stop })
     }
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
@@ -87,21 +74,9 @@ impl Hub {
     pub fn deliver(self: &Arc<Self>, event: Event) {
         match event {
             Event::Chat(event) => self.deliver_chat_event(event),
-            Event::Read {
-                chat_id,
-                user_id,
-                message_id,
-                to_all,
-            } => {
-                let frame = ServerFrame::Read {
-                    chat_id,
-                    user_id,
-                    message_id,
-                }
-                .encode();
-                self.deliver_passing(chat_id, &frame, |connection| {
-                    to_all || connection.user_id == user_id
-                });
+            Event::Read { chat_id, user_id, message_id, to_all } => {
+                let frame = ServerFrame::Read { chat_id, user_id, message_id }.encode();
+                self.deliver_passing(chat_id, &frame, |connection| to_all || connection.user_id == user_id);
             }
             Event::Typing { chat_id, user_id } => {
                 let frame = ServerFrame::Typing { chat_id, user_id }.encode();
@@ -124,8 +99,7 @@ impl Hub {
         let mut feeds = self.feeds(chat_id);
         if !feeds.contains_key(&chat_id) {
             // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
-            let joiner_here =
-                feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
+            let joiner_here = feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
             }
@@ -145,12 +119,7 @@ impl Hub {
     }
 
     /// Hands a passing frame to some of a chat's followers.
-    fn deliver_passing(
-        &self,
-        chat_id: ChatId,
-        frame: &bytes::Bytes,
-        to: impl Fn(&Connection) -> bool,
-    ) {
+    fn deliver_passing(&self, chat_id: ChatId, frame: &bytes::Bytes, to: impl Fn(&Connection) -> bool) {
         let feeds = self.feeds(chat_id);
         let Some(feed) = feeds.get(&chat_id) else {
             return;
@@ -167,11 +136,7 @@ impl Hub {
     ///
     /// # Errors
     /// Refuses the connection over `per_user_max`.
-    pub fn register(
-        &self,
-        connection: &Arc<Connection>,
-        per_user_max: usize,
-    ) -> Result<(), CloseReason> {
+    pub fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
         self.registry.add(connection, per_user_max)?;
         metrics::socket_opened();
         Ok(())
@@ -196,12 +161,7 @@ impl Hub {
     /// meanwhile is kept until [`Hub::settle`] and [`Connection::go_live`] say what of it is new.
     pub fn follow(&self, connection: &Arc<Connection>, chats: &[ChatId]) {
         for chat_id in chats {
-            if self
-                .feeds(*chat_id)
-                .entry(*chat_id)
-                .or_default()
-                .follow(connection, Rev(0))
-            {
+            if self.feeds(*chat_id).entry(*chat_id).or_default().follow(connection, Rev(0)) {
                 connection.add_chat(*chat_id);
             }
         }
@@ -211,11 +171,7 @@ impl Hub {
     /// whether [`Hub::follow`] named the chat: if it did and the connection follows no more, it was removed meanwhile.
     pub fn settle(&self, connection: &Arc<Connection>, chat_id: ChatId, rev: Rev, followed: bool) {
         let mut feeds = self.feeds(chat_id);
-        if followed
-            && !feeds
-                .get(&chat_id)
-                .is_some_and(|feed| feed.is_followed_by(connection))
-        {
+        if followed && !feeds.get(&chat_id).is_some_and(|feed| feed.is_followed_by(connection)) {
             return;
         }
         let feed = feeds.entry(chat_id).or_default();

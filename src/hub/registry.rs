@@ -22,35 +22,20 @@ struct Inner {
 
 impl Registry {
     /// Takes in a connection, unless its user has `per_user_max`.
-    pub fn add(
-        &self,
-        connection: &Arc<Connection>,
-        per_user_max: usize,
-    ) -> Result<(), CloseReason> {
+    pub fn add(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
         let mut inner = self.inner.lock();
-        let of_user = inner
-            .by_user
-            .entry(connection.user_id)
-            .or_insert_with(|| Vec::with_capacity(1));
+        let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
         if of_user.len() >= per_user_max {
             return Err(CloseReason::TooManyConnections);
         }
         of_user.push(connection.clone());
-        inner
-            .by_session
-            .entry(connection.session_id)
-            .or_insert_with(|| Vec::with_capacity(1))
-            .push(connection.clone());
+        inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
         Ok(())
     }
 
     /// Forgets a connection.
     pub fn remove(&self, connection: &Arc<Connection>) {
-        fn forget<K: std::hash::Hash + Eq>(
-            map: &mut HashMap<K, Vec<Arc<Connection>>>,
-            key: &K,
-            id: u64,
-        ) {
+        fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<Arc<Connection>>>, key: &K, id: u64) {
             if let Some(list) = map.get_mut(key) {
                 list.retain(|connection| connection.id != id);
                 if list.is_empty() {
@@ -67,10 +52,7 @@ impl Registry {
     pub fn streaming(&self, user_id: UserId) -> Vec<Arc<Connection>> {
         let inner = self.inner.lock();
         let of_user = inner.by_user.get(&user_id).into_iter().flatten();
-        of_user
-            .filter(|connection| connection.is_streaming())
-            .cloned()
-            .collect()
+        of_user.filter(|connection| connection.is_streaming()).cloned().collect()
     }
 
     /// Whether a user is connected here.
@@ -81,12 +63,7 @@ impl Registry {
     /// The connections of these sessions.
     pub fn of_sessions(&self, sessions: &[SessionId]) -> Vec<Arc<Connection>> {
         let inner = self.inner.lock();
-        sessions
-            .iter()
-            .filter_map(|id| inner.by_session.get(id))
-            .flatten()
-            .cloned()
-            .collect()
+        sessions.iter().filter_map(|id| inner.by_session.get(id)).flatten().cloned().collect()
     }
 
     /// The sessions that have a connection here.
@@ -96,12 +73,6 @@ impl Registry {
 
     /// Every connection.
     pub fn all(&self) -> Vec<Arc<Connection>> {
-        self.inner
-            .lock()
-            .by_user
-            .values()
-            .flatten()
-            .cloned()
-            .collect()
+        self.inner.lock().by_user.values().flatten().cloned().collect()
     }
 }

@@ -70,8 +70,7 @@ pub enum Action {
 /// # Errors
 /// `wrong_chat_kind` where chats of this kind don't have that; `not_allowed` where the role lacks the right.
 pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
-    let membership_only =
-        !matches!(action, Action::Write | Action::RemoveMessage) && !kind.has_membership();
+    let membership_only = !matches!(action, Action::Write | Action::RemoveMessage) && !kind.has_membership();
     if membership_only {
         return Err(Code::WrongChatKind.into());
     }
@@ -83,15 +82,9 @@ pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
         // An admin manages plain members; only owners touch owners and admins.
         Action::Add(new) => role == Role::Owner || (role == Role::Admin && new == Role::Member),
         Action::ChangeRole(..) => role == Role::Owner,
-        Action::Remove(target) => {
-            role == Role::Owner || (role == Role::Admin && target == Role::Member)
-        }
+        Action::Remove(target) => role == Role::Owner || (role == Role::Admin && target == Role::Member),
     };
-    if allowed {
-        Ok(())
-    } else {
-        Err(Code::NotAllowed.into())
-    }
+    if allowed { Ok(()) } else { Err(Code::NotAllowed.into()) }
 }
 
 /// The newest message of a chat, in few words.
@@ -150,13 +143,7 @@ impl Chat {
     /// What of this view is the same for every member.
     #[must_use]
     pub fn for_all(self) -> Self {
-        Self {
-            unread_count: None,
-            last_read_message_id: None,
-            role: None,
-            peer: None,
-            ..self
-        }
+        Self { unread_count: None, last_read_message_id: None, role: None, peer: None, ..self }
     }
 }
 
@@ -187,16 +174,10 @@ mod tests {
 
     #[test]
     fn an_admin_manages_members_but_neither_admins_nor_owners() {
-        for action in [
-            Action::Add(Role::Admin),
-            Action::Remove(Role::Owner),
-            Action::Remove(Role::Admin),
-            Action::RemoveChat,
-        ] {
-            assert!(
-                permit(ChatKind::Group, Role::Admin, action).is_err(),
-                "{action:?}"
-            );
+        for action in
+            [Action::Add(Role::Admin), Action::Remove(Role::Owner), Action::Remove(Role::Admin), Action::RemoveChat]
+        {
+            assert!(permit(ChatKind::Group, Role::Admin, action).is_err(), "{action:?}");
         }
         assert!(permit(ChatKind::Group, Role::Admin, Action::Remove(Role::Member)).is_ok());
         assert!(permit(ChatKind::Group, Role::Admin, Action::Add(Role::Member)).is_ok());

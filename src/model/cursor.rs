@@ -83,9 +83,7 @@ mod tests {
 
     #[test]
     fn a_cursor_of_another_list_is_refused() {
-        let words = encode(&DirectoryCursor {
-            login: "ada".into(),
-        });
+        let words = encode(&DirectoryCursor { login: "ada".into() });
         assert!(decode::<InboxCursor>(&words).is_err());
     }
 }

@@ -169,66 +169,38 @@ impl Error {
 
     /// An error with a sentence of its own.
     pub fn with_detail(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-            fields: Vec::new(),
-            retry_after_ms: None,
-            source: None,
-        }
+        Self { code, detail: detail.into(), fields: Vec::new(), retry_after_ms: None, source: None }
     }
 
     /// One wrong field.
     pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::fields(vec![FieldError {
-            field: field.into(),
-            message: message.into(),
-        }])
+        Self::fields(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
     /// Wrong fields, each named.
     pub fn fields(fields: Vec<FieldError>) -> Self {
-        let names = fields
-            .iter()
-            .map(|f| format!("{}: {}", f.field, f.message))
-            .collect::<Vec<_>>()
-            .join("; ");
-        Self {
-            fields,
-            ..Self::with_detail(Code::InvalidFields, names)
-        }
+        let names = fields.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ");
+        Self { fields, ..Self::with_detail(Code::InvalidFields, names) }
     }
 
     /// Refused for now; come back in `retry_after_ms`.
     pub fn rate_limited(retry_after_ms: u64) -> Self {
-        Self {
-            retry_after_ms: Some(retry_after_ms),
-            ..Self::new(Code::RateLimited)
-        }
+        Self { retry_after_ms: Some(retry_after_ms), ..Self::new(Code::RateLimited) }
     }
 
     /// A dependency is away; come back in a second.
     pub fn unavailable(source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self {
-            source: Some(Arc::new(source)),
-            ..Self::overloaded()
-        }
+        Self { source: Some(Arc::new(source)), ..Self::overloaded() }
     }
 
     /// A queue is full; come back in a second.
     pub fn overloaded() -> Self {
-        Self {
-            retry_after_ms: Some(1000),
-            ..Self::new(Code::Unavailable)
-        }
+        Self { retry_after_ms: Some(1000), ..Self::new(Code::Unavailable) }
     }
 
     /// A fault of ours.
     pub fn internal(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self {
-            source: Some(Arc::from(source.into())),
-            ..Self::new(Code::Internal)
-        }
+        Self { source: Some(Arc::from(source.into())), ..Self::new(Code::Internal) }
     }
 
     /// What it means for the caller.

@@ -17,18 +17,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         // A number too large for its field is reported as syntax, though it is JSON: only a second reading tells.
         match serde_json::from_slice::<Value>(bytes) {
             Ok(value) => Error::fields(wrong_fields::<T>(value, &error)),
-            Err(error) => {
-                Error::with_detail(Code::MalformedJson, format!("not valid JSON: {error}"))
-            }
+            Err(error) => Error::with_detail(Code::MalformedJson, format!("not valid JSON: {error}")),
         }
     })
 }
 
 /// Takes out one wrong field after the other until the rest can be read.
-fn wrong_fields<T: DeserializeOwned>(
-    mut value: Value,
-    first: &serde_json::Error,
-) -> Vec<FieldError> {
+fn wrong_fields<T: DeserializeOwned>(mut value: Value, first: &serde_json::Error) -> Vec<FieldError> {
     let mut wrong: Vec<FieldError> = Vec::new();
     while wrong.len() < FIELDS_MAX {
         let Err(error) = serde_path_to_error::deserialize::<_, T>(&value) else {
@@ -36,28 +31,17 @@ fn wrong_fields<T: DeserializeOwned>(
         };
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
-        let named = message.split('`').nth(1).filter(|_| {
-            message.starts_with("unknown field") || message.starts_with("missing field")
-        });
+        let named = message
+            .split('`')
+            .nth(1)
+            .filter(|_| message.starts_with("unknown field") || message.starts_with("missing field"));
         let field = named.map_or(path, str::to_owned);
-        let top = field
-            .split(['.', '['])
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let known = wrong
-            .iter()
-            .any(|earlier| earlier.field.split(['.', '[']).next() == Some(&top));
-        let removed = value
-            .as_object_mut()
-            .is_some_and(|object| object.remove(&top).is_some());
+        let top = field.split(['.', '[']).next().unwrap_or_default().to_owned();
+        let known = wrong.iter().any(|earlier| earlier.field.split(['.', '[']).next() == Some(&top));
+        let removed = value.as_object_mut().is_some_and(|object| object.remove(&top).is_some());
         // A field that was taken out because it was wrong is then missing: that is no second fault.
         if !known {
-            let field = if top.is_empty() || field == "." {
-                "body".to_owned()
-            } else {
-                field
-            };
+            let field = if top.is_empty() || field == "." { "body".to_owned() } else { field };
             wrong.push(FieldError { field, message });
         }
         if !removed {
@@ -65,10 +49,7 @@ fn wrong_fields<T: DeserializeOwned>(
         }
     }
     if wrong.is_empty() {
-        wrong.push(FieldError {
-            field: "body".to_owned(),
-            message: first.to_string(),
-        });
+        wrong.push(FieldError { field: "body".to_owned(), message: first.to_string() });
     }
     wrong
 }
@@ -90,12 +71,7 @@ mod tests {
     }
 
     fn fields(json: &str) -> Vec<String> {
-        decode::<Shape>(json.as_bytes())
-            .unwrap_err()
-            .fields
-            .into_iter()
-            .map(|f| f.field)
-            .collect()
+        decode::<Shape>(json.as_bytes()).unwrap_err().fields.into_iter().map(|f| f.field).collect()
     }
 
     #[test]
@@ -109,19 +85,8 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_malformed() {
-        for bad in [
-            "",
-            "{",
-            "nul",
-            "{\"text\": \"\\ud800\"}",
-            "\u{feff}{}",
-            "{\"text\":\"a\"} x",
-        ] {
-            assert_eq!(
-                decode::<Shape>(bad.as_bytes()).unwrap_err().code,
-                Code::MalformedJson,
-                "{bad:?}"
-            );
+        for bad in ["", "{", "nul", "{\"text\": \"\\ud800\"}", "\u{feff}{}", "{\"text\":\"a\"} x"] {
+            assert_eq!(decode::<Shape>(bad.as_bytes()).unwrap_err().code, Code::MalformedJson, "{bad:?}");
         }
     }
 

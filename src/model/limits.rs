@@ -192,50 +192,21 @@ impl Bucket {
 }
 
 /// Sends, edits and removals of a user: faster than anyone types, slow enough for readers.
-pub const SENDS: Rate = Rate {
-    name: "sends",
-    burst: 60,
-    every: Duration::from_millis(50),
-};
+pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50) };
 /// Other changes by a user: chats, members, invites, the account.
-pub const CHANGES: Rate = Rate {
-    name: "changes",
-    burst: 60,
-    every: Duration::from_millis(200),
-};
+pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200) };
 /// Attempts to log in to one account, right or wrong: ten guesses, then one in ten seconds.
-pub const LOGINS_PER_ACCOUNT: Rate = Rate {
-    name: "logins_per_account",
-    burst: 10,
-    every: Duration::from_secs(10),
-};
+pub const LOGINS_PER_ACCOUNT: Rate = Rate { name: "logins_per_account", burst: 10, every: Duration::from_secs(10) };
 /// Attempts to log in from one address: an office behind one router.
-pub const LOGINS_PER_ADDRESS: Rate = Rate {
-    name: "logins_per_address",
-    burst: 60,
-    every: Duration::from_secs(1),
-};
+pub const LOGINS_PER_ADDRESS: Rate = Rate { name: "logins_per_address", burst: 60, every: Duration::from_secs(1) };
 /// Registrations from one address.
-pub const REGISTRATIONS_PER_ADDRESS: Rate = Rate {
-    name: "registrations_per_address",
-    burst: 30,
-    every: Duration::from_secs(10),
-};
+pub const REGISTRATIONS_PER_ADDRESS: Rate =
+    Rate { name: "registrations_per_address", burst: 30, every: Duration::from_secs(10) };
 /// Look-ups of invites from one address: nobody guesses a code of 128 bits, and nobody shall try.
-pub const INVITE_LOOKUPS_PER_ADDRESS: Rate = Rate {
-    name: "invite_lookups_per_address",
-    burst: 60,
-    every: Duration::from_secs(1),
-};
+pub const INVITE_LOOKUPS_PER_ADDRESS: Rate =
+    Rate { name: "invite_lookups_per_address", burst: 60, every: Duration::from_secs(1) };
 /// Refreshes from one address.
-pub const REFRESHES_PER_ADDRESS: Rate = Rate {
-    name: "refreshes_per_address",
-    burst: 120,
-    every: Duration::from_millis(500),
-};
+pub const REFRESHES_PER_ADDRESS: Rate =
+    Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500) };
 /// Frames of one connection.
-pub const FRAMES: Rate = Rate {
-    name: "frames",
-    burst: 300,
-    every: Duration::from_millis(10),
-};
+pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10) };

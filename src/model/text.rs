@@ -14,10 +14,7 @@ impl Checks {
 
     /// Notes that `field` is wrong.
     pub fn fail(&mut self, field: &str, message: impl Into<String>) {
-        self.0.push(FieldError {
-            field: field.to_owned(),
-            message: message.into(),
-        });
+        self.0.push(FieldError { field: field.to_owned(), message: message.into() });
     }
 
     /// Keeps a good value, notes a bad one. The default stands in for a bad one until [`Checks::done`] refuses it.
@@ -30,11 +27,7 @@ impl Checks {
 
     /// Refuses the request if anything was wrong.
     pub fn done(self) -> super::Result<()> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(super::Error::fields(self.0))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(super::Error::fields(self.0)) }
     }
 }
 
@@ -45,9 +38,7 @@ fn trimmed(text: &str, min: usize, max: usize) -> Result<String, String> {
     }
     let chars = text.chars().count();
     if chars < min || chars > max {
-        return Err(format!(
-            "has {chars} characters, {min} to {max} are allowed"
-        ));
+        return Err(format!("has {chars} characters, {min} to {max} are allowed"));
     }
     Ok(text.to_owned())
 }
@@ -60,19 +51,13 @@ pub fn message(text: &str) -> Result<String, String> {
 /// The name of a user or chat: 1 to 100 characters, no control characters.
 pub fn name(text: &str) -> Result<String, String> {
     let name = trimmed(text, 1, limits::NAME_CHARS_MAX)?;
-    if name.chars().any(char::is_control) {
-        Err("may not contain control characters".to_owned())
-    } else {
-        Ok(name)
-    }
+    if name.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(name) }
 }
 
 /// A login, in lower case: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or digit.
 pub fn login(text: &str) -> Result<String, String> {
     let login = text.trim().to_lowercase();
-    let well_formed = login
-        .chars()
-        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+    let well_formed = login.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
         && login.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !well_formed || login.len() > limits::LOGIN_CHARS_MAX {
         return Err(format!(
@@ -88,9 +73,7 @@ pub fn password(text: &str, login: &str) -> Result<(), String> {
     let chars = text.chars().count();
     let (min, max) = (limits::PASSWORD_CHARS_MIN, limits::PASSWORD_CHARS_MAX);
     if chars < min || chars > max {
-        return Err(format!(
-            "has {chars} characters, {min} to {max} are allowed"
-        ));
+        return Err(format!("has {chars} characters, {min} to {max} are allowed"));
     }
     let lower = text.to_lowercase();
     if COMMON_PASSWORDS.binary_search(&lower.as_str()).is_ok() || lower == login {
@@ -102,21 +85,14 @@ pub fn password(text: &str, login: &str) -> Result<(), String> {
 /// A device's description: up to 100 characters, no control characters.
 pub fn device(text: &str) -> Result<String, String> {
     let device = trimmed(text, 0, limits::DEVICE_CHARS_MAX)?;
-    if device.chars().any(char::is_control) {
-        Err("may not contain control characters".to_owned())
-    } else {
-        Ok(device)
-    }
+    if device.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(device) }
 }
 
 /// An idempotency key: 1 to 64 characters, taken as it is.
 pub fn client_id(text: &str) -> Result<(), String> {
     let chars = text.chars().count();
     if chars == 0 || chars > limits::CLIENT_ID_CHARS_MAX || text.contains('\0') {
-        return Err(format!(
-            "must be 1 to {} characters without U+0000",
-            limits::CLIENT_ID_CHARS_MAX
-        ));
+        return Err(format!("must be 1 to {} characters without U+0000", limits::CLIENT_ID_CHARS_MAX));
     }
     Ok(())
 }

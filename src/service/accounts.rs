@@ -7,9 +7,7 @@ use super::invites::plausible;
 use super::secrets;
 use super::sessions::{Grant, Origin};
 use crate::model::cursor::{self, DirectoryCursor};
-use crate::model::limits::{
-    CHANGES, LOGINS_PER_ACCOUNT, QUERY_CHARS_MAX, REGISTRATIONS_PER_ADDRESS,
-};
+use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, QUERY_CHARS_MAX, REGISTRATIONS_PER_ADDRESS};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
@@ -63,42 +61,20 @@ impl Service {
         let name = checks.keep("name", text::name(&registration.name));
         checks.keep("password", text::password(&registration.password, &login));
         checks.done()?;
-        self.limit(REGISTRATIONS_PER_ADDRESS, &origin.rate_key())
-            .await?;
+        self.limit(REGISTRATIONS_PER_ADDRESS, &origin.rate_key()).await?;
         let now = self.clock.now();
         // Asked before the expensive hash; the unit of work decides.
-        let known = plausible(&registration.invite)
-            && self
-                .store
-                .open_invite(&registration.invite, now)
-                .await?
-                .is_some();
+        let known =
+            plausible(&registration.invite) && self.store.open_invite(&registration.invite, now).await?.is_some();
         if !known {
             return Err(Code::InviteNotFound.into());
         }
         let password_hash = self.hasher.hash(registration.password).await?;
-        let user = NewUser {
-            id: UserId::new(now, &mut rand::rng()),
-            login,
-            name,
-            password_hash,
-            created_at: now,
-        };
+        let user = NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now };
         let (new, tokens) = self.new_session(user.id, origin);
-        self.store
-            .register(&registration.invite, &user, &new)
-            .await?;
-        let session = self
-            .store
-            .session(new.id)
-            .await?
-            .ok_or(Error::new(Code::SessionNotFound))?;
-        let user = User {
-            id: user.id,
-            login: Some(user.login),
-            name: user.name,
-            created_at: user.created_at,
-        };
+        self.store.register(&registration.invite, &user, &new).await?;
+        let session = self.store.session(new.id).await?.ok_or(Error::new(Code::SessionNotFound))?;
+        let user = User { id: user.id, login: Some(user.login), name: user.name, created_at: user.created_at };
         Ok(tokens.grant(user, session))
     }
 
@@ -114,28 +90,15 @@ impl Service {
         let now = self.clock.now();
         let password = random_code(&mut secrets());
         let password_hash = self.hasher.hash(password.clone()).await?;
-        let user = NewUser {
-            id: UserId::new(now, &mut rand::rng()),
-            login,
-            name,
-            password_hash,
-            created_at: now,
-        };
+        let user = NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now };
         self.store.create_user(&user).await?;
         let mut token = None;
         if with_session {
             let (new, tokens) = self.new_session(user.id, Origin::default());
-            self.store
-                .log_in(&new, None, self.limits.sessions_per_user_max)
-                .await?;
+            self.store.log_in(&new, None, self.limits.sessions_per_user_max).await?;
             token = Some(tokens.token());
         }
-        Ok(MadeUser {
-            user_id: user.id,
-            login: user.login,
-            password,
-            token,
-        })
+        Ok(MadeUser { user_id: user.id, login: user.login, password, token })
     }
 
     /// An account, removed or not.
@@ -143,10 +106,7 @@ impl Service {
     /// # Errors
     /// `user_not_found`.
     pub async fn user(&self, id: UserId) -> Result<User> {
-        self.store
-            .user(id)
-            .await?
-            .ok_or(Error::new(Code::UserNotFound))
+        self.store.user(id).await?.ok_or(Error::new(Code::UserNotFound))
     }
 
     /// A page of accounts whose login or name begins with `query`, and the cursor behind it if there may be more.
@@ -161,10 +121,7 @@ impl Service {
     ) -> Result<(Vec<User>, Option<String>)> {
         let query = query.unwrap_or_default().trim().to_lowercase();
         if query.contains('\0') || query.chars().count() > QUERY_CHARS_MAX {
-            return Err(Error::field(
-                "query",
-                format!("has at most {QUERY_CHARS_MAX} characters and no U+0000"),
-            ));
+            return Err(Error::field("query", format!("has at most {QUERY_CHARS_MAX} characters and no U+0000")));
         }
         let after: Option<DirectoryCursor> = after.map(cursor::decode).transpose()?;
         let after = after.map(|after| after.login).unwrap_or_default();
@@ -175,9 +132,7 @@ impl Service {
         let mut users = self.store.directory(&query, &after, limit + 1).await?;
         let more = cut(&mut users, limit);
         let last_login = users.last().and_then(|user| user.login.clone());
-        let next = last_login
-            .filter(|_| more)
-            .map(|login| cursor::encode(&DirectoryCursor { login }));
+        let next = last_login.filter(|_| more).map(|login| cursor::encode(&DirectoryCursor { login }));
         Ok((users, next))
     }
 
@@ -187,17 +142,10 @@ impl Service {
     /// `invalid_fields`, `rate_limited`, `wrong_password`, `login_taken`.
     pub async fn change_account(&self, caller: Caller, patch: AccountPatch) -> Result<User> {
         let mut checks = Checks::new();
-        let name = patch
-            .name
-            .map(|name| checks.keep("name", text::name(&name)));
-        let login = patch
-            .login
-            .map(|login| checks.keep("login", text::login(&login)));
+        let name = patch.name.map(|name| checks.keep("name", text::name(&name)));
+        let login = patch.login.map(|login| checks.keep("login", text::login(&login)));
         if let Some(password) = &patch.password {
-            checks.keep(
-                "password",
-                text::password(password, login.as_deref().unwrap_or_default()),
-            );
+            checks.keep("password", text::password(password, login.as_deref().unwrap_or_default()));
         }
         let sensitive = patch.password.is_some() || login.is_some();
         if sensitive && patch.current_password.is_none() {
@@ -209,18 +157,13 @@ impl Service {
         checks.done()?;
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         if sensitive {
-            self.confirm(caller, patch.current_password.unwrap_or_default())
-                .await?;
+            self.confirm(caller, patch.current_password.unwrap_or_default()).await?;
         }
         let password = match patch.password {
             Some(password) => Some((self.hasher.hash(password).await?, caller.session_id)),
             None => None,
         };
-        let change = AccountChange {
-            name,
-            login,
-            password,
-        };
+        let change = AccountChange { name, login, password };
         let (user, ended) = self.store.change_account(caller.user_id, &change).await?;
         self.sessions_ended(ended).await;
         Ok(user)
@@ -232,10 +175,7 @@ impl Service {
     /// `rate_limited`, `wrong_password`.
     pub async fn remove_account(&self, caller: Caller, password: String) -> Result<()> {
         self.confirm(caller, password).await?;
-        let removal = self
-            .store
-            .remove_account(caller.user_id, self.clock.now())
-            .await?;
+        let removal = self.store.remove_account(caller.user_id, self.clock.now()).await?;
         for event in removal.events {
             self.bus.publish(Event::Chat(event));
         }
@@ -245,8 +185,7 @@ impl Service {
 
     /// Makes sure that the caller knows the account's password.
     async fn confirm(&self, caller: Caller, password: String) -> Result<()> {
-        self.limit(LOGINS_PER_ACCOUNT, &caller.user_id.to_string())
-            .await?;
+        self.limit(LOGINS_PER_ACCOUNT, &caller.user_id.to_string()).await?;
         let hash = self.store.password_hash(caller.user_id).await?;
         match self.hasher.verify(password, hash).await? {
             Verdict::Wrong => Err(Code::WrongPassword.into()),

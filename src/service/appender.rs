@@ -57,19 +57,12 @@ impl Appender {
         let queues = (0..count)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(APPEND_QUEUE_MAX);
-                let worker = Worker {
-                    store: store.clone(),
-                    bus: bus.clone(),
-                    clock: clock.clone(),
-                };
+                let worker = Worker { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
                 tasks.spawn(worker.run(queue, stop.clone()));
                 sender
             })
             .collect();
-        Self {
-            queues,
-            spread: RandomState::new(),
-        }
+        Self { queues, spread: RandomState::new() }
     }
 
     /// Queues a draft behind those that its chat has waiting.
@@ -79,9 +72,7 @@ impl Appender {
     pub fn submit(&self, draft: Draft) -> Result<PendingSend> {
         let (answer, outcome) = oneshot::channel();
         let queue = &self.queues[self.queue_of(draft.chat_id)];
-        queue
-            .try_send(Job { draft, answer })
-            .map_err(|_| Error::overloaded())?;
+        queue.try_send(Job { draft, answer }).map_err(|_| Error::overloaded())?;
         Ok(PendingSend(outcome))
     }
 
@@ -112,18 +103,14 @@ impl Worker {
     }
 
     async fn append(&self, jobs: &mut Vec<Job>) {
-        let (drafts, answers): (Vec<Draft>, Vec<_>) =
-            jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
+        let (drafts, answers): (Vec<Draft>, Vec<_>) = jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
         metrics::append_batch(drafts.len());
         match self.store.append(&drafts, self.clock.now()).await {
             Ok(appended) => self.announce(appended, answers),
             // A draft that the database itself chokes on must not fail its neighbours.
             Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
                 for (draft, answer) in drafts.into_iter().zip(answers) {
-                    let alone = self
-                        .store
-                        .append(std::slice::from_ref(&draft), self.clock.now())
-                        .await;
+                    let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
                     match alone {
                         Ok(appended) => self.announce(appended, vec![answer]),
                         Err(error) => drop(answer.send(Err(error))),

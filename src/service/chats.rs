@@ -6,8 +6,7 @@ use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev,
-    Role, UserId,
+    Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev, Role, UserId,
 };
 use crate::store::{AddMember, Creation, NewChat};
 
@@ -54,10 +53,7 @@ impl Service {
         let limit = self.page("limit", limit)?;
         let mut found = self.store.inbox(caller.user_id, after, limit + 1).await?;
         let more = cut(&mut found, limit);
-        let next = found
-            .last()
-            .filter(|_| more)
-            .map(|(_, cursor)| cursor::encode(cursor));
+        let next = found.last().filter(|_| more).map(|(_, cursor)| cursor::encode(cursor));
         Ok((found.into_iter().map(|(chat, _)| chat).collect(), next))
     }
 
@@ -66,10 +62,7 @@ impl Service {
     /// # Errors
     /// `chat_not_found`.
     pub async fn chat(&self, caller: Caller, chat_id: ChatId) -> Result<Chat> {
-        self.store
-            .chat(chat_id, caller.user_id)
-            .await?
-            .ok_or(Error::new(Code::ChatNotFound))
+        self.store.chat(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
     }
 
     /// Makes a chat, or finds the one `self` or `private` chat. Whether it is new.
@@ -81,34 +74,17 @@ impl Service {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         let now = self.clock.now();
         let id = ChatId::new(now, &mut rand::rng());
-        let new = NewChat {
-            id,
-            kind,
-            creator: caller.user_id,
-            now,
-            chats_max: self.limits.chats_per_user_max,
-        };
+        let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.limits.chats_per_user_max };
         let (created, views) = self.store.create_chat(&new).await?;
-        let mine = views
-            .iter()
-            .find(|(user_id, _)| *user_id == caller.user_id)
-            .map(|(_, chat)| chat.clone());
+        let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
         if created {
-            self.bus.publish(Event::Chat(ChatEvent {
-                chat_id: id,
-                rev: Rev(1),
-                change: Change::Created(views),
-            }));
+            self.bus.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change: Change::Created(views) }));
         }
         Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, created))
     }
 
     fn check_creation(&self, creator: UserId, request: ChatRequest) -> Result<Creation> {
-        let ChatRequest {
-            kind,
-            name,
-            member_ids,
-        } = request;
+        let ChatRequest { kind, name, member_ids } = request;
         let mut checks = Checks::new();
         let mut members = member_ids;
         if kind.has_membership() {
@@ -118,10 +94,7 @@ impl Service {
             members.dedup();
         }
         if members.len() > MEMBERS_AT_ONCE_MAX {
-            checks.fail(
-                "member_ids",
-                format!("has more than {MEMBERS_AT_ONCE_MAX} users; add the others later"),
-            );
+            checks.fail("member_ids", format!("has more than {MEMBERS_AT_ONCE_MAX} users; add the others later"));
         }
         let creation = match kind {
             ChatKind::SelfChat => {
@@ -139,27 +112,16 @@ impl Service {
             },
             ChatKind::Group | ChatKind::Channel => {
                 let name = checks.keep("name", text::name(name.as_deref().unwrap_or_default()));
-                Creation::Shared {
-                    kind,
-                    name,
-                    members,
-                }
+                Creation::Shared { kind, name, members }
             }
         };
         if !kind.has_membership() && request_has_name(name.as_deref()) {
-            checks.fail(
-                "name",
-                "must be absent: chats of this kind have no name of their own",
-            );
+            checks.fail("name", "must be absent: chats of this kind have no name of their own");
         }
         checks.done()?;
         match &creation {
-            Creation::Shared {
-                kind: ChatKind::Group,
-                members,
-                ..
-            } if i64::try_from(members.len() + 1).unwrap_or(i64::MAX)
-                > self.limits.group_members_max =>
+            Creation::Shared { kind: ChatKind::Group, members, .. }
+                if i64::try_from(members.len() + 1).unwrap_or(i64::MAX) > self.limits.group_members_max =>
             {
                 Err(Code::MemberLimit.into())
             }
@@ -176,19 +138,11 @@ impl Service {
         let name = checks.keep("name", text::name(name));
         checks.done()?;
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let Some(chat) = self
-            .store
-            .rename_chat(chat_id, caller.user_id, &name)
-            .await?
-        else {
+        let Some(chat) = self.store.rename_chat(chat_id, caller.user_id, &name).await? else {
             return self.chat(caller, chat_id).await;
         };
         let change = Change::Renamed(chat.clone().for_all());
-        self.bus.publish(Event::Chat(ChatEvent {
-            chat_id,
-            rev: chat.rev,
-            change,
-        }));
+        self.bus.publish(Event::Chat(ChatEvent { chat_id, rev: chat.rev, change }));
         Ok(chat)
     }
 
@@ -198,20 +152,9 @@ impl Service {
     /// `rate_limited`, `chat_not_found`, `not_allowed`.
     pub async fn remove_chat(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        match self
-            .store
-            .remove_chat(chat_id, caller.user_id, self.clock.now())
-            .await?
-        {
-            Some(rev) => self.bus.publish(Event::Chat(ChatEvent {
-                chat_id,
-                rev,
-                change: Change::Removed,
-            })),
-            None => self.bus.publish(Event::ChatGone {
-                chat_id,
-                user_id: caller.user_id,
-            }),
+        match self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await? {
+            Some(rev) => self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::Removed })),
+            None => self.bus.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
         Ok(())
     }
@@ -230,16 +173,10 @@ impl Service {
         let after: Option<MemberCursor> = after.map(cursor::decode).transpose()?;
         self.access(caller, chat_id).await?;
         let limit = self.page("limit", limit)?;
-        let mut members = self
-            .store
-            .members(chat_id, after.map(|after| after.user_id), limit + 1)
-            .await?;
+        let mut members = self.store.members(chat_id, after.map(|after| after.user_id), limit + 1).await?;
         let more = cut(&mut members, limit);
-        let next = members.last().filter(|_| more).map(|member| {
-            cursor::encode(&MemberCursor {
-                user_id: member.user.id,
-            })
-        });
+        let next =
+            members.last().filter(|_| more).map(|member| cursor::encode(&MemberCursor { user_id: member.user.id }));
         Ok((members, next))
     }
 
@@ -247,13 +184,7 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`, and what [`crate::store::Store::add_member`] refuses.
-    pub async fn add_member(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        user_id: UserId,
-        role: Role,
-    ) -> Result<Member> {
+    pub async fn add_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         let add = AddMember {
             chat_id,
@@ -277,18 +208,9 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`, and what [`crate::store::Store::change_role`] refuses.
-    pub async fn change_role(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        user_id: UserId,
-        role: Role,
-    ) -> Result<Member> {
+    pub async fn change_role(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let (member, event) = self
-            .store
-            .change_role(chat_id, caller.user_id, user_id, role)
-            .await?;
+        let (member, event) = self.store.change_role(chat_id, caller.user_id, user_id, role).await?;
         if let Some(event) = event {
             self.bus.publish(Event::Chat(event));
         }
@@ -299,17 +221,9 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`, and what [`crate::store::Store::remove_member`] refuses.
-    pub async fn remove_member(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        user_id: UserId,
-    ) -> Result<()> {
+    pub async fn remove_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let event = self
-            .store
-            .remove_member(chat_id, caller.user_id, user_id, self.clock.now())
-            .await?;
+        let event = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await?;
         self.bus.publish(Event::Chat(event));
         Ok(())
     }
@@ -328,18 +242,11 @@ impl Service {
         let access = self.access(caller, chat_id).await?;
         let max = self.page("max", max)?;
         let not_found = || Error::new(Code::ChatNotFound);
-        let mut changes = self
-            .store
-            .changes(chat_id, Some(caller.user_id), after_rev, max)
-            .await?
-            .ok_or_else(not_found)?;
+        let mut changes =
+            self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?.ok_or_else(not_found)?;
         if changes.forgotten {
             // Who left is no longer known that far back: everything from the beginning makes up for it.
-            changes = self
-                .store
-                .changes(chat_id, Some(caller.user_id), Rev(0), max)
-                .await?
-                .ok_or_else(not_found)?;
+            changes = self.store.changes(chat_id, Some(caller.user_id), Rev(0), max).await?.ok_or_else(not_found)?;
         }
         let mut page = ChangesPage {
             messages: Vec::new(),
@@ -351,9 +258,7 @@ impl Service {
         };
         for (_, change) in changes.items {
             match change {
-                Change::MessageSent(message)
-                | Change::MessageEdited(message)
-                | Change::MessageRemoved(message) => {
+                Change::MessageSent(message) | Change::MessageEdited(message) | Change::MessageRemoved(message) => {
                     if message.id > access.cleared_message_id {
                         page.messages.push(message.for_viewer(caller.user_id));
                     }

@@ -42,15 +42,11 @@ impl Hasher {
     /// # Errors
     /// `internal` if the parameters are not argon2's.
     pub fn new(at_once: usize) -> Result<Self> {
-        let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
-            .map_err(|error| Error::internal(error.to_string()))?;
+        let params =
+            Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let decoy = hash(&argon2, "a password that is nobody's")?;
-        Ok(Self {
-            argon2,
-            turns: Arc::new(Semaphore::new(at_once)),
-            decoy: decoy.into(),
-        })
+        Ok(Self { argon2, turns: Arc::new(Semaphore::new(at_once)), decoy: decoy.into() })
     }
 
     /// The hash of a password, in PHC string format with a random salt.
@@ -69,9 +65,7 @@ impl Hasher {
         let decoy = self.decoy.clone();
         self.in_turn(move |argon2| {
             let known = hash.is_some();
-            let fits = argon2
-                .verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy))
-                .is_ok();
+            let fits = argon2.verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy)).is_ok();
             match hash {
                 Some(hash) if fits && known => {
                     if is_current(&hash) {
@@ -86,10 +80,7 @@ impl Hasher {
         .await
     }
 
-    async fn in_turn<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Argon2<'static>) -> T + Send + 'static,
-    ) -> Result<T> {
+    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce(&Argon2<'static>) -> T + Send + 'static) -> Result<T> {
         let turn = tokio::time::timeout(WAIT_MAX, self.turns.clone().acquire_owned())
             .await
             .map_err(Error::unavailable)?
@@ -106,16 +97,13 @@ impl Hasher {
 }
 
 fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
-    let hash: PasswordHash = argon2
-        .hash_password(password.as_bytes())
-        .map_err(|error| Error::internal(error.to_string()))?;
+    let hash: PasswordHash =
+        argon2.hash_password(password.as_bytes()).map_err(|error| Error::internal(error.to_string()))?;
     Ok(hash.to_string())
 }
 
 fn is_current(hash: &str) -> bool {
-    hash.starts_with(&format!(
-        "$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$"
-    ))
+    hash.starts_with(&format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$"))
 }
 
 #[cfg(test)]
@@ -127,26 +115,8 @@ mod tests {
         let hasher = Hasher::new(1).unwrap();
         let hash = hasher.hash("correct horse".into()).await.unwrap();
         assert!(is_current(&hash), "{hash}");
-        assert_eq!(
-            hasher
-                .verify("correct horse".into(), Some(hash.clone()))
-                .await
-                .unwrap(),
-            Verdict::Right
-        );
-        assert_eq!(
-            hasher
-                .verify("battery staple".into(), Some(hash))
-                .await
-                .unwrap(),
-            Verdict::Wrong
-        );
-        assert_eq!(
-            hasher
-                .verify("a password that is nobody's".into(), None)
-                .await
-                .unwrap(),
-            Verdict::Wrong
-        );
+        assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), Verdict::Right);
+        assert_eq!(hasher.verify("battery staple".into(), Some(hash)).await.unwrap(), Verdict::Wrong);
+        assert_eq!(hasher.verify("a password that is nobody's".into(), None).await.unwrap(), Verdict::Wrong);
     }
 }

@@ -6,9 +6,7 @@ use crate::model::limits::SENDS;
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
-use crate::model::{
-    Change, ChatEvent, ChatId, ChatKind, Code, Error, Event, Message, MessageId, Result, chat,
-};
+use crate::model::{Change, ChatEvent, ChatId, ChatKind, Code, Error, Event, Message, MessageId, Result, chat};
 use crate::store::{Access, HistoryRange};
 
 /// A message as a client asks to send it.
@@ -39,12 +37,7 @@ impl Service {
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `unavailable`; later what [`PendingSend::outcome`] says.
-    pub async fn begin_send(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        outgoing: Outgoing,
-    ) -> Result<PendingSend> {
+    pub async fn begin_send(&self, caller: Caller, chat_id: ChatId, outgoing: Outgoing) -> Result<PendingSend> {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(&outgoing.text));
         if let Some(client_id) = &outgoing.client_id {
@@ -69,33 +62,18 @@ impl Service {
     /// # Errors
     /// `chat_not_found` for strangers.
     pub async fn access(&self, caller: Caller, chat_id: ChatId) -> Result<Access> {
-        self.store
-            .access(chat_id, caller.user_id)
-            .await?
-            .ok_or(Error::new(Code::ChatNotFound))
+        self.store.access(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
     }
 
     /// A page of a chat's history, ascending.
     ///
     /// # Errors
     /// `chat_not_found`.
-    pub async fn history(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        page: HistoryPage,
-    ) -> Result<Vec<Message>> {
+    pub async fn history(&self, caller: Caller, chat_id: ChatId, page: HistoryPage) -> Result<Vec<Message>> {
         let access = self.access(caller, chat_id).await?;
-        let range = HistoryRange {
-            after: page.after,
-            before: page.before,
-            max: self.page("max", page.max)?,
-        };
+        let range = HistoryRange { after: page.after, before: page.before, max: self.page("max", page.max)? };
         let messages = self.store.history(chat_id, &access, range).await?;
-        Ok(messages
-            .into_iter()
-            .map(|message| message.for_viewer(caller.user_id))
-            .collect())
+        Ok(messages.into_iter().map(|message| message.for_viewer(caller.user_id)).collect())
     }
 
     /// One message.
@@ -104,42 +82,23 @@ impl Service {
     /// `chat_not_found`, `message_not_found`.
     pub async fn message(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<Message> {
         let access = self.access(caller, chat_id).await?;
-        let found = if id > access.cleared_message_id {
-            self.store.message(chat_id, id).await?
-        } else {
-            None
-        };
-        found
-            .map(|message| message.for_viewer(caller.user_id))
-            .ok_or(Error::new(Code::MessageNotFound))
+        let found = if id > access.cleared_message_id { self.store.message(chat_id, id).await? } else { None };
+        found.map(|message| message.for_viewer(caller.user_id)).ok_or(Error::new(Code::MessageNotFound))
     }
 
     /// Changes the text of one's own message.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`, `message_removed`.
-    pub async fn edit_message(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        id: MessageId,
-        text: &str,
-    ) -> Result<Message> {
+    pub async fn edit_message(&self, caller: Caller, chat_id: ChatId, id: MessageId, text: &str) -> Result<Message> {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(text));
         checks.done()?;
         self.limit(SENDS, &caller.user_id.to_string()).await?;
-        let (message, changed) = self
-            .store
-            .edit_message(chat_id, id, caller.user_id, &text, self.clock.now())
-            .await?;
+        let (message, changed) = self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await?;
         if changed {
             let change = Change::MessageEdited(message.clone());
-            self.bus.publish(Event::Chat(ChatEvent {
-                chat_id,
-                rev: message.rev,
-                change,
-            }));
+            self.bus.publish(Event::Chat(ChatEvent { chat_id, rev: message.rev, change }));
         }
         Ok(message)
     }
@@ -148,24 +107,12 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`.
-    pub async fn remove_message(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        id: MessageId,
-    ) -> Result<()> {
+    pub async fn remove_message(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
         self.limit(SENDS, &caller.user_id.to_string()).await?;
-        let removed = self
-            .store
-            .remove_message(chat_id, id, caller.user_id, self.clock.now())
-            .await?;
+        let removed = self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await?;
         if let Some(message) = removed {
             let rev = message.rev;
-            self.bus.publish(Event::Chat(ChatEvent {
-                chat_id,
-                rev,
-                change: Change::MessageRemoved(message),
-            }));
+            self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::MessageRemoved(message) }));
         }
         Ok(())
     }
@@ -174,25 +121,12 @@ impl Service {
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found` past the end.
-    pub async fn mark_read(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        message_id: MessageId,
-    ) -> Result<()> {
-        let moved = self
-            .store
-            .mark_read(chat_id, caller.user_id, message_id)
-            .await?;
+    pub async fn mark_read(&self, caller: Caller, chat_id: ChatId, message_id: MessageId) -> Result<()> {
+        let moved = self.store.mark_read(chat_id, caller.user_id, message_id).await?;
         if let Some((kind, message_id)) = moved {
             // In a channel of thousands nobody needs to know how far each has read.
             let to_all = kind != ChatKind::Channel;
-            self.bus.publish(Event::Read {
-                chat_id,
-                user_id: caller.user_id,
-                message_id,
-                to_all,
-            });
+            self.bus.publish(Event::Read { chat_id, user_id: caller.user_id, message_id, to_all });
         }
         Ok(())
     }
@@ -204,10 +138,7 @@ impl Service {
     pub async fn typing(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
         let access = self.access(caller, chat_id).await?;
         chat::permit(access.kind, access.role, chat::Action::Write)?;
-        self.bus.publish(Event::Typing {
-            chat_id,
-            user_id: caller.user_id,
-        });
+        self.bus.publish(Event::Typing { chat_id, user_id: caller.user_id });
         Ok(())
     }
 }

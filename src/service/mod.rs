@@ -69,29 +69,9 @@ pub struct Service {
 impl Service {
     /// Starts the service: its appenders run until `stop`.
     pub fn start(parts: Parts) -> Arc<Self> {
-        let Parts {
-            store,
-            bus,
-            session_cache,
-            limiter,
-            clock,
-            limits,
-            hasher,
-            tasks,
-            stop,
-        } = parts;
+        let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks, stop } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks, &stop);
-        Arc::new(Self {
-            store,
-            bus,
-            session_cache,
-            limiter,
-            clock,
-            limits,
-            hasher,
-            appender,
-            tasks,
-        })
+        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, tasks })
     }
 
     /// The bounds in force.

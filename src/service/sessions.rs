@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use super::hasher::Verdict;
 use super::{Service, secrets};
-use crate::model::limits::{
-    LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRESS, REFRESHES_PER_ADDRESS,
-};
+use crate::model::limits::{LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRESS, REFRESHES_PER_ADDRESS};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::{Token, TokenHash};
@@ -70,13 +68,7 @@ pub(super) struct FreshTokens {
 impl FreshTokens {
     pub fn grant(self, user: User, session: Session) -> Grant {
         let (token, refresh_token) = (self.token.reveal(), self.refresh.reveal());
-        Grant {
-            user,
-            session,
-            token,
-            refresh_token,
-            expires_at: self.expires_at,
-        }
+        Grant { user, session, token, refresh_token, expires_at: self.expires_at }
     }
 
     pub fn token(self) -> String {
@@ -100,15 +92,10 @@ impl Service {
         let name = text::login(&login.login).unwrap_or_default();
         self.limit(LOGINS_PER_ACCOUNT, &name).await?;
         let plausible = login.password.chars().count() <= crate::model::limits::PASSWORD_CHARS_MAX;
-        let password = if plausible {
-            login.password
-        } else {
-            String::new()
-        };
+        let password = if plausible { login.password } else { String::new() };
         let (user_id, hash) = self.store.credentials(&name).await?.unzip();
         let verdict = self.hasher.verify(password.clone(), hash.clone()).await?;
-        let (Some(user_id), Some(hash)) = (user_id.filter(|_| verdict != Verdict::Wrong), hash)
-        else {
+        let (Some(user_id), Some(hash)) = (user_id.filter(|_| verdict != Verdict::Wrong), hash) else {
             return Err(Code::InvalidCredentials.into());
         };
         if verdict == Verdict::RightButOutdated {
@@ -116,10 +103,7 @@ impl Service {
             self.store.rehash_password(user_id, &hash, &new).await?;
         }
         let (new, tokens) = self.new_session(user_id, origin);
-        let (session_id, ended) = self
-            .store
-            .log_in(&new, login.session_id, self.limits.sessions_per_user_max)
-            .await?;
+        let (session_id, ended) = self.store.log_in(&new, login.session_id, self.limits.sessions_per_user_max).await?;
         self.session_cache.forget(&[session_id]).await;
         self.sessions_ended(ended).await;
         self.grant(user_id, session_id, tokens).await
@@ -130,21 +114,13 @@ impl Service {
     /// # Errors
     /// `rate_limited`, `invalid_refresh_token`.
     pub async fn refresh(&self, refresh_token: &str, origin: Origin) -> Result<Grant> {
-        self.limit(REFRESHES_PER_ADDRESS, &origin.rate_key())
-            .await?;
+        self.limit(REFRESHES_PER_ADDRESS, &origin.rate_key()).await?;
         let refused = || Error::new(Code::InvalidRefreshToken);
         let presented = TokenHash::of_presented(refresh_token).ok_or_else(refused)?;
         let (tokens, kept) = self.fresh_tokens();
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
-        match self
-            .store
-            .refresh(presented, &kept, ip.as_deref(), self.clock.now())
-            .await?
-        {
-            Refreshed::Rotated {
-                session_id,
-                user_id,
-            } => {
+        match self.store.refresh(presented, &kept, ip.as_deref(), self.clock.now()).await? {
+            Refreshed::Rotated { session_id, user_id } => {
                 self.session_cache.forget(&[session_id]).await;
                 self.grant(user_id, session_id, tokens).await
             }
@@ -175,11 +151,7 @@ impl Service {
                 caller
             }
         };
-        if caller.expires_at > now {
-            Ok(caller)
-        } else {
-            Err(refused())
-        }
+        if caller.expires_at > now { Ok(caller) } else { Err(refused()) }
     }
 
     /// Notes in passing that a session was seen. The cache's short life makes it rare enough.
@@ -198,11 +170,7 @@ impl Service {
     /// `not_authenticated` if it ended meanwhile.
     pub async fn current_session(&self, caller: Caller) -> Result<(Session, User)> {
         let refused = || Error::new(Code::NotAuthenticated);
-        let session = self
-            .store
-            .session(caller.session_id)
-            .await?
-            .ok_or_else(refused)?;
+        let session = self.store.session(caller.session_id).await?.ok_or_else(refused)?;
         let user = self.store.user(caller.user_id).await?.ok_or_else(refused)?;
         Ok((session, user))
     }
@@ -232,10 +200,7 @@ impl Service {
     /// # Errors
     /// `unavailable`.
     pub async fn end_other_sessions(&self, caller: Caller) -> Result<()> {
-        let ended = self
-            .store
-            .end_other_sessions(caller.user_id, caller.session_id)
-            .await?;
+        let ended = self.store.end_other_sessions(caller.user_id, caller.session_id).await?;
         self.sessions_ended(ended).await;
         Ok(())
     }
@@ -252,23 +217,10 @@ impl Service {
     pub(super) fn new_session(&self, user_id: UserId, origin: Origin) -> (NewSession, FreshTokens) {
         let now = self.clock.now();
         let (fresh, tokens) = self.fresh_tokens();
-        let device = origin
-            .device
-            .and_then(|device| text::device(&device).ok())
-            .filter(|device| !device.is_empty());
+        let device = origin.device.and_then(|device| text::device(&device).ok()).filter(|device| !device.is_empty());
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
         let id = SessionId::new(now, &mut rand::rng());
-        (
-            NewSession {
-                id,
-                user_id,
-                tokens,
-                device,
-                ip,
-                now,
-            },
-            fresh,
-        )
+        (NewSession { id, user_id, tokens, device, ip, now }, fresh)
     }
 
     fn fresh_tokens(&self) -> (FreshTokens, SessionTokens) {
@@ -281,22 +233,10 @@ impl Service {
             token_expires_at,
             expires_at: now.plus(self.limits.refresh_life),
         };
-        (
-            FreshTokens {
-                token,
-                refresh,
-                expires_at: token_expires_at,
-            },
-            kept,
-        )
+        (FreshTokens { token, refresh, expires_at: token_expires_at }, kept)
     }
 
-    async fn grant(
-        &self,
-        user_id: UserId,
-        session_id: SessionId,
-        tokens: FreshTokens,
-    ) -> Result<Grant> {
+    async fn grant(&self, user_id: UserId, session_id: SessionId, tokens: FreshTokens) -> Result<Grant> {
         let gone = || Error::new(Code::InvalidCredentials);
         let session = self.store.session(session_id).await?.ok_or_else(gone)?;
         let user = self.store.user(user_id).await?.ok_or_else(gone)?;

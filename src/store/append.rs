@@ -16,8 +16,7 @@ use crate::model::chat::{Action, permit};
 use crate::model::message::{Draft, Sent};
 use crate::model::text::snippet;
 use crate::model::{
-    ChatId, ChatKind, Code, Error, Message, MessageId, MessageKind, Result, Rev, Role, Timestamp,
-    UserId,
+    ChatId, ChatKind, Code, Error, Message, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// What became of each draft, in their order.
@@ -59,9 +58,7 @@ impl Store {
                 Db::Postgres(pool) => {
                     let optimistic = append_postgres(pool, drafts, now, false).await;
                     match optimistic {
-                        Err(error) if is_unique_violation(&error) => {
-                            append_postgres(pool, drafts, now, true).await
-                        }
+                        Err(error) if is_unique_violation(&error) => append_postgres(pool, drafts, now, true).await,
                         result => result,
                     }
                 }
@@ -84,17 +81,11 @@ struct Placement<'a> {
 impl<'a> Placement<'a> {
     fn place(&mut self, index: usize, draft: &'a Draft, before: &[Result<Sent>]) -> Result<Sent> {
         let not_found = || Error::new(Code::ChatNotFound);
-        let role = self
-            .roles
-            .get(&(draft.chat_id, draft.sender_id))
-            .ok_or_else(not_found)?;
+        let role = self.roles.get(&(draft.chat_id, draft.sender_id)).ok_or_else(not_found)?;
         let head = self.heads.get_mut(&draft.chat_id).ok_or_else(not_found)?;
         permit(head.kind, *role, Action::Write)?;
         if let Some(client_id) = draft.client_id.as_deref() {
-            if let Some(earlier) =
-                self.earlier
-                    .get(&(draft.chat_id, draft.sender_id, client_id.to_owned()))
-            {
+            if let Some(earlier) = self.earlier.get(&(draft.chat_id, draft.sender_id, client_id.to_owned())) {
                 let same = earlier.fingerprint.as_deref() == Some(draft.fingerprint().as_slice());
                 return if same {
                     Ok(Sent::Repeated(earlier.message.clone()))
@@ -103,29 +94,18 @@ impl<'a> Placement<'a> {
                 };
             }
             let key = (draft.chat_id, draft.sender_id, client_id);
-            if let Some(Ok(Sent::New(first))) =
-                self.placed_keys.get(&key).map(|first| &before[*first])
-            {
-                let same = first.text.as_deref() == Some(draft.text.as_str())
-                    && first.reply_to == draft.reply_to;
-                return if same {
-                    Ok(Sent::Repeated(first.clone()))
-                } else {
-                    Err(Code::ClientIdReused.into())
-                };
+            if let Some(Ok(Sent::New(first))) = self.placed_keys.get(&key).map(|first| &before[*first]) {
+                let same = first.text.as_deref() == Some(draft.text.as_str()) && first.reply_to == draft.reply_to;
+                return if same { Ok(Sent::Repeated(first.clone())) } else { Err(Code::ClientIdReused.into()) };
             }
         }
         if draft.reply_to.is_some_and(|id| id.0 < 1 || id > head.last) {
-            return Err(Error::with_detail(
-                Code::MessageNotFound,
-                "reply_to is no message of this chat",
-            ));
+            return Err(Error::with_detail(Code::MessageNotFound, "reply_to is no message of this chat"));
         }
         head.rev = head.rev.next();
         head.last = head.last.next();
         if let Some(client_id) = draft.client_id.as_deref() {
-            self.placed_keys
-                .insert((draft.chat_id, draft.sender_id, client_id), index);
+            self.placed_keys.insert((draft.chat_id, draft.sender_id, client_id), index);
         }
         Ok(Sent::New(message(draft, head, self.now)))
     }
@@ -147,12 +127,7 @@ fn message(draft: &Draft, head: &Head, now: Timestamp) -> Message {
     }
 }
 
-async fn append_postgres(
-    pool: &PgPool,
-    drafts: &[Draft],
-    now: Timestamp,
-    look_up: bool,
-) -> Result<Appended> {
+async fn append_postgres(pool: &PgPool, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
     let mut tx = pool.begin().await.map_err(failure)?;
     let mut chats: Vec<Uuid> = drafts.iter().map(|draft| draft.chat_id.0).collect();
     chats.sort_unstable();
@@ -168,24 +143,11 @@ async fn append_postgres(
     let mut placement = Placement {
         heads: heads
             .into_iter()
-            .map(|row| {
-                (
-                    row.id,
-                    Head {
-                        kind: row.kind,
-                        rev: row.rev,
-                        last: row.last_message_id,
-                    },
-                )
-            })
+            .map(|row| (row.id, Head { kind: row.kind, rev: row.rev, last: row.last_message_id }))
             .collect(),
         // A statement of its own, after the locks: it sees every removal that came before this batch.
         roles: roles_postgres(&mut tx, drafts).await?,
-        earlier: if look_up {
-            earlier_postgres(&mut tx, drafts).await?
-        } else {
-            HashMap::new()
-        },
+        earlier: if look_up { earlier_postgres(&mut tx, drafts).await? } else { HashMap::new() },
         placed_keys: HashMap::new(),
         now,
     };
@@ -220,10 +182,8 @@ async fn roles_postgres(
         #[sqlx(try_from = "String")]
         role: Role,
     }
-    let (chats, users): (Vec<Uuid>, Vec<Uuid>) = drafts
-        .iter()
-        .map(|draft| (draft.chat_id.0, draft.sender_id.0))
-        .unzip();
+    let (chats, users): (Vec<Uuid>, Vec<Uuid>) =
+        drafts.iter().map(|draft| (draft.chat_id.0, draft.sender_id.0)).unzip();
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT m.chat_id, m.user_id, m.role FROM UNNEST($1::uuid[], $2::uuid[]) AS d (chat_id, user_id)
          JOIN members m ON m.chat_id = d.chat_id AND m.user_id = d.user_id AND m.left_rev IS NULL",
@@ -233,10 +193,7 @@ async fn roles_postgres(
     .fetch_all(&mut **tx)
     .await
     .map_err(failure)?;
-    Ok(rows
-        .into_iter()
-        .map(|row| ((row.chat_id, row.user_id), row.role))
-        .collect())
+    Ok(rows.into_iter().map(|row| ((row.chat_id, row.user_id), row.role)).collect())
 }
 
 #[derive(FromRow)]
@@ -248,27 +205,15 @@ struct EarlierRow {
 
 impl From<EarlierRow> for Earlier {
     fn from(row: EarlierRow) -> Self {
-        Self {
-            message: row.message.into(),
-            fingerprint: row.fingerprint,
-        }
+        Self { message: row.message.into(), fingerprint: row.fingerprint }
     }
 }
 
-async fn earlier_postgres(
-    tx: &mut Transaction<'static, Postgres>,
-    drafts: &[Draft],
-) -> Result<HashMap<Key, Earlier>> {
-    let keyed: Vec<&Draft> = drafts
-        .iter()
-        .filter(|draft| draft.client_id.is_some())
-        .collect();
+async fn earlier_postgres(tx: &mut Transaction<'static, Postgres>, drafts: &[Draft]) -> Result<HashMap<Key, Earlier>> {
+    let keyed: Vec<&Draft> = drafts.iter().filter(|draft| draft.client_id.is_some()).collect();
     let chats: Vec<Uuid> = keyed.iter().map(|draft| draft.chat_id.0).collect();
     let senders: Vec<Uuid> = keyed.iter().map(|draft| draft.sender_id.0).collect();
-    let keys: Vec<&str> = keyed
-        .iter()
-        .filter_map(|draft| draft.client_id.as_deref())
-        .collect();
+    let keys: Vec<&str> = keyed.iter().filter_map(|draft| draft.client_id.as_deref()).collect();
     let rows: Vec<EarlierRow> = sqlx::query_as(
         "SELECT m.chat_id, m.id, m.rev, m.sent_rev, m.sender_id, m.kind, m.text, m.reply_to, m.client_id, m.sent_at_ms,
                 m.edited_at_ms, m.removed_at_ms, m.fingerprint
@@ -281,122 +226,38 @@ async fn earlier_postgres(
     .fetch_all(&mut **tx)
     .await
     .map_err(failure)?;
-    let key = |message: &Message| {
-        (
-            message.chat_id,
-            message.sender_id,
-            message.client_id.clone().unwrap_or_default(),
-        )
-    };
-    Ok(rows
-        .into_iter()
-        .map(Earlier::from)
-        .map(|earlier| (key(&earlier.message), earlier))
-        .collect())
+    let key = |message: &Message| (message.chat_id, message.sender_id, message.client_id.clone().unwrap_or_default());
+    Ok(rows.into_iter().map(Earlier::from).map(|earlier| (key(&earlier.message), earlier)).collect())
 }
 
 /// Messages, heads and the senders' own read markers, in one statement.
-async fn write_postgres(
-    tx: &mut Transaction<'static, Postgres>,
-    fresh: &[(&Message, &Draft)],
-) -> Result<()> {
+async fn write_postgres(tx: &mut Transaction<'static, Postgres>, fresh: &[(&Message, &Draft)]) -> Result<()> {
     // Per chat the newest message, and per sender and chat the newest of theirs: the last one put in stays.
-    let last_of: HashMap<ChatId, &Message> = fresh
-        .iter()
-        .map(|(message, _)| (message.chat_id, *message))
-        .collect();
-    let markers: HashMap<(ChatId, UserId), i64> = fresh
-        .iter()
-        .map(|(message, _)| ((message.chat_id, message.sender_id), message.id.0))
-        .collect();
+    let last_of: HashMap<ChatId, &Message> = fresh.iter().map(|(message, _)| (message.chat_id, *message)).collect();
+    let markers: HashMap<(ChatId, UserId), i64> =
+        fresh.iter().map(|(message, _)| ((message.chat_id, message.sender_id), message.id.0)).collect();
     let last: Vec<&Message> = last_of.into_values().collect();
-    let column = |get: fn(&Message) -> i64| {
-        fresh
-            .iter()
-            .map(|(message, _)| get(message))
-            .collect::<Vec<i64>>()
-    };
-    let fingerprints: Vec<Option<Vec<u8>>> = fresh
-        .iter()
-        .map(|(_, draft)| draft.client_id.as_ref().map(|_| draft.fingerprint()))
-        .collect();
+    let column = |get: fn(&Message) -> i64| fresh.iter().map(|(message, _)| get(message)).collect::<Vec<i64>>();
+    let fingerprints: Vec<Option<Vec<u8>>> =
+        fresh.iter().map(|(_, draft)| draft.client_id.as_ref().map(|_| draft.fingerprint())).collect();
     sqlx::query(WRITE)
-        .bind(
-            fresh
-                .iter()
-                .map(|(message, _)| message.chat_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
+        .bind(fresh.iter().map(|(message, _)| message.chat_id.0).collect::<Vec<Uuid>>())
         .bind(column(|message| message.id.0))
         .bind(column(|message| message.rev.0))
-        .bind(
-            fresh
-                .iter()
-                .map(|(message, _)| message.sender_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
-        .bind(
-            fresh
-                .iter()
-                .map(|(message, _)| message.text.as_deref())
-                .collect::<Vec<Option<&str>>>(),
-        )
-        .bind(
-            fresh
-                .iter()
-                .map(|(message, _)| message.reply_to.map(|id| id.0))
-                .collect::<Vec<Option<i64>>>(),
-        )
-        .bind(
-            fresh
-                .iter()
-                .map(|(message, _)| message.client_id.as_deref())
-                .collect::<Vec<Option<&str>>>(),
-        )
+        .bind(fresh.iter().map(|(message, _)| message.sender_id.0).collect::<Vec<Uuid>>())
+        .bind(fresh.iter().map(|(message, _)| message.text.as_deref()).collect::<Vec<Option<&str>>>())
+        .bind(fresh.iter().map(|(message, _)| message.reply_to.map(|id| id.0)).collect::<Vec<Option<i64>>>())
+        .bind(fresh.iter().map(|(message, _)| message.client_id.as_deref()).collect::<Vec<Option<&str>>>())
         .bind(fingerprints)
-        .bind(
-            fresh
-                .first()
-                .map_or(0, |(message, _)| message.sent_at.as_ms()),
-        )
+        .bind(fresh.first().map_or(0, |(message, _)| message.sent_at.as_ms()))
         .bind(MessageKind::Text.as_str())
-        .bind(
-            last.iter()
-                .map(|message| message.chat_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
-        .bind(
-            last.iter()
-                .map(|message| message.rev.0)
-                .collect::<Vec<i64>>(),
-        )
-        .bind(
-            last.iter()
-                .map(|message| message.id.0)
-                .collect::<Vec<i64>>(),
-        )
-        .bind(
-            last.iter()
-                .map(|message| message.sender_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
-        .bind(
-            last.iter()
-                .map(|message| message.text.as_deref().map(snippet))
-                .collect::<Vec<Option<String>>>(),
-        )
-        .bind(
-            markers
-                .keys()
-                .map(|(chat_id, _)| chat_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
-        .bind(
-            markers
-                .keys()
-                .map(|(_, user_id)| user_id.0)
-                .collect::<Vec<Uuid>>(),
-        )
+        .bind(last.iter().map(|message| message.chat_id.0).collect::<Vec<Uuid>>())
+        .bind(last.iter().map(|message| message.rev.0).collect::<Vec<i64>>())
+        .bind(last.iter().map(|message| message.id.0).collect::<Vec<i64>>())
+        .bind(last.iter().map(|message| message.sender_id.0).collect::<Vec<Uuid>>())
+        .bind(last.iter().map(|message| message.text.as_deref().map(snippet)).collect::<Vec<Option<String>>>())
+        .bind(markers.keys().map(|(chat_id, _)| chat_id.0).collect::<Vec<Uuid>>())
+        .bind(markers.keys().map(|(_, user_id)| user_id.0).collect::<Vec<Uuid>>())
         .bind(markers.values().copied().collect::<Vec<i64>>())
         .execute(&mut **tx)
         .await
@@ -436,11 +297,7 @@ async fn append_sqlite(pool: &SqlitePool, drafts: &[Draft], now: Timestamp) -> R
     Ok(appended)
 }
 
-async fn append_one_sqlite(
-    tx: &mut Transaction<'static, sqlx::Sqlite>,
-    draft: &Draft,
-    now: Timestamp,
-) -> Result<Sent> {
+async fn append_one_sqlite(tx: &mut Transaction<'static, sqlx::Sqlite>, draft: &Draft, now: Timestamp) -> Result<Sent> {
     let found: Option<(String, String, Rev, MessageId)> = sqlx::query_as(
         "SELECT c.kind, m.role, c.rev, c.last_message_id FROM members m
          JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
@@ -459,25 +316,15 @@ async fn append_one_sqlite(
         now,
     };
     if let Some((kind, role, rev, last)) = found {
-        let kind = kind
-            .try_into()
-            .map_err(|bad: String| Error::internal(bad))?;
-        let role = role
-            .try_into()
-            .map_err(|bad: String| Error::internal(bad))?;
-        placement
-            .heads
-            .insert(draft.chat_id, Head { kind, rev, last });
-        placement
-            .roles
-            .insert((draft.chat_id, draft.sender_id), role);
+        let kind = kind.try_into().map_err(|bad: String| Error::internal(bad))?;
+        let role = role.try_into().map_err(|bad: String| Error::internal(bad))?;
+        placement.heads.insert(draft.chat_id, Head { kind, rev, last });
+        placement.roles.insert((draft.chat_id, draft.sender_id), role);
     }
     if let Some(client_id) = &draft.client_id
         && let Some(earlier) = earlier_sqlite(tx, draft, client_id).await?
     {
-        placement
-            .earlier
-            .insert((draft.chat_id, draft.sender_id, client_id.clone()), earlier);
+        placement.earlier.insert((draft.chat_id, draft.sender_id, client_id.clone()), earlier);
     }
     let sent = placement.place(0, draft, &[])?;
     if let Sent::New(message) = &sent {
@@ -491,34 +338,25 @@ async fn earlier_sqlite(
     draft: &Draft,
     client_id: &str,
 ) -> Result<Option<Earlier>> {
-    let row: Option<MessageRow> =
-        sqlx::query_as(messages!("AND sender_id = $2 AND client_id = $3"))
-            .bind(draft.chat_id)
-            .bind(draft.sender_id)
-            .bind(client_id)
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(failure)?;
+    let row: Option<MessageRow> = sqlx::query_as(messages!("AND sender_id = $2 AND client_id = $3"))
+        .bind(draft.chat_id)
+        .bind(draft.sender_id)
+        .bind(client_id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failure)?;
     let Some(row) = row else { return Ok(None) };
     let message = Message::from(row);
-    let fingerprint =
-        sqlx::query_scalar("SELECT fingerprint FROM messages WHERE chat_id = $1 AND id = $2")
-            .bind(draft.chat_id)
-            .bind(message.id)
-            .fetch_one(&mut **tx)
-            .await
-            .map_err(failure)?;
-    Ok(Some(Earlier {
-        message,
-        fingerprint,
-    }))
+    let fingerprint = sqlx::query_scalar("SELECT fingerprint FROM messages WHERE chat_id = $1 AND id = $2")
+        .bind(draft.chat_id)
+        .bind(message.id)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failure)?;
+    Ok(Some(Earlier { message, fingerprint }))
 }
 
-async fn write_sqlite(
-    tx: &mut Transaction<'static, sqlx::Sqlite>,
-    message: &Message,
-    draft: &Draft,
-) -> Result<()> {
+async fn write_sqlite(tx: &mut Transaction<'static, sqlx::Sqlite>, message: &Message, draft: &Draft) -> Result<()> {
     sqlx::query(
         "INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
          VALUES ($1, $2, $3, $3, $4, $5, $6, $7, $8, $9, $10)",

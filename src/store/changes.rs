@@ -85,24 +85,21 @@ impl Store {
             match self.reader() {
                 Db::Postgres(db) => {
                     let ids: Vec<uuid::Uuid> = chats.iter().map(|id| id.0).collect();
-                    sqlx::query_as(
-                        "SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL",
-                    )
-                    .bind(ids)
-                    .fetch_all(db)
-                    .await
-                    .map_err(failure)
+                    sqlx::query_as("SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL")
+                        .bind(ids)
+                        .fetch_all(db)
+                        .await
+                        .map_err(failure)
                 }
                 Db::Sqlite(db) => {
                     let mut revs = Vec::with_capacity(chats.len());
                     for id in chats {
-                        let found: Option<(ChatId, Rev)> = sqlx::query_as(
-                            "SELECT id, rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL",
-                        )
-                        .bind(id)
-                        .fetch_optional(db)
-                        .await
-                        .map_err(failure)?;
+                        let found: Option<(ChatId, Rev)> =
+                            sqlx::query_as("SELECT id, rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL")
+                                .bind(id)
+                                .fetch_optional(db)
+                                .await
+                                .map_err(failure)?;
                         revs.extend(found);
                     }
                     Ok(revs)
@@ -115,27 +112,20 @@ impl Store {
 
 /// Messages and members that changed after `known`: at least the first `max` of both together, and all that share the
 /// last one's rev, in no order.
-async fn items_after(
-    work: &mut Work,
-    chat_id: ChatId,
-    known: Rev,
-    max: i64,
-) -> Result<Vec<ChangeItem>> {
+async fn items_after(work: &mut Work, chat_id: ChatId, known: Rev, max: i64) -> Result<Vec<ChangeItem>> {
     let max = max + SHARED_REV_MAX;
-    let messages: Vec<MessageRow> = within!(work, |db| sqlx::query_as(messages!(
-        "AND rev > $2 ORDER BY rev LIMIT $3"
-    ))
-    .bind(chat_id)
-    .bind(known)
-    .bind(max)
-    .fetch_all(db))?;
-    let members: Vec<MemberRow> = within!(work, |db| sqlx::query_as(members!(
-        "AND m.rev > $2 ORDER BY m.rev LIMIT $3"
-    ))
-    .bind(chat_id)
-    .bind(known)
-    .bind(max)
-    .fetch_all(db))?;
+    let messages: Vec<MessageRow> =
+        within!(work, |db| sqlx::query_as(messages!("AND rev > $2 ORDER BY rev LIMIT $3"))
+            .bind(chat_id)
+            .bind(known)
+            .bind(max)
+            .fetch_all(db))?;
+    let members: Vec<MemberRow> =
+        within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
+            .bind(chat_id)
+            .bind(known)
+            .bind(max)
+            .fetch_all(db))?;
     let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
     for row in messages {
         let (rev, sent_rev) = (row.rev, row.sent_rev);

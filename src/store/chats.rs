@@ -9,8 +9,7 @@ use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
 use crate::model::{
-    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role,
-    Timestamp, UserId,
+    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// A chat to be made.
@@ -107,19 +106,13 @@ struct ViewRow {
 impl From<ViewRow> for Chat {
     fn from(row: ViewRow) -> Self {
         let shown = row.last_message_id > row.cleared_message_id;
-        let last = row
-            .last_sender_id
-            .zip(row.last_sent_at_ms)
-            .filter(|_| shown)
-            .map(|(sender_id, sent_at)| LastMessage {
+        let last =
+            row.last_sender_id.zip(row.last_sent_at_ms).filter(|_| shown).map(|(sender_id, sent_at)| LastMessage {
                 id: row.last_message_id,
                 sender_id,
                 text: row.last_text,
                 sent_at,
-                kind: row
-                    .last_kind
-                    .and_then(|kind| kind.try_into().ok())
-                    .unwrap_or(MessageKind::Text),
+                kind: row.last_kind.and_then(|kind| kind.try_into().ok()).unwrap_or(MessageKind::Text),
             });
         let peer_name = row.peer_name.unwrap_or_default();
         let peer = row.peer_id.filter(|_| row.kind == ChatKind::Private);
@@ -136,11 +129,7 @@ impl From<ViewRow> for Chat {
             last_read_message_id: Some(row.last_read_message_id),
             role: Some(row.role),
             member_count: row.member_count,
-            peer: peer.map(|id| UserBrief {
-                id,
-                login: row.peer_login,
-                name: peer_name,
-            }),
+            peer: peer.map(|id| UserBrief { id, login: row.peer_login, name: peer_name }),
         }
     }
 }
@@ -186,14 +175,8 @@ impl Store {
     /// from. The limit of chats per user bounds them.
     pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<(Chat, Rev)>> {
         timed("chats_to_sync", async {
-            let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!(""))
-                .bind(user_id)
-                .fetch_all(db))?;
-            Ok(rows
-                .into_iter()
-                .map(|row| (row.joined_rev, row))
-                .map(|(joined, row)| (row.into(), joined))
-                .collect())
+            let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
+            Ok(rows.into_iter().map(|row| (row.joined_rev, row)).map(|(joined, row)| (row.into(), joined)).collect())
         })
         .await
     }
@@ -201,12 +184,10 @@ impl Store {
     /// A chat as one of its members sees it.
     pub async fn chat(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Chat>> {
         timed("chat", async {
-            let row: Option<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!(
-                "AND m.chat_id = $2"
-            ))
-            .bind(user_id)
-            .bind(chat_id)
-            .fetch_optional(db))?;
+            let row: Option<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("AND m.chat_id = $2"))
+                .bind(user_id)
+                .bind(chat_id)
+                .fetch_optional(db))?;
             Ok(row.map(Chat::from))
         })
         .await
@@ -243,21 +224,14 @@ impl Store {
             let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
             let found = lock_users(&mut work, &wanted).await?;
             if let Some(position) = others.iter().position(|id| !found.contains(id)) {
-                return Err(Error::field(
-                    format!("member_ids[{position}]"),
-                    "is no user",
-                ));
+                return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
             }
             if !insert_chat(&mut work, new, wanted.len()).await? {
                 let chat = reopen(&mut work, new).await?;
                 work.commit().await?;
                 return Ok((false, vec![(new.creator, chat)]));
             }
-            let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) {
-                &wanted
-            } else {
-                &[new.creator]
-            };
+            let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) { &wanted } else { &[new.creator] };
             for user_id in limited {
                 below_chat_limit(&mut work, *user_id, new.chats_max).await?;
             }
@@ -265,13 +239,7 @@ impl Store {
             for user_id in wanted {
                 let owns = user_id == new.creator && !matches!(new.kind, Creation::Private(_));
                 let role = if owns { Role::Owner } else { Role::Member };
-                let member = NewMember {
-                    chat_id: new.id,
-                    user_id,
-                    role,
-                    rev: Rev(1),
-                    last_message_id: MessageId(0),
-                };
+                let member = NewMember { chat_id: new.id, user_id, role, rev: Rev(1), last_message_id: MessageId(0) };
                 insert_member(&mut work, &member, new.now).await?;
                 views.push((user_id, view_within(&mut work, new.id, user_id).await?));
             }
@@ -285,12 +253,7 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
-    pub async fn rename_chat(
-        &self,
-        chat_id: ChatId,
-        user_id: UserId,
-        name: &str,
-    ) -> Result<Option<Chat>> {
+    pub async fn rename_chat(&self, chat_id: ChatId, user_id: UserId, name: &str) -> Result<Option<Chat>> {
         timed("rename_chat", async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -316,12 +279,7 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`.
-    pub async fn remove_chat(
-        &self,
-        chat_id: ChatId,
-        user_id: UserId,
-        now: Timestamp,
-    ) -> Result<Option<Rev>> {
+    pub async fn remove_chat(&self, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Option<Rev>> {
         timed("remove_chat", async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -383,9 +341,7 @@ impl Head {
         let not_found = || Error::new(Code::ChatNotFound);
         let row = row.ok_or_else(not_found)?;
         // Asked after the lock is held: whoever was removed before this change is seen as removed.
-        let role = role_of(work, chat_id, user_id)
-            .await?
-            .ok_or_else(not_found)?;
+        let role = role_of(work, chat_id, user_id).await?.ok_or_else(not_found)?;
         Ok(Self {
             kind: row.kind,
             rev: row.rev,
@@ -397,52 +353,38 @@ impl Head {
 }
 
 /// The role of a member, if they are one.
-pub(super) async fn role_of(
-    work: &mut Work,
-    chat_id: ChatId,
-    user_id: UserId,
-) -> Result<Option<Role>> {
+pub(super) async fn role_of(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Role>> {
     let word: Option<String> = within!(work, |db| sqlx::query_scalar(
         "SELECT role FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )
     .bind(chat_id)
     .bind(user_id)
     .fetch_optional(db))?;
-    word.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad)))
-        .transpose()
+    word.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
 }
 
 /// The chat as a member sees it from inside the unit of work.
 pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Chat> {
-    let row: ViewRow = within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2"))
-        .bind(user_id)
-        .bind(chat_id)
-        .fetch_one(db))?;
+    let row: ViewRow =
+        within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2")).bind(user_id).bind(chat_id).fetch_one(db))?;
     Ok(row.into())
 }
 
 /// Refuses one chat too many. The caller holds the user's lock.
-pub(super) async fn below_chat_limit(
-    work: &mut Work,
-    user_id: UserId,
-    chats_max: i64,
-) -> Result<()> {
-    let chats: i64 = within!(work, |db| sqlx::query_scalar(
-        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL"
-    )
-    .bind(user_id)
-    .fetch_one(db))?;
-    if chats >= chats_max {
-        Err(Code::ChatLimit.into())
-    } else {
-        Ok(())
-    }
+pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
+    let chats: i64 =
+        within!(work, |db| sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
+            .bind(user_id)
+            .fetch_one(db))?;
+    if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
 /// Nobody sees the chat any more; the job clears what is left of it.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
     within!(work, |db| {
-        sqlx::query("UPDATE chats SET removed_at_ms = $2, self_user = NULL, pair_low = NULL, pair_high = NULL WHERE id = $1")
+        sqlx::query(
+            "UPDATE chats SET removed_at_ms = $2, self_user = NULL, pair_low = NULL, pair_high = NULL WHERE id = $1",
+        )
         .bind(chat_id)
         .bind(now)
         .execute(db)
@@ -461,12 +403,7 @@ pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestam
 async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
     let (kind, name, self_user, pair) = match &new.kind {
         Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
-        Creation::Private(peer) => (
-            ChatKind::Private,
-            None,
-            None,
-            Some(ordered(new.creator, *peer)),
-        ),
+        Creation::Private(peer) => (ChatKind::Private, None, None, Some(ordered(new.creator, *peer))),
         Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
     };
     let inserted: Option<ChatId> = within!(work, |db| {

@@ -44,20 +44,13 @@ impl Store {
     /// `unavailable` if it can't be reached, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
         let (reader, writer) = match options {
-            StoreOptions::Postgres {
-                url,
-                connections_max,
-            } => {
+            StoreOptions::Postgres { url, connections_max } => {
                 let pool = postgres(url, *connections_max).await?;
                 (Db::Postgres(pool.clone()), Db::Postgres(pool))
             }
             StoreOptions::Sqlite { dir } => sqlite(dir).await?,
         };
-        Ok(Self {
-            reader,
-            writer,
-            statements: Arc::default(),
-        })
+        Ok(Self { reader, writer, statements: Arc::default() })
     }
 }
 
@@ -65,10 +58,7 @@ async fn postgres(url: &str, connections_max: u32) -> Result<sqlx::PgPool> {
     let options = PgConnectOptions::from_str(url)
         .map_err(failure)?
         .application_name("starling")
-        .options([
-            ("statement_timeout", "10s"),
-            ("idle_in_transaction_session_timeout", "20s"),
-        ]);
+        .options([("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "20s")]);
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_MAX)
@@ -94,27 +84,15 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
             .idle_timeout(None)
             .max_lifetime(None)
     };
-    let writer = pool(1)
-        .connect_with(options.clone())
-        .await
-        .map_err(failure)?;
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()")
-        .fetch_one(&writer)
-        .await
-        .map_err(failure)?;
-    let mut parts = version
-        .split('.')
-        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let writer = pool(1).connect_with(options.clone()).await.map_err(failure)?;
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let mut part = || parts.next().unwrap_or(0);
     if (part(), part(), part()) < SQLITE_MIN {
-        return Err(Error::internal(format!(
-            "SQLite {version} is older than {SQLITE_MIN:?}"
-        )));
+        return Err(Error::internal(format!("SQLite {version} is older than {SQLITE_MIN:?}")));
     }
-    let reader = pool(SQLITE_READERS)
-        .connect_with(options.read_only(true).create_if_missing(false))
-        .await
-        .map_err(failure)?;
+    let reader =
+        pool(SQLITE_READERS).connect_with(options.read_only(true).create_if_missing(false)).await.map_err(failure)?;
     Ok((Db::Sqlite(reader), Db::Sqlite(writer)))
 }
 

@@ -28,19 +28,15 @@ pub struct OpenInvite {
     pub expires_at_ms: Timestamp,
 }
 
-const INSERT: &str = "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str =
+    "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
 
 impl Store {
     /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
     ///
     /// # Errors
     /// `invite_limit_reached` if the user has `open_max` open ones.
-    pub async fn create_invite(
-        &self,
-        invite: &Invite,
-        user_id: Option<UserId>,
-        open_max: i64,
-    ) -> Result<()> {
+    pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
         timed("create_invite", async {
             let mut work = self.begin().await?;
             if let Some(user_id) = user_id {
@@ -69,21 +65,18 @@ impl Store {
     }
 
     /// The open invites of a user, newest first.
-    pub async fn invites(
-        &self,
-        user_id: UserId,
-        now: Timestamp,
-        limit: i64,
-    ) -> Result<Vec<Invite>> {
+    pub async fn invites(&self, user_id: UserId, now: Timestamp, limit: i64) -> Result<Vec<Invite>> {
         timed("invites", async {
-            on!(self.reader(), |db| sqlx::query_as(
+            on!(self.reader(), |db| {
+                sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
                  WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, code LIMIT $3"
             )
             .bind(user_id)
             .bind(now)
             .bind(limit)
-            .fetch_all(db))
+            .fetch_all(db)
+            })
         })
         .await
     }

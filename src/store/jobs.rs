@@ -54,34 +54,26 @@ impl Store {
     /// A batch of what is left of the longest-removed chat; the chat's row goes last.
     async fn sweep_removed_chat(&self) -> Result<u64> {
         let mut work = self.begin().await?;
-        let chat_id: Option<ChatId> =
-            within!(work, |db| {
-                sqlx::query_scalar(
-            "SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1"
-        )
-        .fetch_optional(db)
-            })?;
+        let chat_id: Option<ChatId> = within!(work, |db| {
+            sqlx::query_scalar("SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1")
+                .fetch_optional(db)
+        })?;
         let Some(chat_id) = chat_id else { return Ok(0) };
         let messages: Vec<i64> = within!(work, |db| {
             sqlx::query_scalar(
-            "DELETE FROM messages WHERE chat_id = $1
-                 AND id IN (SELECT id FROM messages WHERE chat_id = $1 ORDER BY id LIMIT $2) RETURNING id"
-        )
-        .bind(chat_id)
-        .bind(JOB_BATCH)
-        .fetch_all(db)
-        })?;
-        if messages.is_empty() {
-            within!(work, |db| sqlx::query(
-                "DELETE FROM members WHERE chat_id = $1"
+                "DELETE FROM messages WHERE chat_id = $1
+                 AND id IN (SELECT id FROM messages WHERE chat_id = $1 ORDER BY id LIMIT $2) RETURNING id",
             )
             .bind(chat_id)
-            .execute(db)
-            .map_ok_drop())?;
-            within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1")
+            .bind(JOB_BATCH)
+            .fetch_all(db)
+        })?;
+        if messages.is_empty() {
+            within!(work, |db| sqlx::query("DELETE FROM members WHERE chat_id = $1")
                 .bind(chat_id)
                 .execute(db)
                 .map_ok_drop())?;
+            within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1").bind(chat_id).execute(db).map_ok_drop())?;
         }
         work.commit().await?;
         Ok(messages.len() as u64 + 1)

@@ -10,8 +10,7 @@ use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::user::UserBrief;
 use crate::model::{
-    Change, ChatEvent, ChatId, ChatKind, Code, Error, Member, MessageId, Result, Rev, Role,
-    Timestamp, UserId,
+    Change, ChatEvent, ChatId, ChatKind, Code, Error, Member, MessageId, Result, Rev, Role, Timestamp, UserId,
 };
 
 #[derive(FromRow)]
@@ -31,11 +30,7 @@ pub(super) struct MemberRow {
 impl From<MemberRow> for Member {
     fn from(row: MemberRow) -> Self {
         Self {
-            user: UserBrief {
-                id: row.user_id,
-                login: row.login,
-                name: row.name,
-            },
+            user: UserBrief { id: row.user_id, login: row.login, name: row.name },
             role: row.role,
             joined_at: row.joined_at_ms,
             last_read_message_id: row.last_read_message_id,
@@ -83,12 +78,7 @@ pub(super) struct NewMember {
 
 impl Store {
     /// Members of a chat by id, after the member `after`.
-    pub async fn members(
-        &self,
-        chat_id: ChatId,
-        after: Option<UserId>,
-        limit: i64,
-    ) -> Result<Vec<Member>> {
+    pub async fn members(&self, chat_id: ChatId, after: Option<UserId>, limit: i64) -> Result<Vec<Member>> {
         timed("members", async {
             let rows: Vec<MemberRow> = on!(self.reader(), |db| sqlx::query_as(members!(
                 "AND m.left_rev IS NULL AND m.user_id > $2 ORDER BY m.user_id LIMIT $3"
@@ -116,10 +106,7 @@ impl Store {
             if !user_known {
                 return Err(Code::UserNotFound.into());
             }
-            if role_of(&mut work, add.chat_id, add.user_id)
-                .await?
-                .is_some()
-            {
+            if role_of(&mut work, add.chat_id, add.user_id).await?.is_some() {
                 return Err(Code::AlreadyMember.into());
             }
             if head.kind == ChatKind::Group && head.member_count >= add.members_max {
@@ -139,11 +126,7 @@ impl Store {
             let view = view_within(&mut work, add.chat_id, add.user_id).await?;
             work.commit().await?;
             let change = Change::MemberJoined(Box::new((member, Some(view))));
-            Ok(ChatEvent {
-                chat_id: add.chat_id,
-                rev: head.rev,
-                change,
-            })
+            Ok(ChatEvent { chat_id: add.chat_id, rev: head.rev, change })
         })
         .await
     }
@@ -163,11 +146,7 @@ impl Store {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, actor).await?;
             let target = role_of(&mut work, chat_id, user_id).await?;
-            permit(
-                head.kind,
-                head.role,
-                Action::ChangeRole(target.unwrap_or(Role::Member), role),
-            )?;
+            permit(head.kind, head.role, Action::ChangeRole(target.unwrap_or(Role::Member), role))?;
             let target = target.ok_or(Error::new(Code::MemberNotFound))?;
             if target == role {
                 return Ok((member_within(&mut work, chat_id, user_id).await?, None));
@@ -178,11 +157,7 @@ impl Store {
             set_role(&mut work, chat_id, user_id, role, head.rev).await?;
             let member = member_within(&mut work, chat_id, user_id).await?;
             work.commit().await?;
-            let event = ChatEvent {
-                chat_id,
-                rev: head.rev,
-                change: Change::MemberChanged(member.clone()),
-            };
+            let event = ChatEvent { chat_id, rev: head.rev, change: Change::MemberChanged(member.clone()) };
             Ok((member, Some(event)))
         })
         .await
@@ -208,17 +183,10 @@ impl Store {
                     return Err(Code::WrongChatKind.into());
                 }
             } else {
-                permit(
-                    head.kind,
-                    head.role,
-                    Action::Remove(target.unwrap_or(Role::Member)),
-                )?;
+                permit(head.kind, head.role, Action::Remove(target.unwrap_or(Role::Member)))?;
             }
             let target = target.ok_or(Error::new(Code::MemberNotFound))?;
-            if target == Role::Owner
-                && head.member_count > 1
-                && owners(&mut work, chat_id).await? <= 1
-            {
+            if target == Role::Owner && head.member_count > 1 && owners(&mut work, chat_id).await? <= 1 {
                 return Err(Code::LastOwner.into());
             }
             let event = leave(&mut work, chat_id, user_id, &head, now).await?;
@@ -281,27 +249,25 @@ pub struct AddMember {
 pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
-        "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
+            "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
          VALUES ($1, $2, $3, $4, $5, $5, $6)
          ON CONFLICT (chat_id, user_id) DO UPDATE SET role = $3, joined_at_ms = $4, joined_rev = $5, rev = $5,
-             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE"
-    )
-    .bind(new.chat_id)
-    .bind(new.user_id)
-    .bind(new.role.as_str())
-    .bind(now)
-    .bind(new.rev)
-    .bind(new.last_message_id)
-    .execute(db)
-    .map_ok_drop()
+             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE",
+        )
+        .bind(new.chat_id)
+        .bind(new.user_id)
+        .bind(new.role.as_str())
+        .bind(now)
+        .bind(new.rev)
+        .bind(new.last_message_id)
+        .execute(db)
+        .map_ok_drop()
     })
 }
 
 async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
-    let row: MemberRow = within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2"))
-        .bind(chat_id)
-        .bind(user_id)
-        .fetch_one(db))?;
+    let row: MemberRow =
+        within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2")).bind(chat_id).bind(user_id).fetch_one(db))?;
     Ok(row.into())
 }
 
@@ -313,41 +279,25 @@ async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     .fetch_one(db))
 }
 
-async fn set_role(
-    work: &mut Work,
-    chat_id: ChatId,
-    user_id: UserId,
-    role: Role,
-    rev: Rev,
-) -> Result<()> {
-    within!(work, |db| sqlx::query(
-        "UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2"
-    )
-    .bind(chat_id)
-    .bind(user_id)
-    .bind(role.as_str())
-    .bind(rev)
-    .execute(db)
-    .map_ok_drop())
+async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
+    within!(work, |db| sqlx::query("UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2")
+        .bind(chat_id)
+        .bind(user_id)
+        .bind(role.as_str())
+        .bind(rev)
+        .execute(db)
+        .map_ok_drop())
 }
 
 async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> {
-    within!(work, |db| sqlx::query(
-        "UPDATE chats SET member_count = member_count + $2 WHERE id = $1"
-    )
-    .bind(chat_id)
-    .bind(by)
-    .execute(db)
-    .map_ok_drop())
+    within!(work, |db| sqlx::query("UPDATE chats SET member_count = member_count + $2 WHERE id = $1")
+        .bind(chat_id)
+        .bind(by)
+        .execute(db)
+        .map_ok_drop())
 }
 
-async fn leave(
-    work: &mut Work,
-    chat_id: ChatId,
-    user_id: UserId,
-    head: &Head,
-    now: Timestamp,
-) -> Result<ChatEvent> {
+async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, now: Timestamp) -> Result<ChatEvent> {
     within!(work, |db| {
         sqlx::query(
         "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
@@ -366,11 +316,7 @@ async fn leave(
     } else {
         Change::MemberLeft(user_id)
     };
-    Ok(ChatEvent {
-        chat_id,
-        rev: head.rev,
-        change,
-    })
+    Ok(ChatEvent { chat_id, rev: head.rev, change })
 }
 
 /// Takes a user whose account ends out of a chat. Where they were the last owner, the longest-standing admin, else
@@ -383,8 +329,7 @@ pub(super) async fn depart(
 ) -> Result<Vec<ChatEvent>> {
     let head = Head::lock(work, chat_id, user_id).await?;
     let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
-    let heir_needed =
-        head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
+    let heir_needed = head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
     if heir_needed && owners(work, chat_id).await? == 0 {
         let heir: UserId = within!(work, |db| {
             sqlx::query_scalar(
@@ -393,18 +338,13 @@ pub(super) async fn depart(
         .bind(chat_id)
         .fetch_one(db)
         })?;
-        let rev: Rev = within!(work, |db| sqlx::query_scalar(
-            "UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev"
-        )
-        .bind(chat_id)
-        .fetch_one(db))?;
+        let rev: Rev =
+            within!(work, |db| sqlx::query_scalar("UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev")
+                .bind(chat_id)
+                .fetch_one(db))?;
         set_role(work, chat_id, heir, Role::Owner, rev).await?;
         let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
-        events.push(ChatEvent {
-            chat_id,
-            rev,
-            change,
-        });
+        events.push(ChatEvent { chat_id, rev, change });
     }
     Ok(events)
 }

@@ -6,9 +6,7 @@ use super::chats::Head;
 use super::{Access, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::text::snippet;
-use crate::model::{
-    ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId,
-};
+use crate::model::{ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId};
 
 #[derive(FromRow)]
 pub(super) struct MessageRow {
@@ -70,31 +68,21 @@ pub struct HistoryRange {
 
 impl Store {
     /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`.
-    pub async fn history(
-        &self,
-        chat_id: ChatId,
-        access: &Access,
-        range: HistoryRange,
-    ) -> Result<Vec<Message>> {
+    pub async fn history(&self, chat_id: ChatId, access: &Access, range: HistoryRange) -> Result<Vec<Message>> {
         timed("history", async {
-            let after = range
-                .after
-                .unwrap_or_default()
-                .max(access.cleared_message_id);
+            let after = range.after.unwrap_or_default().max(access.cleared_message_id);
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
-                on!(self.reader(), |db| sqlx::query_as(messages!(
-                    "AND id > $2 AND id < $3 ORDER BY id LIMIT $4"
-                ))
-                .bind(chat_id)
-                .bind(after)
-                .bind(before)
-                .bind(range.max)
-                .fetch_all(db))?
+                on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id LIMIT $4"))
+                    .bind(chat_id)
+                    .bind(after)
+                    .bind(before)
+                    .bind(range.max)
+                    .fetch_all(db))?
             } else {
-                let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(
-                    messages!("AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4")
-                )
+                let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!(
+                    "AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4"
+                ))
                 .bind(chat_id)
                 .bind(after)
                 .bind(before)
@@ -111,11 +99,10 @@ impl Store {
     /// One message.
     pub async fn message(&self, chat_id: ChatId, id: MessageId) -> Result<Option<Message>> {
         timed("message", async {
-            let row: Option<MessageRow> =
-                on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2"))
-                    .bind(chat_id)
-                    .bind(id)
-                    .fetch_optional(db))?;
+            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2"))
+                .bind(chat_id)
+                .bind(id)
+                .fetch_optional(db))?;
             Ok(row.map(Message::from))
         })
         .await
@@ -147,14 +134,16 @@ impl Store {
             if message.text.as_deref() == Some(text) {
                 return Ok((message, false));
             }
-            within!(work, |db| sqlx::query("UPDATE messages SET text = $3, edited_at_ms = $4, rev = $5 WHERE chat_id = $1 AND id = $2")
-                .bind(chat_id)
-                .bind(id)
-                .bind(text)
-                .bind(now)
-                .bind(head.rev)
-                .execute(db)
-                .map_ok_drop())?;
+            within!(work, |db| sqlx::query(
+                "UPDATE messages SET text = $3, edited_at_ms = $4, rev = $5 WHERE chat_id = $1 AND id = $2"
+            )
+            .bind(chat_id)
+            .bind(id)
+            .bind(text)
+            .bind(now)
+            .bind(head.rev)
+            .execute(db)
+            .map_ok_drop())?;
             show_as_last(&mut work, chat_id, id, Some(text)).await?;
             work.commit().await?;
             let text = Some(text.to_owned());
@@ -206,30 +195,22 @@ impl Store {
 async fn seen(work: &mut Work, chat_id: ChatId, id: MessageId, user_id: UserId) -> Result<Message> {
     let row: Option<MessageRow> = within!(work, |db| {
         sqlx::query_as(messages!(
-        "AND id = $2 AND id > (SELECT cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $3)"
-    ))
-    .bind(chat_id)
-    .bind(id)
-    .bind(user_id)
-    .fetch_optional(db)
+            "AND id = $2 AND id > (SELECT cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $3)"
+        ))
+        .bind(chat_id)
+        .bind(id)
+        .bind(user_id)
+        .fetch_optional(db)
     })?;
-    row.map(Message::from)
-        .ok_or(Error::new(Code::MessageNotFound))
+    row.map(Message::from).ok_or(Error::new(Code::MessageNotFound))
 }
 
 /// Keeps the inbox's copy of the last message true.
-async fn show_as_last(
-    work: &mut Work,
-    chat_id: ChatId,
-    id: MessageId,
-    text: Option<&str>,
-) -> Result<()> {
-    within!(work, |db| sqlx::query(
-        "UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2"
-    )
-    .bind(chat_id)
-    .bind(id)
-    .bind(text.map(snippet))
-    .execute(db)
-    .map_ok_drop())
+async fn show_as_last(work: &mut Work, chat_id: ChatId, id: MessageId, text: Option<&str>) -> Result<()> {
+    within!(work, |db| sqlx::query("UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2")
+        .bind(chat_id)
+        .bind(id)
+        .bind(text.map(snippet))
+        .execute(db)
+        .map_ok_drop())
 }

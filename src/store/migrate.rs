@@ -50,11 +50,7 @@ impl Store {
                     return Err(Error::overloaded());
                 }
                 let mut migrator = postgres();
-                let result = migrator
-                    .set_locking(false)
-                    .run(&mut *holder)
-                    .await
-                    .map_err(Error::internal);
+                let result = migrator.set_locking(false).run(&mut *holder).await.map_err(Error::internal);
                 // Closed, not returned to the pool: the lock ends with its session even if unlocking failed.
                 holder.close().await.map_err(failure)?;
                 result
@@ -68,38 +64,27 @@ impl Store {
     /// `unavailable` if the database is away.
     pub async fn pending_migrations(&self) -> Result<usize> {
         timed("pending_migrations", async {
-            let known = if self.is_embedded() {
-                sqlite()
-            } else {
-                postgres()
-            };
-            let table: i64 =
-                match &self.reader {
-                    Db::Postgres(db) => sqlx::query_scalar(
-                        "SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')",
-                    )
-                    .fetch_one(db)
-                    .await,
-                    Db::Sqlite(db) => {
-                        sqlx::query_scalar(
-                            "SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'",
-                        )
+            let known = if self.is_embedded() { sqlite() } else { postgres() };
+            let table: i64 = match &self.reader {
+                Db::Postgres(db) => {
+                    sqlx::query_scalar("SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')")
                         .fetch_one(db)
                         .await
-                    }
                 }
-                .map_err(failure)?;
+                Db::Sqlite(db) => {
+                    sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'")
+                        .fetch_one(db)
+                        .await
+                }
+            }
+            .map_err(failure)?;
             if table == 0 {
                 return Ok(known.iter().count());
             }
-            let applied: Vec<i64> = on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT version FROM _sqlx_migrations WHERE success"
-            )
-            .fetch_all(db))?;
-            Ok(known
-                .iter()
-                .filter(|migration| !applied.contains(&migration.version))
-                .count())
+            let applied: Vec<i64> =
+                on!(self.reader(), |db| sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                    .fetch_all(db))?;
+            Ok(known.iter().filter(|migration| !applied.contains(&migration.version)).count())
         })
         .await
     }

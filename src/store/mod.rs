@@ -78,14 +78,12 @@ macro_rules! within {
     ($tx:expr, |$c:ident| $query:expr) => {
         match &mut $tx.inner {
             $crate::store::Tx::Postgres(inner) => {
-                $tx.statements
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                $tx.statements.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let $c = &mut **inner;
                 $query.await.map_err($crate::store::failure)
             }
             $crate::store::Tx::Sqlite(inner) => {
-                $tx.statements
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                $tx.statements.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let $c = &mut **inner;
                 $query.await.map_err($crate::store::failure)
             }
@@ -136,14 +134,9 @@ impl Store {
         let inner = match &self.writer {
             Db::Postgres(pool) => Tx::Postgres(pool.begin().await.map_err(failure)?),
             // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-            Db::Sqlite(pool) => {
-                Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?)
-            }
+            Db::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?),
         };
-        Ok(Work {
-            inner,
-            statements: self.statements.clone(),
-        })
+        Ok(Work { inner, statements: self.statements.clone() })
     }
 
     /// Begins a unit of work that reads one snapshot with several statements.
@@ -155,20 +148,12 @@ impl Store {
             }
             Db::Sqlite(pool) => Tx::Sqlite(pool.begin().await.map_err(failure)?),
         };
-        Ok(Work {
-            inner,
-            statements: self.statements.clone(),
-        })
+        Ok(Work { inner, statements: self.statements.clone() })
     }
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
-        timed("ping", async {
-            on!(self.reader(), |db| sqlx::query("SELECT 1")
-                .execute(db)
-                .map_ok_drop())
-        })
-        .await
+        timed("ping", async { on!(self.reader(), |db| sqlx::query("SELECT 1").execute(db).map_ok_drop()) }).await
     }
 
     /// Closes the connections; what is under way ends first.
@@ -215,26 +200,18 @@ fn failure(error: sqlx::Error) -> Error {
         | sqlx::Error::BeginFailed => true,
         sqlx::Error::Database(cause) => cause.code().is_some_and(|code| {
             // Postgres: connection, resources, operator, deadlock, serialization, lock timeout. SQLite: busy, locked.
-            let postgres = ["08", "53", "57", "40", "55P03"]
-                .iter()
-                .any(|class| code.len() == 5 && code.starts_with(class));
+            let postgres =
+                ["08", "53", "57", "40", "55P03"].iter().any(|class| code.len() == 5 && code.starts_with(class));
             let primary = code.parse::<u32>().map(|code| code & 0xff);
             postgres || (code.len() < 5 && matches!(primary, Ok(5 | 6)))
         }),
         _ => false,
     };
-    if away {
-        Error::unavailable(error)
-    } else {
-        Error::internal(error)
-    }
+    if away { Error::unavailable(error) } else { Error::internal(error) }
 }
 
 /// Whether an insert met a row that is there already.
 fn is_unique_violation(error: &Error) -> bool {
-    let source = error
-        .source
-        .as_deref()
-        .and_then(|source| source.downcast_ref::<sqlx::Error>());
+    let source = error.source.as_deref().and_then(|source| source.downcast_ref::<sqlx::Error>());
     matches!(source, Some(sqlx::Error::Database(cause)) if cause.is_unique_violation())
 }

@@ -146,7 +146,10 @@ impl Store {
                     .bind(&presented.0[..])
                     .fetch_one(db))?;
             if spent.is_some_and(|spent| spent < now.minus(REFRESH_GRACE)) {
-                within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1").bind(session_id).execute(db).map_ok_drop())?;
+                within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1")
+                    .bind(session_id)
+                    .execute(db)
+                    .map_ok_drop())?;
                 work.commit().await?;
                 return Ok(Refreshed::Reused(session_id));
             }
@@ -160,22 +163,19 @@ impl Store {
     /// Who a token stands for, if it is valid at `now`.
     pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
         timed("resolve", async {
-            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> =
-                on!(self.reader(), |db| sqlx::query_as(
-                    "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
+            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
                  WHERE token_hash = $1 AND token_expires_at_ms > $2"
-                )
-                .bind(&token.0[..])
-                .bind(now)
-                .fetch_optional(db))?;
-            Ok(
-                row.map(|(session_id, user_id, expires_at, last_seen_at)| Caller {
-                    user_id,
-                    session_id,
-                    expires_at,
-                    last_seen_at,
-                }),
             )
+            .bind(&token.0[..])
+            .bind(now)
+            .fetch_optional(db))?;
+            Ok(row.map(|(session_id, user_id, expires_at, last_seen_at)| Caller {
+                user_id,
+                session_id,
+                expires_at,
+                last_seen_at,
+            }))
         })
         .await
     }
@@ -183,13 +183,11 @@ impl Store {
     /// Notes that a session was seen.
     pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
         timed("touch_session", async {
-            on!(self.writer(), |db| sqlx::query(
-                "UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1"
-            )
-            .bind(id)
-            .bind(now)
-            .execute(db)
-            .map_ok_drop())
+            on!(self.writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
+                .bind(id)
+                .bind(now)
+                .execute(db)
+                .map_ok_drop())
         })
         .await
     }
@@ -212,14 +210,11 @@ impl Store {
     /// One session, as its owner sees it.
     pub async fn session(&self, id: SessionId) -> Result<Option<Session>> {
         timed("session", async {
-            let row: Option<SessionRow> =
-                on!(self.reader(), |db| {
-                    sqlx::query_as(
-                "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1"
-            )
-            .bind(id)
-            .fetch_optional(db)
-                })?;
+            let row: Option<SessionRow> = on!(self.reader(), |db| {
+                sqlx::query_as("SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1")
+                    .bind(id)
+                    .fetch_optional(db)
+            })?;
             Ok(row.map(|row| row.seen_by(id)))
         })
         .await
@@ -240,55 +235,41 @@ impl Store {
     }
 
     /// Which of these sessions are over at `now`.
-    pub async fn ended_sessions(
-        &self,
-        sessions: &[SessionId],
-        now: Timestamp,
-    ) -> Result<Vec<SessionId>> {
+    pub async fn ended_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<Vec<SessionId>> {
         timed("ended_sessions", async {
             let mut live: HashSet<SessionId> = HashSet::with_capacity(sessions.len());
             match self.reader() {
                 Db::Postgres(db) => {
                     let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
-                    let found: Vec<SessionId> = sqlx::query_scalar(
-                        "SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2",
-                    )
-                    .bind(ids)
-                    .bind(now)
-                    .fetch_all(db)
-                    .await
-                    .map_err(failure)?;
+                    let found: Vec<SessionId> =
+                        sqlx::query_scalar("SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2")
+                            .bind(ids)
+                            .bind(now)
+                            .fetch_all(db)
+                            .await
+                            .map_err(failure)?;
                     live.extend(found);
                 }
                 Db::Sqlite(db) => {
                     for id in sessions {
-                        let found: Option<SessionId> = sqlx::query_scalar(
-                            "SELECT id FROM sessions WHERE id = $1 AND expires_at_ms > $2",
-                        )
-                        .bind(id)
-                        .bind(now)
-                        .fetch_optional(db)
-                        .await
-                        .map_err(failure)?;
+                        let found: Option<SessionId> =
+                            sqlx::query_scalar("SELECT id FROM sessions WHERE id = $1 AND expires_at_ms > $2")
+                                .bind(id)
+                                .bind(now)
+                                .fetch_optional(db)
+                                .await
+                                .map_err(failure)?;
                         live.extend(found);
                     }
                 }
             }
-            Ok(sessions
-                .iter()
-                .copied()
-                .filter(|id| !live.contains(id))
-                .collect())
+            Ok(sessions.iter().copied().filter(|id| !live.contains(id)).collect())
         })
         .await
     }
 
     /// Ends all sessions of a user but one. Returns those that ended.
-    pub async fn end_other_sessions(
-        &self,
-        user_id: UserId,
-        kept: SessionId,
-    ) -> Result<Vec<SessionId>> {
+    pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
         timed("end_other_sessions", async {
             let mut work = self.begin().await?;
             let ended = end_others(&mut work, user_id, kept).await?;
@@ -299,17 +280,11 @@ impl Store {
     }
 }
 
-pub(super) async fn end_others(
-    work: &mut Work,
-    user_id: UserId,
-    kept: SessionId,
-) -> Result<Vec<SessionId>> {
-    within!(work, |db| sqlx::query_scalar(
-        "DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id"
-    )
-    .bind(user_id)
-    .bind(kept)
-    .fetch_all(db))
+pub(super) async fn end_others(work: &mut Work, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
+    within!(work, |db| sqlx::query_scalar("DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id")
+        .bind(user_id)
+        .bind(kept)
+        .fetch_all(db))
 }
 
 pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
@@ -333,13 +308,11 @@ pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
 }
 
 async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash) -> Result<()> {
-    within!(work, |db| sqlx::query(
-        "INSERT INTO refresh_tokens (hash, session_id) VALUES ($1, $2)"
-    )
-    .bind(&hash.0[..])
-    .bind(id)
-    .execute(db)
-    .map_ok_drop())
+    within!(work, |db| sqlx::query("INSERT INTO refresh_tokens (hash, session_id) VALUES ($1, $2)")
+        .bind(&hash.0[..])
+        .bind(id)
+        .execute(db)
+        .map_ok_drop())
 }
 
 /// Gives a live session new tokens and marks its refresh token as spent. Whether there is such a session (of `owner`).
@@ -352,16 +325,16 @@ async fn rotate(
 ) -> Result<bool> {
     let rotated: Option<SessionId> = within!(work, |db| {
         sqlx::query_scalar(
-        "UPDATE sessions SET token_hash = $3, token_expires_at_ms = $4, expires_at_ms = $5, last_seen_at_ms = $6
-         WHERE id = $1 AND user_id = COALESCE($2, user_id) AND expires_at_ms > $6 RETURNING id"
-    )
-    .bind(id)
-    .bind(owner)
-    .bind(&tokens.token.0[..])
-    .bind(tokens.token_expires_at)
-    .bind(tokens.expires_at)
-    .bind(now)
-    .fetch_optional(db)
+            "UPDATE sessions SET token_hash = $3, token_expires_at_ms = $4, expires_at_ms = $5, last_seen_at_ms = $6
+         WHERE id = $1 AND user_id = COALESCE($2, user_id) AND expires_at_ms > $6 RETURNING id",
+        )
+        .bind(id)
+        .bind(owner)
+        .bind(&tokens.token.0[..])
+        .bind(tokens.token_expires_at)
+        .bind(tokens.expires_at)
+        .bind(now)
+        .fetch_optional(db)
     })?;
     if rotated.is_none() {
         return Ok(false);

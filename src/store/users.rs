@@ -17,12 +17,7 @@ struct UserRow {
 
 impl From<UserRow> for User {
     fn from(row: UserRow) -> Self {
-        Self {
-            id: row.id,
-            login: row.login,
-            name: row.name,
-            created_at: row.created_at_ms,
-        }
+        Self { id: row.id, login: row.login, name: row.name, created_at: row.created_at_ms }
     }
 }
 
@@ -61,7 +56,8 @@ pub struct AccountRemoval {
     pub events: Vec<ChatEvent>,
 }
 
-const INSERT: &str = "INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)";
+const INSERT: &str =
+    "INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)";
 
 impl Store {
     /// Makes an account without an invite, for the operator.
@@ -81,12 +77,7 @@ impl Store {
     ///
     /// # Errors
     /// `invite_not_found` if the invite is unknown, expired or used up; `login_taken`.
-    pub async fn register(
-        &self,
-        invite: &str,
-        user: &NewUser,
-        session: &super::NewSession,
-    ) -> Result<()> {
+    pub async fn register(&self, invite: &str, user: &NewUser, session: &super::NewSession) -> Result<()> {
         timed("register", async {
             let mut work = self.begin().await?;
             let used = within!(work, |db| sqlx::query_scalar::<_, i64>(
@@ -122,11 +113,9 @@ impl Store {
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", async {
-            on!(self.reader(), |db| sqlx::query_as(
-                "SELECT id, password_hash FROM users WHERE login = $1"
-            )
-            .bind(login)
-            .fetch_optional(db))
+            on!(self.reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
+                .bind(login)
+                .fetch_optional(db))
         })
         .await
     }
@@ -161,10 +150,8 @@ impl Store {
     /// Whether nobody has registered yet.
     pub async fn is_empty(&self) -> Result<bool> {
         timed("is_empty", async {
-            let first: Option<UserId> = on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT id FROM users LIMIT 1"
-            )
-            .fetch_optional(db))?;
+            let first: Option<UserId> =
+                on!(self.reader(), |db| sqlx::query_scalar("SELECT id FROM users LIMIT 1").fetch_optional(db))?;
             Ok(first.is_none())
         })
         .await
@@ -194,11 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// `login_taken`, `user_not_found`.
-    pub async fn change_account(
-        &self,
-        id: UserId,
-        change: &AccountChange,
-    ) -> Result<(User, Vec<SessionId>)> {
+    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<SessionId>)> {
         timed("change_account", async {
             let mut work = self.begin().await?;
             let row: Option<UserRow> = within!(work, |db| sqlx::query_as(
@@ -271,11 +254,7 @@ async fn insert(work: &mut Work, user: &NewUser) -> Result<()> {
 }
 
 fn login_taken(error: Error) -> Error {
-    if is_unique_violation(&error) {
-        Code::LoginTaken.into()
-    } else {
-        error
-    }
+    if is_unique_violation(&error) { Code::LoginTaken.into() } else { error }
 }
 
 /// Locks these accounts in the order of their ids, so that what is counted per user stays exact. Users are locked
@@ -299,13 +278,12 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
         Tx::Sqlite(tx) => {
             let mut found = Vec::with_capacity(sorted.len());
             for id in sorted {
-                let id: Option<UserId> = sqlx::query_scalar(
-                    "SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL",
-                )
-                .bind(id)
-                .fetch_optional(&mut **tx)
-                .await
-                .map_err(failure)?;
+                let id: Option<UserId> =
+                    sqlx::query_scalar("SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL")
+                        .bind(id)
+                        .fetch_optional(&mut **tx)
+                        .await
+                        .map_err(failure)?;
                 found.extend(id);
             }
             Ok(found)

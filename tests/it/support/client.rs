@@ -35,24 +35,15 @@ impl Answer {
     /// Fails unless it was refused with this status and code.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str) {
-        assert_eq!(
-            (self.status, self.body["code"].as_str()),
-            (status, Some(code)),
-            "{}",
-            self.body
-        );
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.body);
     }
 
     /// Fails unless it was refused with 422 naming just these fields.
     #[track_caller]
     pub fn refused_fields(&self, fields: &[&str]) {
         self.refused(422, "invalid_fields");
-        let named: Vec<&str> = self.body["errors"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(|e| e["field"].as_str())
-            .collect();
+        let named: Vec<&str> =
+            self.body["errors"].as_array().unwrap().iter().filter_map(|e| e["field"].as_str()).collect();
         assert_eq!(named, fields, "{}", self.body);
     }
 
@@ -64,33 +55,19 @@ impl Answer {
 
 impl User {
     pub fn new(base: String, id: String, login: String, password: String, token: String) -> Self {
-        Self {
-            id,
-            login,
-            password,
-            token,
-            base,
-            http: reqwest::Client::new(),
-        }
+        Self { id, login, password, token, base, http: reqwest::Client::new() }
     }
 
     /// The same account with another token.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
-        Self {
-            token: token.to_owned(),
-            ..self.clone()
-        }
+        Self { token: token.to_owned(), ..self.clone() }
     }
 
     /// A request to be finished by the caller: headers, odd bodies.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
-        if self.token.is_empty() {
-            request
-        } else {
-            request.bearer_auth(&self.token)
-        }
+        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
     }
 
     /// Sends a request and checks the answer against the document.
@@ -100,26 +77,12 @@ impl User {
         let response = self.http.execute(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        assert!(
-            headers.contains_key("x-request-id"),
-            "every answer carries X-Request-Id"
-        );
+        assert!(headers.contains_key("x-request-id"), "every answer carries X-Request-Id");
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status != StatusCode::METHOD_NOT_ALLOWED {
-            contract::check_answer(
-                &method,
-                &path,
-                status.as_u16(),
-                &headers,
-                &body,
-                bytes.is_empty(),
-            );
+            contract::check_answer(&method, &path, status.as_u16(), &headers, &body, bytes.is_empty());
         }
-        Answer {
-            status: status.as_u16(),
-            headers,
-            body,
-        }
+        Answer { status: status.as_u16(), headers, body }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -131,13 +94,11 @@ impl User {
     }
 
     pub async fn delete_with(&self, path: &str, body: Value) -> Answer {
-        self.send(self.request(Method::DELETE, path).json(&body))
-            .await
+        self.send(self.request(Method::DELETE, path).json(&body)).await
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
-        self.send(self.request(Method::POST, path).json(&body))
-            .await
+        self.send(self.request(Method::POST, path).json(&body)).await
     }
 
     pub async fn put(&self, path: &str, body: Value) -> Answer {
@@ -145,23 +106,13 @@ impl User {
     }
 
     pub async fn patch(&self, path: &str, body: Value) -> Answer {
-        self.send(self.request(Method::PATCH, path).json(&body))
-            .await
+        self.send(self.request(Method::PATCH, path).json(&body)).await
     }
 
     /// The private chat with somebody, made if need be.
     pub async fn private_chat(&self, peer: &Self) -> String {
-        let answer = self
-            .post(
-                "/chats",
-                json!({ "kind": "private", "member_ids": [peer.id] }),
-            )
-            .await;
-        assert!(
-            answer.status == 200 || answer.status == 201,
-            "{}",
-            answer.body
-        );
+        let answer = self.post("/chats", json!({ "kind": "private", "member_ids": [peer.id] })).await;
+        assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
         super::id(&answer.body)
     }
 
@@ -177,39 +128,18 @@ impl User {
 
     async fn shared_chat(&self, kind: &str, members: &[&Self]) -> String {
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-        super::id(
-            &self
-                .post(
-                    "/chats",
-                    json!({ "kind": kind, "name": "Crew", "member_ids": ids }),
-                )
-                .await
-                .expect(201),
-        )
+        super::id(&self.post("/chats", json!({ "kind": kind, "name": "Crew", "member_ids": ids })).await.expect(201))
     }
 
     /// Sends a message over HTTP; returns it.
     pub async fn say(&self, chat_id: &str, text: &str) -> Value {
-        self.post(
-            &format!("/chats/{chat_id}/messages"),
-            json!({ "text": text }),
-        )
-        .await
-        .expect(201)
+        self.post(&format!("/chats/{chat_id}/messages"), json!({ "text": text })).await.expect(201)
     }
 
     /// The texts of a page of history.
     pub async fn texts(&self, chat_id: &str, query: &str) -> Vec<String> {
-        let page = self
-            .get(&format!("/chats/{chat_id}/messages{query}"))
-            .await
-            .expect(200);
+        let page = self.get(&format!("/chats/{chat_id}/messages{query}")).await.expect(200);
         let text = |message: &Value| message["text"].as_str().unwrap_or("-").to_owned();
-        page["messages"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(text)
-            .collect()
+        page["messages"].as_array().unwrap().iter().map(text).collect()
     }
 }

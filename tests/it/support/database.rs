@@ -28,30 +28,20 @@ fn server_url() -> String {
 
 fn url_of(database: &str) -> String {
     let url = server_url();
-    let (base, _) = url
-        .rsplit_once('/')
-        .expect("a Postgres URL ends in /database");
+    let (base, _) = url.rsplit_once('/').expect("a Postgres URL ends in /database");
     format!("{base}/{database}")
 }
 
 async fn execute(sql: String) {
-    let mut connection = PgConnection::connect(&server_url())
-        .await
-        .expect("the test Postgres answers");
-    connection
-        .execute(sqlx::AssertSqlSafe(sql))
-        .await
-        .expect("the statement runs");
+    let mut connection = PgConnection::connect(&server_url()).await.expect("the test Postgres answers");
+    connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("the statement runs");
     connection.close().await.expect("the connection closes");
 }
 
 async fn template() -> String {
     let name = format!("starling_template_{}", std::process::id());
     execute(format!("CREATE DATABASE {name}")).await;
-    let options = StoreOptions::Postgres {
-        url: url_of(&name),
-        connections_max: 2,
-    };
+    let options = StoreOptions::Postgres { url: url_of(&name), connections_max: 2 };
     let store = Store::open(&options).await.expect("the template opens");
     store.migrate().await.expect("the template migrates");
     store.close().await;

@@ -81,18 +81,7 @@ impl TestServer {
         let service = server.service.clone();
         let server = tokio::sync::Mutex::new(Some(server));
         let users = AtomicU32::new(0);
-        Self {
-            inner: Arc::new(Inner {
-                server,
-                service,
-                address,
-                internal_address,
-                clock,
-                database,
-                dir,
-                users,
-            }),
-        }
+        Self { inner: Arc::new(Inner { server, service, address, internal_address, clock, database, dir, users }) }
     }
 
     /// `http://host:port` of the public port.
@@ -138,40 +127,18 @@ impl TestServer {
 
     /// An account with this login and name, and a fresh session.
     pub async fn user_named(&self, login: &str) -> User {
-        let made = self
-            .inner
-            .service
-            .make_user(login, login, true)
-            .await
-            .unwrap();
-        User::new(
-            self.base(),
-            made.user_id.to_string(),
-            made.login,
-            made.password,
-            made.token.unwrap(),
-        )
+        let made = self.inner.service.make_user(login, login, true).await.unwrap();
+        User::new(self.base(), made.user_id.to_string(), made.login, made.password, made.token.unwrap())
     }
 
     /// Somebody without a token.
     pub fn stranger(&self) -> User {
-        User::new(
-            self.base(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-        )
+        User::new(self.base(), String::new(), String::new(), String::new(), String::new())
     }
 
     /// The code of an operator's invite.
     pub async fn invite(&self, uses: i64) -> String {
-        self.inner
-            .service
-            .create_operator_invite(Some(uses), None)
-            .await
-            .unwrap()
-            .code
+        self.inner.service.create_operator_invite(Some(uses), None).await.unwrap().code
     }
 
     /// Stops the server as SIGTERM would, and removes its database.
@@ -210,8 +177,5 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
 
 /// The chat's id in an answer.
 pub fn id(value: &Value) -> String {
-    value["id"]
-        .as_str()
-        .unwrap_or_else(|| panic!("no id in {value}"))
-        .to_owned()
+    value["id"].as_str().unwrap_or_else(|| panic!("no id in {value}")).to_owned()
 }

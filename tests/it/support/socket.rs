@@ -25,15 +25,11 @@ pub struct Socket {
 impl Socket {
     /// The request that opens a connection, to be changed by the test.
     pub fn request(user: &User) -> Request<()> {
-        format!("{}/ws", user.base.replace("http://", "ws://"))
-            .into_client_request()
-            .unwrap()
+        format!("{}/ws", user.base.replace("http://", "ws://")).into_client_request().unwrap()
     }
 
     /// Opens a connection by a request; the handshake's answer too.
-    pub async fn open(
-        request: Request<()>,
-    ) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
+    pub async fn open(request: Request<()>) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
         let (stream, response) = connect_async(request).await?;
         Ok((Self { stream }, response))
     }
@@ -68,9 +64,7 @@ impl Socket {
 
     /// The next message of any kind; `None` once the connection is gone.
     pub async fn next_raw(&mut self) -> Option<Message> {
-        let next = tokio::time::timeout(FRAME_MAX, self.stream.next())
-            .await
-            .expect("something comes in time");
+        let next = tokio::time::timeout(FRAME_MAX, self.stream.next()).await.expect("something comes in time");
         next.and_then(Result::ok)
     }
 
@@ -124,9 +118,7 @@ impl Socket {
 
     /// Fails if anything comes within a moment.
     pub async fn expect_silence(&mut self) {
-        if let Ok(Some(Ok(Message::Text(text)))) =
-            tokio::time::timeout(SILENCE, self.stream.next()).await
-        {
+        if let Ok(Some(Ok(Message::Text(text)))) = tokio::time::timeout(SILENCE, self.stream.next()).await {
             panic!("expected nothing, got {text}");
         }
     }
