@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -113,7 +114,7 @@ impl Server {
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
         let public = public_router(&api, gateway, config.listen);
-        let internal = api::internal_router(api, || telemetry::exporter().map(|it| it.render()).unwrap_or_default());
+        let internal = api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
         tasks.spawn(upkeep(stop.clone()));
         let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
         let address = listener.local_addr().map_err(Error::internal)?;

@@ -73,14 +73,12 @@ impl Live {
         let mut added = Vec::new();
         for (chat, joined_rev) in chats {
             let chat_id = chat.id;
-            let rev = match known.get(&chat_id) {
-                Some(known) => self.tell_changes(socket, chat_id, *known, joined_rev, chat.rev).await?,
-                None => {
-                    let rev = chat.rev;
-                    added.push(ServerFrame::ChatAdded { chat }.encode());
-                    rev
-                }
-            };
+            let mut rev = chat.rev;
+            if let Some(known) = known.get(&chat_id) {
+                rev = self.tell_changes(socket, chat_id, *known, joined_rev, rev).await?;
+            } else {
+                added.push(ServerFrame::ChatAdded { chat }.encode());
+            }
             snapshot.insert(chat_id, rev);
         }
         let gone = known.keys().filter(|chat_id| !current.contains(chat_id));

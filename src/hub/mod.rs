@@ -11,6 +11,7 @@ mod heal;
 mod registry;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
@@ -97,13 +98,13 @@ impl Hub {
     fn deliver_chat_event(self: &Arc<Self>, event: ChatEvent) {
         let chat_id = event.chat_id;
         let mut feeds = self.feeds(chat_id);
-        if !feeds.contains_key(&chat_id) {
+        if let Entry::Vacant(unfollowed) = feeds.entry(chat_id) {
             // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
             let joiner_here = feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
             }
-            feeds.insert(chat_id, Feed::delivered_up_to(Rev(event.rev.0 - 1)));
+            unfollowed.insert(Feed::delivered_up_to(Rev(event.rev.0 - 1)));
         }
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return;

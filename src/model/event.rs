@@ -40,6 +40,7 @@ pub enum Change {
 
 /// Everything that travels on the bus.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
 pub enum Event {
     /// A durable change: may be lost on the way, since the hub notices by its `rev` and asks the store.
     Chat(ChatEvent),

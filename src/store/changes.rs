@@ -10,6 +10,7 @@ use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, Message, Result, Rev, UserId};
 
 /// Items that can share one rev: the first members of a chat, and the chat itself.
+#[expect(clippy::cast_possible_wrap, reason = "a hundred")]
 const SHARED_REV_MAX: i64 = MEMBERS_AT_ONCE_MAX as i64 + 2;
 
 /// One item that changed, by the revision that changed it last.

@@ -354,13 +354,13 @@ impl Head {
 
 /// The role of a member, if they are one.
 pub(super) async fn role_of(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Role>> {
-    let word: Option<String> = within!(work, |db| sqlx::query_scalar(
+    let role: Option<String> = within!(work, |db| sqlx::query_scalar(
         "SELECT role FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )
     .bind(chat_id)
     .bind(user_id)
     .fetch_optional(db))?;
-    word.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
+    role.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
 }
 
 /// The chat as a member sees it from inside the unit of work.

@@ -71,7 +71,7 @@ macro_rules! on {
         }
     };
 }
-pub(self) use on;
+use on;
 
 /// The same inside a transaction: `within!(tx, |db| sqlx::query(SQL).execute(db))`.
 macro_rules! within {
@@ -90,7 +90,7 @@ macro_rules! within {
         }
     };
 }
-pub(self) use within;
+use within;
 
 /// A unit of work under way. Dropped without [`Work::commit`], it never happened.
 struct Work {
