@@ -26,6 +26,9 @@ use crate::telemetry;
 /// How long requests and the work behind them may take to end once the process stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
 
+/// Pause between two looks at what is still connected.
+const DRAIN_PAUSE: Duration = Duration::from_millis(50);
+
 /// A server that serves.
 pub struct Server {
     /// The public address, with the real port.
@@ -114,7 +117,8 @@ impl Server {
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
         let public = public_router(&api, gateway, config.listen);
-        let internal = api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
+        let internal =
+            api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
         tasks.spawn(upkeep(stop.clone()));
         let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
         let address = listener.local_addr().map_err(Error::internal)?;
@@ -140,18 +144,21 @@ impl Server {
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
         let drain_ms = u64::try_from(self.drain.as_millis()).unwrap_or(u64::MAX);
-        self.hub.drain(drain_ms);
         self.stop_listening.cancel();
         self.tasks.close();
         self.listeners.close();
         let finished = async {
             // Sockets and requests first: the appenders must still answer them.
-            while self.hub.connections() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+            loop {
+                // Again and again: a handshake that was under way may have ended just now.
+                self.hub.drain(drain_ms);
+                tokio::time::sleep(DRAIN_PAUSE).await;
+                if self.hub.connections() == 0 {
+                    return;
+                }
             }
         };
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
         self.stop.cancel();
         if tokio::time::timeout(FINISH_MAX, async { tokio::join!(self.listeners.wait(), self.tasks.wait()) })
             .await

@@ -140,6 +140,8 @@ impl Live {
                 }
                 Wake::Answered(answer) => {
                     out.push(answer);
+                    // The event of what was just acknowledged is a step behind: one write for both.
+                    tokio::task::yield_now().await;
                     Ok(())
                 }
                 Wake::Queued => Ok(()),
