@@ -1,5 +1,6 @@
 //! The promises of the server, one test each. Most go through the real ports, on both databases.
 
 mod gateway;
+mod process;
 mod support;
 mod tidy;
