@@ -2,5 +2,6 @@
 
 mod gateway;
 mod process;
+mod store;
 mod support;
 mod tidy;

@@ -1,7 +1,7 @@
 //! The tree keeps its own rules: layers, where SQL, Redis and axum may be, no leftovers. Each rule is a function of a
 //! file's path and text, so that it can be shown to fail.
 
-mod lexer;
+pub mod lexer;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
