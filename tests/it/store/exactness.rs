@@ -12,6 +12,7 @@ use super::bench::{Bench, on_both_stores, refused};
 on_both_stores!(
     a_pair_has_one_private_chat_though_both_make_it_at_once,
     a_user_has_one_self_chat_though_many_make_it_at_once,
+    a_private_chat_is_found_again_by_users_who_have_a_self_chat_too,
     the_session_limit_is_exact_under_concurrent_logins,
     an_invite_lets_in_exactly_as_many_as_it_says,
     a_refused_registration_gives_the_use_back,
@@ -58,6 +59,27 @@ async fn a_user_has_one_self_chat_though_many_make_it_at_once(bench: Arc<Bench>)
     let made = join_all((0..16).map(make)).await;
     assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1);
     assert_eq!(bench.store.chat_ids(ada).await.unwrap().len(), 1);
+}
+
+async fn a_private_chat_is_found_again_by_users_who_have_a_self_chat_too(bench: Arc<Bench>) {
+    let (ada, bob) = (bench.user().await, bench.user().await);
+    let open = async |creator, kind| {
+        let (new, views) = bench.store.create_chat(&bench.new_chat(creator, kind)).await.unwrap();
+        (new, views[0].1.id)
+    };
+    let mut expected = Vec::new();
+    for user in [ada, bob] {
+        let (new, own) = open(user, Creation::SelfChat).await;
+        assert!(new);
+        expected.push((user, own));
+    }
+    let (_, private) = open(ada, Creation::Private(bob)).await;
+    for (user, peer) in [(ada, bob), (bob, ada)] {
+        assert_eq!(open(user, Creation::Private(peer)).await, (false, private));
+    }
+    for (user, own) in expected {
+        assert_eq!(open(user, Creation::SelfChat).await, (false, own));
+    }
 }
 
 async fn the_session_limit_is_exact_under_concurrent_logins(bench: Arc<Bench>) {
