@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Settings};
 use crate::gateway;
-use crate::model::{Clock, Error};
+use crate::model::{Clock, Error, Kind};
 use crate::server::{self, Server};
 use crate::store::{Store, StoreOptions};
 use crate::telemetry;
@@ -91,7 +91,8 @@ pub enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Other(in_words(&error))
+        // A field that is wrong came from a flag.
+        if error.kind() == Kind::Invalid { Self::Usage(in_words(&error)) } else { Self::Other(in_words(&error)) }
     }
 }
 

@@ -183,7 +183,7 @@ impl Settings {
             Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
                 let connections_max =
                     at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
-                StoreOptions::Postgres { url, connections_max }
+                StoreOptions::postgres(url, connections_max).map_err(|error| format!("DATABASE_URL: {error}"))?
             }
             Some(_) => {
                 return Err(
@@ -251,7 +251,15 @@ impl Settings {
 
 fn read_file(path: &Path) -> Result<Settings, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
-    toml::from_str(&text).map_err(|error| format!("{} is not right: {error}", path.display()))
+    toml::from_str(&text).map_err(|error: toml::de::Error| {
+        // One sentence, with the key but without its value, which may be a secret.
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or_default();
+        let line = text.lines().nth(before.matches('\n').count()).unwrap_or_default();
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let number = before.matches('\n').count() + 1;
+        format!("{}, line {number}, {key}: {}", path.display(), error.message().replace('\n', " "))
+    })
 }
 
 fn at_least_1<T: PartialOrd + From<u8>>(key: &str, value: T) -> Result<T, String> {

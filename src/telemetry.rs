@@ -1,10 +1,14 @@
 //! Logs and the metrics exporter.
 
+use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::LogFormat;
 use crate::metrics;
@@ -21,12 +25,18 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// A sentence, if the filter can't be read.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
-        LogFormat::Text => subscriber.try_init(),
-        LogFormat::Json => subscriber.json().try_init(),
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
-    started.map_err(|error| error.to_string())
+    let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets)).with(lines);
+    subscriber.try_init().map_err(|error| error.to_string())
+}
+
+/// The WebSocket codec logs frames with what is in them, tokens and texts: that is not let through at any level.
+fn keeps_secrets(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with("tungstenite") || *metadata.level() <= Level::WARN
 }
 
 /// The metrics of this process in the Prometheus text format; `None` if another recorder was there first.

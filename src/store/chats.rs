@@ -426,20 +426,22 @@ async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Res
 
 /// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
 async fn reopen(work: &mut Work, new: &NewChat) -> Result<Chat> {
-    let (low, high) = match new.kind {
-        Creation::Private(peer) => ordered(new.creator, peer),
-        _ => (new.creator, new.creator),
+    let (self_user, pair) = match new.kind {
+        Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
+        _ => (Some(new.creator), None),
     };
     let chat_id: ChatId = within!(work, |db| {
         sqlx::query_scalar(
-        "UPDATE members SET hidden = FALSE
-         WHERE user_id = $1 AND chat_id = (SELECT id FROM chats WHERE self_user = $2 OR (pair_low = $2 AND pair_high = $3))
-         RETURNING chat_id"
-    )
-    .bind(new.creator)
-    .bind(low)
-    .bind(high)
-    .fetch_one(db)
+            "UPDATE members SET hidden = FALSE WHERE user_id = $1 AND chat_id IN (
+                 SELECT id FROM chats WHERE self_user = $2
+                 UNION ALL SELECT id FROM chats WHERE pair_low = $3 AND pair_high = $4
+             ) RETURNING chat_id",
+        )
+        .bind(new.creator)
+        .bind(self_user)
+        .bind(pair.map(|(low, _)| low))
+        .bind(pair.map(|(_, high)| high))
+        .fetch_one(db)
     })?;
     view_within(work, chat_id, new.creator).await
 }

@@ -1,11 +1,13 @@
 //! Opening the database, with the settings that its promises need.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::Connection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{Db, Store, failure};
@@ -13,6 +15,8 @@ use crate::model::{Error, Result};
 
 /// How long a request waits for a connection before it is answered `503`.
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
+/// How long the database has to answer at start.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 /// Connections that read an SQLite file at once.
@@ -37,6 +41,17 @@ pub enum StoreOptions {
     },
 }
 
+impl StoreOptions {
+    /// Postgres at this address.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub fn postgres(url: String, connections_max: u32) -> Result<Self, String> {
+        PgConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
+        Ok(Self::Postgres { url, connections_max })
+    }
+}
+
 impl Store {
     /// Opens the database. Does not touch its schema.
     ///
@@ -59,6 +74,16 @@ async fn postgres(url: &str, connections_max: u32) -> Result<sqlx::PgPool> {
         .map_err(failure)?
         .application_name("starling")
         .options([("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "20s")]);
+    // Tried once outside of the pool, which would only say that it waited in vain.
+    let place = format!("{}:{}", options.get_host(), options.get_port());
+    let away = |error: &dyn std::fmt::Display| {
+        Error::unavailable(io::Error::other(format!("can't use Postgres at {place}: {error}; check DATABASE_URL")))
+    };
+    match tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(&options)).await {
+        Err(elapsed) => return Err(away(&elapsed)),
+        Ok(Err(error)) => return Err(away(&error)),
+        Ok(Ok(connection)) => connection.close().await.map_err(failure)?,
+    }
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_MAX)

@@ -1,8 +1,10 @@
 //! Cleaning up what nothing refers to, in bounded batches: a long absence of the job makes more batches, not longer ones.
 
+use std::collections::BTreeMap;
+
 use super::{MapOkDrop, Store, on, timed, within};
 use crate::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
-use crate::model::{ChatId, Result, SessionId, Timestamp};
+use crate::model::{ChatId, Result, Rev, SessionId, Timestamp, UserId};
 
 /// What one round removed. A round that did not fill its batches leaves nothing behind.
 #[derive(Debug, Default)]
@@ -24,15 +26,15 @@ impl Store {
     pub async fn sweep(&self, now: Timestamp) -> Result<Swept> {
         timed("sweep", async {
             let sessions: Vec<SessionId> = on!(self.writer(), |db| sqlx::query_scalar(
-                "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2)
-                 RETURNING id"
+                "DELETE FROM sessions WHERE expires_at_ms <= $1
+                 AND id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2) RETURNING id"
             )
             .bind(now)
             .bind(JOB_BATCH)
             .fetch_all(db))?;
             let invites: Vec<String> = on!(self.writer(), |db| sqlx::query_scalar(
-                "DELETE FROM invites WHERE code IN (SELECT code FROM invites WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2)
-                 RETURNING code"
+                "DELETE FROM invites WHERE expires_at_ms <= $1
+                 AND code IN (SELECT code FROM invites WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2) RETURNING code"
             )
             .bind(now)
             .bind(JOB_BATCH)
@@ -51,7 +53,7 @@ impl Store {
         .await
     }
 
-    /// A batch of what is left of the longest-removed chat; the chat's row goes last.
+    /// A batch of what is left of the longest-removed chat: first its messages, then its members, last its row.
     async fn sweep_removed_chat(&self) -> Result<u64> {
         let mut work = self.begin().await?;
         let chat_id: Option<ChatId> = within!(work, |db| {
@@ -68,48 +70,63 @@ impl Store {
             .bind(JOB_BATCH)
             .fetch_all(db)
         })?;
-        if messages.is_empty() {
-            within!(work, |db| sqlx::query("DELETE FROM members WHERE chat_id = $1")
-                .bind(chat_id)
-                .execute(db)
-                .map_ok_drop())?;
-            within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1").bind(chat_id).execute(db).map_ok_drop())?;
+        if !messages.is_empty() {
+            work.commit().await?;
+            return Ok(messages.len() as u64);
         }
+        let members: Vec<UserId> = within!(work, |db| {
+            sqlx::query_scalar(
+                "DELETE FROM members WHERE chat_id = $1
+                 AND user_id IN (SELECT user_id FROM members WHERE chat_id = $1 ORDER BY user_id LIMIT $2)
+                 RETURNING user_id",
+            )
+            .bind(chat_id)
+            .bind(JOB_BATCH)
+            .fetch_all(db)
+        })?;
+        if !members.is_empty() {
+            work.commit().await?;
+            return Ok(members.len() as u64);
+        }
+        within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1").bind(chat_id).execute(db).map_ok_drop())?;
         work.commit().await?;
-        Ok(messages.len() as u64 + 1)
+        Ok(1)
     }
 
     /// Forgets a batch of those who left long ago, and notes in their chats that clients further behind must start anew.
     async fn forget_departed(&self, now: Timestamp) -> Result<u64> {
         let mut work = self.begin().await?;
-        let old: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
-            "SELECT chat_id FROM members WHERE left_at_ms <= $1 ORDER BY left_at_ms LIMIT $2"
+        let old: Vec<(ChatId, Rev)> = within!(work, |db| {
+            sqlx::query_as(
+            "SELECT chat_id, left_rev FROM members WHERE left_at_ms <= $1 ORDER BY left_at_ms, chat_id, left_rev LIMIT $2"
         )
         .bind(now.minus(TOMBSTONE_LIFE))
         .bind(JOB_BATCH)
-        .fetch_all(db))?;
-        let mut chats = old;
-        chats.sort_unstable();
-        chats.dedup();
+        .fetch_all(db)
+        })?;
+        let mut newest: BTreeMap<ChatId, Rev> = BTreeMap::new();
+        for (chat_id, left_rev) in old {
+            let rev = newest.entry(chat_id).or_default();
+            *rev = left_rev.max(*rev);
+        }
         let mut forgotten = 0;
-        for chat_id in chats {
-            let revs: Vec<i64> = within!(work, |db| sqlx::query_scalar(
-                "DELETE FROM members WHERE chat_id = $1 AND left_at_ms <= $2 RETURNING left_rev"
-            )
-            .bind(chat_id)
-            .bind(now.minus(TOMBSTONE_LIFE))
-            .fetch_all(db))?;
-            forgotten += revs.len() as u64;
-            let Some(newest) = revs.iter().max() else {
-                continue;
-            };
+        for (chat_id, rev) in newest {
+            // The chat before its members, as everywhere: whoever joins again holds the one and wants the other.
             within!(work, |db| sqlx::query(
                 "UPDATE chats SET forgotten_rev = $2 WHERE id = $1 AND forgotten_rev < $2"
             )
             .bind(chat_id)
-            .bind(newest)
+            .bind(rev)
             .execute(db)
             .map_ok_drop())?;
+            let gone: Vec<UserId> = within!(work, |db| sqlx::query_scalar(
+                "DELETE FROM members WHERE chat_id = $1 AND left_at_ms <= $2 AND left_rev <= $3 RETURNING user_id"
+            )
+            .bind(chat_id)
+            .bind(now.minus(TOMBSTONE_LIFE))
+            .bind(rev)
+            .fetch_all(db))?;
+            forgotten += gone.len() as u64;
         }
         work.commit().await?;
         Ok(forgotten)

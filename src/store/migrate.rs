@@ -29,7 +29,24 @@ impl Store {
     /// `internal` if a migration fails or one of another version was applied, `unavailable` if the lock is never free.
     pub async fn migrate(&self) -> Result<()> {
         match &self.writer {
-            Db::Sqlite(pool) => sqlite().run(pool).await.map_err(Error::internal),
+            Db::Sqlite(pool) => {
+                // SQLite has no lock to take turns by. Of two that meet on a new file, such as `serve` and `invite`, the
+                // slower one fails on what it finds done, and looks again.
+                let mut pending = self.pending_migrations().await?;
+                loop {
+                    let result = sqlite().run(pool).await;
+                    match result {
+                        Ok(()) => return Ok(()),
+                        Err(error) => {
+                            let left = self.pending_migrations().await?;
+                            if left >= pending {
+                                return Err(Error::internal(error));
+                            }
+                            pending = left;
+                        }
+                    }
+                }
+            }
             Db::Postgres(pool) => {
                 // Tried, not waited for: a session that waits for a lock holds a snapshot, and CREATE INDEX
                 // CONCURRENTLY waits for all snapshots, so the two would wait for each other.

@@ -199,9 +199,11 @@ fn failure(error: sqlx::Error) -> Error {
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::BeginFailed => true,
         sqlx::Error::Database(cause) => cause.code().is_some_and(|code| {
-            // Postgres: connection, resources, operator, deadlock, serialization, lock timeout. SQLite: busy, locked.
-            let postgres =
-                ["08", "53", "57", "40", "55P03"].iter().any(|class| code.len() == 5 && code.starts_with(class));
+            // Postgres: connection, resources, operator, deadlock, serialization, lock timeout; and what refuses a new
+            // connection: the login, the database's name or its state. SQLite: busy, locked.
+            let postgres = ["08", "53", "57", "40", "55P03", "28", "3D000", "55000"]
+                .iter()
+                .any(|class| code.len() == 5 && code.starts_with(class));
             let primary = code.parse::<u32>().map(|code| code & 0xff);
             postgres || (code.len() < 5 && matches!(primary, Ok(5 | 6)))
         }),

@@ -2,4 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
 
 mod gateway;
+mod process;
+mod store;
 mod support;
+mod tidy;

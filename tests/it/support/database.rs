@@ -61,6 +61,13 @@ impl Database {
         }
     }
 
+    /// A Postgres database without a schema.
+    pub async fn blank() -> Self {
+        let name = format!("starling_{:032x}", rand::random::<u128>());
+        execute(format!("CREATE DATABASE {name}")).await;
+        Self::Postgres { name }
+    }
+
     pub fn url(&self) -> Option<String> {
         match self {
             Self::Sqlite => None,

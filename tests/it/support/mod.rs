@@ -6,7 +6,7 @@ mod database;
 mod socket;
 
 pub use client::{Answer, User};
-pub use database::Backend;
+pub use database::{Backend, Database};
 pub use socket::Socket;
 
 use std::net::SocketAddr;

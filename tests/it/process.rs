@@ -1,0 +1,8 @@
+//! The real binary: what it prints, how it ends, what survives.
+
+mod commands;
+mod configuration;
+mod crash;
+mod harness;
+mod logs;
+mod serve;

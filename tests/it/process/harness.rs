@@ -1,0 +1,231 @@
+//! Running the binary with an environment of its own, and looking at what it leaves.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::support::{Backend, Database, User};
+
+/// How long a command may take.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
+/// How long a server may take to start.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// A directory, a database and an environment.
+pub struct Home {
+    pub dir: TempDir,
+    pub database: Database,
+    env: BTreeMap<String, String>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Finished {
+    /// Fails unless it ended with this code and one sentence on stderr, with these words in it.
+    #[track_caller]
+    pub fn failed(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not in {:?}", self.err);
+        }
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        if self.err.starts_with("starling: ") {
+            assert_eq!(self.err.trim_end().lines().count(), 1, "one sentence: {}", self.err);
+        }
+    }
+
+    /// What it printed, if it went well.
+    #[track_caller]
+    pub fn fine(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+}
+
+impl Home {
+    /// Embedded mode.
+    pub fn new() -> Self {
+        Self::on(Database::Sqlite)
+    }
+
+    /// A migrated database of either kind.
+    pub async fn of(backend: Backend) -> Self {
+        Self::on(Database::create(backend).await)
+    }
+
+    /// A database as it is.
+    pub fn on(database: Database) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut env = BTreeMap::from([
+            ("STARLING_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
+            ("STARLING_INTERNAL_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
+            ("STARLING_DATA_DIR".to_owned(), dir.path().join("data").display().to_string()),
+            ("STARLING_RATE_LIMITS".to_owned(), "off".to_owned()),
+            ("STARLING_DRAIN_MS".to_owned(), "200".to_owned()),
+            ("STARLING_LOG".to_owned(), "error".to_owned()),
+        ]);
+        env.extend(database.url().map(|url| ("DATABASE_URL".to_owned(), url)));
+        Self { dir, database, env }
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.env.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Unsets one.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.env.remove(key);
+        self
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starling"));
+        command.args(arguments).env_clear().envs(&self.env).current_dir(self.path()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Finished {
+        let output = tokio::time::timeout(COMMAND_MAX, self.command(arguments).stdin(Stdio::null()).output()).await;
+        let output = output.unwrap_or_else(|_| panic!("{arguments:?} did not end")).unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Finished { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Starts a server and waits until it says where it listens.
+    pub async fn serve(&self) -> Process {
+        self.serve_with(&[]).await
+    }
+
+    /// The same with arguments.
+    pub async fn serve_with(&self, arguments: &[&str]) -> Process {
+        let log = self.path().join("stderr");
+        let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let listening = async {
+            while let Some(line) = out.next_line().await.unwrap() {
+                said.push(line);
+                if let Some(base) = said.last().and_then(|line| line.strip_prefix("listening on ")) {
+                    return Some(base.to_owned());
+                }
+            }
+            None
+        };
+        let base = tokio::time::timeout(START_MAX, listening).await.expect("it starts in time");
+        let base = base.unwrap_or_else(|| panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap()));
+        Process { child, out, said, base }
+    }
+
+    /// What the servers of this home wrote to stderr.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("stderr")).unwrap()
+    }
+
+    /// Makes accounts with sessions by the command line: `LOGIN1 …`.
+    pub async fn users(&self, base: &str, login: &str, count: usize) -> Vec<User> {
+        let count = count.to_string();
+        let made = self.run(&["user", "create", "--login", login, "--count", &count, "--with-session"]).await.fine();
+        let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+        let user = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let words = ["user_id", "login", "password", "token"].map(|key| word(&line, key));
+            let [id, login, password, token] = words;
+            User::new(base.to_owned(), id, login, password, token)
+        };
+        made.lines().map(user).collect()
+    }
+}
+
+/// A server that runs.
+pub struct Process {
+    child: Child,
+    out: Lines<BufReader<ChildStdout>>,
+    /// What it printed up to `listening on …`.
+    pub said: Vec<String>,
+    /// `http://host:port`
+    pub base: String,
+}
+
+impl Process {
+    pub fn address(&self) -> SocketAddr {
+        self.base.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// Somebody without a token.
+    pub fn stranger(&self) -> User {
+        User::new(self.base.clone(), String::new(), String::new(), String::new(), String::new())
+    }
+
+    /// The same account at this process.
+    pub fn at(&self, user: &User) -> User {
+        let User { id, login, password, token, .. } = user.clone();
+        User::new(self.base.clone(), id, login, password, token)
+    }
+
+    /// The invite of the first-account link that it printed.
+    pub fn first_invite(&self) -> Option<String> {
+        self.said.iter().find_map(|line| line.split_once("/join#")).map(|(_, code)| code.to_owned())
+    }
+
+    /// Registers an account; the answer.
+    pub async fn register(&self, invite: &str, login: &str) -> crate::support::Answer {
+        let body = json!({ "invite": invite, "login": login, "password": "correct horse battery", "name": login });
+        self.stranger().post("/users", body).await
+    }
+
+    /// Sends a signal, by name.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status().await.unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end: the exit code, what it still printed, and how long it took.
+    pub async fn end(mut self) -> (Option<i32>, Vec<String>, Duration) {
+        let start = Instant::now();
+        let mut rest = Vec::new();
+        let ending = async {
+            while let Some(line) = self.out.next_line().await.unwrap() {
+                rest.push(line);
+            }
+            self.child.wait().await.unwrap().code()
+        };
+        let code = tokio::time::timeout(COMMAND_MAX, ending).await.expect("it ends");
+        (code, rest, start.elapsed())
+    }
+
+    /// Ends it as an operator would.
+    pub async fn stop(self) {
+        self.signal("TERM").await;
+        let (code, rest, _) = self.end().await;
+        assert_eq!((code, rest), (Some(0), Vec::new()));
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}

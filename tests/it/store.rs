@@ -1,0 +1,9 @@
+//! The store by itself: order, exactness under concurrency, and plans that fit the indexes.
+
+mod append;
+mod bench;
+mod changes;
+mod exactness;
+mod explain;
+mod statements;
+mod sweep;
