@@ -58,15 +58,23 @@ impl Live {
         known: &HashMap<ChatId, Rev>,
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
         let hub = self.gateway.hub.clone();
-        let followed: HashSet<ChatId>;
-        let chats: Vec<(Chat, Rev)>;
+        let mut followed: HashSet<ChatId> = HashSet::new();
+        let mut chats: Vec<(Chat, Rev)>;
         {
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
-            let before = store.chat_ids(self.caller.user_id).await?;
-            hub.follow(&self.connection, &before);
-            followed = before.into_iter().collect();
-            chats = store.chats_to_sync(self.caller.user_id).await?;
+            let mut heads = store.chat_heads(self.caller.user_id).await?;
+            loop {
+                hub.follow(&self.connection, &heads);
+                followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
+                chats = store.chats_to_sync(self.caller.user_id).await?;
+                // Joined in between: followed first and read again, like the others.
+                let new = chats.iter().filter(|(chat, _)| !followed.contains(&chat.id));
+                heads = new.map(|(chat, _)| (chat.id, chat.rev)).collect();
+                if heads.is_empty() {
+                    break;
+                }
+            }
         }
         let current: HashSet<ChatId> = chats.iter().map(|(chat, _)| chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());
@@ -86,11 +94,8 @@ impl Live {
         let gone = known.keys().filter(|chat_id| !current.contains(chat_id));
         added.extend(gone.map(|chat_id| ServerFrame::ChatGone { chat_id: *chat_id }.encode()));
         self.write(socket, added).await?;
-        for (chat_id, rev) in &snapshot {
-            hub.settle(&self.connection, *chat_id, *rev, followed.contains(chat_id));
-        }
-        for chat_id in followed.difference(&current) {
-            hub.unfollow(&self.connection, *chat_id);
+        for chat_id in followed {
+            hub.settle(&self.connection, chat_id, snapshot.get(&chat_id).copied());
         }
         Ok(snapshot)
     }

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 
 use super::members::{NewMember, insert_member};
 use super::users::lock_users;
-use super::{MapOkDrop, Store, Work, on, timed, within};
+use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
@@ -159,14 +159,49 @@ impl Store {
         .await
     }
 
-    /// The ids of all chats of a user.
-    pub async fn chat_ids(&self, user_id: UserId) -> Result<Vec<ChatId>> {
-        timed("chat_ids", async {
-            on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL"
+    /// The ids and revisions of all chats of a user.
+    pub async fn chat_heads(&self, user_id: UserId) -> Result<Vec<(ChatId, Rev)>> {
+        timed("chat_heads", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT c.id, c.rev FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                 WHERE m.user_id = $1 AND m.left_rev IS NULL"
             )
             .bind(user_id)
             .fetch_all(db))
+        })
+        .await
+    }
+
+    /// How many chats each of these users has; users without any are left out.
+    pub async fn chat_counts(&self, users: &[UserId]) -> Result<Vec<(UserId, usize)>> {
+        timed("chat_counts", async {
+            let counts: Vec<(UserId, i64)> = match self.reader() {
+                Db::Postgres(db) => {
+                    let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+                    sqlx::query_as(
+                        "SELECT user_id, COUNT(*) FROM members WHERE user_id = ANY($1) AND left_rev IS NULL
+                         GROUP BY user_id",
+                    )
+                    .bind(ids)
+                    .fetch_all(db)
+                    .await
+                    .map_err(failure)?
+                }
+                Db::Sqlite(db) => {
+                    let mut counts = Vec::with_capacity(users.len());
+                    for id in users {
+                        let count: i64 =
+                            sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
+                                .bind(id)
+                                .fetch_one(db)
+                                .await
+                                .map_err(failure)?;
+                        counts.push((*id, count));
+                    }
+                    counts
+                }
+            };
+            Ok(counts.into_iter().map(|(id, count)| (id, usize::try_from(count).unwrap_or(0))).collect())
         })
         .await
     }
