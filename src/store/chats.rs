@@ -62,13 +62,26 @@ pub struct Access {
     pub rev: Rev,
 }
 
+/// A chat of a user, with what `sync` needs to know of the membership.
+#[derive(Clone, Debug)]
+pub struct ChatToSync {
+    /// The chat as the user sees it.
+    pub chat: Chat,
+    /// The revision at which the user joined.
+    pub joined_rev: Rev,
+    /// The user removed the history up to here, for themselves.
+    pub cleared_message_id: MessageId,
+    /// Whether it is in the user's list: not if they removed it and nothing was sent since.
+    pub listed: bool,
+}
+
 /// The columns of [`ViewRow`]; the caller's membership is `m`.
 macro_rules! view {
     ($tail:literal) => {
         concat!(
             "SELECT c.id, c.kind, c.name, c.created_at_ms, c.rev, c.member_count, c.activity_at_ms, c.last_message_id, \
              c.last_sender_id, c.last_text, c.last_kind, c.last_sent_at_ms, m.role, m.last_read_message_id, m.joined_rev, \
-             m.cleared_message_id, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
+             m.cleared_message_id, m.hidden, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
              FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL \
              LEFT JOIN users p ON p.id = CASE WHEN c.self_user IS NOT NULL THEN c.self_user \
                                               WHEN c.pair_low = m.user_id THEN c.pair_high ELSE c.pair_low END \
@@ -98,6 +111,7 @@ struct ViewRow {
     last_read_message_id: MessageId,
     joined_rev: Rev,
     cleared_message_id: MessageId,
+    hidden: bool,
     peer_id: Option<UserId>,
     peer_login: Option<String>,
     peer_name: Option<String>,
@@ -206,12 +220,17 @@ impl Store {
         .await
     }
 
-    /// All chats of a user in no order, hidden ones too, each with the rev at which the user joined: what `sync` starts
-    /// from. The limit of chats per user bounds them.
-    pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<(Chat, Rev)>> {
+    /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of chats per user bounds them.
+    pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<ChatToSync>> {
         timed("chats_to_sync", async {
             let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
-            Ok(rows.into_iter().map(|row| (row.joined_rev, row)).map(|(joined, row)| (row.into(), joined)).collect())
+            let to_sync = |row: ViewRow| ChatToSync {
+                joined_rev: row.joined_rev,
+                cleared_message_id: row.cleared_message_id,
+                listed: !row.hidden || row.last_message_id > row.cleared_message_id,
+                chat: row.into(),
+            };
+            Ok(rows.into_iter().map(to_sync).collect())
         })
         .await
     }
