@@ -32,8 +32,9 @@ fn check(document: &'static Value, pointer: String, value: &Value) {
     assert!(errors.is_empty(), "{pointer} promises otherwise: {errors:?}\n{value:#}");
 }
 
+/// A part of a JSON pointer inside a URI.
 fn escaped(part: &str) -> String {
-    part.replace('~', "~0").replace('/', "~1")
+    part.replace('~', "~0").replace('/', "~1").replace('{', "%7B").replace('}', "%7D")
 }
 
 /// The path of the document that a request path belongs to: the one with the fewest parameters.

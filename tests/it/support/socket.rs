@@ -34,6 +34,19 @@ impl Socket {
         Ok((Self { stream }, response))
     }
 
+    /// The status that refuses this handshake.
+    #[track_caller]
+    pub fn refused(request: Request<()>) -> impl Future<Output = u16> {
+        let caller = std::panic::Location::caller();
+        async move {
+            match Self::open(request).await {
+                Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
+                Err(error) => panic!("at {caller}: {error}"),
+                Ok(_) => panic!("at {caller}: the handshake succeeded"),
+            }
+        }
+    }
+
     /// An authenticated connection, `ready` consumed, not yet synced.
     pub async fn connect(user: &User) -> Self {
         let mut request = Self::request(user);
@@ -50,6 +63,14 @@ impl Socket {
         socket.send(json!({ "type": "sync" })).await;
         socket.until("synced").await;
         socket
+    }
+
+    /// An authenticated connection that names the chats it knows; what it is told before `synced`, and that too.
+    pub async fn resumed(user: &User, known: Value) -> (Self, Vec<Value>) {
+        let mut socket = Self::connect(user).await;
+        socket.send(json!({ "type": "sync", "chats": known })).await;
+        let told = socket.until("synced").await;
+        (socket, told)
     }
 
     /// Sends a frame.
