@@ -199,7 +199,8 @@ impl Live {
             self.flooded_frames += 1;
             return if self.flooded_frames >= FLOODED_FRAMES_MAX { Err(CloseCode::RateLimited) } else { Ok(()) };
         }
-        self.flooded_frames = 0;
+        // Not forgotten at once: the bucket lets a frame through now and then, however fast they come.
+        self.flooded_frames = self.flooded_frames.saturating_sub(1);
         match incoming.frame {
             Ok(ClientFrame::Sync(frame)) => {
                 self.bad_frames = 0;

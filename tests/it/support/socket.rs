@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request, Response};
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
 use super::{User, contract};
 
@@ -32,6 +32,21 @@ impl Socket {
     pub async fn open(request: Request<()>) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
         let (stream, response) = connect_async(request).await?;
         Ok((Self { stream }, response))
+    }
+
+    /// Opens a connection that takes little into its buffer at once, as over a slow line. It has a token and is not
+    /// synced.
+    pub async fn narrow(user: &User) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(user.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+        let mut request = Self::request(user);
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        let (stream, _) = client_async(request, MaybeTlsStream::Plain(stream)).await.expect("the handshake succeeds");
+        let mut socket = Self { stream };
+        socket.expect("ready").await;
+        socket
     }
 
     /// The status that refuses this handshake.
@@ -81,6 +96,11 @@ impl Socket {
     /// Sends anything.
     pub async fn send_raw(&mut self, message: Message) {
         self.stream.send(message).await.expect("the frame is sent");
+    }
+
+    /// Sends anything, whether or not the server still takes it.
+    pub async fn try_send_raw(&mut self, message: Message) -> bool {
+        self.stream.send(message).await.is_ok()
     }
 
     /// The next message of any kind; `None` once the connection is gone.
