@@ -241,22 +241,21 @@ async fn limited(backend: Backend) -> (TestServer, User) {
 async fn too_many_frames_are_refused_with_the_time_to_wait_and_a_flood_closes() {
     let (server, ada) = limited(Backend::Sqlite).await;
     let mut socket = Socket::connect(&ada).await;
-    for number in 0..350 {
+    for number in 0..390 {
         socket.send(json!({ "type": "ping", "id": number })).await;
     }
     let mut refusals = 0;
-    for number in 0..350 {
+    for number in 0..390 {
         let answer = socket.next().await;
         assert_eq!(answer["id"], number, "answers to pings keep their order");
         if answer["type"] == "error" {
             refused(&answer, "rate_limited");
             assert!((1..=1000).contains(&answer["retry_after_ms"].as_u64().unwrap()), "{answer}");
             refusals += 1;
-        } else {
-            assert!(number < 300 || refusals > 0, "{answer}");
         }
+        assert!(number >= 300 || refusals == 0, "{answer}");
     }
-    assert!((1..=50).contains(&refusals), "{refusals} were refused");
+    assert!((1..=90).contains(&refusals), "{refusals} were refused");
     server.advance(std::time::Duration::from_secs(10));
     assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong", "the connection stays, and time heals");
     for number in 0..5000 {
