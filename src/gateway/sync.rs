@@ -108,7 +108,7 @@ impl Live {
         // Away and back meanwhile: what happened in between is not the caller's to be told. And a client that is ahead
         // of the log has seen a history that is no more.
         let retold = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
-        let changes = if retold { self.changes_after(chat_id, known).await? } else { None };
+        let changes = if retold { self.changes_after(found, known).await? } else { None };
         let Some(changes) = changes else {
             self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
             return Ok(rev);
@@ -124,12 +124,14 @@ impl Live {
         Ok(changes.rev)
     }
 
-    /// All changes after a revision; `None` if they are too many or partly forgotten.
-    async fn changes_after(&mut self, chat_id: ChatId, known: Rev) -> Result<Option<Changes>> {
+    /// All changes after a revision; `None` if they are too many or partly forgotten, or if the caller left the chat since
+    /// it was found: then what happened meanwhile is not theirs to be told.
+    async fn changes_after(&mut self, found: &ChatToSync, known: Rev) -> Result<Option<Changes>> {
         let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
         let store = self.gateway.service.store();
-        let changes = store.changes(chat_id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
-        Ok(changes.filter(|changes| changes.complete && !changes.forgotten))
+        let changes = store.changes(found.chat.id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
+        let whole = |changes: &Changes| changes.complete && !changes.forgotten;
+        Ok(changes.filter(|changes| whole(changes) && changes.joined_rev == Some(found.joined_rev)))
     }
 }
 

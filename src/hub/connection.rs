@@ -245,10 +245,10 @@ impl Connection {
         self.state.lock().chats.retain(|known| *known != chat_id);
     }
 
-    /// The chats that it follows, if it gets what happens.
-    pub(super) fn chats_if_live(&self) -> Option<HashSet<ChatId>> {
+    /// The chats that it follows, if it asked for its events.
+    pub(super) fn chats_if_streaming(&self) -> Option<HashSet<ChatId>> {
         let state = self.state.lock();
-        matches!(state.phase, Phase::Live).then(|| state.chats.iter().copied().collect())
+        (!matches!(state.phase, Phase::Silent)).then(|| state.chats.iter().copied().collect())
     }
 
     /// The chats that it follows; from now on it follows none.

@@ -89,6 +89,11 @@ impl Feed {
         self.followers.iter().map(|follower| &follower.connection)
     }
 
+    /// Whether this connection follows.
+    pub fn is_followed_by(&self, connection: &Connection) -> bool {
+        self.connections().any(|follower| follower.id == connection.id)
+    }
+
     /// Adds a follower whose snapshot is yet to be read.
     pub fn follow_ahead(&mut self, chat_id: ChatId, connection: &Arc<Connection>) {
         match self.find(connection) {

@@ -11,6 +11,8 @@ use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 const CHECK_BATCH: usize = 1000;
+/// How often a view is read again because the chat went on meanwhile; then the slow check tries again.
+const TAKE_IN_TRIES_MAX: usize = 50;
 
 impl Hub {
     /// Fetches what is missing of a chat, unless it arrives within a moment. `behind`: known to exist in the store.
@@ -142,7 +144,7 @@ impl Hub {
     async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
         let live: Vec<(&Arc<Connection>, usize)> = connections
             .iter()
-            .filter_map(|connection| connection.chats_if_live().map(|chats| (connection, chats.len())))
+            .filter_map(|connection| connection.chats_if_streaming().map(|chats| (connection, chats.len())))
             .collect();
         let users: Vec<UserId> = live.iter().map(|(connection, _)| connection.user_id).collect();
         let counts: HashMap<UserId, usize> = self.store.chat_counts(&users).await?.into_iter().collect();
@@ -155,28 +157,49 @@ impl Hub {
         Ok(())
     }
 
+    /// Has a user's connections follow the chats that they don't, now.
+    pub(super) fn take_in(self: &Arc<Self>, user_id: UserId) {
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            for connection in hub.registry.streaming(user_id) {
+                if let Err(error) = hub.follow_missing(&connection).await {
+                    tracing::warn!(%error, "could not read the chats of a user who joined one");
+                }
+            }
+        });
+    }
+
     async fn follow_missing(self: &Arc<Self>, connection: &Connection) -> Result<()> {
-        let user_id = connection.user_id;
-        let heads = self.store.chat_heads(user_id).await?;
-        let followed = connection.chats_if_live().unwrap_or_default();
+        let heads = self.store.chat_heads(connection.user_id).await?;
+        let followed = connection.chats_if_streaming().unwrap_or_default();
         for (chat_id, _) in heads.into_iter().filter(|(chat_id, _)| !followed.contains(chat_id)) {
             metrics::hub_heal("list");
-            let Some(view) = self.store.chat(chat_id, user_id).await? else {
-                continue;
-            };
-            let mut feeds = self.feeds(chat_id);
-            let feed = feeds.entry(chat_id).or_insert_with(|| Feed::delivered_up_to(view.rev));
-            // Delivered further than the view: who left since must not be taken in. The next check knows more.
-            if feed.rev() <= view.rev {
-                feed.admit(user_id, &view, view.rev, &self.registry);
+            for _ in 0..TAKE_IN_TRIES_MAX {
+                if self.take_in_to(chat_id, connection.user_id).await? {
+                    break;
+                }
             }
-            if feed.is_unfollowed() {
-                feeds.remove(&chat_id);
-            }
-            drop(feeds);
             self.check_later(chat_id);
         }
         Ok(())
+    }
+
+    /// Has a member's connections follow a chat. Fails if the feed was faster than the store's answer: whoever left since
+    /// must not be taken in.
+    async fn take_in_to(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+        let Some(view) = self.store.chat(chat_id, user_id).await? else {
+            return Ok(true);
+        };
+        let mut feeds = self.feeds(chat_id);
+        let feed = feeds.entry(chat_id).or_insert_with(|| Feed::delivered_up_to(view.rev));
+        let current = feed.rev() <= view.rev;
+        if current {
+            feed.admit(user_id, &view, view.rev, &self.registry);
+        }
+        if feed.is_unfollowed() {
+            feeds.remove(&chat_id);
+        }
+        Ok(current)
     }
 
     async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Arrival, BusInbox};
 use crate::metrics;
 use crate::model::limits::HUB_CHECK_EVERY;
-use crate::model::{ChatEvent, ChatId, Clock, Event, Rev};
+use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, UserId};
 use crate::store::Store;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
@@ -111,12 +111,20 @@ impl Hub {
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return;
         };
+        // The feed may have begun, for others, beyond the join of somebody who is connected here.
+        let late = feed::joiners(&event.change).filter(|_| event.rev <= feed.rev());
+        let unfollowing =
+            |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !feed.is_followed_by(it));
+        let missed: Vec<UserId> = late.filter(unfollowing).collect();
         let accepted = feed.accept(event, &self.registry);
         let followed = !feed.is_unfollowed();
         if !followed {
             feeds.remove(&chat_id);
         }
         drop(feeds);
+        for user_id in missed {
+            self.take_in(user_id);
+        }
         if accepted == Accepted::Gap {
             self.heal_later(chat_id, None, "gap");
         } else if unknown && followed {

@@ -31,6 +31,7 @@ on_both_databases!(
     a_sync_with_an_older_snapshot_misses_nothing_of_a_newer_one,
     an_event_that_the_log_does_not_hold_delivers_nothing_and_holds_nothing_up,
     an_event_that_comes_before_the_join_is_not_lost,
+    a_join_that_a_newer_snapshot_overtook_is_told_to_the_others,
     a_lost_join_is_found_by_the_slow_check,
     a_lost_removal_ends_the_stream,
     a_lost_end_of_a_session_is_found_by_the_slow_check,
@@ -299,6 +300,24 @@ async fn an_event_that_comes_before_the_join_is_not_lost(server: TestServer) {
     let told = within_a_second(&connection, 2).await;
     assert_eq!((&told[0]["type"], &told[0]["chat"]["rev"]), (&"chat_added".into(), &2.into()));
     assert_eq!((&told[1]["type"], &told[1]["rev"]), (&"new_message".into(), &3.into()));
+}
+
+async fn a_join_that_a_newer_snapshot_overtook_is_told_to_the_others(server: TestServer) {
+    let bench = Bench::new(&server).await;
+    let live = bench.live(1);
+    let other = bench.group(Vec::new()).await;
+    let joined = join(&bench, other).await;
+    // Another of the user's devices syncs, and so begins the feed, before the event of the join arrives.
+    let newer = bench.connection(bench.reader);
+    assert!(newer.hold());
+    bench.hub.follow(&newer, &[(other, Rev(2))]);
+    bench.hub.settle(&newer, other, Some(Rev(2)));
+    newer.go_live(&HashMap::from([(other, Rev(2))]));
+    bench.deliver(&joined);
+    let told = within_a_second(&live, 1).await;
+    assert_eq!((&told[0]["type"], &told[0]["chat"]["rev"]), (&"chat_added".into(), &2.into()));
+    bench.deliver(&bench.commit(other).await);
+    assert_eq!((revs(&live), revs(&newer)), (vec![3], vec![3]));
 }
 
 async fn a_lost_join_is_found_by_the_slow_check(server: TestServer) {
