@@ -144,18 +144,14 @@ impl Server {
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
         let drain_ms = u64::try_from(self.drain.as_millis()).unwrap_or(u64::MAX);
+        self.hub.drain(drain_ms);
         self.stop_listening.cancel();
         self.tasks.close();
         self.listeners.close();
         let finished = async {
             // Sockets and requests first: the appenders must still answer them.
-            loop {
-                // Again and again: a handshake that was under way may have ended just now.
-                self.hub.drain(drain_ms);
+            while self.hub.connections() > 0 {
                 tokio::time::sleep(DRAIN_PAUSE).await;
-                if self.hub.connections() == 0 {
-                    return;
-                }
             }
         };
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;

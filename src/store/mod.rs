@@ -18,7 +18,7 @@ mod users;
 
 pub use append::Appended;
 pub use changes::{ChangeItem, Changes};
-pub use chats::{Access, Creation, NewChat};
+pub use chats::{Access, ChatToSync, Creation, NewChat};
 pub use connect::StoreOptions;
 pub use invites::{Invite, OpenInvite};
 pub use jobs::Swept;
