@@ -20,6 +20,7 @@ use crate::service::ChatRequest;
 
 /// A page of a list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct PageParams {
     /// Entries at most.
     #[param(minimum = 1)]
@@ -57,6 +58,7 @@ pub struct ChatList {
 
 /// From where to tell the changes.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ChangesParams {
     /// The last revision that the client knows; 0 for everything.
     #[param(minimum = 0)]
