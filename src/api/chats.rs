@@ -84,6 +84,10 @@ pub struct ChangeList {
     rev: Rev,
     /// Whether that is everything.
     complete: bool,
+    /// Who left is no longer known that far back: ask for the members anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    members_forgotten: bool,
 }
 
 /// A read marker.
@@ -183,6 +187,7 @@ pub async fn changes(
         chat: page.chat,
         rev: page.rev,
         complete: page.complete,
+        members_forgotten: page.members_forgotten,
     }))
 }
 
