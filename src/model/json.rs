@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Code, Error, FieldError, Result};
@@ -16,7 +16,7 @@ const FIELDS_MAX: usize = 16;
 /// `malformed_json` if it is not JSON; `invalid_fields` naming each field that is unknown, missing or of a wrong type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     // Every request is an object. The reader would also take the bare list of its values, in the order of our source.
-    if bytes.trim_ascii_start().starts_with(b"[") && serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
+    if bytes.trim_ascii_start().starts_with(b"[") && serde_json::from_slice::<Value>(bytes).is_ok() {
         return Err(Error::field("body", "must be an object"));
     }
     serde_json::from_slice(bytes).map_err(|error| {
