@@ -293,8 +293,8 @@ fn assert_answer(answer: &Answer, expected: u16, what: &str) {
 /// Plays the whole table in chats of one kind, each square in a scene of its own where it changes something.
 async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]) {
     let stage = Stage::of(server).await;
+    let scene = stage.scene(kind).await;
     for row in TABLE {
-        let scene = stage.scene(kind).await;
         for who in EVERYONE {
             let expected = match who {
                 Who::Stranger => 401,
@@ -304,7 +304,7 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]
                 Who::Owner => column(row)[2],
             };
             let what = format!("{kind}: {who:?} {} {} {:?}", row.0, row.1, row.2);
-            // What is refused must have changed nothing, so all who are refused share the scene.
+            // What is refused must have changed nothing, so all that is refused happens in one scene.
             let rev = scene.owner.get(&scene.path("")).await.expect(200)["rev"].clone();
             if expected >= 400 || row.0 == "GET" {
                 assert_answer(&scene.ask(scene.who(who), row).await, expected, &what);
@@ -315,7 +315,6 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]
                 own.owner.delete(&own.path("")).await;
             }
         }
-        scene.owner.delete(&scene.path("")).await.expect(204);
     }
 }
 
@@ -328,11 +327,9 @@ async fn in_a_channel_everyone_may_do_what_the_table_says_and_no_more(server: Te
 }
 
 async fn in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more(server: TestServer) {
-    let stage = Stage::of(&server).await;
+    // The group is only where the people come from.
+    let mut scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {
-        let mut scene = stage.scene("group").await;
-        // The group is only where the people come from.
-        scene.owner.delete(&scene.path("")).await.expect(204);
         scene.member = server.user().await;
         scene.victim = server.user().await;
         scene.chat = scene.member.private_chat(&scene.victim).await;
