@@ -105,8 +105,8 @@ pub fn snippet(text: &str) -> String {
 /// The commonest passwords of 8 characters and more, sorted. From the public lists of leaked passwords.
 const COMMON_PASSWORDS: &[&str] = &[
     "00000000",
-    "1111111111",
     "11111111",
+    "1111111111",
     "12121212",
     "123123123",
     "1234512345",
