@@ -85,18 +85,18 @@ async fn the_internal_port_serves_nothing_else(server: TestServer) {
 async fn the_documents_are_served_and_describe_themselves(server: TestServer) {
     let (status, kind, body) = text(&server.base(), "/openapi.json").await;
     assert_eq!((status, kind.as_str()), (200, "application/json"));
-    let served: Value = serde_json::from_str(&body).unwrap();
-    assert!(served["openapi"].as_str().unwrap().starts_with("3.1"));
+    let document: Value = serde_json::from_str(&body).unwrap();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     assert_eq!(
-        served,
+        document,
         serde_json::from_str::<Value>(&starling::server::openapi()).unwrap(),
         "as the command prints it"
     );
     let (status, kind, body) = text(&server.base(), "/asyncapi.json").await;
     assert_eq!((status, kind.as_str()), (200, "application/json"));
-    let served: Value = serde_json::from_str(&body).unwrap();
-    assert!(served["asyncapi"].as_str().unwrap().starts_with('3'));
-    assert_eq!(served, starling::gateway::asyncapi::document());
+    let document: Value = serde_json::from_str(&body).unwrap();
+    assert!(document["asyncapi"].as_str().unwrap().starts_with('3'));
+    assert_eq!(document, starling::gateway::asyncapi::document());
 }
 
 async fn the_page_of_the_documents_loads(server: TestServer) {

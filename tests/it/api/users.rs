@@ -171,7 +171,7 @@ async fn name_and_login_change_and_the_rest_stays(server: TestServer) {
     let body = json!({ "login": "Countess", "current_password": ada.password });
     assert_eq!(ada.patch("/users/me", body).await.expect(200)["login"], "countess");
     let mut ada = ada;
-    ada.login = "countess".to_owned();
+    "countess".clone_into(&mut ada.login);
     log_in(&ada).await;
     let old = json!({ "login": "ada", "password": ada.password });
     server_of(&ada).post("/sessions", old).await.refused(401, "invalid_credentials");
@@ -205,7 +205,7 @@ async fn another_password_ends_the_other_sessions(server: TestServer) {
     let old = json!({ "login": ada.login, "password": ada.password });
     server_of(&ada).post("/sessions", old).await.refused(401, "invalid_credentials");
     let mut ada = ada;
-    ada.password = "a new password".to_owned();
+    "a new password".clone_into(&mut ada.password);
     log_in(&ada).await;
 }
 
