@@ -157,36 +157,39 @@ impl Hub {
         Ok(())
     }
 
-    /// Has a user's connections follow the chats that they don't, now.
-    pub(super) fn take_in(self: &Arc<Self>, user_id: UserId) {
-        let hub = self.clone();
-        self.tasks.spawn(async move {
-            for connection in hub.registry.streaming(user_id) {
-                if let Err(error) = hub.follow_missing(&connection).await {
-                    tracing::warn!(%error, "could not read the chats of a user who joined one");
-                }
-            }
-        });
-    }
-
     async fn follow_missing(self: &Arc<Self>, connection: &Connection) -> Result<()> {
         let heads = self.store.chat_heads(connection.user_id).await?;
         let followed = connection.chats_if_streaming().unwrap_or_default();
         for (chat_id, _) in heads.into_iter().filter(|(chat_id, _)| !followed.contains(chat_id)) {
-            metrics::hub_heal("list");
-            for _ in 0..TAKE_IN_TRIES_MAX {
-                if self.take_in_to(chat_id, connection.user_id).await? {
-                    break;
-                }
-            }
-            self.check_later(chat_id);
+            self.take_in(chat_id, connection.user_id).await?;
         }
+        Ok(())
+    }
+
+    /// Has a user's connections follow a chat soon, if the user is a member.
+    pub(super) fn take_in_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = hub.take_in(chat_id, user_id).await {
+                tracing::warn!(%error, "could not read a chat that a connected user joined");
+            }
+        });
+    }
+
+    async fn take_in(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
+        metrics::hub_heal("join");
+        for _ in 0..TAKE_IN_TRIES_MAX {
+            if self.try_to_take_in(chat_id, user_id).await? {
+                break;
+            }
+        }
+        self.check_later(chat_id);
         Ok(())
     }
 
     /// Has a member's connections follow a chat. Fails if the feed was faster than the store's answer: whoever left since
     /// must not be taken in.
-    async fn take_in_to(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+    async fn try_to_take_in(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
             return Ok(true);
         };

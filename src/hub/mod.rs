@@ -125,7 +125,7 @@ impl Hub {
         }
         drop(feeds);
         for user_id in missed {
-            self.take_in(user_id);
+            self.take_in_later(chat_id, user_id);
         }
         if accepted == Accepted::Gap {
             self.heal_later(chat_id, None, "gap");
