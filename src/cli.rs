@@ -71,7 +71,7 @@ enum UserCommand {
         /// The name to show; the login if absent.
         #[arg(long)]
         name: Option<String>,
-        /// Makes so many accounts, LOGIN1 to LOGINn.
+        /// Makes so many accounts, `LOGIN1` to `LOGINn`.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(USERS_AT_ONCE_MAX)))]
         count: Option<u32>,
         /// Logs each in and prints its token.
@@ -234,7 +234,7 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
             match store.pending_migrations().await {
                 Ok(0) => say(true, "its schema is up to date")?,
                 Ok(pending) if store.is_embedded() => {
-                    say(true, &format!("{pending} migrations will be applied at start"))?
+                    say(true, &format!("{pending} migrations will be applied at start"))?;
                 }
                 Ok(pending) => say(false, &format!("{pending} migrations are missing: run `starling migrate`"))?,
                 Err(error) => say(false, &format!("its schema can't be read: {}", in_words(&error)))?,

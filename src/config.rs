@@ -61,11 +61,11 @@ keys! {
     internal_listen: SocketAddr, env "STARLING_INTERNAL_LISTEN", example "\"127.0.0.1:9090\"";
     /// Where the SQLite file lives in embedded mode.
     data_dir: PathBuf, env "STARLING_DATA_DIR", example "\"./data\"";
-    /// postgres://user:password@host/database; absent: SQLite in the data directory.
+    /// `postgres://user:password@host/database`; absent: SQLite in the data directory.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
     /// Connections to Postgres.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
-    /// redis://host; absent: one replica with everything in its own memory.
+    /// `redis://host`; absent: one replica with everything in its own memory.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
     /// How people reach the server; used in join links. Absent: the listen address.
     public_url: String, env "STARLING_PUBLIC_URL", example "\"https://chat.example.org\"";
@@ -329,11 +329,11 @@ mod tests {
 
     #[test]
     fn every_key_of_the_documented_file_is_read_with_its_type() {
-        let file: String = Config::documented_file()
+        let documented = Config::documented_file();
+        let keys = documented
             .lines()
-            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")))
-            .map(|line| format!("{line}\n"))
-            .collect();
+            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")));
+        let file = keys.collect::<Vec<_>>().join("\n");
         let settings: Settings = toml::from_str(&file).unwrap();
         assert_eq!(file.lines().count(), KEYS.len());
         assert_eq!(settings.page_max, Some(Limits::default().page_max));

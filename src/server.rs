@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +25,9 @@ use crate::telemetry;
 
 /// How long requests and the work behind them may take to end once the process stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at what is still connected.
+const DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// A server that serves.
 pub struct Server {
@@ -113,7 +117,8 @@ impl Server {
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
         let public = public_router(&api, gateway, config.listen);
-        let internal = api::internal_router(api, || telemetry::exporter().map(|it| it.render()).unwrap_or_default());
+        let internal =
+            api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
         tasks.spawn(upkeep(stop.clone()));
         let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
         let address = listener.local_addr().map_err(Error::internal)?;
@@ -146,11 +151,10 @@ impl Server {
         let finished = async {
             // Sockets and requests first: the appenders must still answer them.
             while self.hub.connections() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(DRAIN_PAUSE).await;
             }
         };
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
         self.stop.cancel();
         if tokio::time::timeout(FINISH_MAX, async { tokio::join!(self.listeners.wait(), self.tasks.wait()) })
             .await

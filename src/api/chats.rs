@@ -20,6 +20,7 @@ use crate::service::ChatRequest;
 
 /// A page of a list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct PageParams {
     /// Entries at most.
     #[param(minimum = 1)]
@@ -57,6 +58,7 @@ pub struct ChatList {
 
 /// From where to tell the changes.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ChangesParams {
     /// The last revision that the client knows; 0 for everything.
     #[param(minimum = 0)]
@@ -82,6 +84,10 @@ pub struct ChangeList {
     rev: Rev,
     /// Whether that is everything.
     complete: bool,
+    /// Who left is no longer known that far back: ask for the members anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    members_forgotten: bool,
 }
 
 /// A read marker.
@@ -181,6 +187,7 @@ pub async fn changes(
         chat: page.chat,
         rev: page.rev,
         complete: page.complete,
+        members_forgotten: page.members_forgotten,
     }))
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Request};
 use axum::http::request::Parts;
@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
 use super::Api;
-use crate::model::limits::{DEVICE_CHARS_MAX, REQUEST_READ_MAX};
+use crate::model::limits::{BODY_BYTES_MAX, DEVICE_CHARS_MAX, REQUEST_READ_MAX};
 use crate::model::session::Caller;
-use crate::model::{Code, Error, Result, json};
+use crate::model::{ChatId, Code, Error, Result, json};
 use crate::service::Origin;
 
 impl FromRequestParts<Arc<Api>> for Caller {
@@ -70,7 +70,11 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> 
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        // A sane chat's id in front: then it is what comes behind it that isn't there.
+        let in_chat = parts.uri.path().split('/').nth(2).is_some_and(|id| id.parse::<ChatId>().is_ok());
         let code = match parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str) {
+            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/messages") => Code::MessageNotFound,
+            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/members") => Code::MemberNotFound,
             Some(path) if path.starts_with("/chats") => Code::ChatNotFound,
             Some(path) if path.starts_with("/users") => Code::UserNotFound,
             Some(path) if path.starts_with("/sessions") => Code::SessionNotFound,
@@ -91,9 +95,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self> {
         let query = parts.uri.query().unwrap_or_default();
         let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
-        serde_path_to_error::deserialize(deserializer)
-            .map(Self)
-            .map_err(|error| Error::field(error.path().to_string(), error.inner().to_string()))
+        serde_path_to_error::deserialize(deserializer).map(Self).map_err(|error| {
+            Error::fields(vec![json::field_error(error.path().to_string(), error.inner().to_string())])
+        })
     }
 }
 
@@ -129,6 +133,10 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
 
 /// Reads a body within its bounds of size (set on the router) and time.
 async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    // Said to be too large: refused before a byte of it is awaited.
+    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(Code::TooLarge.into());
+    }
     let reading = tokio::time::timeout(REQUEST_READ_MAX, Bytes::from_request(request, state));
     match reading.await {
         Ok(Ok(bytes)) => Ok(bytes),

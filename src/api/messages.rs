@@ -17,6 +17,7 @@ use crate::service::{HistoryPage, Outgoing};
 
 /// Which part of a history.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct HistoryParams {
     /// Before this message.
     before: Option<i64>,

@@ -49,6 +49,7 @@ pub struct Confirmation {
 
 /// Which accounts to list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct DirectoryParams {
     /// How the login or name begins, in any case.
     query: Option<String>,

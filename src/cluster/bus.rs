@@ -21,6 +21,7 @@ pub trait Bus: Send + Sync {
 
 /// What an inbox yields.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
 pub enum Arrival {
     /// Something happened.
     Event(Event),

@@ -43,10 +43,8 @@ impl Live {
                 service.remove_message(caller, frame.chat_id, frame.message_id).await.map(|()| None)
             }),
             ClientFrame::Read(frame) => {
-                self.work(
-                    id,
-                    async move { service.mark_read(caller, frame.chat_id, frame.message_id).await.map(|()| None) },
-                )
+                let read = async move { service.mark_read(caller, frame.chat_id, frame.message_id).await };
+                self.work(id, async move { read.await.map(|()| None) });
             }
             ClientFrame::Typing(frame) => {
                 return service.typing(caller, frame.chat_id).await.err().map(|error| refusal(id, &error));

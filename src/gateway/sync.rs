@@ -16,8 +16,8 @@ use crate::hub::ServerFrame;
 use crate::hub::frame::EncodedEvent;
 use crate::metrics;
 use crate::model::limits::{SYNC_CHANGES_MAX, SYNC_CHATS_MAX};
-use crate::model::{Chat, ChatEvent, ChatId, Code, Error, Result, Rev};
-use crate::store::Changes;
+use crate::model::{ChatEvent, ChatId, Code, Error, Result, Rev};
+use crate::store::{Changes, ChatToSync};
 
 impl Live {
     /// Answers `sync`: what was missed, then `synced`, then live.
@@ -58,59 +58,57 @@ impl Live {
         known: &HashMap<ChatId, Rev>,
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
         let hub = self.gateway.hub.clone();
-        let followed: HashSet<ChatId>;
-        let chats: Vec<(Chat, Rev)>;
+        let mut followed: HashSet<ChatId> = HashSet::new();
+        let mut chats: Vec<ChatToSync>;
         {
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
-            let before = store.chat_ids(self.caller.user_id).await?;
-            hub.follow(&self.connection, &before);
-            followed = before.into_iter().collect();
-            chats = store.chats_to_sync(self.caller.user_id).await?;
+            let mut heads = store.chat_heads(self.caller.user_id).await?;
+            loop {
+                hub.follow(&self.connection, &heads);
+                followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
+                chats = store.chats_to_sync(self.caller.user_id).await?;
+                // Joined in between: followed first and read again, like the others.
+                let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
+                heads = new.map(|chat| (chat.id, chat.rev)).collect();
+                if heads.is_empty() {
+                    break;
+                }
+            }
         }
-        let current: HashSet<ChatId> = chats.iter().map(|(chat, _)| chat.id).collect();
+        // One that the caller removed from their list is followed, and comes back with its next message.
+        let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());
         let mut added = Vec::new();
-        for (chat, joined_rev) in chats {
-            let chat_id = chat.id;
-            let rev = match known.get(&chat_id) {
-                Some(known) => self.tell_changes(socket, chat_id, *known, joined_rev, chat.rev).await?,
-                None => {
-                    let rev = chat.rev;
-                    added.push(ServerFrame::ChatAdded { chat }.encode());
-                    rev
+        for found in chats {
+            let (chat_id, mut rev) = (found.chat.id, found.chat.rev);
+            if found.listed {
+                match known.get(&chat_id) {
+                    Some(known) => rev = self.tell_changes(socket, &found, *known).await?,
+                    None => added.push(ServerFrame::ChatAdded { chat: found.chat }.encode()),
                 }
-            };
+            }
             snapshot.insert(chat_id, rev);
         }
-        let gone = known.keys().filter(|chat_id| !current.contains(chat_id));
+        let gone = known.keys().filter(|chat_id| !listed.contains(chat_id));
         added.extend(gone.map(|chat_id| ServerFrame::ChatGone { chat_id: *chat_id }.encode()));
         self.write(socket, added).await?;
-        for (chat_id, rev) in &snapshot {
-            hub.settle(&self.connection, *chat_id, *rev, followed.contains(chat_id));
-        }
-        for chat_id in followed.difference(&current) {
-            hub.unfollow(&self.connection, *chat_id);
+        for chat_id in followed {
+            hub.settle(&self.connection, chat_id, snapshot.get(&chat_id).copied());
         }
         Ok(snapshot)
     }
 
     /// Tells what the client missed of one chat, or that it must reload it. Returns up to which revision it is told.
-    async fn tell_changes(
-        &mut self,
-        socket: &mut WebSocket,
-        chat_id: ChatId,
-        known: Rev,
-        joined_rev: Rev,
-        rev: Rev,
-    ) -> Result<Rev, Stop> {
+    async fn tell_changes(&mut self, socket: &mut WebSocket, found: &ChatToSync, known: Rev) -> Result<Rev, Stop> {
+        let (chat_id, rev, joined_rev) = (found.chat.id, found.chat.rev, found.joined_rev);
         if known == rev {
             return Ok(rev);
         }
         // Away and back meanwhile: what happened in between is not the caller's to be told. And a client that is ahead
         // of the log has seen a history that is no more.
         let retold = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
-        let changes = if retold { self.changes_after(chat_id, known).await? } else { None };
+        let changes = if retold { self.changes_after(found, known).await? } else { None };
         let Some(changes) = changes else {
             self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
             return Ok(rev);
@@ -118,6 +116,7 @@ impl Live {
         let frames: Vec<Bytes> = changes
             .items
             .into_iter()
+            .filter(|(_, change)| change.message_id().is_none_or(|id| id > found.cleared_message_id))
             .filter_map(|(rev, change)| EncodedEvent::new(ChatEvent { chat_id, rev, change }))
             .map(|encoded| encoded.for_viewer(self.caller.user_id).clone())
             .collect();
@@ -125,12 +124,14 @@ impl Live {
         Ok(changes.rev)
     }
 
-    /// All changes after a revision; `None` if they are too many or partly forgotten.
-    async fn changes_after(&mut self, chat_id: ChatId, known: Rev) -> Result<Option<Changes>> {
+    /// All changes after a revision; `None` if they are too many or partly forgotten, or if the caller left the chat since
+    /// it was found: then what happened meanwhile is not theirs to be told.
+    async fn changes_after(&mut self, found: &ChatToSync, known: Rev) -> Result<Option<Changes>> {
         let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
         let store = self.gateway.service.store();
-        let changes = store.changes(chat_id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
-        Ok(changes.filter(|changes| changes.complete && !changes.forgotten))
+        let changes = store.changes(found.chat.id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
+        let whole = |changes: &Changes| changes.complete && !changes.forgotten;
+        Ok(changes.filter(|changes| whole(changes) && changes.joined_rev == Some(found.joined_rev)))
     }
 }
 

@@ -45,6 +45,8 @@ struct State {
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
     chats: Vec<ChatId>,
+    /// Unregistered: it follows nothing any more.
+    gone: bool,
     closing: Option<CloseReason>,
 }
 
@@ -75,7 +77,7 @@ pub enum Mark {
     /// The chat joins the user's list; events go on from here.
     Added(Rev),
     /// The chat leaves the user's list.
-    Gone,
+    Gone(Rev),
 }
 
 /// What an outbox had to say.
@@ -142,6 +144,12 @@ impl Connection {
         self.wake.notified().await;
     }
 
+    /// Why nothing more may be written, not even what is queued.
+    pub fn cut_off(&self) -> Option<CloseReason> {
+        let closing = self.state.lock().closing;
+        closing.filter(|reason| matches!(reason, CloseReason::SessionEnded | CloseReason::TooSlow))
+    }
+
     /// Waits until the connection is to be closed.
     pub async fn closing(&self) {
         while self.state.lock().closing.is_none() {
@@ -197,7 +205,13 @@ impl Connection {
                     known.entry(chat_id).and_modify(|seen| *seen = (*seen).max(rev)).or_insert(rev);
                     news
                 }
-                Some(Mark::Gone) => known.remove(&chat_id).is_some(),
+                Some(Mark::Gone(rev)) => {
+                    let news = known.get(&chat_id).is_some_and(|seen| *seen < rev);
+                    if news {
+                        known.remove(&chat_id);
+                    }
+                    news
+                }
                 Some(Mark::Event(rev)) => known.get(&chat_id).is_some_and(|seen| *seen < rev),
                 None => known.contains_key(&chat_id),
             });
@@ -217,9 +231,13 @@ impl Connection {
         !matches!(self.state.lock().phase, Phase::Silent)
     }
 
-    /// Notes that it follows a chat.
-    pub(super) fn add_chat(&self, chat_id: ChatId) {
-        self.state.lock().chats.push(chat_id);
+    /// Notes that it follows a chat; refused once it is gone.
+    pub(super) fn add_chat(&self, chat_id: ChatId) -> bool {
+        let mut state = self.state.lock();
+        if !state.gone {
+            state.chats.push(chat_id);
+        }
+        !state.gone
     }
 
     /// Notes that it follows a chat no more.
@@ -227,8 +245,16 @@ impl Connection {
         self.state.lock().chats.retain(|known| *known != chat_id);
     }
 
-    /// The chats that it follows, each once; none afterwards.
-    pub(super) fn take_chats(&self) -> HashSet<ChatId> {
-        std::mem::take(&mut self.state.lock().chats).into_iter().collect()
+    /// The chats that it follows, if it asked for its events.
+    pub(super) fn chats_if_streaming(&self) -> Option<HashSet<ChatId>> {
+        let state = self.state.lock();
+        (!matches!(state.phase, Phase::Silent)).then(|| state.chats.iter().copied().collect())
+    }
+
+    /// The chats that it follows; from now on it follows none.
+    pub(super) fn leave(&self) -> Vec<ChatId> {
+        let mut state = self.state.lock();
+        state.gone = true;
+        std::mem::take(&mut state.chats)
     }
 }

@@ -26,13 +26,29 @@ struct Follower {
     connection: Arc<Connection>,
     /// It knows the chat up to this revision by other means.
     from: Rev,
+    standing: Standing,
+}
+
+/// What is known of a follower's membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It follows ahead of its snapshot, which will tell.
+    Unknown,
+    /// Its user left at this revision; the snapshot, if it is newer, may still know better.
+    Left(Rev),
+    /// Its user joined while the snapshot was read.
+    Joined,
+    /// It is a member's.
+    Settled,
 }
 
 /// A followed chat.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Feed {
-    /// The last revision delivered; `None` until a snapshot tells where to begin.
-    rev: Option<Rev>,
+    /// The last revision delivered.
+    rev: Rev,
+    /// The last revision known to exist.
+    seen: Rev,
     followers: Vec<Follower>,
     /// Events that came too early.
     waiting: BTreeMap<Rev, ChatEvent>,
@@ -50,12 +66,17 @@ pub fn joiners(change: &Change) -> impl Iterator<Item = UserId> {
 impl Feed {
     /// A feed of which everything up to `rev` counts as delivered.
     pub fn delivered_up_to(rev: Rev) -> Self {
-        Self { rev: Some(rev), ..Self::default() }
+        Self { rev, seen: rev, followers: Vec::new(), waiting: BTreeMap::new(), healing: false }
     }
 
     /// The last revision delivered.
-    pub fn rev(&self) -> Option<Rev> {
+    pub fn rev(&self) -> Rev {
         self.rev
+    }
+
+    /// The last revision known to exist.
+    pub fn seen(&self) -> Rev {
+        self.seen
     }
 
     /// Whether nobody follows it any more.
@@ -73,14 +94,44 @@ impl Feed {
         self.connections().any(|follower| follower.id == connection.id)
     }
 
-    /// Adds a follower who knows the chat up to `from`, or tells what it knows. Whether it is new.
-    pub fn follow(&mut self, connection: &Arc<Connection>, from: Rev) -> bool {
-        if let Some(follower) = self.followers.iter_mut().find(|follower| follower.connection.id == connection.id) {
-            follower.from = follower.from.max(from);
-            return false;
+    /// Adds a follower whose snapshot is yet to be read.
+    pub fn follow_ahead(&mut self, chat_id: ChatId, connection: &Arc<Connection>) {
+        match self.find(connection) {
+            // It was taken in by a join that came first.
+            Some(follower) => follower.standing = Standing::Joined,
+            None => self.add(chat_id, connection, Rev(0), Standing::Unknown),
         }
-        self.followers.push(Follower { connection: connection.clone(), from });
-        true
+    }
+
+    /// Tells what a follower's snapshot held: the chat at a revision, or no such chat. It goes on from there if its
+    /// user is a member; the later of snapshot and events decides.
+    pub fn settle(&mut self, chat_id: ChatId, connection: &Arc<Connection>, snapshot: Option<Rev>) {
+        let Some(follower) = self.find(connection) else {
+            return;
+        };
+        let stays = match (follower.standing, snapshot) {
+            (Standing::Left(left), Some(rev)) => left <= rev,
+            (Standing::Left(_) | Standing::Unknown, None) => false,
+            (Standing::Unknown, Some(_)) | (Standing::Joined | Standing::Settled, _) => true,
+        };
+        if stays {
+            follower.standing = Standing::Settled;
+            follower.from = follower.from.max(snapshot.unwrap_or_default());
+        } else {
+            self.unfollow(connection);
+            connection.remove_chat(chat_id);
+        }
+    }
+
+    fn find(&mut self, connection: &Connection) -> Option<&mut Follower> {
+        self.followers.iter_mut().find(|follower| follower.connection.id == connection.id)
+    }
+
+    fn add(&mut self, chat_id: ChatId, connection: &Arc<Connection>, from: Rev, standing: Standing) {
+        // One that is gone would never be removed again.
+        if connection.add_chat(chat_id) {
+            self.followers.push(Follower { connection: connection.clone(), from, standing });
+        }
     }
 
     /// Removes a follower.
@@ -90,74 +141,74 @@ impl Feed {
         }
     }
 
-    /// Says where to begin, if nothing was delivered yet.
-    pub fn prime(&mut self, rev: Rev, registry: &Registry) {
-        if self.rev.is_none() {
-            self.rev = Some(rev);
-            self.deliver_waiting(registry);
-        }
-    }
-
     /// Takes an event from the bus.
     pub fn accept(&mut self, event: ChatEvent, registry: &Registry) -> Accepted {
-        match self.rev {
-            Some(rev) if event.rev <= rev => Accepted::Settled,
-            Some(rev) if event.rev == rev.next() => {
-                self.deliver(event, registry);
-                self.deliver_waiting(registry);
-                if self.waiting.is_empty() { Accepted::Settled } else { Accepted::Gap }
-            }
-            _ => {
-                // Beyond the bound the newest are dropped: they will be fetched with the missing ones.
-                if self.waiting.len() < REORDER_MAX {
-                    self.waiting.insert(event.rev, event);
-                }
-                if self.rev.is_some() { Accepted::Gap } else { Accepted::Settled }
-            }
+        self.expect_up_to(event.rev);
+        if event.rev == self.rev.next() {
+            self.deliver(event, registry);
+            self.deliver_waiting(registry);
+        } else if event.rev > self.rev && self.waiting.len() < REORDER_MAX {
+            // Beyond the bound the newest are dropped: they will be fetched with the missing ones.
+            self.waiting.insert(event.rev, event);
         }
+        if self.has_gap() { Accepted::Gap } else { Accepted::Settled }
     }
 
     /// Delivers what was fetched from the store, up to `rev`.
     pub fn catch_up(&mut self, chat_id: ChatId, items: Vec<(Rev, Change)>, rev: Rev, registry: &Registry) {
-        let known = self.rev.unwrap_or_default();
+        let known = self.rev;
         // Who joined in the gap and followed before it must have left in between, at a revision that is forgotten:
         // they get nothing of the gap, and join anew.
-        for (_, change) in items.iter().filter(|(rev, _)| *rev > known) {
+        for (rev, change) in items.iter().filter(|(rev, _)| *rev > known) {
             for user_id in joiners(change) {
-                self.expel(chat_id, user_id);
+                self.expel(chat_id, user_id, *rev);
             }
         }
         for (rev, change) in items {
-            if self.rev.is_none_or(|known| rev > known) {
+            // Several may share a revision: a chat's first members.
+            if rev > known {
                 self.deliver(ChatEvent { chat_id, rev, change }, registry);
             }
         }
-        self.rev = Some(self.rev.unwrap_or_default().max(rev));
+        self.rev = self.rev.max(rev);
+        self.expect_up_to(rev);
         self.deliver_waiting(registry);
     }
 
-    /// Whether an event waits for a missing one.
+    /// Notes that the chat's log goes up to `rev`.
+    pub fn expect_up_to(&mut self, rev: Rev) {
+        self.seen = self.seen.max(rev);
+    }
+
+    /// The log ends at `rev`: what claimed to come after it was never committed.
+    pub fn disbelieve_beyond(&mut self, rev: Rev) {
+        self.waiting.retain(|waiting, _| *waiting <= rev);
+        self.seen = self.rev.max(rev);
+    }
+
+    /// Whether something that exists was not delivered.
     pub fn has_gap(&self) -> bool {
-        self.rev.is_some() && !self.waiting.is_empty()
+        self.rev < self.seen
     }
 
     /// The chat is gone: so it is for all followers.
     pub fn end(&mut self, chat_id: ChatId) {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         for follower in self.followers.drain(..) {
-            follower.connection.push(Some(chat_id), Some(Mark::Gone), &frame);
+            // Whatever a snapshot says: this is the end of it.
+            follower.connection.push(Some(chat_id), Some(Mark::Gone(Rev(i64::MAX))), &frame);
             follower.connection.remove_chat(chat_id);
         }
     }
 
     fn deliver_waiting(&mut self, registry: &Registry) {
         while let Some(first) = self.waiting.first_entry() {
-            let rev = self.rev.unwrap_or_default();
-            if *first.key() > rev.next() {
+            let next = self.rev.next();
+            if *first.key() > next {
                 return;
             }
             let event = first.remove();
-            if event.rev == rev.next() {
+            if event.rev == next {
                 self.deliver(event, registry);
             }
         }
@@ -165,7 +216,7 @@ impl Feed {
 
     fn deliver(&mut self, event: ChatEvent, registry: &Registry) {
         let (chat_id, rev) = (event.chat_id, event.rev);
-        self.rev = Some(rev);
+        self.rev = rev;
         match &event.change {
             Change::Created(views) => {
                 for (user_id, view) in views {
@@ -180,7 +231,7 @@ impl Feed {
                 }
             }
             Change::MemberLeft(user_id) => {
-                self.expel(chat_id, *user_id);
+                self.expel(chat_id, *user_id, rev);
                 self.broadcast(event);
             }
             Change::Removed => self.end(chat_id),
@@ -189,28 +240,38 @@ impl Feed {
     }
 
     /// Makes a user's connections follow, each told of the chat once.
-    fn admit(&mut self, user_id: UserId, view: &Chat, rev: Rev, registry: &Registry) {
+    pub fn admit(&mut self, user_id: UserId, view: &Chat, rev: Rev, registry: &Registry) {
         // The view may be newer than the event, if it was read back from the store.
         let from = rev.max(view.rev);
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
         for connection in registry.streaming(user_id) {
-            if self.follow(&connection, from) {
-                connection.add_chat(view.id);
-                connection.push(Some(view.id), Some(Mark::Added(from)), &frame);
+            match self.find(&connection) {
+                Some(follower) if matches!(follower.standing, Standing::Left(_)) => {
+                    follower.standing = Standing::Joined;
+                    follower.from = follower.from.max(from);
+                }
+                // It is told of every event already.
+                Some(_) => continue,
+                None => self.add(view.id, &connection, from, Standing::Settled),
             }
+            connection.push(Some(view.id), Some(Mark::Added(from)), &frame);
         }
     }
 
-    /// Ends the following of all of a user's connections.
-    fn expel(&mut self, chat_id: ChatId, user_id: UserId) {
+    /// Ends the following of all of a user's connections, but of those that know better by a newer snapshot.
+    fn expel(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
-        self.followers.retain(|follower| {
-            let stays = follower.connection.user_id != user_id;
-            if !stays {
-                follower.connection.push(Some(chat_id), Some(Mark::Gone), &frame);
-                follower.connection.remove_chat(chat_id);
+        self.followers.retain_mut(|follower| {
+            if follower.connection.user_id != user_id || follower.from >= rev {
+                return true;
             }
-            stays
+            follower.connection.push(Some(chat_id), Some(Mark::Gone(rev)), &frame);
+            if follower.standing == Standing::Settled {
+                follower.connection.remove_chat(chat_id);
+                return false;
+            }
+            follower.standing = Standing::Left(rev);
+            true
         });
     }
 
@@ -220,7 +281,8 @@ impl Feed {
             return;
         };
         let mut delivered = 0;
-        for follower in self.followers.iter().filter(|follower| follower.from < rev) {
+        let left = |follower: &Follower| matches!(follower.standing, Standing::Left(_));
+        for follower in self.followers.iter().filter(|follower| follower.from < rev && !left(follower)) {
             let frame = encoded.for_viewer(follower.connection.user_id);
             follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), frame);
             delivered += 1;

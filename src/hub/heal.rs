@@ -1,14 +1,18 @@
 //! Making up for what the bus lost: fetching from the store what a chat's followers miss.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{CloseReason, Hub};
+use super::feed::Feed;
+use super::{CloseReason, Connection, Hub};
 use crate::metrics;
 use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
-use crate::model::{Change, ChatId, Result, Rev, SessionId};
+use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 const CHECK_BATCH: usize = 1000;
+/// How often a view is read again because the chat went on meanwhile; then the slow check tries again.
+const TAKE_IN_TRIES_MAX: usize = 50;
 
 impl Hub {
     /// Fetches what is missing of a chat, unless it arrives within a moment. `behind`: known to exist in the store.
@@ -18,6 +22,7 @@ impl Hub {
             let Some(feed) = feeds.get_mut(&chat_id) else {
                 return;
             };
+            feed.expect_up_to(behind.unwrap_or_default());
             if std::mem::replace(&mut feed.healing, true) {
                 return;
             }
@@ -25,7 +30,7 @@ impl Hub {
         let hub = self.clone();
         self.tasks.spawn(async move {
             tokio::time::sleep(REORDER_WAIT).await;
-            while hub.lacks(chat_id, behind) && !hub.stop.is_cancelled() {
+            while hub.lacks(chat_id) && !hub.stop.is_cancelled() {
                 metrics::hub_heal(reason);
                 if let Err(error) = hub.heal(chat_id).await {
                     tracing::warn!(%error, "could not fetch what the followers of a chat miss; trying again");
@@ -36,19 +41,19 @@ impl Hub {
     }
 
     /// Whether something is still missing. If not, the next gap starts a healing of its own.
-    fn lacks(&self, chat_id: ChatId, behind: Option<Rev>) -> bool {
+    fn lacks(&self, chat_id: ChatId) -> bool {
         let mut feeds = self.feeds(chat_id);
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return false;
         };
-        let lacks = feed.has_gap() || behind.is_some_and(|rev| feed.rev().is_some_and(|known| known < rev));
-        feed.healing = lacks;
-        lacks
+        feed.healing = feed.has_gap();
+        feed.healing
     }
 
     async fn heal(&self, chat_id: ChatId) -> Result<()> {
-        let known = self.feeds(chat_id).get(&chat_id).and_then(super::feed::Feed::rev);
-        let Some(known) = known else { return Ok(()) };
+        let Some((known, seen)) = self.feeds(chat_id).get(&chat_id).map(|feed| (feed.rev(), feed.seen())) else {
+            return Ok(());
+        };
         let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
             self.end_chat(chat_id);
             return Ok(());
@@ -65,11 +70,26 @@ impl Hub {
         let mut feeds = self.feeds(chat_id);
         if let Some(feed) = feeds.get_mut(&chat_id) {
             feed.catch_up(chat_id, items, changes.rev, &self.registry);
+            if changes.complete && changes.rev < seen {
+                // What was seen before the store was asked, and is not there, was never committed.
+                feed.disbelieve_beyond(changes.rev);
+            }
             if feed.is_unfollowed() {
                 feeds.remove(&chat_id);
             }
         }
         Ok(())
+    }
+
+    /// Compares a chat with the store in a moment.
+    pub(super) fn check_later(self: &Arc<Self>, chat_id: ChatId) {
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            tokio::time::sleep(REORDER_WAIT).await;
+            if let Err(error) = hub.check_chats(&[chat_id]).await {
+                tracing::warn!(%error, "could not compare a chat with the store");
+            }
+        });
     }
 
     fn end_chat(&self, chat_id: ChatId) {
@@ -90,6 +110,12 @@ impl Hub {
                 return;
             }
         }
+        for batch in self.registry.all().chunks(CHECK_BATCH) {
+            if let Err(error) = self.check_lists(batch).await {
+                tracing::warn!(%error, "could not compare the followed chats with the users' lists");
+                return;
+            }
+        }
         for batch in self.registry.sessions().chunks(CHECK_BATCH) {
             if let Err(error) = self.check_sessions(batch).await {
                 tracing::warn!(%error, "could not compare the connected sessions with the store");
@@ -103,11 +129,7 @@ impl Hub {
         for chat_id in chats {
             match revs.iter().find(|(id, _)| id == chat_id) {
                 Some((_, rev)) => {
-                    let behind = self
-                        .feeds(*chat_id)
-                        .get(chat_id)
-                        .and_then(super::feed::Feed::rev)
-                        .is_some_and(|known| known < *rev);
+                    let behind = self.feeds(*chat_id).get(chat_id).is_some_and(|feed| feed.rev() < *rev);
                     if behind {
                         self.heal_later(*chat_id, Some(*rev), "check");
                     }
@@ -116,6 +138,68 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Looks for chats that a user has and a connection does not follow: nobody here noticed that they joined.
+    async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
+        let live: Vec<(&Arc<Connection>, usize)> = connections
+            .iter()
+            .filter_map(|connection| connection.chats_if_streaming().map(|chats| (connection, chats.len())))
+            .collect();
+        let users: Vec<UserId> = live.iter().map(|(connection, _)| connection.user_id).collect();
+        let counts: HashMap<UserId, usize> = self.store.chat_counts(&users).await?.into_iter().collect();
+        for (connection, followed) in live {
+            // A count may be off for a moment; a list that is longer than what is followed is worth a look.
+            if counts.get(&connection.user_id).is_some_and(|count| *count > followed) {
+                self.follow_missing(connection).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a user's connections follow the chats that they don't, now.
+    pub(super) fn take_in(self: &Arc<Self>, user_id: UserId) {
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            for connection in hub.registry.streaming(user_id) {
+                if let Err(error) = hub.follow_missing(&connection).await {
+                    tracing::warn!(%error, "could not read the chats of a user who joined one");
+                }
+            }
+        });
+    }
+
+    async fn follow_missing(self: &Arc<Self>, connection: &Connection) -> Result<()> {
+        let heads = self.store.chat_heads(connection.user_id).await?;
+        let followed = connection.chats_if_streaming().unwrap_or_default();
+        for (chat_id, _) in heads.into_iter().filter(|(chat_id, _)| !followed.contains(chat_id)) {
+            metrics::hub_heal("list");
+            for _ in 0..TAKE_IN_TRIES_MAX {
+                if self.take_in_to(chat_id, connection.user_id).await? {
+                    break;
+                }
+            }
+            self.check_later(chat_id);
+        }
+        Ok(())
+    }
+
+    /// Has a member's connections follow a chat. Fails if the feed was faster than the store's answer: whoever left since
+    /// must not be taken in.
+    async fn take_in_to(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+        let Some(view) = self.store.chat(chat_id, user_id).await? else {
+            return Ok(true);
+        };
+        let mut feeds = self.feeds(chat_id);
+        let feed = feeds.entry(chat_id).or_insert_with(|| Feed::delivered_up_to(view.rev));
+        let current = feed.rev() <= view.rev;
+        if current {
+            feed.admit(user_id, &view, view.rev, &self.registry);
+        }
+        if feed.is_unfollowed() {
+            feeds.remove(&chat_id);
+        }
+        Ok(current)
     }
 
     async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {

@@ -11,6 +11,7 @@ mod heal;
 mod registry;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Arrival, BusInbox};
 use crate::metrics;
 use crate::model::limits::HUB_CHECK_EVERY;
-use crate::model::{ChatEvent, ChatId, Clock, Event, Rev};
+use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, UserId};
 use crate::store::Store;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
@@ -40,13 +41,15 @@ pub struct Hub {
     spread: RandomState,
     tasks: TaskTracker,
     stop: CancellationToken,
+    draining: CancellationToken,
 }
 
 impl Hub {
     /// A hub without connections.
     pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Arc::new(Self { store, clock, registry: Registry::default(), shards, spread: RandomState::new(), tasks, stop })
+        let (registry, spread, draining) = (Registry::default(), RandomState::new(), CancellationToken::new());
+        Arc::new(Self { store, clock, registry, shards, spread, tasks, stop, draining })
     }
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
@@ -97,24 +100,38 @@ impl Hub {
     fn deliver_chat_event(self: &Arc<Self>, event: ChatEvent) {
         let chat_id = event.chat_id;
         let mut feeds = self.feeds(chat_id);
-        if !feeds.contains_key(&chat_id) {
+        let entry = feeds.entry(chat_id);
+        let unknown = matches!(entry, Entry::Vacant(_));
+        if let Entry::Vacant(unfollowed) = entry {
             // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
             let joiner_here = feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
             }
-            feeds.insert(chat_id, Feed::delivered_up_to(Rev(event.rev.0 - 1)));
+            unfollowed.insert(Feed::delivered_up_to(Rev(event.rev.0 - 1)));
         }
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return;
         };
+        // The feed may have begun, for others, beyond the join of somebody who is connected here.
+        let late = feed::joiners(&event.change).filter(|_| event.rev <= feed.rev());
+        let unfollowing =
+            |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !feed.is_followed_by(it));
+        let missed: Vec<UserId> = late.filter(unfollowing).collect();
         let accepted = feed.accept(event, &self.registry);
-        if feed.is_unfollowed() {
+        let followed = !feed.is_unfollowed();
+        if !followed {
             feeds.remove(&chat_id);
         }
         drop(feeds);
+        for user_id in missed {
+            self.take_in(user_id);
+        }
         if accepted == Accepted::Gap {
             self.heal_later(chat_id, None, "gap");
+        } else if unknown && followed {
+            // A later event may have come first, when nobody was here to take it.
+            self.check_later(chat_id);
         }
     }
 
@@ -135,9 +152,14 @@ impl Hub {
     /// Takes in an authenticated connection. From now on it closes when its session ends.
     ///
     /// # Errors
-    /// Refuses the connection over `per_user_max`.
+    /// Refuses the connection over `per_user_max`, and every one once the hub drains.
     pub fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
         self.registry.add(connection, per_user_max)?;
+        // Looked at after it was added: either the drain finds it, or it finds the drain.
+        if self.draining.is_cancelled() {
+            self.registry.remove(connection);
+            return Err(CloseReason::Restarting);
+        }
         metrics::socket_opened();
         Ok(())
     }
@@ -145,7 +167,7 @@ impl Hub {
     /// Forgets a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
-        for chat_id in connection.take_chats() {
+        for chat_id in connection.leave() {
             let mut feeds = self.feeds(chat_id);
             if let Some(feed) = feeds.get_mut(&chat_id) {
                 feed.unfollow(connection);
@@ -157,44 +179,42 @@ impl Hub {
         metrics::socket_closed();
     }
 
-    /// Makes a connection follow chats before their snapshot is read. It must be holding back its frames: what arrives
-    /// meanwhile is kept until [`Hub::settle`] and [`Connection::go_live`] say what of it is new.
-    pub fn follow(&self, connection: &Arc<Connection>, chats: &[ChatId]) {
-        for chat_id in chats {
-            if self.feeds(*chat_id).entry(*chat_id).or_default().follow(connection, Rev(0)) {
-                connection.add_chat(*chat_id);
-            }
-        }
-    }
-
-    /// Tells the hub what the connection's snapshot of a chat held: it gets what comes after `rev`. `followed` tells
-    /// whether [`Hub::follow`] named the chat: if it did and the connection follows no more, it was removed meanwhile.
-    pub fn settle(&self, connection: &Arc<Connection>, chat_id: ChatId, rev: Rev, followed: bool) {
-        let mut feeds = self.feeds(chat_id);
-        if followed && !feeds.get(&chat_id).is_some_and(|feed| feed.is_followed_by(connection)) {
-            return;
-        }
-        let feed = feeds.entry(chat_id).or_default();
-        if feed.follow(connection, rev) {
-            connection.add_chat(chat_id);
-        }
-        feed.prime(rev, &self.registry);
-    }
-
-    /// Ends a connection's following of a chat, because it is not theirs after all.
-    pub fn unfollow(&self, connection: &Arc<Connection>, chat_id: ChatId) {
-        let mut feeds = self.feeds(chat_id);
-        if let Some(feed) = feeds.get_mut(&chat_id) {
-            feed.unfollow(connection);
-            connection.remove_chat(chat_id);
+    /// Makes a connection follow chats before their snapshot is read, each known to have reached a revision. It must be
+    /// holding back its frames: what arrives meanwhile is kept until [`Hub::settle`] and [`Connection::go_live`] say
+    /// what of it is new.
+    pub fn follow(&self, connection: &Arc<Connection>, chats: &[(ChatId, Rev)]) {
+        for (chat_id, rev) in chats {
+            let mut feeds = self.feeds(*chat_id);
+            let feed = feeds.entry(*chat_id).or_insert_with(|| Feed::delivered_up_to(*rev));
+            feed.follow_ahead(*chat_id, connection);
             if feed.is_unfollowed() {
-                feeds.remove(&chat_id);
+                feeds.remove(chat_id);
             }
+        }
+    }
+
+    /// Tells the hub what the connection's snapshot, read after [`Hub::follow`], held of a chat: it gets what comes after
+    /// that revision; or nothing, where it did not hold the chat and no later event brought it.
+    pub fn settle(self: &Arc<Self>, connection: &Arc<Connection>, chat_id: ChatId, snapshot: Option<Rev>) {
+        let mut feeds = self.feeds(chat_id);
+        let Some(feed) = feeds.get_mut(&chat_id) else {
+            return;
+        };
+        feed.settle(chat_id, connection, snapshot);
+        let behind = snapshot.filter(|rev| feed.rev() < *rev);
+        if feed.is_unfollowed() {
+            feeds.remove(&chat_id);
+        }
+        drop(feeds);
+        if behind.is_some() {
+            // Either on its way, or published before anybody here followed the chat.
+            self.heal_later(chat_id, behind, "sync");
         }
     }
 
     /// Asks every connection to come back later, elsewhere: each after its share of `spread_ms`.
     pub fn drain(&self, spread_ms: u64) {
+        self.draining.cancel();
         let all = self.registry.all();
         let count = all.len().max(1) as u64;
         for (index, connection) in all.into_iter().enumerate() {
@@ -202,6 +222,11 @@ impl Hub {
             connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
             connection.close(CloseReason::Restarting);
         }
+    }
+
+    /// Waits until the connections are asked to go.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 
     /// Authenticated connections now.

@@ -78,10 +78,9 @@ pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
         Action::Write => kind != ChatKind::Channel || role.leads(),
         Action::RemoveMessage => kind.has_membership() && role.leads(),
         Action::Rename => role.leads(),
-        Action::RemoveChat => role == Role::Owner,
         // An admin manages plain members; only owners touch owners and admins.
         Action::Add(new) => role == Role::Owner || (role == Role::Admin && new == Role::Member),
-        Action::ChangeRole(..) => role == Role::Owner,
+        Action::RemoveChat | Action::ChangeRole(..) => role == Role::Owner,
         Action::Remove(target) => role == Role::Owner || (role == Role::Admin && target == Role::Member),
     };
     if allowed { Ok(()) } else { Err(Code::NotAllowed.into()) }

@@ -38,8 +38,21 @@ pub enum Change {
     Removed,
 }
 
+impl Change {
+    /// The message that changed, if it was one.
+    pub fn message_id(&self) -> Option<MessageId> {
+        match self {
+            Self::MessageSent(message) | Self::MessageEdited(message) | Self::MessageRemoved(message) => {
+                Some(message.id)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Everything that travels on the bus.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
 pub enum Event {
     /// A durable change: may be lost on the way, since the hub notices by its `rev` and asks the store.
     Chat(ChatEvent),

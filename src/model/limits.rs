@@ -59,7 +59,7 @@ pub const AUTHENTICATE_MAX: Duration = Duration::from_secs(5);
 pub const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Bad frames in a row that close a connection. From the protocol.
 pub const BAD_FRAMES_MAX: u32 = 10;
-/// Refused-as-too-many frames in a row that close a connection with 4429.
+/// Frames refused as too many, less those accepted since, that close a connection with 4429.
 pub const FLOODED_FRAMES_MAX: u32 = 100;
 /// Frames of one connection that are worked on at once; further ones wait in the socket.
 pub const INFLIGHT_FRAMES_MAX: usize = 32;

@@ -36,6 +36,8 @@ pub struct ChangesPage {
     pub rev: Rev,
     /// Whether that is the chat's revision.
     pub complete: bool,
+    /// Who left is no longer known that far back.
+    pub members_forgotten: bool,
 }
 
 impl Service {
@@ -242,12 +244,7 @@ impl Service {
         let access = self.access(caller, chat_id).await?;
         let max = self.page("max", max)?;
         let not_found = || Error::new(Code::ChatNotFound);
-        let mut changes =
-            self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?.ok_or_else(not_found)?;
-        if changes.forgotten {
-            // Who left is no longer known that far back: everything from the beginning makes up for it.
-            changes = self.store.changes(chat_id, Some(caller.user_id), Rev(0), max).await?.ok_or_else(not_found)?;
-        }
+        let changes = self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?.ok_or_else(not_found)?;
         let mut page = ChangesPage {
             messages: Vec::new(),
             members: Vec::new(),
@@ -255,6 +252,7 @@ impl Service {
             chat: None,
             rev: changes.rev,
             complete: changes.complete,
+            members_forgotten: changes.forgotten,
         };
         for (_, change) in changes.items {
             match change {

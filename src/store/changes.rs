@@ -10,6 +10,7 @@ use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, Message, Result, Rev, UserId};
 
 /// Items that can share one rev: the first members of a chat, and the chat itself.
+#[expect(clippy::cast_possible_wrap, reason = "a hundred")]
 const SHARED_REV_MAX: i64 = MEMBERS_AT_ONCE_MAX as i64 + 2;
 
 /// One item that changed, by the revision that changed it last.
@@ -26,6 +27,8 @@ pub struct Changes {
     pub complete: bool,
     /// Whether changes before these are forgotten, so that the caller must start anew.
     pub forgotten: bool,
+    /// Since when the viewer is a member; `None` without a viewer.
+    pub joined_rev: Option<Rev>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -36,7 +39,8 @@ struct HeadRow {
 }
 
 impl Store {
-    /// Up to `max` items of a chat that changed after `known`, in one snapshot. `None` if the chat is gone.
+    /// Up to `max` items of a chat that changed after `known`, in one snapshot. `None` if the chat is gone, or the viewer
+    /// is no member at that moment.
     /// A changed name comes as the chat that `viewer` sees, without what is theirs alone.
     pub async fn changes(
         &self,
@@ -53,6 +57,13 @@ impl Store {
             .bind(chat_id)
             .fetch_optional(db))?;
             let Some(head) = head else { return Ok(None) };
+            let joined_rev = match viewer {
+                Some(viewer) => match joined_rev(&mut work, chat_id, viewer).await? {
+                    Some(rev) => Some(rev),
+                    None => return Ok(None),
+                },
+                None => None,
+            };
             let mut items = items_after(&mut work, chat_id, known, max).await?;
             if head.renamed_rev > known {
                 // Any member's view will do: what differs between members is left out.
@@ -74,7 +85,8 @@ impl Store {
             let complete = items.len() <= room;
             items.truncate(room);
             let rev = if complete { head.rev } else { items.last().map_or(known, |(rev, _)| *rev) };
-            Ok(Some(Changes { items, rev, complete, forgotten: known.0 > 0 && known < head.forgotten_rev }))
+            let forgotten = known.0 > 0 && known < head.forgotten_rev;
+            Ok(Some(Changes { items, rev, complete, forgotten, joined_rev }))
         })
         .await
     }
@@ -144,6 +156,15 @@ fn message_change(message: Message, sent_unseen: bool) -> Change {
     } else {
         Change::MessageEdited(message)
     }
+}
+
+async fn joined_rev(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Rev>> {
+    within!(work, |db| sqlx::query_scalar(
+        "SELECT joined_rev FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+    )
+    .bind(chat_id)
+    .bind(user_id)
+    .fetch_optional(db))
 }
 
 async fn any_member(work: &mut Work, chat_id: ChatId) -> Result<Option<UserId>> {

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 
 use super::members::{NewMember, insert_member};
 use super::users::lock_users;
-use super::{MapOkDrop, Store, Work, on, timed, within};
+use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
@@ -62,13 +62,26 @@ pub struct Access {
     pub rev: Rev,
 }
 
+/// A chat of a user, with what `sync` needs to know of the membership.
+#[derive(Clone, Debug)]
+pub struct ChatToSync {
+    /// The chat as the user sees it.
+    pub chat: Chat,
+    /// The revision at which the user joined.
+    pub joined_rev: Rev,
+    /// The user removed the history up to here, for themselves.
+    pub cleared_message_id: MessageId,
+    /// Whether it is in the user's list: not if they removed it and nothing was sent since.
+    pub listed: bool,
+}
+
 /// The columns of [`ViewRow`]; the caller's membership is `m`.
 macro_rules! view {
     ($tail:literal) => {
         concat!(
             "SELECT c.id, c.kind, c.name, c.created_at_ms, c.rev, c.member_count, c.activity_at_ms, c.last_message_id, \
              c.last_sender_id, c.last_text, c.last_kind, c.last_sent_at_ms, m.role, m.last_read_message_id, m.joined_rev, \
-             m.cleared_message_id, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
+             m.cleared_message_id, m.hidden, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
              FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL \
              LEFT JOIN users p ON p.id = CASE WHEN c.self_user IS NOT NULL THEN c.self_user \
                                               WHEN c.pair_low = m.user_id THEN c.pair_high ELSE c.pair_low END \
@@ -98,6 +111,7 @@ struct ViewRow {
     last_read_message_id: MessageId,
     joined_rev: Rev,
     cleared_message_id: MessageId,
+    hidden: bool,
     peer_id: Option<UserId>,
     peer_login: Option<String>,
     peer_name: Option<String>,
@@ -159,11 +173,12 @@ impl Store {
         .await
     }
 
-    /// The ids of all chats of a user.
-    pub async fn chat_ids(&self, user_id: UserId) -> Result<Vec<ChatId>> {
-        timed("chat_ids", async {
-            on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL"
+    /// The ids and revisions of all chats of a user.
+    pub async fn chat_heads(&self, user_id: UserId) -> Result<Vec<(ChatId, Rev)>> {
+        timed("chat_heads", async {
+            on!(self.reader(), |db| sqlx::query_as(
+                "SELECT c.id, c.rev FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                 WHERE m.user_id = $1 AND m.left_rev IS NULL"
             )
             .bind(user_id)
             .fetch_all(db))
@@ -171,12 +186,51 @@ impl Store {
         .await
     }
 
-    /// All chats of a user in no order, hidden ones too, each with the rev at which the user joined: what `sync` starts
-    /// from. The limit of chats per user bounds them.
-    pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<(Chat, Rev)>> {
+    /// How many chats each of these users has; users without any are left out.
+    pub async fn chat_counts(&self, users: &[UserId]) -> Result<Vec<(UserId, usize)>> {
+        timed("chat_counts", async {
+            let counts: Vec<(UserId, i64)> = match self.reader() {
+                Db::Postgres(db) => {
+                    let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+                    sqlx::query_as(
+                        "SELECT user_id, COUNT(*) FROM members WHERE user_id = ANY($1) AND left_rev IS NULL
+                         GROUP BY user_id",
+                    )
+                    .bind(ids)
+                    .fetch_all(db)
+                    .await
+                    .map_err(failure)?
+                }
+                Db::Sqlite(db) => {
+                    let mut counts = Vec::with_capacity(users.len());
+                    for id in users {
+                        let count: i64 =
+                            sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
+                                .bind(id)
+                                .fetch_one(db)
+                                .await
+                                .map_err(failure)?;
+                        counts.push((*id, count));
+                    }
+                    counts
+                }
+            };
+            Ok(counts.into_iter().map(|(id, count)| (id, usize::try_from(count).unwrap_or(0))).collect())
+        })
+        .await
+    }
+
+    /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of chats per user bounds them.
+    pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<ChatToSync>> {
         timed("chats_to_sync", async {
             let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
-            Ok(rows.into_iter().map(|row| (row.joined_rev, row)).map(|(joined, row)| (row.into(), joined)).collect())
+            let to_sync = |row: ViewRow| ChatToSync {
+                joined_rev: row.joined_rev,
+                cleared_message_id: row.cleared_message_id,
+                listed: !row.hidden || row.last_message_id > row.cleared_message_id,
+                chat: row.into(),
+            };
+            Ok(rows.into_iter().map(to_sync).collect())
         })
         .await
     }
@@ -354,13 +408,13 @@ impl Head {
 
 /// The role of a member, if they are one.
 pub(super) async fn role_of(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Role>> {
-    let word: Option<String> = within!(work, |db| sqlx::query_scalar(
+    let role: Option<String> = within!(work, |db| sqlx::query_scalar(
         "SELECT role FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )
     .bind(chat_id)
     .bind(user_id)
     .fetch_optional(db))?;
-    word.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
+    role.map(|word| word.try_into().map_err(|bad: String| Error::internal(bad))).transpose()
 }
 
 /// The chat as a member sees it from inside the unit of work.

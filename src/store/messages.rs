@@ -8,7 +8,7 @@ use crate::model::chat::{Action, permit};
 use crate::model::text::snippet;
 use crate::model::{ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId};
 
-#[derive(FromRow)]
+#[derive(Clone, FromRow)]
 pub(super) struct MessageRow {
     chat_id: ChatId,
     id: MessageId,

@@ -18,7 +18,7 @@ mod users;
 
 pub use append::Appended;
 pub use changes::{ChangeItem, Changes};
-pub use chats::{Access, Creation, NewChat};
+pub use chats::{Access, ChatToSync, Creation, NewChat};
 pub use connect::StoreOptions;
 pub use invites::{Invite, OpenInvite};
 pub use jobs::Swept;
@@ -71,7 +71,7 @@ macro_rules! on {
         }
     };
 }
-pub(self) use on;
+use on;
 
 /// The same inside a transaction: `within!(tx, |db| sqlx::query(SQL).execute(db))`.
 macro_rules! within {
@@ -90,7 +90,7 @@ macro_rules! within {
         }
     };
 }
-pub(self) use within;
+use within;
 
 /// A unit of work under way. Dropped without [`Work::commit`], it never happened.
 struct Work {

@@ -80,14 +80,14 @@ impl Store {
     pub async fn register(&self, invite: &str, user: &NewUser, session: &super::NewSession) -> Result<()> {
         timed("register", async {
             let mut work = self.begin().await?;
-            let used = within!(work, |db| sqlx::query_scalar::<_, i64>(
+            let consumed = within!(work, |db| sqlx::query_scalar::<_, i64>(
                 "UPDATE invites SET uses_left = uses_left - 1
                  WHERE code = $1 AND uses_left > 0 AND expires_at_ms > $2 RETURNING uses_left"
             )
             .bind(invite)
             .bind(user.created_at)
             .fetch_optional(db))?;
-            if used.is_none() {
+            if consumed.is_none() {
                 return Err(Code::InviteNotFound.into());
             }
             insert(&mut work, user).await?;

@@ -1,3 +1,11 @@
 //! The WebSocket gateway.
 
+mod authentication;
+mod closing;
+mod frames;
+mod limits;
 mod live;
+mod membership;
+mod order;
+mod sessions;
+mod sync;

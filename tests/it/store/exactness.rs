@@ -34,14 +34,15 @@ async fn a_pair_has_one_private_chat_though_both_make_it_at_once(bench: Arc<Benc
     for _ in 0..4 {
         let (ada, bob) = (bench.user().await, bench.user().await);
         let make = |number: usize| {
-            let (creator, peer) = if number % 3 == 0 { (ada, bob) } else { (bob, ada) };
+            let (creator, peer) = if number.is_multiple_of(3) { (ada, bob) } else { (bob, ada) };
             let new = bench.new_chat(creator, Creation::Private(peer));
             let store = store(number);
             async move { store.create_chat(&new).await.unwrap() }
         };
-        let made = join_all((0..16).map(make)).await;
-        assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1);
-        let ids: BTreeSet<ChatId> = made.iter().flat_map(|(_, views)| views.iter().map(|(_, chat)| chat.id)).collect();
+        let outcomes = join_all((0..16).map(make)).await;
+        assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
+        let ids: BTreeSet<ChatId> =
+            outcomes.iter().flat_map(|(_, views)| views.iter().map(|(_, chat)| chat.id)).collect();
         assert_eq!(ids.len(), 1);
         for user in [ada, bob] {
             assert_eq!(bench.store.inbox(user, None, 10).await.unwrap().len(), 1);
@@ -56,9 +57,9 @@ async fn a_user_has_one_self_chat_though_many_make_it_at_once(bench: Arc<Bench>)
         let (store, new) = (store(number), bench.new_chat(ada, Creation::SelfChat));
         async move { store.create_chat(&new).await.unwrap() }
     };
-    let made = join_all((0..16).map(make)).await;
-    assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1);
-    assert_eq!(bench.store.chat_ids(ada).await.unwrap().len(), 1);
+    let outcomes = join_all((0..16).map(make)).await;
+    assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
+    assert_eq!(bench.store.chat_heads(ada).await.unwrap().len(), 1);
 }
 
 async fn a_private_chat_is_found_again_by_users_who_have_a_self_chat_too(bench: Arc<Bench>) {
@@ -211,7 +212,7 @@ async fn the_limits_of_members_and_chats_are_exact(bench: Arc<Bench>) {
     };
     let outcomes = join_all((0..12).map(join)).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 4);
-    assert_eq!(bench.store.chat_ids(bob).await.unwrap().len(), 4);
+    assert_eq!(bench.store.chat_heads(bob).await.unwrap().len(), 4);
 }
 
 async fn two_owners_who_leave_at_once_do_not_leave_the_chat_without_one(bench: Arc<Bench>) {
@@ -267,7 +268,7 @@ async fn an_account_that_goes_while_it_joins_leaves_no_member_behind(bench: Arc<
         };
         let going = async { bench.store.remove_account(bob, bench.now()).await.unwrap() };
         let (_, removal) = tokio::join!(join_all((0..3).map(join)), going);
-        assert!(bench.store.chat_ids(bob).await.unwrap().is_empty());
+        assert!(bench.store.chat_heads(bob).await.unwrap().is_empty());
         for chat in chats {
             assert_eq!(bench.store.members(chat, None, 10).await.unwrap().len(), 1);
             assert_eq!(bench.store.chat(chat, ada).await.unwrap().unwrap().member_count, 1);

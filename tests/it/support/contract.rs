@@ -24,7 +24,8 @@ fn check(document: &'static Value, pointer: String, value: &Value) {
     let validators = VALIDATORS.get_or_init(Mutex::default);
     let validator = *validators.lock().unwrap().entry(pointer.clone()).or_insert_with(|| {
         let mut root = document.clone();
-        root["$ref"] = json!(format!("#{pointer}"));
+        // The braces of a path's template are no characters of a URI.
+        root["$ref"] = json!(format!("#{}", pointer.replace('{', "%7B").replace('}', "%7D")));
         Box::leak(Box::new(jsonschema::validator_for(&root).unwrap()))
     });
     let errors: Vec<String> =

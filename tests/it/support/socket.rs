@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request, Response};
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
 use super::{User, contract};
 
@@ -34,6 +34,34 @@ impl Socket {
         Ok((Self { stream }, response))
     }
 
+    /// Opens a connection that takes little into its buffer at once, as over a slow line. It has a token and is not
+    /// synced.
+    pub async fn narrow(user: &User) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(user.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+        let mut request = Self::request(user);
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        let (stream, _) = client_async(request, MaybeTlsStream::Plain(stream)).await.expect("the handshake succeeds");
+        let mut socket = Self { stream };
+        socket.expect("ready").await;
+        socket
+    }
+
+    /// The status that refuses this handshake.
+    #[track_caller]
+    pub fn refused(request: Request<()>) -> impl Future<Output = u16> {
+        let caller = std::panic::Location::caller();
+        async move {
+            match Self::open(request).await {
+                Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
+                Err(error) => panic!("at {caller}: {error}"),
+                Ok(_) => panic!("at {caller}: the handshake succeeded"),
+            }
+        }
+    }
+
     /// An authenticated connection, `ready` consumed, not yet synced.
     pub async fn connect(user: &User) -> Self {
         let mut request = Self::request(user);
@@ -52,6 +80,14 @@ impl Socket {
         socket
     }
 
+    /// An authenticated connection that names the chats it knows; what it is told before `synced`, and that too.
+    pub async fn resumed(user: &User, known: Value) -> (Self, Vec<Value>) {
+        let mut socket = Self::connect(user).await;
+        socket.send(json!({ "type": "sync", "chats": known })).await;
+        let told = socket.until("synced").await;
+        (socket, told)
+    }
+
     /// Sends a frame.
     pub async fn send(&mut self, frame: Value) {
         self.send_raw(Message::text(frame.to_string())).await;
@@ -60,6 +96,11 @@ impl Socket {
     /// Sends anything.
     pub async fn send_raw(&mut self, message: Message) {
         self.stream.send(message).await.expect("the frame is sent");
+    }
+
+    /// Sends anything, whether or not the server still takes it.
+    pub async fn try_send_raw(&mut self, message: Message) -> bool {
+        self.stream.send(message).await.is_ok()
     }
 
     /// The next message of any kind; `None` once the connection is gone.

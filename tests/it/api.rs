@@ -1,0 +1,114 @@
+//! The HTTP API: what sections 1 and 2 of the protocol promise.
+
+mod authorisation;
+mod bad_input;
+mod changes;
+mod chats;
+mod inbox;
+mod invites;
+mod members;
+mod messages;
+mod rates;
+mod service;
+mod sessions;
+mod users;
+
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
+use starling::config::Settings;
+
+use crate::support::{Answer, Backend, TestServer, User};
+
+/// A password that nobody's list has.
+const PASSWORD: &str = "correct horse battery";
+/// The id of nothing.
+const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
+
+/// Runs the rest of a test on another server with some settings changed, on the same kind of database.
+async fn on_another<F: Future<Output = ()>>(
+    server: &TestServer,
+    change: impl FnOnce(&mut Settings),
+    test: impl FnOnce(TestServer) -> F,
+) {
+    let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
+    let other = TestServer::with(backend, change).await;
+    test(other.clone()).await;
+    other.stop().await;
+}
+
+/// A registration.
+fn newcomer(invite: &str, login: &str) -> Value {
+    json!({ "invite": invite, "login": login, "password": PASSWORD, "name": login })
+}
+
+/// Logs in; the grant.
+async fn log_in(user: &User) -> Value {
+    let credentials = json!({ "login": user.login, "password": user.password });
+    server_of(user).post("/sessions", credentials).await.expect(201)
+}
+
+/// Somebody without a token, on the same server.
+fn server_of(user: &User) -> User {
+    user.with_token("")
+}
+
+/// The user with the tokens of a grant.
+fn granted(user: &User, grant: &Value) -> User {
+    user.with_token(grant["token"].as_str().unwrap())
+}
+
+/// What a list has under a key of each entry.
+fn column(list: &Value, key: &str) -> Vec<Value> {
+    list.as_array().unwrap_or_else(|| panic!("no list: {list}")).iter().map(|entry| entry[key].clone()).collect()
+}
+
+/// Follows the cursors of a list from its first page to its last; the pages' entries.
+async fn pages(user: &User, path: &str, key: &str, limit: usize) -> Vec<Vec<Value>> {
+    let mut pages = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = user.get(&format!("{path}limit={limit}{after}")).await.expect(200);
+        pages.push(page[key].as_array().unwrap().clone());
+        assert!(pages.len() < 100, "the pages end");
+        match page["next_cursor"].as_str() {
+            Some(cursor) => after = format!("&after={cursor}"),
+            None => return pages,
+        }
+    }
+}
+
+/// Fails unless both answers say the same, but for what differs on every request.
+#[track_caller]
+fn indistinguishable(one: &Answer, other: &Answer) {
+    assert_eq!(one.status, other.status);
+    assert_eq!(one.body, other.body);
+    let names = |answer: &Answer| {
+        let mut names: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(one), names(other));
+    for name in ["content-type", "content-length", "www-authenticate"] {
+        assert_eq!(one.header(name), other.header(name), "{name}");
+    }
+}
+
+/// Every byte of accounts and sessions that the database holds.
+async fn stored_bytes(server: &TestServer) -> Vec<u8> {
+    let Some(url) = server.database_url() else {
+        let files = std::fs::read_dir(server.dir()).unwrap().map(|entry| entry.unwrap().path());
+        return files.filter(|path| path.is_file()).flat_map(|path| std::fs::read(path).unwrap()).collect();
+    };
+    let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+    let mut bytes = Vec::new();
+    for table in ["users", "sessions", "refresh_tokens", "invites"] {
+        // A row as text shows BYTEA in hexadecimal; `escape` shows it as it is.
+        let sql = format!("SELECT string_agg(row::text, '') FROM {table} row");
+        connection.execute("SET bytea_output = 'escape'").await.unwrap();
+        let rows: Option<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
+        bytes.extend(rows.unwrap_or_default().into_bytes());
+    }
+    connection.close().await.unwrap();
+    bytes
+}

@@ -1,0 +1,125 @@
+//! Rate limits over HTTP: where they bite, and that they let go.
+
+use std::time::Duration;
+
+use serde_json::json;
+use starling::config::Switch;
+
+use super::{PASSWORD, log_in, newcomer, on_another};
+use crate::support::{Answer, TestServer, on_both_databases};
+
+on_both_databases!(
+    sends_of_a_user_are_limited_and_nothing_is_half_done,
+    logins_to_an_account_are_limited_wherever_they_come_from,
+    registrations_from_an_address_are_limited,
+    other_changes_of_a_user_are_limited,
+);
+
+/// Fails unless it was refused as one too many; the seconds to wait.
+#[track_caller]
+fn too_many(answer: &Answer) -> u64 {
+    answer.refused(429, "rate_limited");
+    let seconds = answer.header("retry-after").expect("says when to come back").parse().unwrap();
+    assert!(seconds >= 1);
+    seconds
+}
+
+async fn sends_of_a_user_are_limited_and_nothing_is_half_done(server: TestServer) {
+    on_another(
+        &server,
+        |settings| settings.rate_limits = Some(Switch::On),
+        |server| async move {
+            let (ada, bob) = (server.user().await, server.user().await);
+            let chat = ada.private_chat(&bob).await;
+            let path = format!("/chats/{chat}/messages");
+            let sends = (0..120).map(|_| ada.post(&path, json!({ "text": "spam" })));
+            let answers = futures_util::future::join_all(sends).await;
+            let accepted = answers.iter().filter(|answer| answer.status == 201).count();
+            assert!((60..120).contains(&accepted), "a burst of sixty, and what time earned: {accepted}");
+            let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status != 201).collect();
+            let wait = refused.iter().map(|answer| too_many(answer)).max().unwrap();
+            let end = bob.get(&format!("/chats/{chat}")).await.expect(200)["last_message_id"].clone();
+            assert_eq!(end, json!(accepted), "what was refused was not sent");
+            bob.say(&chat, "I may").await;
+            server.advance(Duration::from_secs(wait));
+            ada.say(&chat, "again").await;
+        },
+    )
+    .await;
+}
+
+async fn logins_to_an_account_are_limited_wherever_they_come_from(server: TestServer) {
+    on_another(
+        &server,
+        |settings| {
+            settings.rate_limits = Some(Switch::On);
+            settings.trusted_proxies = Some("127.0.0.1".to_owned());
+        },
+        |server| async move {
+            let (ada, bob) = (server.user().await, server.user().await);
+            let stranger = server.stranger();
+            let wait = {
+                let mut waits = Vec::new();
+                for guess in 0..14 {
+                    let body = json!({ "login": ada.login, "password": format!("{PASSWORD}{guess}") });
+                    let request = stranger.request(reqwest::Method::POST, "/sessions");
+                    let address = format!("203.0.113.{guess}");
+                    let answer = stranger.send(request.header("x-forwarded-for", address).json(&body)).await;
+                    if answer.status == 401 { assert!(waits.is_empty()) } else { waits.push(too_many(&answer)) }
+                }
+                assert!(waits.len() >= 3, "ten guesses and perhaps one that time earned");
+                waits.into_iter().max().unwrap()
+            };
+            let right = json!({ "login": ada.login, "password": ada.password });
+            too_many(&stranger.post("/sessions", right).await);
+            log_in(&bob).await;
+            ada.get("/users/me").await.expect(200);
+            server.advance(Duration::from_secs(wait));
+            log_in(&ada).await;
+        },
+    )
+    .await;
+}
+
+async fn registrations_from_an_address_are_limited(server: TestServer) {
+    on_another(
+        &server,
+        |settings| settings.rate_limits = Some(Switch::On),
+        |server| async move {
+            let stranger = server.stranger();
+            let mut refused = 0;
+            for _ in 0..40 {
+                let answer = stranger.post("/users", newcomer("AAAAAAAAAAAAAAAAAAAAAA", "ada")).await;
+                if answer.status == 404 { assert_eq!(refused, 0) } else { refused += too_many(&answer).min(1) }
+            }
+            assert!(refused >= 8, "{refused}");
+            let code = server.invite(1).await;
+            too_many(&stranger.post("/users", newcomer(&code, "ada")).await);
+            server.advance(Duration::from_secs(11));
+            stranger.post("/users", newcomer(&code, "ada")).await.expect(201);
+        },
+    )
+    .await;
+}
+
+async fn other_changes_of_a_user_are_limited(server: TestServer) {
+    on_another(
+        &server,
+        |settings| settings.rate_limits = Some(Switch::On),
+        |server| async move {
+            let (ada, bob) = (server.user().await, server.user().await);
+            let changes = (0..100).map(|_| ada.post("/chats", json!({ "kind": "self" })));
+            let answers = futures_util::future::join_all(changes).await;
+            let (done, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status < 300);
+            assert!(done.len() >= 60 && !refused.is_empty());
+            let wait = refused.into_iter().map(too_many).max().unwrap();
+            let others = futures_util::future::join_all((0..30).map(|_| ada.post("/invites", json!({})))).await;
+            assert!(others.iter().any(|answer| answer.status == 429), "one bucket for all changes");
+            ada.get("/chats").await.expect(200);
+            bob.post("/invites", json!({})).await.expect(201);
+            server.advance(Duration::from_secs(wait + 1));
+            ada.patch("/users/me", json!({ "name": "Patient" })).await.expect(200);
+        },
+    )
+    .await;
+}

@@ -1,0 +1,178 @@
+//! Heartbeats, slow readers, and a server that stops.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Backend, Socket, TestServer, on_both_databases};
+
+on_both_databases!(
+    a_websocket_ping_is_answered,
+    a_client_that_closes_is_answered,
+    a_slow_reader_is_closed_and_comes_back_without_loss,
+    a_stopping_server_tells_when_to_come_back_and_closes_with_1012,
+    connecting_to_a_stopping_server_does_not_hold_it_up,
+);
+
+async fn a_websocket_ping_is_answered(server: TestServer) {
+    let ada = server.user().await;
+    let mut socket = Socket::live(&ada).await;
+    for payload in [Vec::new(), b"are you there?".to_vec(), vec![7; 125]] {
+        socket.send_raw(Message::Ping(payload.clone().into())).await;
+        assert_eq!(socket.next_raw().await, Some(Message::Pong(payload.into())));
+    }
+}
+
+async fn a_client_that_closes_is_answered(server: TestServer) {
+    let ada = server.user().await;
+    let mut socket = Socket::live(&ada).await;
+    socket.send_raw(Message::Close(None)).await;
+    let start = Instant::now();
+    while socket.next_raw().await.is_some() {}
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+async fn a_slow_reader_is_closed_and_comes_back_without_loss(server: TestServer) {
+    const SENDS: i64 = 450;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    let mut slow = Socket::narrow(&bob).await;
+    slow.send(json!({ "type": "sync", "chats": { &chat: 1 } })).await;
+    slow.expect("synced").await;
+    let mut other = Socket::live(&bob).await;
+    let mut sender = Socket::connect(&ada).await;
+    let text = "\u{1f600}".repeat(4096);
+    let sending = async {
+        for _ in 0..SENDS / 10 {
+            for _ in 0..10 {
+                sender.send(json!({ "type": "send_message", "chat_id": chat, "text": text })).await;
+            }
+            for _ in 0..10 {
+                sender.expect("ack").await;
+            }
+        }
+    };
+    // Whoever reads gets everything meanwhile.
+    let reading = async {
+        for rev in 2..=SENDS + 1 {
+            assert_eq!(other.expect("new_message").await["rev"], rev);
+        }
+    };
+    tokio::join!(sending, reading);
+    let mut last = 1;
+    let code = loop {
+        match slow.next_raw().await {
+            Some(Message::Text(frame)) => {
+                let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
+                assert_eq!(frame["rev"], last + 1, "what was sent is whole and in order");
+                last += 1;
+            }
+            Some(Message::Close(Some(close))) => break u16::from(close.code),
+            // The line was so full that not even the close went through.
+            None => break 0,
+            Some(_) => {}
+        }
+    };
+    assert!(code == 4413 || code == 0, "{code}");
+    assert!(last < SENDS + 1, "it was closed before it had everything");
+    let (mut back, told) = Socket::resumed(&bob, json!({ &chat: last })).await;
+    let revs: Vec<i64> = told.iter().filter_map(|frame| frame["rev"].as_i64()).collect();
+    assert_eq!(revs, (last + 1..=SENDS + 1).collect::<Vec<_>>());
+    ada.say(&chat, "welcome back").await;
+    assert_eq!(back.expect("new_message").await["rev"], SENDS + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_for_two_intervals_closes_with_4408_whatever_is_sent_to_the_client() {
+    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    let mut unsynced = Socket::connect(&ada).await;
+    let mut silent = Socket::live(&ada).await;
+    let start = Instant::now();
+    let talking = async {
+        for _ in 0..8 {
+            bob.say(&chat, "are you there?").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let ((), code) = tokio::join!(talking, silent.close_code());
+    assert_eq!(code, 4408);
+    assert!(
+        (Duration::from_millis(900)..Duration::from_millis(2500)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(unsynced.close_code().await, 4408);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_keep_a_connection_open() {
+    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let ada = server.user().await;
+    let (mut first, mut second) = (Socket::live(&ada).await, Socket::live(&ada).await);
+    for _ in 0..8 {
+        assert_eq!(first.ask(json!({ "type": "ping" })).await["type"], "pong");
+        second.send_raw(Message::Ping(Vec::new().into())).await;
+        assert!(matches!(second.next_raw().await, Some(Message::Pong(_))));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    server.stop().await;
+}
+
+async fn a_stopping_server_tells_when_to_come_back_and_closes_with_1012(server: TestServer) {
+    let (ada, bob) = (server.user().await, server.user().await);
+    let mut sockets = vec![Socket::live(&ada).await, Socket::live(&bob).await, Socket::connect(&bob).await];
+    let (mut nameless, _) = Socket::open(Socket::request(&ada)).await.unwrap();
+    let start = Instant::now();
+    let stopping = server.stop();
+    let goodbyes = join_all(sockets.iter_mut().map(async |socket| {
+        let frame = socket.expect("reconnect").await;
+        assert!(frame["after_ms"].is_u64(), "{frame}");
+        assert_eq!(socket.close_code().await, 1012);
+    }));
+    let ((), _, code) = tokio::join!(stopping, goodbyes, nameless.close_code());
+    assert_eq!(code, 1012, "who has not yet said who they are is sent away, too");
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(Socket::open(Socket::request(&ada)).await.is_err());
+}
+
+async fn connecting_to_a_stopping_server_does_not_hold_it_up(server: TestServer) {
+    let ada = server.user().await;
+    let connecting = join_all((0..8).map(async |number| {
+        tokio::time::sleep(Duration::from_millis(number * 5)).await;
+        let mut request = Socket::request(&ada);
+        request.headers_mut().insert("authorization", format!("Bearer {}", ada.token).parse().unwrap());
+        if let Ok((mut socket, _)) = Socket::open(request).await {
+            assert_eq!(socket.close_code().await, 1012);
+        }
+    }));
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let start = Instant::now();
+        server.stop().await;
+        start.elapsed()
+    };
+    let (_, took) = tokio::join!(connecting, stopping);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_spread_over_the_drain() {
+    let server = TestServer::with(Backend::Sqlite, |settings| settings.drain_ms = Some(1000)).await;
+    let ada = server.user().await;
+    let mut sockets = Vec::new();
+    for _ in 0..10 {
+        sockets.push(Socket::live(&ada).await);
+    }
+    let (spread, ()) = tokio::join!(
+        join_all(sockets.iter_mut().map(async |socket| socket.expect("reconnect").await["after_ms"].as_u64().unwrap())),
+        server.stop()
+    );
+    let mut spread = spread;
+    spread.sort_unstable();
+    assert_eq!(spread, (0..10).map(|index| index * 100).collect::<Vec<u64>>());
+}

@@ -1,0 +1,162 @@
+//! An ended session's sockets close at once; others stay.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Backend, Socket, TestServer, User, on_both_databases};
+
+on_both_databases!(
+    logging_out_closes_the_sessions_sockets,
+    ending_a_session_closes_its_sockets,
+    ending_all_others_keeps_ones_own,
+    another_password_closes_the_other_sessions,
+    a_refresh_token_used_twice_closes_the_session,
+    a_session_reused_by_a_login_keeps_its_sockets,
+    removing_the_account_closes_all_its_sockets,
+);
+
+/// Long below the five seconds of the promise.
+const QUICK: Duration = Duration::from_secs(2);
+
+async fn log_in(user: &User) -> (User, Value) {
+    let grant = user.post("/sessions", json!({ "login": user.login, "password": user.password })).await.expect(201);
+    (user.with_token(grant["token"].as_str().unwrap()), grant)
+}
+
+async fn closes(socket: &mut Socket) {
+    let start = Instant::now();
+    assert_eq!(socket.close_code().await, 4401);
+    assert!(start.elapsed() < QUICK, "{:?}", start.elapsed());
+}
+
+async fn stays(socket: &mut Socket) {
+    assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong");
+}
+
+async fn logging_out_closes_the_sessions_sockets(server: TestServer) {
+    let ada = server.user().await;
+    let (other, _) = log_in(&ada).await;
+    let (mut first, mut second) = (Socket::live(&ada).await, Socket::connect(&ada).await);
+    let mut kept = Socket::live(&other).await;
+    ada.delete("/sessions/current").await.expect(204);
+    closes(&mut first).await;
+    closes(&mut second).await;
+    stays(&mut kept).await;
+}
+
+async fn ending_a_session_closes_its_sockets(server: TestServer) {
+    let (ada, bob) = (server.user().await, server.user().await);
+    let (other, grant) = log_in(&ada).await;
+    let (mut own, mut ended, mut bobs) =
+        (Socket::live(&ada).await, Socket::live(&other).await, Socket::live(&bob).await);
+    let path = format!("/sessions/{}", grant["session"]["id"].as_str().unwrap());
+    bob.delete(&path).await.refused(404, "session_not_found");
+    stays(&mut ended).await;
+    ada.delete(&path).await.expect(204);
+    closes(&mut ended).await;
+    stays(&mut own).await;
+    stays(&mut bobs).await;
+}
+
+async fn ending_all_others_keeps_ones_own(server: TestServer) {
+    let ada = server.user().await;
+    let (second, third) = (log_in(&ada).await.0, log_in(&ada).await.0);
+    let (mut a, mut b, mut c) = (Socket::live(&ada).await, Socket::live(&second).await, Socket::live(&third).await);
+    second.delete("/sessions").await.expect(204);
+    closes(&mut a).await;
+    closes(&mut c).await;
+    stays(&mut b).await;
+}
+
+async fn another_password_closes_the_other_sessions(server: TestServer) {
+    let ada = server.user().await;
+    let other = log_in(&ada).await.0;
+    let (mut own, mut others) = (Socket::live(&ada).await, Socket::live(&other).await);
+    let change = json!({ "password": "correct horse battery", "current_password": ada.password });
+    ada.patch("/users/me", change).await.expect(200);
+    closes(&mut others).await;
+    stays(&mut own).await;
+}
+
+async fn a_refresh_token_used_twice_closes_the_session(server: TestServer) {
+    let ada = server.user().await;
+    let (other, grant) = log_in(&ada).await;
+    let (mut own, mut stolen) = (Socket::live(&ada).await, Socket::live(&other).await);
+    let refresh = || ada.post("/sessions/refresh", json!({ "refresh_token": grant["refresh_token"] }));
+    let rotated = refresh().await.expect(200);
+    stays(&mut stolen).await;
+    let mut after_rotation = Socket::live(&ada.with_token(rotated["token"].as_str().unwrap())).await;
+    server.advance(Duration::from_secs(60));
+    refresh().await.refused(401, "invalid_refresh_token");
+    closes(&mut stolen).await;
+    closes(&mut after_rotation).await;
+    stays(&mut own).await;
+}
+
+async fn a_session_reused_by_a_login_keeps_its_sockets(server: TestServer) {
+    let ada = server.user().await;
+    let (other, grant) = log_in(&ada).await;
+    let mut socket = Socket::live(&other).await;
+    let again = json!({ "login": ada.login, "password": ada.password, "session_id": grant["session"]["id"] });
+    let again = ada.post("/sessions", again).await.expect(201);
+    assert_eq!(again["session"]["id"], grant["session"]["id"]);
+    stays(&mut socket).await;
+}
+
+async fn removing_the_account_closes_all_its_sockets(server: TestServer) {
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.group(&[&bob]).await;
+    let other = log_in(&ada).await.0;
+    let (mut first, mut second, mut bobs) =
+        (Socket::live(&ada).await, Socket::live(&other).await, Socket::live(&bob).await);
+    ada.delete_with("/users/me", json!({ "password": ada.password })).await.expect(204);
+    closes(&mut first).await;
+    closes(&mut second).await;
+    let left = bobs.expect("member_left").await;
+    assert_eq!((&left["user_id"], &left["chat_id"], &left["rev"]), (&json!(ada.id), &json!(chat), &json!(2)));
+    let heir = bobs.expect("member_changed").await;
+    assert_eq!((&heir["member"]["role"], &heir["rev"]), (&json!("owner"), &json!(3)));
+    bobs.expect_silence().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_session_too_many_closes_the_oldest() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let server = TestServer::with(backend, |settings| settings.sessions_per_user_max = Some(2)).await;
+        let ada = server.user().await;
+        server.advance(Duration::from_secs(1));
+        let second = log_in(&ada).await.0;
+        let (mut oldest, mut newer) = (Socket::live(&ada).await, Socket::live(&second).await);
+        server.advance(Duration::from_secs(1));
+        let third = log_in(&ada).await.0;
+        closes(&mut oldest).await;
+        stays(&mut newer).await;
+        stays(&mut Socket::live(&third).await).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_ends_while_its_socket_authenticates_leaves_no_socket() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let server = TestServer::start(backend).await;
+        let ada = server.user().await;
+        for _ in 0..20 {
+            let (session, grant) = log_in(&ada).await;
+            let path = format!("/sessions/{}", grant["session"]["id"].as_str().unwrap());
+            let connecting = async {
+                let mut request = Socket::request(&session);
+                let bearer = format!("Bearer {}", session.token).parse().unwrap();
+                request.headers_mut().insert("authorization", bearer);
+                Socket::open(request).await
+            };
+            let (opened, ended) = tokio::join!(connecting, ada.delete(&path));
+            ended.expect(204);
+            if let Ok((mut socket, _)) = opened {
+                closes(&mut socket).await;
+            }
+        }
+        server.stop().await;
+    }
+}
