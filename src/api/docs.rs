@@ -43,9 +43,17 @@ pub fn finished(mut doc: OpenApi) -> OpenApi {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             add_common_errors(operation);
+            name_by_resource(operation);
         }
     }
     doc
+}
+
+/// Functions are named within their file; an operation's id is unique in the whole document.
+fn name_by_resource(operation: &mut Operation) {
+    if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{id}"));
+    }
 }
 
 fn add_common_errors(operation: &mut Operation) {

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
 
 mod api;
+mod documents;
 mod gateway;
+mod outages;
 mod process;
 mod store;
 mod support;

@@ -112,8 +112,8 @@ async fn the_printed_documents_are_those_that_are_served() {
     let server = home.serve().await;
     for name in ["openapi", "asyncapi"] {
         let printed: Value = serde_json::from_str(&home.run(&[name]).await.fine()).unwrap();
-        let served = server.stranger().get(&format!("/{name}.json")).await.expect(200);
-        assert!(printed == served, "{name} differs");
+        let offered = server.stranger().get(&format!("/{name}.json")).await.expect(200);
+        assert!(printed == offered, "{name} differs");
         assert!(printed[name].as_str().unwrap().starts_with('3'), "the document's own version");
     }
     server.stop().await;

@@ -189,7 +189,7 @@ async fn concurrent_appends_from_several_processes_leave_no_gap(bench: Arc<Bench
     let task = |number: usize| {
         let (bench, store, user) = (&bench, &stores[number % 4], users[number / 4 % 4]);
         // Half of the batches go to the hot chat alone, half through all chats, each in an order of its own.
-        let target = |n: usize| if number % 2 == 0 { hot } else { chats[(number * 3 + n * 5) % 8] };
+        let target = |n: usize| if number.is_multiple_of(2) { hot } else { chats[(number * 3 + n * 5) % 8] };
         let drafts: Vec<Draft> = (0..EACH).map(|n| draft(target(n), user, &format!("{number}-{n}"))).collect();
         async move {
             let sent = store.append(&drafts, bench.now()).await.unwrap();

@@ -34,14 +34,15 @@ async fn a_pair_has_one_private_chat_though_both_make_it_at_once(bench: Arc<Benc
     for _ in 0..4 {
         let (ada, bob) = (bench.user().await, bench.user().await);
         let make = |number: usize| {
-            let (creator, peer) = if number % 3 == 0 { (ada, bob) } else { (bob, ada) };
+            let (creator, peer) = if number.is_multiple_of(3) { (ada, bob) } else { (bob, ada) };
             let new = bench.new_chat(creator, Creation::Private(peer));
             let store = store(number);
             async move { store.create_chat(&new).await.unwrap() }
         };
-        let made = join_all((0..16).map(make)).await;
-        assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1);
-        let ids: BTreeSet<ChatId> = made.iter().flat_map(|(_, views)| views.iter().map(|(_, chat)| chat.id)).collect();
+        let outcomes = join_all((0..16).map(make)).await;
+        assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
+        let ids: BTreeSet<ChatId> =
+            outcomes.iter().flat_map(|(_, views)| views.iter().map(|(_, chat)| chat.id)).collect();
         assert_eq!(ids.len(), 1);
         for user in [ada, bob] {
             assert_eq!(bench.store.inbox(user, None, 10).await.unwrap().len(), 1);
@@ -56,8 +57,8 @@ async fn a_user_has_one_self_chat_though_many_make_it_at_once(bench: Arc<Bench>)
         let (store, new) = (store(number), bench.new_chat(ada, Creation::SelfChat));
         async move { store.create_chat(&new).await.unwrap() }
     };
-    let made = join_all((0..16).map(make)).await;
-    assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1);
+    let outcomes = join_all((0..16).map(make)).await;
+    assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
     assert_eq!(bench.store.chat_heads(ada).await.unwrap().len(), 1);
 }
 
