@@ -125,7 +125,7 @@ async fn pings_keep_a_connection_open() {
 
 async fn a_stopping_server_tells_when_to_come_back_and_closes_with_1012(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
-    let mut sockets = vec![Socket::live(&ada).await, Socket::live(&bob).await, Socket::connect(&bob).await];
+    let mut sockets = [Socket::live(&ada).await, Socket::live(&bob).await, Socket::connect(&bob).await];
     let (mut nameless, _) = Socket::open(Socket::request(&ada)).await.unwrap();
     let start = Instant::now();
     let stopping = server.stop();

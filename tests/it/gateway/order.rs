@@ -271,9 +271,7 @@ async fn an_event_that_the_log_does_not_hold_delivers_nothing_and_holds_nothing_
         bench.deliver(event);
     }
     assert_eq!(revs_of(&within_a_second(&connection, 3).await), [3, 4, 5]);
-    for frame in frames(&connection) {
-        panic!("nothing forged may come: {frame}");
-    }
+    assert_eq!(frames(&connection), [Value::Null; 0], "nothing forged may come");
 }
 
 async fn join(bench: &Bench, chat_id: ChatId) -> Event {

@@ -87,7 +87,7 @@ async fn a_refresh_token_used_twice_closes_the_session(server: TestServer) {
     let rotated = refresh().await.expect(200);
     stays(&mut stolen).await;
     let mut after_rotation = Socket::live(&ada.with_token(rotated["token"].as_str().unwrap())).await;
-    server.advance(Duration::from_secs(60));
+    server.advance(Duration::from_mins(1));
     refresh().await.refused(401, "invalid_refresh_token");
     closes(&mut stolen).await;
     closes(&mut after_rotation).await;

@@ -324,7 +324,7 @@ async fn syncs_under_fire_neither_miss_nor_double_an_event(server: TestServer) {
             }));
             let mut joined = joins.await;
             // One stays to the end, the others leave, so that the chat is now and then followed by nobody.
-            for (socket, _, _) in joined.drain(if round % 2 == 0 { 1 } else { 0 }..) {
+            for (socket, _, _) in joined.drain(usize::from(round % 2 == 0)..) {
                 socket.close().await;
             }
             synced.extend(joined);
@@ -418,7 +418,7 @@ async fn coming_and_going_under_fire_never_leaks_nor_loses(server: TestServer) {
     // Half of them name the chat, as far as they may just then see it.
     let coming = async |number: usize| {
         let seen = bob.get(&format!("/chats/{chat}")).await;
-        let known = seen.body["rev"].as_i64().filter(|_| number % 2 == 0);
+        let known = seen.body["rev"].as_i64().filter(|_| number.is_multiple_of(2));
         let chats = known.map_or(json!({}), |rev| json!({ &chat: rev }));
         let (socket, told) = Socket::resumed(&bob, chats).await;
         (socket, told, known)
