@@ -4,7 +4,8 @@
 
 use sqlx::FromRow;
 
-use super::chats::{Head, below_chat_limit, mark_removed, role_of, view_within};
+use super::chats::{below_chat_limit, mark_removed, view_within};
+use super::head::{Head, role_of};
 use super::users::lock_users;
 use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};

@@ -2,7 +2,7 @@
 
 use sqlx::FromRow;
 
-use super::chats::Head;
+use super::head::Head;
 use super::{Access, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::text::snippet;

@@ -8,6 +8,7 @@ mod append;
 mod changes;
 mod chats;
 mod connect;
+mod head;
 mod invites;
 mod jobs;
 mod members;
