@@ -1,19 +1,22 @@
 //! Sending: many messages to many chats in one commit.
 //!
-//! Both dialects do the same in the same five steps. The chats' rows are locked in the order of their ids; under the
-//! locks membership is read and positions are given out, in memory; then everything is written at once. That a
-//! `client_id` comes again is left to the unique index to notice, since it is rare: only a batch that met a repeat is
-//! run again with a look-up. What differs is how a list of rows is passed to a statement: as arrays on Postgres, as a JSON
-//! array of arrays on SQLite.
+//! The chats' rows are locked in the order of their ids; under the locks membership is read, positions are given out and
+//! everything is written at once. On Postgres one statement does all of that for drafts with nothing in the way
+//! ([`postgres::place`]). What it leaves, and all of SQLite, goes step by step ([`Store::append_checked`]), which finds
+//! out why a draft is refused, or that its `client_id` came before. That a `client_id` comes again is left to the unique
+//! index to notice, since it is rare.
+//!
+//! A list of rows is passed to a statement as arrays on Postgres, as a JSON array of arrays on SQLite.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
-use sqlx::FromRow;
+use sqlx::{FromRow, PgPool};
 use uuid::Uuid;
 
 use super::messages::MessageRow;
-use super::{Store, Tx, Work, failure, is_unique_violation, timed};
+use super::{Db, Store, Tx, Work, failure, is_unique_violation, timed};
 use crate::model::chat::{Action, permit};
 use crate::model::message::{Draft, Sent};
 use crate::model::text::snippet;
@@ -50,15 +53,42 @@ impl Store {
     /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there.
     pub async fn append(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         timed("append", async {
-            match self.append_batch(drafts, now, false).await {
-                Err(error) if is_unique_violation(&error) => self.append_batch(drafts, now, true).await,
+            let first = match &self.writer {
+                Db::Postgres(pool) => self.append_at_once(pool, drafts, now).await,
+                Db::Sqlite(_) => self.append_checked(drafts, now, false).await,
+            };
+            match first {
+                Err(error) if is_unique_violation(&error) => self.append_checked(drafts, now, true).await,
                 result => result,
             }
         })
         .await
     }
 
-    async fn append_batch(&self, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
+    /// The ordinary case in one round trip: what the statement does not place is checked with all care, to be placed
+    /// after all or to learn why not.
+    async fn append_at_once(&self, pool: &PgPool, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        let places = postgres::place(pool, &drafts.iter().collect::<Vec<_>>(), now).await.map_err(failure)?;
+        let mut appended: Vec<Option<Result<Sent>>> = vec![None; drafts.len()];
+        for (index, id, rev) in places {
+            appended[index] = Some(Ok(Sent::New(message(&drafts[index], id, rev, now))));
+        }
+        let unplaced: Vec<Draft> =
+            appended.iter().zip(drafts).filter(|(sent, _)| sent.is_none()).map(|(_, draft)| draft.clone()).collect();
+        let mut checked = Vec::new().into_iter();
+        if !unplaced.is_empty() {
+            checked = match self.append_checked(&unplaced, now, true).await {
+                Ok(checked) => checked.into_iter(),
+                // What was placed stays placed, and its senders hear so.
+                Err(error) => vec![Err(error); unplaced.len()].into_iter(),
+            };
+        }
+        let lost = || Err(Error::internal("a draft was neither placed nor refused"));
+        Ok(appended.into_iter().map(|sent| sent.or_else(|| checked.next()).unwrap_or_else(lost)).collect())
+    }
+
+    async fn append_checked(&self, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
         let mut work = self.begin().await?;
         let mut placement = Placement {
             heads: lock_heads(&mut work, drafts).await?,
@@ -73,13 +103,11 @@ impl Store {
             let placed = placement.place(index, draft, &appended);
             appended.push(placed);
         }
-        let fresh: Vec<Fresh<'_>> = appended
+        let fresh: Vec<(&Message, &Draft)> = appended
             .iter()
             .zip(drafts)
             .filter_map(|(sent, draft)| match sent {
-                Ok(Sent::New(message)) => {
-                    Some(Fresh { message, fingerprint: draft.client_id.as_ref().map(|_| draft.fingerprint()) })
-                }
+                Ok(Sent::New(message)) => Some((message, draft)),
                 _ => None,
             })
             .collect();
@@ -89,12 +117,6 @@ impl Store {
         }
         Ok(appended)
     }
-}
-
-/// A message that got its place.
-struct Fresh<'a> {
-    message: &'a Message,
-    fingerprint: Option<Vec<u8>>,
 }
 
 /// Gives drafts their places, in memory, from what was read under the locks.
@@ -136,15 +158,15 @@ impl<'a> Placement<'a> {
         if let Some(client_id) = draft.client_id.as_deref() {
             self.placed_keys.insert((draft.chat_id, draft.sender_id, client_id), index);
         }
-        Ok(Sent::New(message(draft, head, self.now)))
+        Ok(Sent::New(message(draft, head.last_message_id, head.rev, self.now)))
     }
 }
 
-fn message(draft: &Draft, head: &Head, now: Timestamp) -> Message {
+fn message(draft: &Draft, id: MessageId, rev: Rev, now: Timestamp) -> Message {
     Message {
         chat_id: draft.chat_id,
-        id: head.last_message_id,
-        rev: head.rev,
+        id,
+        rev,
         sender_id: draft.sender_id,
         kind: MessageKind::Text,
         text: Some(draft.text.clone()),
@@ -170,8 +192,8 @@ async fn lock_heads(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<ChatId,
         Tx::Sqlite(tx) => {
             let sql = "SELECT id, kind, rev, last_message_id FROM chats
                        WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL";
-            let rows = chats.iter().map(|chat| hex(chat.as_bytes()));
-            sqlx::query_as(sql).bind(Value::from_iter(rows).to_string()).fetch_all(&mut **tx).await
+            let rows = chats.iter().map(|chat| Value::from(id(*chat)));
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
         }
     }
     .map_err(failure)?;
@@ -199,7 +221,7 @@ async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId
                        JOIN members m ON m.chat_id = unhex(d.value ->> 0) AND m.user_id = unhex(d.value ->> 1)
                            AND m.left_rev IS NULL";
             let rows = drafts.iter().map(|draft| json!([id(draft.chat_id.0), id(draft.sender_id.0)]));
-            sqlx::query_as(sql).bind(Value::from_iter(rows).to_string()).fetch_all(&mut **tx).await
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
         }
     }
     .map_err(failure)?;
@@ -241,7 +263,7 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                  AND m.sender_id = unhex(d.value ->> 1) AND m.client_id = d.value ->> 2"
             );
             let rows = keyed.map(|(chat, sender, key)| json!([id(chat), id(sender), key]));
-            sqlx::query_as(sql).bind(Value::from_iter(rows).to_string()).fetch_all(&mut **tx).await
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
         }
     }
     .map_err(failure)?;
@@ -254,87 +276,93 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
 }
 
 /// Writes messages, heads and the senders' own read markers.
-async fn write(work: &mut Work, fresh: &[Fresh<'_>], now: Timestamp) -> Result<()> {
-    // Per chat the newest message, and per sender and chat the newest of theirs: the last one put in stays.
-    let heads: HashMap<ChatId, &Message> = fresh.iter().map(|it| (it.message.chat_id, it.message)).collect();
-    let markers: HashMap<(ChatId, UserId), MessageId> =
-        fresh.iter().map(|it| ((it.message.chat_id, it.message.sender_id), it.message.id)).collect();
+async fn write(work: &mut Work, fresh: &[(&Message, &Draft)], now: Timestamp) -> Result<()> {
     match &mut work.inner {
-        Tx::Postgres(tx) => postgres::write(tx, fresh, &heads, &markers, now).await,
-        Tx::Sqlite(tx) => sqlite::write(tx, fresh, &heads, &markers, now).await,
+        Tx::Postgres(tx) => {
+            let drafts: Vec<&Draft> = fresh.iter().map(|(_, draft)| *draft).collect();
+            let places = postgres::place(&mut **tx, &drafts, now).await.map_err(failure)?;
+            // Under the locks both come to the same; if not, nothing may be told that is not so.
+            let agreed = places.len() == fresh.len()
+                && places.iter().all(|(index, id, rev)| (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev));
+            if agreed { Ok(()) } else { Err(Error::internal("the places given out and those written differ")) }
+        }
+        Tx::Sqlite(tx) => sqlite::write(tx, fresh, now).await.map_err(failure),
     }
-    .map_err(failure)
 }
 
-type Heads<'a> = HashMap<ChatId, &'a Message>;
-type Markers = HashMap<(ChatId, UserId), MessageId>;
-
 mod postgres {
-    use sqlx::{Postgres, Transaction};
+    use sqlx::{PgExecutor, Row};
 
-    use super::{Fresh, Heads, Markers, Message, MessageKind, Timestamp, Uuid, snippet};
+    use super::{Draft, MessageId, MessageKind, Rev, Timestamp, Uuid, snippet};
 
-    /// All in one statement: a round trip costs more than the rows.
-    const WRITE: &str = "
-        WITH sent AS (
+    /// Locks, checks, gives out places and writes, in one statement and so in one round trip: on a loaded machine each
+    /// costs more than the rows. Locked rows are read in their latest version, so a member removed while this waited
+    /// for the chat is seen as removed.
+    ///
+    /// What it places is what [`crate::model::chat::permit`] lets write and whose `reply_to` is there for certain.
+    const PLACE: &str = "
+        WITH d AS (
+            SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
+                WITH ORDINALITY AS d (chat_id, sender_id, text, snippet, reply_to, client_id, fingerprint, number)
+        ), head AS MATERIALIZED (
+            SELECT c.id AS chat_id, c.kind, c.rev, c.last_message_id, m.user_id, m.role
+            FROM (SELECT DISTINCT chat_id, sender_id FROM d) p
+            JOIN chats c ON c.id = p.chat_id AND c.removed_at_ms IS NULL
+            JOIN members m ON m.chat_id = p.chat_id AND m.user_id = p.sender_id AND m.left_rev IS NULL
+            ORDER BY c.id, m.user_id FOR NO KEY UPDATE OF c, m
+        ), placed AS MATERIALIZED (
+            SELECT d.*, head.rev + ROW_NUMBER() OVER in_chat AS rev, head.last_message_id + ROW_NUMBER() OVER in_chat AS id
+            FROM d JOIN head ON head.chat_id = d.chat_id AND head.user_id = d.sender_id
+            WHERE (head.kind <> 'channel' OR head.role <> 'member')
+                AND (d.reply_to IS NULL OR d.reply_to <= head.last_message_id)
+            WINDOW in_chat AS (PARTITION BY d.chat_id ORDER BY d.number)
+        ), sent AS (
             INSERT INTO messages
                 (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
-            SELECT d.chat_id, d.id, d.rev, d.rev, d.sender_id, $10, d.text, d.reply_to, d.client_id, d.fingerprint, $9
-            FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[], $4::uuid[], $5::text[], $6::bigint[], $7::text[], $8::bytea[])
-                AS d (chat_id, id, rev, sender_id, text, reply_to, client_id, fingerprint)
+            SELECT chat_id, id, rev, rev, sender_id, $8, text, reply_to, client_id, fingerprint, $9 FROM placed
         ), headed AS (
-            UPDATE chats c SET rev = h.rev, last_message_id = h.id, last_sender_id = h.sender_id, last_text = h.text,
-                last_kind = $10, last_sent_at_ms = $9, activity_at_ms = $9
-            FROM UNNEST($11::uuid[], $12::bigint[], $13::bigint[], $14::uuid[], $15::text[])
-                AS h (chat_id, rev, id, sender_id, text)
-            WHERE c.id = h.chat_id
+            UPDATE chats c SET rev = l.rev, last_message_id = l.id, last_sender_id = l.sender_id, last_text = l.snippet,
+                last_kind = $8, last_sent_at_ms = $9, activity_at_ms = $9
+            FROM (SELECT DISTINCT ON (chat_id) * FROM placed ORDER BY chat_id, id DESC) l WHERE c.id = l.chat_id
+        ), read AS (
+            UPDATE members m SET last_read_message_id = r.id
+            FROM (SELECT chat_id, sender_id, MAX(id) AS id FROM placed GROUP BY chat_id, sender_id) r
+            WHERE m.chat_id = r.chat_id AND m.user_id = r.sender_id AND m.last_read_message_id < r.id
         )
-        UPDATE members m SET last_read_message_id = r.message_id
-        FROM UNNEST($16::uuid[], $17::uuid[], $18::bigint[]) AS r (chat_id, user_id, message_id)
-        WHERE m.chat_id = r.chat_id AND m.user_id = r.user_id AND m.last_read_message_id < r.message_id";
+        SELECT number, id, rev FROM placed ORDER BY number";
 
-    pub async fn write(
-        tx: &mut Transaction<'static, Postgres>,
-        fresh: &[Fresh<'_>],
-        heads: &Heads<'_>,
-        markers: &Markers,
+    /// Places drafts where nothing is in the way. Returns the index of each draft that it placed, with its place.
+    pub async fn place(
+        db: impl PgExecutor<'_>,
+        drafts: &[&Draft],
         now: Timestamp,
-    ) -> sqlx::Result<()> {
-        fn column<'a, T>(fresh: &[Fresh<'a>], get: impl Fn(&'a Message) -> T) -> Vec<T> {
-            fresh.iter().map(|it| get(it.message)).collect()
-        }
-        fn of_heads<'a, T>(heads: &Heads<'a>, get: impl Fn(&'a Message) -> T) -> Vec<T> {
-            heads.values().map(|message| get(message)).collect()
-        }
-        sqlx::query(WRITE)
-            .bind(column(fresh, |message| message.chat_id.0))
-            .bind(column(fresh, |message| message.id.0))
-            .bind(column(fresh, |message| message.rev.0))
-            .bind(column(fresh, |message| message.sender_id.0))
-            .bind(column(fresh, |message| message.text.as_deref()))
-            .bind(column(fresh, |message| message.reply_to.map(|id| id.0)))
-            .bind(column(fresh, |message| message.client_id.as_deref()))
-            .bind(fresh.iter().map(|it| it.fingerprint.as_deref()).collect::<Vec<_>>())
-            .bind(now)
+    ) -> sqlx::Result<Vec<(usize, MessageId, Rev)>> {
+        let rows = sqlx::query(PLACE)
+            .bind(drafts.iter().map(|draft| draft.chat_id.0).collect::<Vec<Uuid>>())
+            .bind(drafts.iter().map(|draft| draft.sender_id.0).collect::<Vec<Uuid>>())
+            .bind(drafts.iter().map(|draft| draft.text.as_str()).collect::<Vec<_>>())
+            .bind(drafts.iter().map(|draft| snippet(&draft.text)).collect::<Vec<_>>())
+            .bind(drafts.iter().map(|draft| draft.reply_to.map(|id| id.0)).collect::<Vec<_>>())
+            .bind(drafts.iter().map(|draft| draft.client_id.as_deref()).collect::<Vec<_>>())
+            .bind(drafts.iter().map(|draft| draft.client_id.as_ref().map(|_| draft.fingerprint())).collect::<Vec<_>>())
             .bind(MessageKind::Text.as_str())
-            .bind(of_heads(heads, |message| message.chat_id.0))
-            .bind(of_heads(heads, |message| message.rev.0))
-            .bind(of_heads(heads, |message| message.id.0))
-            .bind(of_heads(heads, |message| message.sender_id.0))
-            .bind(of_heads(heads, |message| message.text.as_deref().map(snippet)))
-            .bind(markers.keys().map(|(chat_id, _)| chat_id.0).collect::<Vec<Uuid>>())
-            .bind(markers.keys().map(|(_, user_id)| user_id.0).collect::<Vec<Uuid>>())
-            .bind(markers.values().map(|id| id.0).collect::<Vec<i64>>())
-            .execute(&mut **tx)
-            .await
-            .map(drop)
+            .bind(now)
+            .fetch_all(db)
+            .await?;
+        let place = |row: &sqlx::postgres::PgRow| {
+            let number: i64 = row.try_get(0)?;
+            Ok((usize::try_from(number - 1).unwrap_or(usize::MAX), MessageId(row.try_get(1)?), Rev(row.try_get(2)?)))
+        };
+        rows.iter().map(place).collect()
     }
 }
 
 mod sqlite {
+    use std::collections::HashMap;
+
     use sqlx::{Sqlite, Transaction};
 
-    use super::{Fresh, Heads, Markers, MessageKind, Timestamp, Value, hex, id, json, snippet};
+    use super::{ChatId, Draft, Message, MessageId, MessageKind, Timestamp, UserId, Value, hex, id, json, snippet};
 
     const MESSAGES: &str = "
         INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
@@ -350,15 +378,17 @@ mod sqlite {
 
     pub async fn write(
         tx: &mut Transaction<'static, Sqlite>,
-        fresh: &[Fresh<'_>],
-        heads: &Heads<'_>,
-        markers: &Markers,
+        fresh: &[(&Message, &Draft)],
         now: Timestamp,
     ) -> sqlx::Result<()> {
+        // Per chat the newest message, and per sender and chat the newest of theirs: the last one put in stays.
+        let heads: HashMap<ChatId, &Message> = fresh.iter().map(|(message, _)| (message.chat_id, *message)).collect();
+        let markers: HashMap<(ChatId, UserId), MessageId> =
+            fresh.iter().map(|(message, _)| ((message.chat_id, message.sender_id), message.id)).collect();
         let kind = MessageKind::Text.as_str();
-        let messages = fresh.iter().map(|Fresh { message, fingerprint }| {
+        let messages = fresh.iter().map(|(message, draft)| {
             let (chat, sender) = (id(message.chat_id.0), id(message.sender_id.0));
-            let print = fingerprint.as_deref().map(hex);
+            let print = draft.client_id.as_ref().map(|_| hex(&draft.fingerprint()));
             json!([chat, message.id, message.rev, sender, message.text, message.reply_to, message.client_id, print])
         });
         sqlx::query(MESSAGES).bind(list(messages)).bind(now).bind(kind).execute(&mut **tx).await?;
@@ -371,7 +401,7 @@ mod sqlite {
         sqlx::query(MARKERS).bind(list(markers)).execute(&mut **tx).await.map(drop)
     }
 
-    fn list(rows: impl Iterator<Item = Value>) -> String {
+    pub fn list(rows: impl Iterator<Item = Value>) -> String {
         rows.collect::<Value>().to_string()
     }
 }

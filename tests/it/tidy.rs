@@ -200,7 +200,7 @@ fn the_tree_keeps_its_rules() {
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         let mut say = |sentences: Vec<String>| broken.extend(sentences.iter().map(|it| format!("{path}: {it}")));
         say(no_leftover_notes(&path, &text));
-        if path.ends_with(".rs") {
+        if Path::new(&path).extension().is_some_and(|it| it == "rs") {
             rust_files += 1;
             for rule in RUST_RULES {
                 say(rule(&path, &text));

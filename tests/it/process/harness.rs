@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::support::{Backend, Database, User};
 
 /// How long a command may take.
-const COMMAND_MAX: Duration = Duration::from_secs(60);
+const COMMAND_MAX: Duration = Duration::from_mins(1);
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
 

@@ -146,7 +146,7 @@ impl Bench {
     }
 
     /// Whoever asks with a session.
-    pub fn caller(&self, new: &NewSession) -> Caller {
+    pub fn caller(new: &NewSession) -> Caller {
         let (user_id, session_id) = (new.user_id, new.id);
         Caller { user_id, session_id, expires_at: new.tokens.token_expires_at, last_seen_at: new.now }
     }

@@ -100,7 +100,7 @@ async fn the_session_limit_is_exact_under_concurrent_logins(bench: Arc<Bench>) {
     let logins = join_all((0..16).map(log_in)).await;
     let made: BTreeSet<SessionId> = logins.iter().map(|(new, _)| new.id).collect();
     let ended: Vec<SessionId> = logins.iter().flat_map(|(_, ended)| ended.clone()).collect();
-    let live = bench.store.sessions(bench.caller(&logins[0].0), bench.now()).await.unwrap();
+    let live = bench.store.sessions(Bench::caller(&logins[0].0), bench.now()).await.unwrap();
     let live: BTreeSet<SessionId> = live.into_iter().map(|session| session.id).collect();
     assert_eq!((live.len(), ended.len()), (5, 11));
     let ended: BTreeSet<SessionId> = ended.into_iter().collect();

@@ -69,7 +69,7 @@ async fn expired_sessions_and_invites_go_in_bounded_batches_and_live_ones_stay(b
     let last = rounds.last().unwrap();
     assert!(!last.more && last.sessions.len() < batch);
     assert!(bench.store.resolve(live.tokens.token, bench.now()).await.unwrap().is_some());
-    assert_eq!(bench.store.sessions(bench.caller(&live), bench.now()).await.unwrap().len(), 1);
+    assert_eq!(bench.store.sessions(Bench::caller(&live), bench.now()).await.unwrap().len(), 1);
     assert!(bench.store.open_invite(&open.code, bench.now()).await.unwrap().is_some());
 }
 

@@ -19,10 +19,10 @@ fn asyncapi() -> &'static Value {
 }
 
 /// Checks a value against the schema at a JSON pointer of a document.
-fn check(document: &'static Value, pointer: String, value: &Value) {
+fn check(document: &'static Value, pointer: &str, value: &Value) {
     static VALIDATORS: OnceLock<Mutex<HashMap<String, &'static Validator>>> = OnceLock::new();
     let validators = VALIDATORS.get_or_init(Mutex::default);
-    let validator = *validators.lock().unwrap().entry(pointer.clone()).or_insert_with(|| {
+    let validator = *validators.lock().unwrap().entry(pointer.to_owned()).or_insert_with(|| {
         let mut root = document.clone();
         // The braces of a path's template are no characters of a URI.
         root["$ref"] = json!(format!("#{}", pointer.replace('{', "%7B").replace('}', "%7D")));
@@ -75,7 +75,7 @@ pub fn check_answer(method: &Method, path: &str, status: u16, headers: &HeaderMa
     if essence.ends_with("json") {
         let pointer =
             format!("/paths/{}/{method}/responses/{status}/content/{}/schema", escaped(template), escaped(essence));
-        check(openapi(), pointer, body);
+        check(openapi(), &pointer, body);
     }
 }
 
@@ -84,5 +84,5 @@ pub fn check_frame(frame: &Value) {
     let kind = frame["type"].as_str().unwrap_or_else(|| panic!("a frame without a type: {frame}"));
     let schema = format!("server.{kind}");
     assert!(!asyncapi()["components"]["schemas"][&schema].is_null(), "the frame {kind} is not documented");
-    check(asyncapi(), format!("/components/schemas/{}", escaped(&schema)), frame);
+    check(asyncapi(), &format!("/components/schemas/{}", escaped(&schema)), frame);
 }
