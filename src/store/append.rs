@@ -69,7 +69,7 @@ impl Store {
     /// after all or to learn why not.
     async fn append_at_once(&self, pool: &PgPool, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         self.statements.fetch_add(1, Ordering::Relaxed);
-        let places = postgres::place(pool, &drafts.iter().collect::<Vec<_>>(), now).await.map_err(failure)?;
+        let places = postgres::place(pool, &drafts.iter().collect::<Vec<_>>(), false, now).await.map_err(failure)?;
         let mut appended: Vec<Option<Result<Sent>>> = vec![None; drafts.len()];
         for (index, id, rev) in places {
             appended[index] = Some(Ok(Sent::New(message(&drafts[index], id, rev, now))));
@@ -280,7 +280,7 @@ async fn write(work: &mut Work, fresh: &[(&Message, &Draft)], now: Timestamp) ->
     match &mut work.inner {
         Tx::Postgres(tx) => {
             let drafts: Vec<&Draft> = fresh.iter().map(|(_, draft)| *draft).collect();
-            let places = postgres::place(&mut **tx, &drafts, now).await.map_err(failure)?;
+            let places = postgres::place(&mut **tx, &drafts, true, now).await.map_err(failure)?;
             // Under the locks both come to the same; if not, nothing may be told that is not so.
             let agreed = places.len() == fresh.len()
                 && places.iter().all(|(index, id, rev)| (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev));
@@ -299,7 +299,8 @@ mod postgres {
     /// costs more than the rows. Locked rows are read in their latest version, so a member removed while this waited
     /// for the chat is seen as removed.
     ///
-    /// What it places is what [`crate::model::chat::permit`] lets write and whose `reply_to` is there for certain.
+    /// It leaves all drafts of a chat in which one is not for certain what [`crate::model::chat::permit`] lets write and a
+    /// `reply_to` that is there: one by one they are placed or refused in their order.
     const PLACE: &str = "
         WITH d AS (
             SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
@@ -310,12 +311,15 @@ mod postgres {
             JOIN chats c ON c.id = p.chat_id AND c.removed_at_ms IS NULL
             JOIN members m ON m.chat_id = p.chat_id AND m.user_id = p.sender_id AND m.left_rev IS NULL
             ORDER BY c.id, m.user_id FOR NO KEY UPDATE OF c, m
+        ), checked AS (
+            SELECT d.*, head.rev AS head_rev, head.last_message_id AS head_id, BOOL_AND(head.chat_id IS NOT NULL
+                AND (head.kind <> 'channel' OR head.role <> 'member')
+                AND ($10 OR d.reply_to IS NULL OR d.reply_to BETWEEN 1 AND head.last_message_id)
+            ) OVER (PARTITION BY d.chat_id) AS chat_is_fine
+            FROM d LEFT JOIN head ON head.chat_id = d.chat_id AND head.user_id = d.sender_id
         ), placed AS MATERIALIZED (
-            SELECT d.*, head.rev + ROW_NUMBER() OVER in_chat AS rev, head.last_message_id + ROW_NUMBER() OVER in_chat AS id
-            FROM d JOIN head ON head.chat_id = d.chat_id AND head.user_id = d.sender_id
-            WHERE (head.kind <> 'channel' OR head.role <> 'member')
-                AND (d.reply_to IS NULL OR d.reply_to <= head.last_message_id)
-            WINDOW in_chat AS (PARTITION BY d.chat_id ORDER BY d.number)
+            SELECT c.*, c.head_rev + ROW_NUMBER() OVER in_chat AS rev, c.head_id + ROW_NUMBER() OVER in_chat AS id
+            FROM checked c WHERE c.chat_is_fine WINDOW in_chat AS (PARTITION BY c.chat_id ORDER BY c.number)
         ), sent AS (
             INSERT INTO messages
                 (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
@@ -331,10 +335,12 @@ mod postgres {
         )
         SELECT number, id, rev FROM placed ORDER BY number";
 
-    /// Places drafts where nothing is in the way. Returns the index of each draft that it placed, with its place.
+    /// Places drafts where nothing is in the way. `replies_checked`: each `reply_to` is there, if only by an earlier draft.
+    /// Returns the index of each draft that it placed, with its place.
     pub async fn place(
         db: impl PgExecutor<'_>,
         drafts: &[&Draft],
+        replies_checked: bool,
         now: Timestamp,
     ) -> sqlx::Result<Vec<(usize, MessageId, Rev)>> {
         let rows = sqlx::query(PLACE)
@@ -347,6 +353,7 @@ mod postgres {
             .bind(drafts.iter().map(|draft| draft.client_id.as_ref().map(|_| draft.fingerprint())).collect::<Vec<_>>())
             .bind(MessageKind::Text.as_str())
             .bind(now)
+            .bind(replies_checked)
             .fetch_all(db)
             .await?;
         let place = |row: &sqlx::postgres::PgRow| {
