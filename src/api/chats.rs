@@ -45,7 +45,8 @@ pub struct NewChat {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatPatch {
-    /// 1 to 100 characters.
+    /// 1 to 100 characters after trimming.
+    #[schema(min_length = 1)]
     name: String,
 }
 

@@ -115,7 +115,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// A JSON body that may be absent where all of its fields may.
+/// A JSON body that may be absent, or `null`, where all of its fields may be absent.
 pub struct MaybeBody<T>(pub T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody<T> {
@@ -127,7 +127,10 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        if json { json::decode(&bytes).map(Self) } else { Err(Code::UnsupportedMediaType.into()) }
+        if !json {
+            return Err(Code::UnsupportedMediaType.into());
+        }
+        if bytes.trim_ascii() == b"null" { Ok(Self(T::default())) } else { json::decode(&bytes).map(Self) }
     }
 }
 

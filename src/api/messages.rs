@@ -39,10 +39,13 @@ pub struct MessageList {
 #[serde(deny_unknown_fields)]
 pub struct NewMessage {
     /// 1 to 4096 characters after trimming.
+    #[schema(min_length = 1)]
     text: String,
     /// Idempotency key, 1 to 64 characters.
+    #[schema(min_length = 1, max_length = 64)]
     client_id: Option<String>,
     /// The message that this one answers.
+    #[schema(value_type = Option<i64>, minimum = 1)]
     reply_to: Option<MessageId>,
 }
 
@@ -51,6 +54,7 @@ pub struct NewMessage {
 #[serde(deny_unknown_fields)]
 pub struct MessagePatch {
     /// 1 to 4096 characters after trimming.
+    #[schema(min_length = 1)]
     text: String,
 }
 

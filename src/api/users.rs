@@ -22,10 +22,13 @@ pub struct NewUser {
     /// The invite's code.
     invite: String,
     /// 1 to 64 of `a-z 0-9 . _ -`; upper case is taken as lower case.
+    #[schema(min_length = 1)]
     login: String,
     /// 8 to 128 characters.
+    #[schema(min_length = 8, max_length = 128)]
     password: String,
-    /// 1 to 100 characters.
+    /// 1 to 100 characters after trimming.
+    #[schema(min_length = 1)]
     name: String,
 }
 
@@ -33,8 +36,11 @@ pub struct NewUser {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserPatch {
+    #[schema(min_length = 1)]
     name: Option<String>,
+    #[schema(min_length = 1)]
     login: Option<String>,
+    #[schema(min_length = 8, max_length = 128)]
     password: Option<String>,
     /// Needed for another login or password.
     current_password: Option<String>,

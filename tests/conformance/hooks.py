@@ -1,7 +1,7 @@
 """Authenticates the requests of Schemathesis, so that no request ends the session that the others use.
 
 Almost every request carries the token of the main account. The operations in ENDS_A_SESSION would sooner or later kill
-it, and all requests after that would test nothing but 401. Each of their requests gets a session of its own, by a new
+it, or change its password, and all requests after that would test nothing but 401. Each of their requests gets a session of its own, by a new
 login of a spare account, and the values that only its owner can know (password, session id, refresh token), so that it
 can succeed as well. check_schemathesis.py sees to it that the main account's session is alive at the end.
 """
@@ -21,6 +21,7 @@ ENDS_A_SESSION = {
     "DELETE /sessions/current",
     "DELETE /sessions/{id}",
     "DELETE /users/me",
+    "PATCH /users/me",
     "POST /sessions",
     "POST /sessions/refresh",
 }
@@ -49,6 +50,13 @@ def new_session() -> dict:
     raise RuntimeError("no spare account is left: make more of them in run.sh")
 
 
+def own_values(operation: str, session: dict, body: dict) -> dict:
+    """What only the owner of the account can know, for the fields that the body has."""
+    if operation == "PATCH /users/me":
+        return {"current_password": session["password"]}
+    return {name: session[name] for name in ("login", "password", "refresh_token") if name in body}
+
+
 @schemathesis.auth(refresh_interval=None)
 class Session:
     def get(self, case, context):
@@ -64,5 +72,4 @@ class Session:
         if label(context.operation) == "DELETE /sessions/{id}" and not case.meta.is_negative_at(ParameterLocation.PATH):
             case.path_parameters = dict.fromkeys(case.path_parameters, session["session"]["id"])
         if isinstance(case.body, dict) and not case.meta.is_negative_at(ParameterLocation.BODY):
-            own = {name: session[name] for name in ("login", "password", "refresh_token") if name in case.body}
-            case.body = case.body | own
+            case.body = case.body | own_values(label(context.operation), session, case.body)

@@ -12,6 +12,8 @@ RUN = Path("target/conformance/run")
 # At least as many as the dictionary of message ids in schemathesis.toml.
 MESSAGES = 20
 DOOMED_CHATS = 30
+# Free for newcomers.
+LOGINS = 300
 
 
 def write_dictionary(name: str, values: list[str]) -> None:
@@ -48,6 +50,8 @@ def main() -> None:
     write_dictionary("chats", chats)
     write_dictionary("doomed-chats", doomed)
     write_dictionary("users", peers)
+    write_dictionary("logins", [f"newcomer{number}" for number in range(LOGINS)])
+    write_dictionary("passwords", ["correct horse battery staple", "ein guter Satz"])
     write_dictionary("invites", [(RUN / "invite").read_text().strip()])
 
 

@@ -51,6 +51,8 @@ export STARLING_RATE_LIMITS=off
 # The embedded mode, whatever the caller's environment says.
 unset DATABASE_URL REDIS_URL
 
+# Made here: the server's shell makes it some time later, and it is read at once.
+touch "$run/server.out"
 "$starling" serve >"$run/server.out" 2>"$run/server.log" &
 server_pid=$!
 for _ in {1..300}; do
