@@ -84,7 +84,9 @@ pub fn router(api: Arc<Api>, more: OpenApiRouter, asyncapi: String) -> Router {
         .with_state(api.clone())
         .merge(more)
         .merge(docs::router(&doc, asyncapi))
+        // Where a browser ends up until there is a page for people: at the API, which can also register.
         .route("/", get(|| async { Redirect::temporary("/docs/") }))
+        .route("/join", get(|| async { Redirect::temporary("/docs/") }))
         .fallback(|| async { Error::new(Code::RouteNotFound) })
         .method_not_allowed_fallback(|| async { Error::new(Code::MethodNotAllowed) });
     middleware::around(router, api)
