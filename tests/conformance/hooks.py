@@ -29,6 +29,10 @@ URL = (RUN / "url").read_text().strip()
 MAIN = json.loads((RUN / "main.jsonl").read_text())
 SPARES = [json.loads(line) for line in (RUN / "spares.jsonl").read_text().splitlines()]
 turns = itertools.count()
+# The chats that everything else uses, and those that may go. The dictionaries alone don't keep them apart: Schemathesis
+# also takes ids from answers it got.
+KEPT_CHATS = set(re.findall(r'"(.+)"', (RUN / "chats.dict").read_text()))
+DOOMED_CHATS = itertools.cycle(re.findall(r'"(.+)"', (RUN / "doomed-chats.dict").read_text()))
 
 
 def label(operation) -> str:
@@ -50,6 +54,14 @@ def new_session() -> dict:
     raise RuntimeError("no spare account is left: make more of them in run.sh")
 
 
+def spare_chats(operation: str, parameters: dict) -> dict:
+    """Another chat, where the main account would remove or leave one of those that everything else uses."""
+    leaves = parameters.get("user_id") in ("me", MAIN["user_id"])
+    if operation == "DELETE /chats/{id}" or (operation == "DELETE /chats/{id}/members/{id}" and leaves):
+        return {name: next(DOOMED_CHATS) if value in KEPT_CHATS else value for name, value in parameters.items()}
+    return parameters
+
+
 def own_values(operation: str, session: dict, body: dict) -> dict:
     """What only the owner of the account can know, for the fields that the body has."""
     if operation == "PATCH /users/me":
@@ -66,6 +78,8 @@ class Session:
 
     def set(self, case, session, context):
         case.headers["Authorization"] = f"Bearer {session['token']}"
+        if session is MAIN and case.path_parameters:
+            case.path_parameters = spare_chats(label(context.operation), case.path_parameters)
         # Every other request keeps its random values: a wrong password or a foreign id must be refused.
         if session is MAIN or next(turns) % 2:
             return
