@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
+use crate::cluster::Bus;
 use crate::cluster::memory::{MemoryBus, MemoryRateLimiter, MemorySessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
@@ -75,7 +76,7 @@ async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
 
 fn parts(
     store: Store,
-    bus: Arc<MemoryBus>,
+    bus: Arc<dyn Bus>,
     config: &Config,
     clock: Clock,
     tasks: &TaskTracker,
@@ -105,8 +106,9 @@ impl Server {
         let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
         let (bus, inbox) = MemoryBus::new();
-        let hub = Hub::new(store.clone(), clock.clone(), tasks.clone(), stop.clone());
-        let service = Service::start(parts(store, Arc::new(bus), &config, clock, &tasks, &stop)?);
+        let bus: Arc<dyn Bus> = Arc::new(bus);
+        let hub = Hub::new(store.clone(), bus.clone(), clock.clone(), tasks.clone(), stop.clone());
+        let service = Service::start(parts(store, bus, &config, clock, &tasks, &stop)?);
         tasks.spawn(hub.clone().run(inbox));
         tasks.spawn(service.clone().run_jobs(stop.clone()));
         let draining = Arc::<AtomicBool>::default();

@@ -6,17 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 use crate::metrics;
-use crate::model::Event;
 use crate::model::limits::BUS_QUEUE_MAX;
+use crate::model::{Event, Topic};
 
-/// Publishes events to every hub.
+/// Publishes events to every hub that follows one of their topics.
 ///
 /// **Delivery** is at most once: whoever listens must notice a hole by the chat's `rev` and ask the store, which is the
-/// truth. **Order** is kept per publisher as far as nothing is lost. **Never blocks** and never fails: an event that
-/// can't be queued is dropped, and every inbox learns that something was lost.
+/// truth. A replica hears its own events by a way of their own, whatever became of the bus. **Order** is kept per
+/// publisher as far as nothing is lost. **Never blocks** and never fails: an event that can't be queued is dropped, and
+/// the inboxes that it was for learn, as soon as they can be reached, that something was lost.
 pub trait Bus: Send + Sync {
     /// Announces what was committed. To be called after the commit only.
     fn publish(&self, event: Event);
+    /// Asks for what is announced on a topic. The inbox yields [`Arrival::Following`] once that is so. A topic is
+    /// followed or not: asking twice is asking once.
+    fn follow(&self, topic: Topic);
+    /// Asks no more.
+    fn unfollow(&self, topic: Topic);
 }
 
 /// What an inbox yields.
@@ -25,14 +31,16 @@ pub trait Bus: Send + Sync {
 pub enum Arrival {
     /// Something happened.
     Event(Event),
-    /// Something happened that this inbox did not get: compare with the store.
+    /// From now on these topics are heard. What was announced before may have been missed: compare with the store.
+    Following(Vec<Topic>),
+    /// Something happened that this inbox did not get: compare everything with the store.
     Lost,
 }
 
 /// A hub's end of the bus.
 #[derive(Debug)]
 pub struct BusInbox {
-    receiver: mpsc::Receiver<Event>,
+    receiver: mpsc::Receiver<Arrival>,
     lost: Arc<AtomicBool>,
 }
 
@@ -42,14 +50,14 @@ impl BusInbox {
         if self.lost.swap(false, Ordering::AcqRel) {
             return Some(Arrival::Lost);
         }
-        self.receiver.recv().await.map(Arrival::Event)
+        self.receiver.recv().await
     }
 }
 
 /// The feeding end of an inbox.
 #[derive(Clone, Debug)]
 pub struct BusFeeder {
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<Arrival>,
     lost: Arc<AtomicBool>,
 }
 
@@ -61,9 +69,9 @@ impl BusFeeder {
         (Self { sender, lost: lost.clone() }, BusInbox { receiver, lost })
     }
 
-    /// Queues an event, or marks the inbox as having lost one.
-    pub fn feed(&self, event: Event) {
-        if self.sender.try_send(event).is_err() {
+    /// Queues an arrival, or marks the inbox as having lost one.
+    pub fn feed(&self, arrival: Arrival) {
+        if self.sender.try_send(arrival).is_err() {
             self.lost.store(true, Ordering::Release);
             metrics::bus_lost();
         }

@@ -8,11 +8,11 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 use super::bus::BusFeeder;
-use super::{BoxFuture, Bus, BusInbox, CacheTicket, RateLimiter, SessionCache};
+use super::{Arrival, BoxFuture, Bus, BusInbox, CacheTicket, RateLimiter, SessionCache};
 use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
-use crate::model::{Error, Event, Result, SessionId, Timestamp};
+use crate::model::{Error, Event, Result, SessionId, Timestamp, Topic};
 
 /// A bus with one hub on it.
 #[derive(Debug)]
@@ -28,8 +28,13 @@ impl MemoryBus {
 
 impl Bus for MemoryBus {
     fn publish(&self, event: Event) {
-        self.0.feed(event);
+        self.0.feed(Arrival::Event(event));
     }
+
+    /// The one hub hears everything.
+    fn follow(&self, _topic: Topic) {}
+
+    fn unfollow(&self, _topic: Topic) {}
 }
 
 /// Rate limits of one process.

@@ -56,13 +56,6 @@ pub struct Feed {
     pub healing: bool,
 }
 
-/// Who enters the chat by this change.
-pub fn joiners(change: &Change) -> impl Iterator<Item = UserId> {
-    let created: &[(UserId, Chat)] = if let Change::Created(views) = change { views } else { &[] };
-    let joined = if let Change::MemberJoined(joined) = change { Some(joined.0.user.id) } else { None };
-    created.iter().map(|(user_id, _)| *user_id).chain(joined)
-}
-
 impl Feed {
     /// A feed of which everything up to `rev` counts as delivered.
     pub fn delivered_up_to(rev: Rev) -> Self {
@@ -160,7 +153,7 @@ impl Feed {
         // Who joined in the gap and followed before it must have left in between, at a revision that is forgotten:
         // they get nothing of the gap, and join anew.
         for (rev, change) in items.iter().filter(|(rev, _)| *rev > known) {
-            for user_id in joiners(change) {
+            for user_id in change.joiners() {
                 self.expel(chat_id, user_id, *rev);
             }
         }

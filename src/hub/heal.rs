@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::feed::Feed;
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
 use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
-use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
+use crate::model::{Change, ChatId, Result, Rev, SessionId, Topic, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 const CHECK_BATCH: usize = 1000;
@@ -74,9 +73,7 @@ impl Hub {
                 // What was seen before the store was asked, and is not there, was never committed.
                 feed.disbelieve_beyond(changes.rev);
             }
-            if feed.is_unfollowed() {
-                feeds.remove(&chat_id);
-            }
+            self.close_if_unfollowed(&mut feeds, chat_id);
         }
         Ok(())
     }
@@ -94,9 +91,33 @@ impl Hub {
 
     fn end_chat(&self, chat_id: ChatId) {
         let mut feeds = self.feeds(chat_id);
-        if let Some(mut feed) = feeds.remove(&chat_id) {
+        if let Some(feed) = feeds.get_mut(&chat_id) {
             feed.end(chat_id);
+            self.close_if_unfollowed(&mut feeds, chat_id);
         }
+    }
+
+    /// Compares what the bus begins to tell of with the store: it may have missed what came before.
+    pub(super) fn look_at(self: &Arc<Self>, topics: Vec<Topic>) {
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
+            let chats: Vec<ChatId> = of_chats.collect();
+            let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
+            let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| hub.registry.streaming(id)).collect();
+            for batch in chats.chunks(CHECK_BATCH) {
+                if let Err(error) = hub.check_chats(batch).await {
+                    tracing::warn!(%error, "could not compare newly followed chats with the store");
+                    return;
+                }
+            }
+            for batch in connections.chunks(CHECK_BATCH) {
+                if let Err(error) = hub.check_lists(batch).await {
+                    tracing::warn!(%error, "could not compare newly connected users with the store");
+                    return;
+                }
+            }
+        });
     }
 
     /// Compares all followed chats, and the sessions of all connections, with the store.
@@ -194,14 +215,12 @@ impl Hub {
             return Ok(true);
         };
         let mut feeds = self.feeds(chat_id);
-        let feed = feeds.entry(chat_id).or_insert_with(|| Feed::delivered_up_to(view.rev));
+        let feed = self.open(&mut feeds, chat_id, view.rev);
         let current = feed.rev() <= view.rev;
         if current {
             feed.admit(user_id, &view, view.rev, &self.registry);
         }
-        if feed.is_unfollowed() {
-            feeds.remove(&chat_id);
-        }
+        self.close_if_unfollowed(&mut feeds, chat_id);
         Ok(current)
     }
 

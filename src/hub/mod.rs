@@ -11,7 +11,6 @@ mod heal;
 mod registry;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
@@ -19,10 +18,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::{Arrival, BusInbox};
+use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
 use crate::model::limits::HUB_CHECK_EVERY;
-use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, UserId};
+use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
@@ -35,6 +34,7 @@ const SHARDS: usize = 64;
 /// The registry of subscribers of one replica.
 pub struct Hub {
     store: Store,
+    bus: Arc<dyn Bus>,
     clock: Clock,
     registry: Registry,
     shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
@@ -46,10 +46,16 @@ pub struct Hub {
 
 impl Hub {
     /// A hub without connections.
-    pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        store: Store,
+        bus: Arc<dyn Bus>,
+        clock: Clock,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let (registry, spread, draining) = (Registry::default(), RandomState::new(), CancellationToken::new());
-        Arc::new(Self { store, clock, registry, shards, spread, tasks, stop, draining })
+        let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
+        Arc::new(Self { store, bus, clock, registry, shards, spread, tasks, stop, draining })
     }
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
@@ -64,6 +70,7 @@ impl Hub {
             };
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
+                Some(Arrival::Following(topics)) => self.look_at(topics),
                 Some(Arrival::Lost) => {
                     let hub = self.clone();
                     self.tasks.spawn(async move { hub.check_all().await });
@@ -94,35 +101,29 @@ impl Hub {
                     connection.close(CloseReason::SessionEnded);
                 }
             }
+            Event::Presence(_) => {}
         }
     }
 
     fn deliver_chat_event(self: &Arc<Self>, event: ChatEvent) {
         let chat_id = event.chat_id;
         let mut feeds = self.feeds(chat_id);
-        let entry = feeds.entry(chat_id);
-        let unknown = matches!(entry, Entry::Vacant(_));
-        if let Entry::Vacant(unfollowed) = entry {
+        let unknown = !feeds.contains_key(&chat_id);
+        if unknown {
             // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
-            let joiner_here = feed::joiners(&event.change).any(|user_id| self.registry.has_user(user_id));
+            let joiner_here = event.change.joiners().any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
             }
-            unfollowed.insert(Feed::delivered_up_to(Rev(event.rev.0 - 1)));
         }
-        let Some(feed) = feeds.get_mut(&chat_id) else {
-            return;
-        };
+        let feed = self.open(&mut feeds, chat_id, Rev(event.rev.0 - 1));
         // The feed may have begun, for others, beyond the join of somebody who is connected here.
-        let late = feed::joiners(&event.change).filter(|_| event.rev <= feed.rev());
+        let late = event.change.joiners().filter(|_| event.rev <= feed.rev());
         let unfollowing =
             |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !feed.is_followed_by(it));
         let missed: Vec<UserId> = late.filter(unfollowing).collect();
         let accepted = feed.accept(event, &self.registry);
-        let followed = !feed.is_unfollowed();
-        if !followed {
-            feeds.remove(&chat_id);
-        }
+        let followed = !self.close_if_unfollowed(&mut feeds, chat_id);
         drop(feeds);
         for user_id in missed {
             self.take_in_later(chat_id, user_id);
@@ -171,9 +172,7 @@ impl Hub {
             let mut feeds = self.feeds(chat_id);
             if let Some(feed) = feeds.get_mut(&chat_id) {
                 feed.unfollow(connection);
-                if feed.is_unfollowed() {
-                    feeds.remove(&chat_id);
-                }
+                self.close_if_unfollowed(&mut feeds, chat_id);
             }
         }
         metrics::socket_closed();
@@ -185,11 +184,8 @@ impl Hub {
     pub fn follow(&self, connection: &Arc<Connection>, chats: &[(ChatId, Rev)]) {
         for (chat_id, rev) in chats {
             let mut feeds = self.feeds(*chat_id);
-            let feed = feeds.entry(*chat_id).or_insert_with(|| Feed::delivered_up_to(*rev));
-            feed.follow_ahead(*chat_id, connection);
-            if feed.is_unfollowed() {
-                feeds.remove(chat_id);
-            }
+            self.open(&mut feeds, *chat_id, *rev).follow_ahead(*chat_id, connection);
+            self.close_if_unfollowed(&mut feeds, *chat_id);
         }
     }
 
@@ -202,9 +198,7 @@ impl Hub {
         };
         feed.settle(chat_id, connection, snapshot);
         let behind = snapshot.filter(|rev| feed.rev() < *rev);
-        if feed.is_unfollowed() {
-            feeds.remove(&chat_id);
-        }
+        self.close_if_unfollowed(&mut feeds, chat_id);
         drop(feeds);
         if behind.is_some() {
             // Either on its way, or published before anybody here followed the chat.
@@ -232,6 +226,24 @@ impl Hub {
     /// Authenticated connections now.
     pub fn connections(&self) -> usize {
         self.registry.all().len()
+    }
+
+    /// The feed of a chat; a new one counts as delivered up to `rev`, and asks the bus for the chat's events.
+    fn open<'a>(&self, feeds: &'a mut HashMap<ChatId, Feed>, chat_id: ChatId, rev: Rev) -> &'a mut Feed {
+        feeds.entry(chat_id).or_insert_with(|| {
+            self.bus.follow(Topic::Chat(chat_id));
+            Feed::delivered_up_to(rev)
+        })
+    }
+
+    /// Forgets the feed of a chat that nobody here follows any more. Whether it did.
+    fn close_if_unfollowed(&self, feeds: &mut HashMap<ChatId, Feed>, chat_id: ChatId) -> bool {
+        let unfollowed = feeds.get(&chat_id).is_some_and(Feed::is_unfollowed);
+        if unfollowed {
+            feeds.remove(&chat_id);
+            self.bus.unfollow(Topic::Chat(chat_id));
+        }
+        unfollowed
     }
 
     fn feeds(&self, chat_id: ChatId) -> MutexGuard<'_, HashMap<ChatId, Feed>> {

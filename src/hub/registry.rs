@@ -6,11 +6,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::connection::{CloseReason, Connection};
-use crate::model::{SessionId, UserId};
+use crate::cluster::Bus;
+use crate::model::{SessionId, Topic, UserId};
 
-/// The authenticated connections of this replica.
-#[derive(Debug, Default)]
+/// The authenticated connections of this replica. Asks the bus for what concerns their users.
 pub struct Registry {
+    bus: Arc<dyn Bus>,
     inner: Mutex<Inner>,
 }
 
@@ -21,12 +22,20 @@ struct Inner {
 }
 
 impl Registry {
+    /// Without connections.
+    pub fn new(bus: Arc<dyn Bus>) -> Self {
+        Self { bus, inner: Mutex::default() }
+    }
+
     /// Takes in a connection, unless its user has `per_user_max`.
     pub fn add(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
         let mut inner = self.inner.lock();
         let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
         if of_user.len() >= per_user_max {
             return Err(CloseReason::TooManyConnections);
+        }
+        if of_user.is_empty() {
+            self.bus.follow(Topic::User(connection.user_id));
         }
         of_user.push(connection.clone());
         inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
@@ -45,6 +54,9 @@ impl Registry {
         }
         let mut inner = self.inner.lock();
         forget(&mut inner.by_user, &connection.user_id, connection.id);
+        if !inner.by_user.contains_key(&connection.user_id) {
+            self.bus.unfollow(Topic::User(connection.user_id));
+        }
         forget(&mut inner.by_session, &connection.session_id, connection.id);
     }
 

@@ -48,6 +48,13 @@ impl Change {
             _ => None,
         }
     }
+
+    /// Who enters the chat by this change.
+    pub fn joiners(&self) -> impl Iterator<Item = UserId> {
+        let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };
+        let joined = if let Self::MemberJoined(joined) = self { Some(joined.0.user.id) } else { None };
+        created.iter().map(|(user_id, _)| *user_id).chain(joined)
+    }
 }
 
 /// Everything that travels on the bus.
@@ -83,4 +90,36 @@ pub enum Event {
     },
     /// These sessions are over: their connections close.
     SessionsEnded(Vec<SessionId>),
+    /// A user may have come online or gone offline: whoever watches looks again.
+    Presence(UserId),
+}
+
+/// Where an event is announced: whom it may concern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Topic {
+    /// Those who follow a chat.
+    Chat(ChatId),
+    /// The connections of a user, whatever they follow.
+    User(UserId),
+    /// Those who watch whether a user is online.
+    Presence(UserId),
+    /// Every replica.
+    Everyone,
+}
+
+impl Event {
+    /// Where this event is announced. More than one: whoever joins a chat does not follow it yet.
+    pub fn topics(&self) -> Vec<Topic> {
+        match self {
+            Self::Chat(event) => {
+                let joiners = event.change.joiners().map(Topic::User);
+                std::iter::once(Topic::Chat(event.chat_id)).chain(joiners).collect()
+            }
+            Self::Read { chat_id, .. } | Self::Typing { chat_id, .. } | Self::ChatGone { chat_id, .. } => {
+                vec![Topic::Chat(*chat_id)]
+            }
+            Self::SessionsEnded(_) => vec![Topic::Everyone],
+            Self::Presence(user_id) => vec![Topic::Presence(*user_id)],
+        }
+    }
 }

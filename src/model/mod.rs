@@ -17,7 +17,7 @@ pub mod user;
 pub use chat::{Chat, ChatKind, LastMessage, Member, Role};
 pub use clock::{Clock, Timestamp};
 pub use error::{Code, Error, FieldError, Kind, Result};
-pub use event::{Change, ChatEvent, Event};
+pub use event::{Change, ChatEvent, Event, Topic};
 pub use id::{ChatId, MessageId, Rev, SessionId, UserId};
 pub use limits::Limits;
 pub use message::{Message, MessageKind};

@@ -1,0 +1,1 @@
+//! A client of Starling, a record of what it did and saw, and a checker of that record.
