@@ -3,6 +3,7 @@
 pub mod bus;
 pub mod limiter;
 pub mod memory;
+pub mod redis;
 pub mod session_cache;
 
 pub use bus::{Arrival, Bus, BusInbox};

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
 use starling::cluster::bus::BusFeeder;
+use starling::cluster::memory::MemoryBus;
 use starling::hub::connection::Taken;
 use starling::hub::{CloseReason, Connection, Hub};
 use starling::model::message::Draft;
@@ -20,9 +21,9 @@ use starling::store::{AddMember, Creation, NewChat, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::support::{TestServer, on_both_databases};
+use crate::support::{TestServer, everywhere};
 
-on_both_databases!(
+everywhere!(
     events_out_of_order_arrive_in_order,
     an_event_seen_twice_arrives_once,
     a_lost_event_is_fetched_within_a_second,
@@ -60,7 +61,7 @@ impl Bench {
     async fn new(server: &TestServer) -> Self {
         let (store, clock) = (server.service().store().clone(), Clock::system());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let hub = Hub::new(store.clone(), clock.clone(), tasks.clone(), stop.clone());
+        let hub = Hub::new(store.clone(), Arc::new(MemoryBus::new().0), clock.clone(), tasks.clone(), stop.clone());
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
