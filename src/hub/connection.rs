@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::OUTBOX_BYTES_MAX;
 use crate::model::{ChatId, Rev, SessionId, UserId};
 
@@ -102,7 +103,11 @@ impl Connection {
             return;
         }
         state.outbox_bytes += frame.len() + FRAME_COST_BYTES;
-        if state.outbox_bytes > OUTBOX_BYTES_MAX {
+        if state.outbox_bytes > OUTBOX_BYTES_MAX && !faults::on(Mutant::UnboundedOutbox) {
+            if faults::on(Mutant::DropOnOverflow) {
+                state.outbox_bytes -= frame.len() + FRAME_COST_BYTES;
+                return;
+            }
             state.outbox_bytes = 0;
             state.outbox = VecDeque::new();
             state.phase = Phase::Silent;
@@ -199,6 +204,9 @@ impl Connection {
         };
         let mut known: HashMap<ChatId, Rev> = snapshot.clone();
         for Held { chat_id, mark, frame } in held {
+            if faults::on(Mutant::NoHold) {
+                continue;
+            }
             let news = chat_id.is_none_or(|chat_id| match mark {
                 Some(Mark::Added(rev)) => {
                     let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::ReplicaId;
 use super::link::{Down, Redis};
 use crate::metrics;
+use crate::model::faults::{self, Mutant};
 
 /// How long a replica counts as alive after its last renewal. With [`RENEW_EVERY`] it bounds how late its death is
 /// noticed: what it committed and could not announce is looked for then.
@@ -109,7 +110,9 @@ impl Leases {
         let own_was_lost = held == 0;
         let somebody_died = known.alive.iter().any(|id| !alive.contains(id));
         // After Redis forgot everything, those who were there have a moment to come back.
-        if !own_was_lost {
+        if faults::on(Mutant::GhostsNeverExpire) {
+            known.believed.extend(believed);
+        } else if !own_was_lost {
             known.believed = believed;
         }
         known.alive = alive;

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use super::BusInbox;
 use crate::model::Clock;
+use crate::model::faults::{self, Mutant};
 
 /// This replica's part of a cluster over Redis.
 pub struct RedisCluster {
@@ -63,7 +64,7 @@ impl RedisCluster {
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let watcher = bus.clone();
         tasks.spawn(leases.clone().run(stop.clone(), move |renewal| {
-            if renewal.somebody_died {
+            if renewal.somebody_died && !faults::on(Mutant::NoLookOnDeath) {
                 watcher.look_at_everything();
             }
         }));
