@@ -14,6 +14,7 @@
 //! It knows nothing of the server but its protocol.
 
 pub mod actor;
+pub mod checker;
 pub mod client;
 pub mod device;
 pub mod history;

@@ -207,7 +207,7 @@ impl Running {
 
     /// The connection is let go from this side, or found dead.
     fn cut(&self) -> End {
-        self.log.note(self.connection, Told::Stopped);
+        self.log.note(self.connection, Told::Closed { code: 0 });
         End::Again(None)
     }
 

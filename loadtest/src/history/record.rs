@@ -238,9 +238,9 @@ pub enum Told {
     Other,
     /// Something that is no frame of the protocol.
     Garbage,
-    /// The server ended the connection: its close code, 0 where it was cut.
+    /// The connection ended: the server's close code, 0 where it was cut or found dead.
     Closed { code: u16 },
-    /// The device itself ended the connection.
+    /// The device was told to stop.
     Stopped,
     /// The device stopped reading, or reads again.
     Stalled { reading: bool },
