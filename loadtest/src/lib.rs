@@ -19,3 +19,4 @@ pub mod client;
 pub mod device;
 pub mod history;
 pub mod wire;
+pub mod workload;
