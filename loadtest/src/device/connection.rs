@@ -98,7 +98,7 @@ impl Running {
             self.connection += 1;
             let end = self.connect().await;
             // Their outcome will never be told.
-            self.waiting.clear();
+            self.give_up(|_| true);
             let was_live = self.status.borrow().live;
             failures = if was_live { 0 } else { failures + 1 };
             self.status.send_modify(|status| status.live = false);
@@ -306,8 +306,12 @@ impl Running {
 
     fn give_up_overdue(&mut self) {
         let limit = self.actor.http().timeout();
-        let overdue = self.waiting.extract_if(|_, waiting| waiting.since.elapsed() > limit);
-        for (_, waiting) in overdue {
+        self.give_up(|waiting| waiting.since.elapsed() > limit);
+    }
+
+    /// Nobody knows what became of these.
+    fn give_up(&mut self, which: impl Fn(&Waiting) -> bool) {
+        for (_, waiting) in self.waiting.extract_if(|_, waiting| which(waiting)) {
             drop(waiting.pending);
             let _ = waiting.reply.send(Answer::Unknown);
         }

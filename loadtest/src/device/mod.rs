@@ -3,6 +3,8 @@
 mod connection;
 mod reading;
 mod reload;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -212,6 +212,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_record_is_as_small_as_its_bounds_say() {
+        assert!(size_of::<Entry>() <= 56, "{}", size_of::<Entry>());
+        assert!(size_of::<Op>() <= 120, "{}", size_of::<Op>());
+        assert_eq!(size_of::<Seen>(), 24);
+    }
+
+    #[test]
     fn past_its_bound_a_history_counts_what_it_drops() {
         let history = History::new(Bounds { ops_max: 1, frames_max: 1 });
         let user = history.name("u");

@@ -109,7 +109,20 @@ fn a_message_taken_out_of_the_log_of_a_random_run_is_always_missed() {
 #[ignore = "measures, and takes a while"]
 #[expect(clippy::print_stdout, reason = "it prints a figure")]
 fn a_large_run_is_checked_in_seconds() {
-    let run = random_run(1, 400_000);
+    let mut run = Scenario::new();
+    let users: Vec<Name> = (0..16).map(|number| run.name(&format!("u{number}"))).collect();
+    let chats: Vec<Name> = (0..10).map(|_| run.chat(&users)).collect();
+    for user in &users {
+        run.device(*user);
+    }
+    for number in 0..300_000 {
+        let (user, chat) = (users[number % users.len()], chats[number % chats.len()]);
+        let id = run.send(user, chat);
+        if number % 10 == 0 {
+            run.edit(chat, id);
+        }
+    }
+    run.finish();
     let entries: usize = run.record.devices.iter().map(|device| device.entries.len()).sum();
     let began = Instant::now();
     let report = run.check();
