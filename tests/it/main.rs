@@ -5,6 +5,7 @@ mod api;
 mod documents;
 mod gateway;
 mod outages;
+mod postgres;
 mod process;
 mod store;
 mod support;

@@ -3,10 +3,12 @@
 mod client;
 mod contract;
 mod database;
+mod proxy;
 mod socket;
 
 pub use client::{Answer, User};
-pub use database::{Backend, Database};
+pub use database::{Backend, Database, postgres_url};
+pub use proxy::{Mode, Proxy, Way};
 pub use socket::Socket;
 
 use std::net::SocketAddr;
