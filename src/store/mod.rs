@@ -15,6 +15,7 @@ mod members;
 mod messages;
 mod migrate;
 mod pool;
+mod replica_lock;
 mod sessions;
 mod users;
 
@@ -26,6 +27,7 @@ pub use invites::{Invite, OpenInvite};
 pub use jobs::Swept;
 pub use members::AddMember;
 pub use messages::HistoryRange;
+pub use replica_lock::ReplicaLock;
 pub use sessions::{NewSession, Refreshed, SessionTokens};
 pub use users::{AccountChange, AccountRemoval, NewUser};
 
