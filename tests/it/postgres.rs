@@ -169,6 +169,42 @@ async fn in_a_black_hole_every_call_is_answered_in_5_s_and_all_is_well_10_s_afte
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_go_silent_under_load_are_given_up_and_their_places_are_free_again() {
+    let (server, proxy) = behind_proxy(4).await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    send(&ada, &chat, "first").await.expect(201);
+    let start = Instant::now();
+    let silent_from = Duration::from_secs(1);
+    let (ada, bob, chat, proxy) = (&ada, &bob, &chat, &proxy);
+    let load = async |lane: usize| {
+        let mut told = Vec::new();
+        while start.elapsed() < silent_from + HEAL_MAX {
+            let key = format!("{lane}-{}", told.len());
+            let began = start.elapsed();
+            let both =
+                [outcome(send(ada, chat, &key)).await, outcome(bob.get(&format!("/chats/{chat}/messages"))).await];
+            told.extend(both.map(|(fine, took)| (began, fine, took)));
+        }
+        told
+    };
+    let silencing = async {
+        tokio::time::sleep(silent_from).await;
+        // Those that are in the middle of something never hear of it; new connections are fine.
+        proxy.set(Mode::Strand);
+    };
+    let (told, ()) = tokio::join!(join_all((0..8).map(load)), silencing);
+    for (began, fine, took) in told.into_iter().flatten() {
+        assert!(took < ANSWER_MAX, "{took:?}");
+        assert!(fine || began < silent_from + ANSWER_MAX, "well again: {began:?}");
+    }
+    for (fine, took) in join_all((0..8).flat_map(|_| calls(ada, bob, chat, "after"))).await {
+        assert!(fine && took < ANSWER_MAX, "{took:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_aborted_requests_break_off_no_statement_and_take_no_connection() {
     let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3)).await;
     let (ada, bob) = (server.user().await, server.user().await);

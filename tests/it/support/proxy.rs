@@ -35,6 +35,9 @@ pub enum Mode {
     BlackHole,
     /// The same one way only; the other way passes.
     BlackHoleOneWay(Way),
+    /// A black hole for the connections that were open when the mode was set; those made since pass. What a failover or a
+    /// firewall that forgot its state leaves behind.
+    Strand,
     /// Forwards everything so much later, each way.
     Delay(Duration),
     /// Closes the connection that has forwarded so many bytes this way since the mode was set; then passes.
@@ -112,6 +115,7 @@ async fn accept(listener: TcpListener, target: String, mode: watch::Sender<Mode>
 
 async fn serve(client: TcpStream, target: String, mode: watch::Sender<Mode>) {
     let mut changes = mode.subscribe();
+    let fresh = *changes.borrow() == Mode::Strand;
     if *changes.borrow() == Mode::Refuse {
         return reset(&client);
     }
@@ -126,9 +130,10 @@ async fn serve(client: TcpStream, target: String, mode: watch::Sender<Mode>) {
     let (asked, _) = watch::channel(false);
     // The first way that ends ends the other: both sockets are closed.
     tokio::select! {
-        () = Pump { way: Way::ToServer, mode: mode.clone(), asked: asked.clone(), tail: Vec::new() }
+        () = Pump { way: Way::ToServer, mode: mode.clone(), fresh, asked: asked.clone(), tail: Vec::new() }
             .run(from_client, to_server) => {}
-        () = Pump { way: Way::ToClient, mode: mode.clone(), asked, tail: Vec::new() }.run(from_server, to_client) => {}
+        () = Pump { way: Way::ToClient, mode: mode.clone(), fresh, asked, tail: Vec::new() }
+            .run(from_server, to_client) => {}
         _ = changes.wait_for(|mode| *mode == Mode::Refuse) => {}
     }
 }
@@ -142,6 +147,8 @@ fn reset(client: &TcpStream) {
 struct Pump {
     way: Way,
     mode: watch::Sender<Mode>,
+    /// Whether it was made under [`Mode::Strand`].
+    fresh: bool,
     /// Whether the bytes of [`Mode::CutAnswerTo`] went to the server on this connection.
     asked: watch::Sender<bool>,
     /// The end of what was forwarded, in which a pattern may have begun.
@@ -188,7 +195,7 @@ impl Pump {
     }
 
     fn is_held(&self, mode: &Mode) -> bool {
-        *mode == Mode::BlackHole || *mode == Mode::BlackHoleOneWay(self.way)
+        *mode == Mode::BlackHole || *mode == Mode::BlackHoleOneWay(self.way) || *mode == Mode::Strand && !self.fresh
     }
 
     fn judge(&mut self, bytes: &[u8]) -> Verdict {
