@@ -8,12 +8,13 @@ use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
 use crate::hub::ServerFrame;
 use crate::metrics;
+use crate::model::limits::REQUEST_MAX;
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result};
 use crate::service::Outgoing;
 
-/// The answer of a frame that is being worked on.
-pub(super) type PendingAnswer = BoxFuture<'static, Bytes>;
+/// The answer of a frame that is being worked on, if it gets one.
+pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
 
 impl Live {
     /// Works on a frame. The answer comes now, or later through `inflight`: then the next frame need not wait for it.
@@ -29,8 +30,9 @@ impl Live {
                 // Queued before the next frame is read, so a client's sends keep their order.
                 match service.begin_send(caller, frame.chat_id, outgoing).await {
                     Ok(pending) => {
-                        let outcome =
-                            async move { answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)) };
+                        let outcome = async move {
+                            Some(answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)))
+                        };
                         self.inflight.push(outcome.boxed());
                     }
                     Err(error) => return Some(refusal(id, &error)),
@@ -47,7 +49,8 @@ impl Live {
                 self.work(id, async move { read.await.map(|()| None) });
             }
             ClientFrame::Typing(frame) => {
-                return service.typing(caller, frame.chat_id).await.err().map(|error| refusal(id, &error));
+                let typing = self.bounded(async move { service.typing(caller, frame.chat_id).await });
+                self.inflight.push(async move { typing.await.err().map(|error| refusal(id, &error)) }.boxed());
             }
             // The connection takes it: it needs the socket.
             ClientFrame::Sync(_) => {}
@@ -55,11 +58,26 @@ impl Live {
         None
     }
 
-    /// Does work that goes on even if the connection ends, since it may be half done.
+    /// Does work and acknowledges it.
     fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
+        let work = self.bounded(work);
+        self.inflight.push(async move { Some(answer_to(id, work.await)) }.boxed());
+    }
+
+    /// Does work that goes on even if the connection ends or the answer must not wait for it any longer, since it may be
+    /// half done.
+    fn bounded<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send + 'static {
         let task = self.gateway.service.tasks().spawn(work);
-        let answer = async move { answer_to(id, task.await.unwrap_or_else(|failed| Err(Error::internal(failed)))) };
-        self.inflight.push(answer.boxed());
+        async move {
+            match tokio::time::timeout(REQUEST_MAX, task).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(failed)) => Err(Error::internal(failed)),
+                Err(elapsed) => Err(Error::unavailable(elapsed)),
+            }
+        }
     }
 }
 

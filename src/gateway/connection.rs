@@ -39,7 +39,7 @@ pub(super) struct Live {
 /// What a connection does next.
 enum Wake {
     Received(Option<Result<Message, axum::Error>>),
-    Answered(Bytes),
+    Answered(Option<Bytes>),
     Queued,
     Silent,
 }
@@ -143,7 +143,7 @@ impl Live {
                     self.receive(socket, received, &mut out).await
                 }
                 Wake::Answered(answer) => {
-                    out.push(answer);
+                    out.extend(answer);
                     // The event of what was just acknowledged is a step behind: one write for both.
                     tokio::task::yield_now().await;
                     Ok(())
@@ -231,7 +231,7 @@ impl Live {
     async fn write_all(&mut self, socket: &mut WebSocket, mut out: Vec<Bytes>) -> Result<(), CloseCode> {
         loop {
             while let Some(Some(answer)) = self.inflight.next().now_or_never() {
-                out.push(answer);
+                out.extend(answer);
             }
             let taken = self.connection.take(&mut out, WRITE_BATCH_BYTES_MAX);
             let idle = out.is_empty();

@@ -69,7 +69,7 @@ async fn run(run: &Run) -> (Events, Verdict) {
         let recovery = recover(&scene, &mut stage, &mut events).await;
         events.slowest_recovery = events.slowest_recovery.max(recovery);
         verdict::sample_memory(&stage, &scene);
-        if told.elapsed() > Duration::from_secs(60) {
+        if told.elapsed() > Duration::from_mins(1) {
             told = Instant::now();
             report_progress(start, &events, &scene);
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod documents;
 mod gateway;
 mod outages;
+mod postgres;
 mod process;
 mod store;
 mod support;

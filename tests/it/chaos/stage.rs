@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -95,7 +94,6 @@ impl Stage {
         let logs = self.replicas.iter().map(|replica| std::fs::read_to_string(&replica.log).unwrap_or_default());
         logs.collect::<Vec<_>>().join("\n")
     }
-
 }
 
 impl Replica {

@@ -61,7 +61,8 @@ impl Bench {
     async fn new(server: &TestServer) -> Self {
         let (store, clock) = (server.service().store().clone(), Clock::system());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let hub = Hub::new(store.clone(), Arc::new(MemoryBus::new().0), clock.clone(), tasks.clone(), stop.clone());
+        let (bus, _inbox) = MemoryBus::new();
+        let hub = Hub::new(store.clone(), Arc::new(bus), clock.clone(), tasks.clone(), stop.clone());
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
