@@ -25,6 +25,7 @@ mod i16_memory;
 mod i17_answers;
 mod i18_secrets;
 mod ledger;
+mod quick;
 mod reads;
 mod report;
 mod stand;
