@@ -8,6 +8,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cluster;
 use crate::config::{Config, Settings};
 use crate::gateway;
 use crate::model::{Clock, Error, Kind};
@@ -225,6 +226,7 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
         print(&format!("warn  {warning}\n"))?;
     }
     match &config.store {
+        StoreOptions::Postgres { .. } if config.redis.is_some() => say(true, "mode: a fleet on Postgres and Redis")?,
         StoreOptions::Postgres { .. } => say(true, "mode: Postgres, one replica")?,
         StoreOptions::Sqlite { dir } => say(true, &format!("mode: embedded, SQLite in {}", dir.display()))?,
     }
@@ -241,6 +243,12 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
                 Err(error) => say(false, &format!("its schema can't be read: {}", in_words(&error)))?,
             }
             store.close().await;
+        }
+    }
+    if let Some((address, _)) = &config.redis {
+        match cluster::redis::examine(address).await {
+            Ok(version) => say(true, &format!("{address} answers: version {version}"))?,
+            Err(error) => say(false, &format!("{address} can't be used: {error}; check REDIS_URL"))?,
         }
     }
     for address in [config.listen, config.internal_listen] {

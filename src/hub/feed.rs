@@ -2,7 +2,7 @@
 //!
 //! A feed is changed under its shard's lock only, so its followers all see its events in the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::connection::{Connection, Mark};
@@ -11,7 +11,7 @@ use super::registry::Registry;
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::REORDER_MAX;
-use crate::model::{Change, Chat, ChatEvent, ChatId, Rev, UserId};
+use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, UserId};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +152,16 @@ impl Feed {
         if self.has_gap() { Accepted::Gap } else { Accepted::Settled }
     }
 
-    /// Delivers what was fetched from the store, up to `rev`.
-    pub fn catch_up(&mut self, chat_id: ChatId, items: Vec<(Rev, Change)>, rev: Rev, registry: &Registry) {
+    /// Delivers what was fetched from the store, up to `rev`. `sent_earlier`: messages that changed since they were sent,
+    /// and by which revision they were sent.
+    pub fn catch_up(
+        &mut self,
+        chat_id: ChatId,
+        items: Vec<(Rev, Change)>,
+        sent_earlier: &HashMap<MessageId, Rev>,
+        rev: Rev,
+        registry: &Registry,
+    ) {
         let known = self.rev;
         // Who joined in the gap and followed before it must have left in between, at a revision that is forgotten:
         // they get nothing of the gap, and join anew.
@@ -164,8 +172,19 @@ impl Feed {
         }
         for (rev, change) in items {
             // Several may share a revision: a chat's first members.
-            if rev > known {
-                self.deliver(ChatEvent { chat_id, rev, change }, registry);
+            if rev <= known {
+                continue;
+            }
+            match &change {
+                Change::MessageSent(message) if sent_earlier.contains_key(&message.id) => {
+                    // A follower that is ahead of the feed knows it as it was sent.
+                    let sent_rev = sent_earlier[&message.id];
+                    let changed = Change::of_message(message.clone(), true);
+                    self.rev = rev;
+                    self.broadcast(ChatEvent { chat_id, rev, change: changed }, |follower| follower.from >= sent_rev);
+                    self.broadcast(ChatEvent { chat_id, rev, change }, |follower| follower.from < sent_rev);
+                }
+                _ => self.deliver(ChatEvent { chat_id, rev, change }, registry),
             }
         }
         self.rev = self.rev.max(rev);
@@ -231,17 +250,17 @@ impl Feed {
             }
             Change::MemberJoined(joined) => {
                 let (member, view) = (joined.0.clone(), joined.1.clone());
-                self.broadcast(event);
+                self.broadcast(event, |_| true);
                 if let Some(view) = view {
                     self.admit(member.user.id, &view, rev, registry);
                 }
             }
             Change::MemberLeft(user_id) => {
                 self.expel(chat_id, *user_id, rev);
-                self.broadcast(event);
+                self.broadcast(event, |_| true);
             }
             Change::Removed => self.end(chat_id),
-            _ => self.broadcast(event),
+            _ => self.broadcast(event, |_| true),
         }
     }
 
@@ -284,14 +303,15 @@ impl Feed {
         });
     }
 
-    fn broadcast(&self, event: ChatEvent) {
+    /// Hands an event to the followers that do not know it yet, as far as it is `meant` for them.
+    fn broadcast(&self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
         let (chat_id, rev) = (event.chat_id, event.rev);
         let Some(encoded) = EncodedEvent::new(event) else {
             return;
         };
         let mut delivered = 0;
         let left = |follower: &Follower| matches!(follower.standing, Standing::Left(_));
-        for follower in self.followers.iter().filter(|follower| follower.from < rev && !left(follower)) {
+        for follower in self.followers.iter().filter(|it| it.from < rev && !left(it) && meant(it)) {
             let frame = encoded.for_viewer(follower.connection.user_id);
             follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), frame);
             delivered += 1;

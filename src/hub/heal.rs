@@ -76,7 +76,7 @@ impl Hub {
         }
         let mut feeds = self.feeds(chat_id);
         if let Some(feed) = feeds.get_mut(&chat_id) {
-            feed.catch_up(chat_id, items, changes.rev, &self.registry);
+            feed.catch_up(chat_id, items, &changes.sent_earlier, changes.rev, &self.registry);
             if changes.complete && changes.rev < seen {
                 // What was seen before the store was asked, and is not there, was never committed.
                 feed.disbelieve_beyond(changes.rev);

@@ -49,6 +49,17 @@ impl Change {
         }
     }
 
+    /// What became of a message, as the protocol has it: new to whoever knows nothing of it, however often it changed since.
+    pub fn of_message(message: Message, is_known: bool) -> Self {
+        if !is_known {
+            Self::MessageSent(message)
+        } else if message.removed_at.is_some() {
+            Self::MessageRemoved(message)
+        } else {
+            Self::MessageEdited(message)
+        }
+    }
+
     /// Who enters the chat by this change.
     pub fn joiners(&self) -> impl Iterator<Item = UserId> {
         let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };

@@ -3,11 +3,13 @@
 //! There is no second log. Messages and members carry the `rev` that last changed them, so an item that changed several
 //! times comes once, with its latest state.
 
+use std::collections::HashMap;
+
 use super::members::{MemberRow, members};
 use super::messages::{MessageRow, messages};
 use super::{Db, Store, Work, failure, lent, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
-use crate::model::{Change, Chat, ChatId, Message, Result, Rev, UserId};
+use crate::model::{Change, Chat, ChatId, Message, MessageId, Result, Rev, UserId};
 
 /// Items that can share one rev: the first members of a chat, and the chat itself.
 #[expect(clippy::cast_possible_wrap, reason = "a hundred")]
@@ -21,6 +23,8 @@ pub type ChangeItem = (Rev, Change);
 pub struct Changes {
     /// Oldest change first; each item once.
     pub items: Vec<ChangeItem>,
+    /// Messages among them that were sent after that revision and changed since: by which revision they were sent.
+    pub sent_earlier: HashMap<MessageId, Rev>,
     /// How far this goes: the chat's revision, or the last item's where there was no room for all.
     pub rev: Rev,
     /// Whether it goes to the chat's revision.
@@ -64,7 +68,7 @@ impl Store {
                 },
                 None => None,
             };
-            let mut items = items_after(&mut work, chat_id, known, max).await?;
+            let (mut items, sent_earlier) = items_after(&mut work, chat_id, known, max).await?;
             if head.renamed_rev > known {
                 // Any member's view will do: what differs between members is left out.
                 let viewer = match viewer {
@@ -86,7 +90,7 @@ impl Store {
             items.truncate(room);
             let rev = if complete { head.rev } else { items.last().map_or(known, |(rev, _)| *rev) };
             let forgotten = known.0 > 0 && known < head.forgotten_rev;
-            Ok(Some(Changes { items, rev, complete, forgotten, joined_rev }))
+            Ok(Some(Changes { items, sent_earlier, rev, complete, forgotten, joined_rev }))
         })
         .await
     }
@@ -124,7 +128,12 @@ impl Store {
 
 /// Messages and members that changed after `known`: at least the first `max` of both together, and all that share the
 /// last one's rev, in no order.
-async fn items_after(work: &mut Work, chat_id: ChatId, known: Rev, max: i64) -> Result<Vec<ChangeItem>> {
+async fn items_after(
+    work: &mut Work,
+    chat_id: ChatId,
+    known: Rev,
+    max: i64,
+) -> Result<(Vec<ChangeItem>, HashMap<MessageId, Rev>)> {
     let max = max + SHARED_REV_MAX;
     let messages: Vec<MessageRow> =
         within!(work, |db| sqlx::query_as(messages!("AND rev > $2 ORDER BY rev LIMIT $3"))
@@ -139,23 +148,17 @@ async fn items_after(work: &mut Work, chat_id: ChatId, known: Rev, max: i64) -> 
             .bind(max)
             .fetch_all(db))?;
     let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
+    let mut sent_earlier = HashMap::new();
     for row in messages {
         let (rev, sent_rev) = (row.rev, row.sent_rev);
-        items.push((rev, message_change(row.into(), sent_rev > known)));
+        let message: Message = row.into();
+        if sent_rev > known && sent_rev < rev {
+            sent_earlier.insert(message.id, sent_rev);
+        }
+        items.push((rev, Change::of_message(message, sent_rev <= known)));
     }
     items.extend(members.into_iter().map(|row| row.change_after(known)));
-    Ok(items)
-}
-
-/// As the protocol has it: sent after what the caller knows, it is new, whatever became of it since.
-fn message_change(message: Message, sent_unseen: bool) -> Change {
-    if sent_unseen {
-        Change::MessageSent(message)
-    } else if message.removed_at.is_some() {
-        Change::MessageRemoved(message)
-    } else {
-        Change::MessageEdited(message)
-    }
+    Ok((items, sent_earlier))
 }
 
 async fn joined_rev(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Rev>> {

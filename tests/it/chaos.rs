@@ -6,7 +6,7 @@
 mod fault;
 mod mutants;
 mod scene;
-mod stage;
+pub mod stage;
 mod verdict;
 
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ use verdict::Verdict;
 const REPLICAS: usize = 3;
 /// One fire at a time: two would only make each other slow.
 static TURN: Mutex<()> = Mutex::const_new(());
+/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been stopped for 5 s.
+const REVOKE: Duration = Duration::from_secs(15);
 /// How long the fleet may take to be well again after a fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
@@ -35,6 +37,8 @@ struct Run {
     wrong: Wrong,
     /// Pause of each writer between two messages.
     pace: Duration,
+    /// How long a revoked session may be served.
+    revoke: Duration,
 }
 
 /// What happened besides what the checker saw.
@@ -75,7 +79,7 @@ async fn run(run: &Run) -> (Events, Verdict) {
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..700))).await;
     }
-    let verdict = verdict::reach(&mut stage, &scene).await;
+    let verdict = verdict::reach(&mut stage, &scene, run.revoke).await;
     (events, verdict)
 }
 
@@ -129,7 +133,7 @@ async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or_else(rand::random);
     let wrong = Wrong { mutant: None, failpoints: FAILPOINTS };
     let span = Duration::from_secs(75);
-    let short = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(100) };
+    let short = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(100), revoke: REVOKE };
     let (events, verdict) = run(&short).await;
     print(&short, &events, &verdict);
     verdict.must_be_clean();
@@ -142,7 +146,7 @@ async fn as_long_as_told() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or_else(rand::random);
     let span = Duration::from_secs(variable("STARLING_CHAOS_SECONDS").unwrap_or(1800));
     let wrong = Wrong { mutant: None, failpoints: FAILPOINTS };
-    let long = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(60) };
+    let long = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(60), revoke: REVOKE };
     let (events, verdict) = run(&long).await;
     print(&long, &events, &verdict);
     verdict.must_be_clean();

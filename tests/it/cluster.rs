@@ -1,5 +1,6 @@
 //! What replicas share: each contract, on every implementation of it.
 
+mod arrangements;
 mod bus;
 mod limiter;
 mod session_cache;

@@ -5,6 +5,7 @@ mod api;
 mod chaos;
 mod cluster;
 mod documents;
+mod fleet;
 mod gateway;
 mod outages;
 mod postgres;

@@ -14,6 +14,7 @@ pub use bus::RedisBus;
 pub use envelope::ClusterKey;
 pub use lease::{Leases, Renewal};
 pub use limiter::RedisRateLimiter;
+use link::Link;
 pub use link::Redis;
 pub use session_cache::RedisSessionCache;
 
@@ -72,6 +73,21 @@ impl RedisCluster {
         let limiter = Arc::new(RedisRateLimiter::new(redis, clock.clone()));
         Self { bus, inbox, session_cache, limiter, leases, health }
     }
+}
+
+/// Whether Redis at this address can be used. Returns its version.
+///
+/// # Errors
+/// What Redis or the way to it says.
+pub async fn examine(address: &RedisAddress) -> Result<String, String> {
+    let in_words = |error: bb8_redis::redis::RedisError| error.to_string();
+    let mut link = Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(in_words)?;
+    // A write, since a server that only reads is of no use.
+    let mut write = bb8_redis::redis::cmd("SET");
+    write.arg("starling:examined").arg("").arg("PX").arg(1000).exec_async(&mut link).await.map_err(in_words)?;
+    let mut hello = bb8_redis::redis::cmd("EVAL");
+    hello.arg("return redis.REDIS_VERSION or 'before 7'").arg(1).arg("starling:examined");
+    hello.query_async(&mut link).await.map_err(in_words)
 }
 
 /// Tells replicas apart: made at random at every start.

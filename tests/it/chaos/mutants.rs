@@ -16,8 +16,8 @@ async fn is_noticed(mutant: Mutant, faults: &'static [Fault], failpoints: &'stat
     let mut reports = String::new();
     for seed in 1..=3 {
         let wrong = Wrong { mutant: Some(mutant.word()), failpoints };
-        let span = Duration::from_secs(12);
-        let (_, verdict) = run(&Run { seed, span, faults, wrong, pace: Duration::from_millis(60) }).await;
+        let (span, pace, revoke) = (Duration::from_secs(12), Duration::from_millis(60), Duration::from_secs(5));
+        let (_, verdict) = run(&Run { seed, span, faults, wrong, pace, revoke }).await;
         if by.iter().any(|invariant| verdict.report.count(*invariant) > 0) {
             return;
         }

@@ -78,6 +78,12 @@ impl Stage {
         String::from_utf8(made.stdout).unwrap()
     }
 
+    /// Makes one account with a session.
+    pub async fn make_user(&self, login: &str) -> serde_json::Value {
+        let made = self.command(&["user", "create", "--login", login, "--with-session"]).output().await.unwrap();
+        serde_json::from_slice(&made.stdout).unwrap()
+    }
+
     /// `http://host:port` of each replica.
     pub fn bases(&self) -> Vec<String> {
         self.replicas.iter().map(Replica::base).collect()
@@ -120,6 +126,12 @@ impl Replica {
 
     pub fn base(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Changes its environment from the next start on.
+    pub fn set(&mut self, key: &'static str, value: &str) {
+        self.environment.retain(|(known, _)| *known != key);
+        self.environment.push((key, value.to_owned()));
     }
 
     pub fn start(&mut self) {

@@ -12,8 +12,6 @@ use crate::support::Mode;
 
 /// How long after the last fault and the last change everybody may take to know everything.
 pub const HEAL: Duration = Duration::from_secs(10);
-/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been stopped for 5 s.
-const REVOKE: Duration = Duration::from_secs(15);
 /// Resident bytes of a replica at most: a debug build under this load.
 const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
@@ -52,7 +50,7 @@ fn resident_bytes(pid: u32) -> Option<u64> {
 }
 
 /// Mends everything, waits, and reads.
-pub async fn reach(stage: &mut Stage, scene: &Scene) -> Verdict {
+pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdict {
     for replica in &stage.replicas {
         replica.to_postgres.set(Mode::Pass);
         replica.to_redis.set(Mode::Pass);
@@ -76,8 +74,7 @@ pub async fn reach(stage: &mut Stage, scene: &Scene) -> Verdict {
         Exposed { place: "the replicas' logs".to_owned(), text: stage.logs() },
         Exposed { place: "the keys in Redis".to_owned(), text: keys.join("\n") },
     ];
-    let limits =
-        Limits { healed_us, heal: HEAL, revoke: REVOKE, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
+    let limits = Limits { healed_us, heal: HEAL, revoke, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
     let record = scene.history.take();
     let report = check(&Evidence { record: &record, log: &log, secrets: &scene.secrets, exposed: &exposed, limits });
     Verdict { report, record }

@@ -11,7 +11,7 @@ use starling::model::{Clock, SessionId, UserId};
 use super::{Replica, prefix};
 use crate::support::{OwnRedis, redis_url};
 
-fn caller() -> Caller {
+pub fn caller() -> Caller {
     let now = Clock::system().now();
     Caller {
         user_id: UserId::new(now, &mut rand::rng()),

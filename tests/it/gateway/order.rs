@@ -16,7 +16,9 @@ use starling::cluster::memory::MemoryBus;
 use starling::hub::connection::Taken;
 use starling::hub::{CloseReason, Connection, Hub};
 use starling::model::message::Draft;
-use starling::model::{Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, Rev, Role, SessionId, UserId};
+use starling::model::{
+    Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId, UserId,
+};
 use starling::store::{AddMember, Creation, NewChat, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +40,7 @@ everywhere!(
     a_lost_end_of_a_session_is_found_by_the_slow_check,
     a_connection_that_is_gone_is_not_taken_in,
     any_order_loss_and_repetition_ends_in_the_whole_log,
+    a_lost_message_that_was_edited_since_is_new_only_to_who_did_not_know_it,
 );
 
 /// What a hub must make up for within.
@@ -207,6 +210,19 @@ async fn a_lost_event_is_fetched_within_a_second(server: TestServer) {
     bench.deliver(&events[0]);
     bench.deliver(&bench.commit(bench.chat).await);
     assert_eq!(revs(&first), [5], "late ones are known, and it goes on as ever");
+}
+
+async fn a_lost_message_that_was_edited_since_is_new_only_to_who_did_not_know_it(server: TestServer) {
+    let bench = Bench::new(&server).await;
+    let behind = bench.live(1);
+    bench.commit(bench.chat).await;
+    // Its sync told of the message, of which no event ever came.
+    let ahead = bench.live(2);
+    let edited = bench.store.edit_message(bench.chat, MessageId(1), bench.owner, "anew", bench.clock.now()).await;
+    assert_eq!(edited.unwrap().0.rev, Rev(3));
+    let told = [within_a_second(&behind, 1).await, within_a_second(&ahead, 1).await];
+    let told = told.map(|frames| (frames[0]["type"].clone(), revs_of(&frames)));
+    assert_eq!(told, [("new_message".into(), vec![3]), ("message_edited".into(), vec![3])]);
 }
 
 async fn a_lost_event_before_the_first_of_a_sync_is_fetched(server: TestServer) {

@@ -1,0 +1,88 @@
+//! The same over a Redis Cluster, and over a master that Sentinels replace.
+
+use std::time::Duration;
+
+use starling::cluster::{Arrival, Bus, RateLimiter, SessionCache};
+use starling::model::limits::{Alone, Rate};
+use starling::model::token::TokenHash;
+use starling::model::{ChatId, Clock, Event, Topic, UserId};
+
+use super::{Replica, prefix};
+use crate::support::{OwnRedis, eventually};
+
+const RATE: Rate = Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
+
+/// Whether what one replica says on this many topics reaches another within a moment.
+async fn is_heard(speaker: &Replica, listener: &mut Replica, topics: usize) -> bool {
+    let chats: Vec<ChatId> = (0..topics).map(|_| ChatId::new(Clock::system().now(), &mut rand::rng())).collect();
+    for chat_id in &chats {
+        listener.cluster.bus.follow(Topic::Chat(*chat_id));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for chat_id in &chats {
+        speaker.cluster.bus.publish(Event::Typing { chat_id: *chat_id, user_id: UserId::default() });
+    }
+    let mut heard = 0;
+    let listening = async {
+        while heard < topics {
+            if let Some(Arrival::Event(Event::Typing { chat_id, .. })) = listener.cluster.inbox.next().await {
+                heard += usize::from(chats.contains(&chat_id));
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), listening).await.is_ok()
+}
+
+async fn limits_and_sessions_are_shared(one: &Replica, two: &Replica) {
+    let mut granted = 0;
+    for index in 0..40 {
+        let limiter = &[one, two][index % 2].cluster.limiter;
+        granted += usize::from(limiter.take(RATE, "ada", one.clock.now()).await.is_ok());
+    }
+    assert_eq!(granted, 20);
+    let token = TokenHash(rand::random());
+    let ticket = one.cluster.session_cache.get(token).await.unwrap_err();
+    let caller = super::session_cache::caller();
+    one.cluster.session_cache.put(token, caller, ticket).await;
+    assert_eq!(two.cluster.session_cache.get(token).await.unwrap(), caller);
+    two.cluster.session_cache.forget(&[token]).await;
+    assert!(one.cluster.session_cache.get(token).await.is_err());
+}
+
+#[tokio::test]
+async fn replicas_share_a_redis_cluster() {
+    let nodes = OwnRedis::cluster().await;
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+    let prefix = prefix();
+    let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
+    eventually("both are connected", async || {
+        speaker.cluster.health.is_connected() && listener.cluster.health.is_connected()
+    })
+    .await;
+    assert!(is_heard(&speaker, &mut listener, 60).await, "topics live on all nodes");
+    limits_and_sessions_are_shared(&speaker, &listener).await;
+    eventually("they know of each other", async || listener.cluster.leases.believed().len() == 2).await;
+}
+
+#[tokio::test]
+async fn replicas_follow_a_failover_of_sentinels() {
+    let mut master = OwnRedis::start().await;
+    let replica = OwnRedis::replica_of(&master).await;
+    let sentinel = OwnRedis::sentinel(&master).await;
+    eventually("the sentinel knows both", async || {
+        let replicas: Vec<Vec<String>> = sentinel.command(&["SENTINEL", "REPLICAS", "main"]).await;
+        let synced: String = replica.command(&["INFO", "replication"]).await;
+        replicas.len() == 1 && synced.contains("master_link_status:up")
+    })
+    .await;
+    let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port), prefix());
+    let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
+    eventually("the listener is connected", async || listener.cluster.health.is_connected()).await;
+    assert!(is_heard(&speaker, &mut listener, 3).await);
+    master.kill();
+    let failed_at = std::time::Instant::now();
+    while !is_heard(&speaker, &mut listener, 3).await {
+        assert!(failed_at.elapsed() < Duration::from_secs(30), "nobody follows the failover");
+    }
+    limits_and_sessions_are_shared(&speaker, &listener).await;
+}

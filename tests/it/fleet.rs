@@ -1,0 +1,184 @@
+//! What a fleet of processes promises when one thing breaks, each promise by itself. Everything at once is in `chaos`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use starling::config::Config;
+use starling::model::Clock;
+use starling::server::Server;
+use starling_loadtest::device::DeviceOptions;
+use starling_loadtest::history::{Bounds, History};
+use starling_loadtest::workload::{self, Community, Work};
+use tokio_util::sync::CancellationToken;
+
+use crate::chaos::stage::{Stage, Wrong};
+use crate::support::{Backend, Database, Mode, Socket, User, eventually, settings};
+
+/// Accounts on a stage, each speaking to the replica of this number.
+async fn users(stage: &Stage, replicas: &[usize]) -> Vec<User> {
+    let lines = stage.make_users(replicas.len()).await;
+    let made = lines.lines().zip(replicas).map(|(line, replica)| {
+        let account: serde_json::Value = serde_json::from_str(line).unwrap();
+        let word = |key: &str| account[key].as_str().unwrap().to_owned();
+        User::new(stage.bases()[*replica].clone(), word("user_id"), word("login"), word("password"), word("token"))
+    });
+    made.collect()
+}
+
+/// The same account through another replica.
+fn through(user: &User, stage: &Stage, replica: usize) -> User {
+    let mut elsewhere = user.clone();
+    elsewhere.base = stage.bases()[replica].clone();
+    elsewhere
+}
+
+async fn send(user: &User, chat: &str, text: &str) -> u16 {
+    user.post(&format!("/chats/{chat}/messages"), json!({ "text": text })).await.status
+}
+
+/// Reads until a message with this text; how long it took.
+async fn hears(socket: &mut Socket, text: &str) -> Duration {
+    let start = Instant::now();
+    loop {
+        let frame = socket.expect("new_message").await;
+        if frame["message"]["text"] == text {
+            return start.elapsed();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_committed_and_died_before_it_told_is_heard_within_five_seconds() {
+    let mut stage = Stage::set(2, &Wrong::default()).await;
+    let people = users(&stage, &[0, 1]).await;
+    let chat = people[0].private_chat(&people[1]).await;
+    let mut socket = Socket::live(&people[1]).await;
+    stage.replicas[0].set("STARLING_FAILPOINTS", "committed=crash/1");
+    for round in 0..10 {
+        stage.replicas[0].kill().await;
+        stage.replicas[0].start();
+        stage.replicas[0].until_ready().await;
+        let (text, base) = (format!("the last words {round}"), &people[0].base);
+        let http = reqwest::Client::new().post(format!("{base}/chats/{chat}/messages"));
+        let cut = http.bearer_auth(&people[0].token).json(&json!({ "text": text })).send().await;
+        assert!(cut.is_err(), "the replica dies on it");
+        let took = hears(&mut socket, &text).await;
+        assert!(took < Duration::from_secs(5), "round {round}: {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_session_is_over_on_every_replica_in_time_whatever_became_of_redis() {
+    let mut stage = Stage::set(2, &Wrong::default()).await;
+    for (trouble, bound_s) in [("none", 5), ("flushed", 5), ("deaf", 5), ("down", 10)] {
+        let user = users_named(&stage, trouble).await;
+        let elsewhere = through(&user, &stage, 1);
+        let mut socket = Socket::live(&elsewhere).await;
+        assert_eq!(elsewhere.get("/users/me").await.status, 200);
+        let other = user.post("/sessions", json!({ "login": user.login, "password": user.password })).await;
+        let other = user.with_token(other.expect(201)["token"].as_str().unwrap());
+        let sessions = other.get("/sessions").await.expect(200);
+        let first = sessions["sessions"].as_array().unwrap().iter().find(|it| it["current"] == false).unwrap();
+        match trouble {
+            "flushed" => drop(stage.redis.command::<String>(&["FLUSHALL"]).await),
+            "deaf" => stage.replicas[1].to_redis.set(Mode::BlackHole),
+            "down" => stage.redis.kill(),
+            _ => {}
+        }
+        let start = Instant::now();
+        let ended = other.delete(&format!("/sessions/{}", first["id"].as_str().unwrap())).await;
+        assert_eq!(ended.status, 204, "{trouble}");
+        assert_eq!(socket.close_code().await, 4401, "{trouble}");
+        eventually("the token is refused", async || {
+            user.get("/users/me").await.status == 401 && elsewhere.get("/users/me").await.status == 401
+        })
+        .await;
+        assert!(start.elapsed() < Duration::from_secs(bound_s), "{trouble}: {:?}", start.elapsed());
+        stage.replicas[1].to_redis.set(Mode::Pass);
+    }
+}
+
+async fn users_named(stage: &Stage, login: &str) -> User {
+    let made = stage.make_user(login).await;
+    let word = |key: &str| made[key].as_str().unwrap().to_owned();
+    User::new(stage.bases()[0].clone(), word("user_id"), word("login"), word("password"), word("token"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_replicas_stay_ready_and_messages_are_taken_and_delivered() {
+    let mut stage = Stage::set(2, &Wrong::default()).await;
+    let people = users(&stage, &[0, 1]).await;
+    let chat = people[0].private_chat(&people[1]).await;
+    let mut socket = Socket::live(&people[1]).await;
+    for trouble in ["paused", "down"] {
+        match trouble {
+            "paused" => drop(stage.redis.command::<String>(&["CLIENT", "PAUSE", "4000"]).await),
+            _ => stage.redis.kill(),
+        }
+        for round in 0..8 {
+            let (text, start) = (format!("{trouble} {round}"), Instant::now());
+            assert_eq!(send(&people[0], &chat, &text).await, 201);
+            assert!(start.elapsed() < Duration::from_secs(2), "{text}: taken in {:?}", start.elapsed());
+            let took = hears(&mut socket, &text).await;
+            assert!(took < Duration::from_secs(9), "{text}: {took:?}");
+            for user in &people {
+                assert_eq!(user.get("/readyz").await.status, 200, "{trouble}");
+            }
+        }
+    }
+    stage.redis.restart().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(send(&people[0], &chat, "back").await, 201);
+    assert!(hears(&mut socket, "back").await < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_replica_that_redis_cuts_off_for_its_backlog_misses_nothing() {
+    let stage = Stage::set(2, &Wrong::default()).await;
+    let limit = "pubsub 65536 65536 0";
+    let _: String = stage.redis.command(&["CONFIG", "SET", "client-output-buffer-limit", limit]).await;
+    let people = users(&stage, &[0, 1]).await;
+    let chat = people[0].private_chat(&people[1]).await;
+    let mut socket = Socket::live(&people[1]).await;
+    stage.replicas[1].signal("-STOP");
+    let (count, filler) = (1_500, "~".repeat(4_000));
+    for number in 1..=count {
+        assert_eq!(send(&people[0], &chat, &format!("{number} {filler}")).await, 201);
+    }
+    stage.replicas[1].signal("-CONT");
+    for number in 1..=count {
+        let frame = socket.expect("new_message").await;
+        assert_eq!(frame["message"]["id"], number);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_machine_is_an_hour_off_follows_the_clock_of_the_database() {
+    let (dir, database) = (tempfile::tempdir().unwrap(), Database::create(Backend::Postgres).await);
+    let right = Clock::system().now();
+    for off in [right.plus(Duration::from_hours(1)), right.minus(Duration::from_hours(1))] {
+        let clock = Clock::system();
+        clock.follow(off);
+        let config = Config::resolve(settings(dir.path(), database.url()), None).unwrap();
+        let server = Server::start(config, clock.clone()).await.unwrap();
+        let difference = clock.now().as_ms() - Clock::system().now().as_ms();
+        assert!(difference.abs() < 1_000, "{difference} ms");
+        server.stop().await;
+    }
+    database.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_herd_that_lost_its_replica_is_back_within_thirty_seconds() {
+    let mut stage = Stage::set(2, &Wrong::default()).await;
+    let accounts = workload::accounts_of_json_lines(&stage.make_users(100).await).unwrap();
+    let history = History::new(Bounds::default());
+    let community = Community::gather(&stage.bases(), Duration::from_secs(8), &history, accounts).await.unwrap();
+    let work = Work::new(1, Duration::ZERO, CancellationToken::new());
+    let devices = workload::connect_all(&work, &community.actors, DeviceOptions::default());
+    assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await);
+    stage.replicas[0].kill().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await);
+    work.finish().await;
+}
