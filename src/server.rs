@@ -14,10 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
 use crate::cluster::Bus;
-use crate::cluster::memory::{MemoryBus, MemoryRateLimiter, MemorySessionCache};
+use crate::cluster::memory::{MemoryBus, MemoryPresence, MemoryRateLimiter, MemorySessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
-use crate::hub::Hub;
+use crate::hub::{Attendance, Hub};
 use crate::listener;
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
@@ -107,7 +107,8 @@ impl Server {
         let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
         let (bus, inbox) = MemoryBus::new();
         let bus: Arc<dyn Bus> = Arc::new(bus);
-        let hub = Hub::new(store.clone(), bus.clone(), clock.clone(), tasks.clone(), stop.clone());
+        let attendance = Attendance::new(Arc::new(MemoryPresence::default()), config.limits.presence_linger);
+        let hub = Hub::new(store.clone(), bus.clone(), attendance, clock.clone(), tasks.clone(), stop.clone());
         let service = Service::start(parts(store, bus, &config, clock, &tasks, &stop)?);
         tasks.spawn(hub.clone().run(inbox));
         tasks.spawn(service.clone().run_jobs(stop.clone()));

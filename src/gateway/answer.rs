@@ -6,14 +6,15 @@ use futures_util::future::BoxFuture;
 
 use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
-use crate::hub::ServerFrame;
+use crate::hub::{ServerFrame, TooManyWatched};
 use crate::metrics;
+use crate::model::limits::{WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
-use crate::model::{Code, Error, Kind, Message, Result};
+use crate::model::{Code, Error, Kind, Message, Result, UserId};
 use crate::service::Outgoing;
 
-/// The answer of a frame that is being worked on.
-pub(super) type PendingAnswer = BoxFuture<'static, Bytes>;
+/// The answer of a frame that is being worked on; `None` if it went through the outbox.
+pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
 
 impl Live {
     /// Works on a frame. The answer comes now, or later through `inflight`: then the next frame need not wait for it.
@@ -29,8 +30,9 @@ impl Live {
                 // Queued before the next frame is read, so a client's sends keep their order.
                 match service.begin_send(caller, frame.chat_id, outgoing).await {
                     Ok(pending) => {
-                        let outcome =
-                            async move { answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)) };
+                        let outcome = async move {
+                            Some(answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)))
+                        };
                         self.inflight.push(outcome.boxed());
                     }
                     Err(error) => return Some(refusal(id, &error)),
@@ -49,6 +51,9 @@ impl Live {
             ClientFrame::Typing(frame) => {
                 return service.typing(caller, frame.chat_id).await.err().map(|error| refusal(id, &error));
             }
+            ClientFrame::WatchPresence(frame) => {
+                return self.watch_presence(id.clone(), &frame.user_ids).await.err().map(|error| refusal(id, &error));
+            }
             // The connection takes it: it needs the socket.
             ClientFrame::Sync(_) => {}
         }
@@ -58,8 +63,42 @@ impl Live {
     /// Does work that goes on even if the connection ends, since it may be half done.
     fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
         let task = self.gateway.service.tasks().spawn(work);
-        let answer = async move { answer_to(id, task.await.unwrap_or_else(|failed| Err(Error::internal(failed)))) };
-        self.inflight.push(answer.boxed());
+        let outcome = async move { task.await.unwrap_or_else(|failed| Err(Error::internal(failed))) };
+        self.inflight.push(async move { Some(answer_to(id, outcome.await)) }.boxed());
+    }
+
+    /// Watches users. The answer is told behind the `presence` of each, so it takes the same way: through the outbox.
+    async fn watch_presence(&mut self, id: Option<FrameId>, users: &[UserId]) -> Result<()> {
+        let ack = id.clone().map(|id| ServerFrame::Ack { id: Some(id), message: None }.encode());
+        let (hub, connection) = (self.gateway.hub.clone(), self.connection.clone());
+        if users.len() > WATCH_USERS_MAX {
+            return Err(Error::field("user_ids", format!("names more than {WATCH_USERS_MAX} users")));
+        }
+        if users.is_empty() {
+            hub.unwatch_all(&connection);
+            ack.iter().for_each(|ack| connection.push_always(ack));
+            return Ok(());
+        }
+        self.gateway.service.count_watch(self.caller).await?;
+        let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
+            Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
+        })?;
+        let users = users.to_vec();
+        let told = async move {
+            match hub.look(&users).await {
+                Ok(()) => {
+                    ack.iter().for_each(|ack| connection.push_always(ack));
+                    None
+                }
+                // Refused means that nothing was done.
+                Err(error) => {
+                    hub.unwatch(&connection, &new);
+                    Some(refusal(id, &error))
+                }
+            }
+        };
+        self.inflight.push(told.boxed());
+        Ok(())
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Live {
 /// What a connection does next.
 enum Wake {
     Received(Option<Result<Message, axum::Error>>),
-    Answered(Bytes),
+    Answered(Option<Bytes>),
     Queued,
     Silent,
 }
@@ -54,7 +54,8 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
         Ok((caller, id)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
             let connection = Connection::new(number, caller.user_id, caller.session_id);
-            match gateway.hub.register(&connection, gateway.service.limits().connections_per_user_max) {
+            let per_user_max = gateway.service.limits().connections_per_user_max;
+            match Box::pin(gateway.hub.register(&connection, per_user_max)).await {
                 Ok(()) => {
                     let mut live = Live {
                         gateway,
@@ -65,12 +66,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
                         flooded_frames: 0,
                         bucket: Bucket::default(),
                     };
-                    let code = match live.still_valid().await {
+                    match live.still_valid().await {
                         Ok(()) => live.serve(&mut socket, id).await,
                         Err(code) => code,
-                    };
-                    live.gateway.hub.unregister(&live.connection);
-                    code
+                    }
                 }
                 Err(reason) => reason.into(),
             }
@@ -108,6 +107,13 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
     Ok((caller, incoming.id))
 }
 
+impl Drop for Live {
+    /// However it ends, a panic included: nobody stays online without a connection.
+    fn drop(&mut self) {
+        self.gateway.hub.unregister(&self.connection);
+    }
+}
+
 impl Live {
     /// A session that ended between its check and its registration was told to no one: ask the store once more.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
@@ -143,7 +149,7 @@ impl Live {
                     self.receive(socket, received, &mut out).await
                 }
                 Wake::Answered(answer) => {
-                    out.push(answer);
+                    out.extend(answer);
                     // The event of what was just acknowledged is a step behind: one write for both.
                     tokio::task::yield_now().await;
                     Ok(())
@@ -231,7 +237,7 @@ impl Live {
     async fn write_all(&mut self, socket: &mut WebSocket, mut out: Vec<Bytes>) -> Result<(), CloseCode> {
         loop {
             while let Some(Some(answer)) = self.inflight.next().now_or_never() {
-                out.push(answer);
+                out.extend(answer);
             }
             let taken = self.connection.take(&mut out, WRITE_BATCH_BYTES_MAX);
             let idle = out.is_empty();

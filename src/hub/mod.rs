@@ -8,7 +8,9 @@ pub mod connection;
 mod feed;
 pub mod frame;
 mod heal;
+pub mod presence;
 mod registry;
+mod watchers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -26,7 +28,10 @@ use crate::store::Store;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
+pub use presence::Attendance;
 use registry::Registry;
+pub use watchers::TooManyWatched;
+use watchers::Watchers;
 
 /// Locks that the followed chats are spread over.
 const SHARDS: usize = 64;
@@ -37,6 +42,8 @@ pub struct Hub {
     bus: Arc<dyn Bus>,
     clock: Clock,
     registry: Registry,
+    attendance: Attendance,
+    watchers: Watchers,
     shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
     spread: RandomState,
     tasks: TaskTracker,
@@ -49,17 +56,21 @@ impl Hub {
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
+        attendance: Attendance,
         clock: Clock,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
-        Arc::new(Self { store, bus, clock, registry, shards, spread, tasks, stop, draining })
+        let watchers = Watchers::new(bus.clone());
+        Arc::new(Self { store, bus, clock, registry, attendance, watchers, shards, spread, tasks, stop, draining })
     }
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
+        self.tasks.spawn(self.clone().keep_attendance());
+        self.tasks.spawn(self.clone().tell_presence());
         let mut check = tokio::time::interval(HUB_CHECK_EVERY);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -72,6 +83,7 @@ impl Hub {
                 Some(Arrival::Event(event)) => self.deliver(event),
                 Some(Arrival::Following(topics)) => self.look_at(topics),
                 Some(Arrival::Lost) => {
+                    self.look_at_all_watched();
                     let hub = self.clone();
                     self.tasks.spawn(async move { hub.check_all().await });
                 }
@@ -101,7 +113,7 @@ impl Hub {
                     connection.close(CloseReason::SessionEnded);
                 }
             }
-            Event::Presence(_) => {}
+            Event::Presence(user_id) => self.presence_may_have_changed(user_id),
         }
     }
 
@@ -153,12 +165,14 @@ impl Hub {
     /// Takes in an authenticated connection. From now on it closes when its session ends.
     ///
     /// # Errors
-    /// Refuses the connection over `per_user_max`, and every one once the hub drains.
-    pub fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
-        self.registry.add(connection, per_user_max)?;
+    /// Refuses the connection over `per_user_max` on all replicas, and every one once the hub drains.
+    pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+        self.enter(connection.user_id, per_user_max).await?;
+        self.registry.add(connection);
         // Looked at after it was added: either the drain finds it, or it finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
+            self.leave(connection.user_id);
             return Err(CloseReason::Restarting);
         }
         metrics::socket_opened();
@@ -168,6 +182,8 @@ impl Hub {
     /// Forgets a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
+        self.leave(connection.user_id);
+        self.unwatch_all(connection);
         for chat_id in connection.leave() {
             let mut feeds = self.feeds(chat_id);
             if let Some(feed) = feeds.get_mut(&chat_id) {

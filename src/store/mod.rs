@@ -14,6 +14,7 @@ mod jobs;
 mod members;
 mod messages;
 mod migrate;
+mod presence;
 mod sessions;
 mod users;
 
@@ -25,6 +26,7 @@ pub use invites::{Invite, OpenInvite};
 pub use jobs::Swept;
 pub use members::AddMember;
 pub use messages::HistoryRange;
+pub use presence::Acquaintance;
 pub use sessions::{NewSession, Refreshed, SessionTokens};
 pub use users::{AccountChange, AccountRemoval, NewUser};
 

@@ -160,6 +160,7 @@ pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
         database_connections_max: Some(6),
         rate_limits: Some(starling::config::Switch::Off),
         drain_ms: Some(0),
+        presence_linger_ms: Some(250),
         ..Settings::default()
     }
 }
