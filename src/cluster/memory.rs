@@ -108,11 +108,11 @@ pub struct MemoryPresence(Places);
 
 impl Presence for MemoryPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
-        Box::pin(ready(self.0.take(user, max).map(|(entered, _)| entered)))
+        Box::pin(ready(self.0.ask(user, max).map(|_| self.0.confirm(user))))
     }
 
     fn leave(&self, user: UserId) -> bool {
-        self.0.give_back(user) == 0
+        self.0.give_back(user)
     }
 
     fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>> {
@@ -120,7 +120,7 @@ impl Presence for MemoryPresence {
     }
 
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
-        Box::pin(ready(Ok(users.iter().map(|user| self.0.of(*user).is_some()).collect())))
+        Box::pin(ready(Ok(users.iter().map(|user| self.0.is_here(*user)).collect())))
     }
 }
 

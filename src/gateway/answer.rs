@@ -76,7 +76,9 @@ impl Live {
         }
         if users.is_empty() {
             hub.unwatch_all(&connection);
-            ack.iter().for_each(|ack| connection.push_always(ack));
+            if let Some(ack) = ack {
+                connection.push_always(&ack);
+            }
             return Ok(());
         }
         self.gateway.service.count_watch(self.caller).await?;
@@ -87,7 +89,9 @@ impl Live {
         let told = async move {
             match hub.look(&users).await {
                 Ok(()) => {
-                    ack.iter().for_each(|ack| connection.push_always(ack));
+                    if let Some(ack) = ack {
+                        connection.push_always(&ack);
+                    }
                     None
                 }
                 // Refused means that nothing was done.

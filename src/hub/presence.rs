@@ -258,8 +258,8 @@ impl Hub {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn whoever_comes_back_and_leaves_again_lingers_anew() {
+    #[test]
+    fn whoever_comes_back_and_leaves_again_lingers_anew() {
         let (user, start) = (UserId::default(), Instant::now());
         let at = |s: u64| start + Duration::from_secs(s);
         let mut leaving = Leaving::default();

@@ -143,11 +143,11 @@ impl Watchers {
     /// whoever saw that tells it. Whether it was told.
     pub fn tell(&self, untold: &Untold, frame: impl FnOnce() -> Bytes) -> bool {
         let mut inner = self.inner.lock();
-        let Some(watched) = inner.by_user.get_mut(&untold.watched) else {
+        let Some(Watched { seen, watchers }) = inner.by_user.get_mut(&untold.watched) else {
             return false;
         };
-        let current = watched.seen.is_some_and(|(_, online)| online == untold.online);
-        match watched.watchers.get_mut(&untold.connection.id) {
+        let current = seen.is_some_and(|(_, online)| online == untold.online);
+        match watchers.get_mut(&untold.connection.id) {
             Some(watcher) if current && watcher.told != Some(untold.online) => {
                 watcher.told = Some(untold.online);
                 // Under the lock, so that two changes reach the outbox in their order.
