@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
 use crate::store::StoreOptions;
 
@@ -65,8 +66,10 @@ keys! {
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
     /// Connections to Postgres.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
-    /// `redis://host`; absent: one replica with everything in its own memory.
+    /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent: one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
+    /// What all keys and channels in Redis begin with; tells communities on one Redis apart.
+    redis_prefix: String, env "STARLING_REDIS_PREFIX", example "\"starling\"";
     /// How people reach the server; used in join links. Absent: the listen address.
     public_url: String, env "STARLING_PUBLIC_URL", example "\"https://chat.example.org\"";
     /// Origins of other web pages that may open a WebSocket, comma-separated; * for all.
@@ -101,8 +104,10 @@ keys! {
     heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", example "30000";
     /// How long a user whose last connection ended is still shown online, in milliseconds.
     presence_linger_ms: u64, env "STARLING_PRESENCE_LINGER_MS", example "5000";
-    /// How long a stopping process takes to send its clients away, in milliseconds.
-    drain_ms: u64, env "STARLING_DRAIN_MS", example "2000";
+    /// How long a stopping process goes on as unready, so that a load balancer notices, in milliseconds; alone 0.
+    unready_ms: u64, env "STARLING_UNREADY_MS", example "5000";
+    /// How long a stopping process takes to send its clients away, in milliseconds; alone 2000.
+    drain_ms: u64, env "STARLING_DRAIN_MS", example "15000";
     /// Passwords hashed at once, 19 MiB each.
     hashes_at_once_max: usize, env "STARLING_HASHES_AT_ONCE_MAX", example "4";
 }
@@ -116,6 +121,8 @@ pub struct Config {
     pub internal_listen: SocketAddr,
     /// Which database.
     pub store: StoreOptions,
+    /// Which Redis the replicas share, and under which prefix; `None`: there is one replica.
+    pub redis: Option<(RedisAddress, String)>,
     /// How people reach the server, without a slash at the end; `None`: the listen address.
     pub public_url: Option<String>,
     /// Origins of other web pages.
@@ -128,6 +135,8 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Time to be unready before clients are sent away.
+    pub unready: Duration,
     /// Time to send clients away.
     pub drain: Duration,
     /// Passwords hashed at once.
@@ -176,10 +185,20 @@ impl Config {
 impl Settings {
     fn check(self) -> Result<Config, String> {
         let defaults = Limits::default();
-        if self.redis_url.is_some() {
+        if self.redis_url.is_some() && self.database_url.is_none() {
             return Err(
-                "REDIS_URL is set, but this version runs as one replica, which needs no Redis: unset it".to_owned()
+                "REDIS_URL is set, but replicas can't share an SQLite file: set DATABASE_URL as well, or unset REDIS_URL"
+                    .to_owned(),
             );
+        }
+        let redis = self.redis_url.map(|url| url.parse::<RedisAddress>()).transpose();
+        let redis = redis.map_err(|error| format!("REDIS_URL {error}"))?;
+        let fleet = redis.is_some();
+        let redis_prefix = self.redis_prefix.unwrap_or_else(|| "starling".to_owned());
+        if redis_prefix.is_empty()
+            || !redis_prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        {
+            return Err("redis_prefix must be made of letters, digits, - _ and .".to_owned());
         }
         let store = match self.database_url {
             Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
@@ -240,13 +259,16 @@ impl Settings {
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             internal_listen: self.internal_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
             store,
+            redis: redis.map(|address| (address, redis_prefix)),
             public_url,
             allowed_origins: list(self.allowed_origins.as_deref()),
             trusted_proxies: networks(self.trusted_proxies.as_deref())?,
             limits,
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or(LogFormat::Text),
-            drain: Duration::from_millis(self.drain_ms.unwrap_or(2000)),
+            // Of many sockets a tenth a second at most: the other replicas have to take them.
+            unready: Duration::from_millis(self.unready_ms.unwrap_or(if fleet { 5000 } else { 0 })),
+            drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet { 15_000 } else { 2000 })),
             hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
         })
     }

@@ -26,7 +26,16 @@ const RATE_LIMITED: &str = "starling_rate_limited_total";
 const SWEPT: &str = "starling_swept_rows_total";
 const PRESENCE_WATCHES: &str = "starling_presence_watches";
 const PRESENCE_TOLD: &str = "starling_presence_told_total";
+const PRESENCE_BLIND: &str = "starling_presence_blind_total";
 const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
+const REPLICAS: &str = "starling_replicas";
+const REDIS_SECONDS: &str = "starling_redis_seconds";
+const REDIS_ERRORS: &str = "starling_redis_errors_total";
+const BUS_UNTOLD: &str = "starling_bus_events_untold_total";
+const BUS_RECONNECTS: &str = "starling_bus_reconnects_total";
+const BUS_DEAF: &str = "starling_bus_deaf_total";
+const BUS_FORGED: &str = "starling_bus_messages_refused_total";
+const LIMITED_ALONE: &str = "starling_rate_limits_alone_total";
 
 /// Tells the exporter the unit and help of each metric.
 pub fn describe() {
@@ -53,7 +62,19 @@ pub fn describe() {
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
     describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
     describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
+    describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
+    describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
+    describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
+    describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
+    describe_counter!(BUS_UNTOLD, "Events that could not be published; the other replicas were told to look");
+    describe_counter!(BUS_RECONNECTS, "Times that the subscribed connection was lost");
+    describe_counter!(
+        BUS_DEAF,
+        "Times that a subscribed connection was given up because this replica did not hear itself"
+    );
+    describe_counter!(BUS_FORGED, "Messages on the bus whose seal is not this community's");
+    describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
 }
 
 /// A request was answered.
@@ -154,7 +175,51 @@ pub fn presence_told(count: u64) {
     counter!(PRESENCE_TOLD).increment(count);
 }
 
+/// A connection was let in without Redis.
+pub fn presence_blind() {
+    counter!(PRESENCE_BLIND).increment(1);
+}
+
 /// A connection was refused at the door.
 pub fn connection_refused(bound: &'static str) {
     counter!(CONNECTIONS_REFUSED, "bound" => bound).increment(1);
+}
+
+/// So many replicas have a lease.
+pub fn replicas(count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "exact far beyond any fleet")]
+    gauge!(REPLICAS).set(count as f64);
+}
+
+/// A call of Redis ended.
+pub fn redis_call(unit: &'static str, took: Duration, done: bool) {
+    histogram!(REDIS_SECONDS, "unit" => unit).record(took.as_secs_f64());
+    if !done {
+        counter!(REDIS_ERRORS, "unit" => unit).increment(1);
+    }
+}
+
+/// Events could not be published.
+pub fn bus_untold(count: usize) {
+    counter!(BUS_UNTOLD).increment(count as u64);
+}
+
+/// The subscribed connection was lost.
+pub fn bus_reconnect() {
+    counter!(BUS_RECONNECTS).increment(1);
+}
+
+/// The subscribed connection did not bring back what was said to it.
+pub fn bus_deaf() {
+    counter!(BUS_DEAF).increment(1);
+}
+
+/// Somebody else published on our channels.
+pub fn bus_forged() {
+    counter!(BUS_FORGED).increment(1);
+}
+
+/// A rate was counted without Redis.
+pub fn limiter_alone(rate: &'static str) {
+    counter!(LIMITED_ALONE, "rate" => rate).increment(1);
 }

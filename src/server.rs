@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
-use crate::cluster::Bus;
 use crate::cluster::memory::{MemoryBus, MemoryPresence, MemoryRateLimiter, MemorySessionCache};
+use crate::cluster::redis::{BusHealth, ClusterKey, RedisCluster, ReplicaId};
+use crate::cluster::{Bus, BusInbox, Presence, RateLimiter, SessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
 use crate::hub::{Attendance, Hub};
 use crate::listener;
+use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
 use crate::store::{Store, StoreOptions};
@@ -41,6 +43,9 @@ pub struct Server {
     /// This process's sockets.
     pub hub: Arc<Hub>,
     draining: Arc<AtomicBool>,
+    /// How long to go on once unready.
+    unready: Duration,
+    /// Over how long the connections are sent away.
     drain: Duration,
     /// Ends accepting and idle connections.
     stop_listening: CancellationToken,
@@ -57,8 +62,8 @@ pub struct Server {
 pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>, Error> {
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
-    let (bus, _inbox) = MemoryBus::new();
-    Ok(Service::start(parts(store, Arc::new(bus), config, clock, &TaskTracker::new(), &CancellationToken::new())?))
+    let (cluster, _inbox) = Cluster::of_one();
+    Ok(Service::start(parts(store, &cluster, config, clock, &TaskTracker::new(), &CancellationToken::new())?))
 }
 
 /// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
@@ -74,9 +79,45 @@ async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
     }
 }
 
+/// What this replica shares with others, or has for itself.
+struct Cluster {
+    bus: Arc<dyn Bus>,
+    session_cache: Arc<dyn SessionCache>,
+    limiter: Arc<dyn RateLimiter>,
+    presence: Arc<dyn Presence>,
+    /// Whether the bus works, where there is one to fail.
+    health: Option<Arc<BusHealth>>,
+}
+
+impl Cluster {
+    fn of_one() -> (Self, BusInbox) {
+        let (bus, inbox) = MemoryBus::new();
+        let (session_cache, limiter) = (Arc::<MemorySessionCache>::default(), Arc::<MemoryRateLimiter>::default());
+        let presence = Arc::<MemoryPresence>::default();
+        (Self { bus: Arc::new(bus), session_cache, limiter, presence, health: None }, inbox)
+    }
+
+    /// Joins the configured cluster.
+    async fn join(
+        config: &Config,
+        store: &Store,
+        clock: &Clock,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(Self, BusInbox), Error> {
+        let Some(redis) = config.redis.clone() else {
+            return Ok(Self::of_one());
+        };
+        let key = ClusterKey(store.cluster_key(rand::random()).await?);
+        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks, stop);
+        let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
+        Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))
+    }
+}
+
 fn parts(
     store: Store,
-    bus: Arc<dyn Bus>,
+    cluster: &Cluster,
     config: &Config,
     clock: Clock,
     tasks: &TaskTracker,
@@ -84,9 +125,9 @@ fn parts(
 ) -> Result<Parts, Error> {
     Ok(Parts {
         store,
-        bus,
-        session_cache: Arc::new(MemorySessionCache::default()),
-        limiter: Arc::new(MemoryRateLimiter::default()),
+        bus: cluster.bus.clone(),
+        session_cache: cluster.session_cache.clone(),
+        limiter: cluster.limiter.clone(),
         clock,
         limits: config.limits.clone(),
         hasher: Hasher::new(config.hashes_at_once_max)?,
@@ -105,11 +146,12 @@ impl Server {
         prepare(&store, &config).await?;
         let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
-        let (bus, inbox) = MemoryBus::new();
-        let bus: Arc<dyn Bus> = Arc::new(bus);
-        let attendance = Attendance::new(Arc::new(MemoryPresence::default()), config.limits.presence_linger);
-        let hub = Hub::new(store.clone(), bus.clone(), attendance, clock.clone(), tasks.clone(), stop.clone());
-        let service = Service::start(parts(store, bus, &config, clock, &tasks, &stop)?);
+        set_clock(&store, &clock).await?;
+        let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks, &stop).await?;
+        tasks.spawn(keep_time(store.clone(), clock.clone(), stop.clone()));
+        let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
+        let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone(), stop.clone());
+        let service = Service::start(parts(store, &cluster, &config, clock, &tasks, &stop)?);
         tasks.spawn(hub.clone().run(inbox));
         tasks.spawn(service.clone().run_jobs(stop.clone()));
         let draining = Arc::<AtomicBool>::default();
@@ -117,6 +159,7 @@ impl Server {
             service: service.clone(),
             trusted_proxies: config.trusted_proxies,
             draining: draining.clone(),
+            is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
         let public = public_router(&api, gateway, config.listen);
@@ -135,6 +178,7 @@ impl Server {
             service,
             hub,
             draining,
+            unready: config.unready,
             drain: config.drain,
             stop_listening,
             stop,
@@ -146,8 +190,9 @@ impl Server {
     /// Sends the clients away, lets what is under way end, and stops.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
-        let drain_ms = u64::try_from(self.drain.as_millis()).unwrap_or(u64::MAX);
-        self.hub.drain(drain_ms);
+        // The load balancer needs a moment to notice; until then requests still come.
+        tokio::time::sleep(self.unready).await;
+        self.hub.drain(self.drain).await;
         self.stop_listening.cancel();
         self.tasks.close();
         self.listeners.close();
@@ -193,6 +238,26 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
             "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
         ))
     })
+}
+
+/// Has the clock show the database's time, so that what expires does so on all replicas at once.
+async fn set_clock(store: &Store, clock: &Clock) -> Result<(), Error> {
+    if let Some(time) = store.time().await? {
+        clock.follow(time);
+    }
+    Ok(())
+}
+
+async fn keep_time(store: Store, clock: Clock, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CLOCK_EVERY) => {}
+        }
+        if let Err(error) = set_clock(&store, &clock).await {
+            tracing::warn!(%error, "could not read the database's clock");
+        }
+    }
 }
 
 async fn upkeep(stop: CancellationToken) {

@@ -27,6 +27,8 @@ have make || packages+=(make)
 if wanted test; then
   # Debian keeps the server's programs out of PATH.
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || have initdb || packages+=(postgresql)
+  # Debian's tools are the server by another name, without the service that its package starts.
+  have redis-server || have redis-check-rdb || packages+=(redis-tools)
 fi
 if wanted conformance; then
   have pip3 || packages+=(python3-pip)

@@ -5,6 +5,8 @@
 # Postgres: a new cluster on a free loopback port, in a temporary folder. No cluster of the system is touched.
 #   STARLING_TEST_POSTGRES   set for COMMAND: the URL of a superuser, without password
 #   STARLING_TEST_FSYNC=on   read here: write to disk for real (benchmarks, kill -9 tests); default off, for speed
+# Redis: on a free loopback port, nothing kept on disk. Tests that break it start one of their own.
+#   STARLING_TEST_REDIS      set for COMMAND: its URL
 # The exit code is COMMAND's.
 set -euo pipefail
 # Each background job gets a process group: Ctrl-C reaches this script alone, which then stops things in order.
@@ -17,6 +19,7 @@ fi
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/starling-test.XXXXXX")
 postgres_pid=
+redis_pid=
 command_pid=
 
 # shellcheck disable=SC2317  # called by the trap
@@ -35,6 +38,10 @@ stop_everything() {
     # Postgres's immediate stop: the folder goes, so there is nothing to flush.
     kill -QUIT "$postgres_pid" 2>/dev/null || true
     wait "$postgres_pid" 2>/dev/null || true
+  fi
+  if [[ -n $redis_pid ]]; then
+    kill -TERM "$redis_pid" 2>/dev/null || true
+    wait "$redis_pid" 2>/dev/null || true
   fi
   rm -rf "$dir"
 }
@@ -100,6 +107,37 @@ if [[ -z $postgres_pid ]]; then
   exit 1
 fi
 export STARLING_TEST_POSTGRES=postgres://postgres@127.0.0.1:$port/postgres
+
+# --- Redis ------------------------------------------------------------------------------------------------------------
+
+redis_server=$(type -P redis-server || type -P redis-check-rdb || true)
+if [[ -z $redis_server ]]; then
+  echo "No Redis server here. Run tests/install.sh, or install Redis 7 or later." >&2
+  exit 1
+fi
+mkdir "$dir/redis"
+# Debian's tools are the server, too: it goes by the name it is called by.
+ln -s "$redis_server" "$dir/redis-server"
+for _ in {1..10}; do
+  port=$((20000 + RANDOM % 10000))
+  setpriv --pdeathsig TERM "$dir/redis-server" --port "$port" --bind 127.0.0.1 --save '' --appendonly no \
+    --dir "$dir/redis" >"$dir/redis.log" 2>&1 &
+  redis_pid=$!
+  for _ in {1..100}; do
+    if grep -q 'Ready to accept connections' "$dir/redis.log"; then break 2; fi
+    if ! kill -0 "$redis_pid" 2>/dev/null; then break; fi
+    sleep 0.05
+  done
+  kill -KILL "$redis_pid" 2>/dev/null || true
+  wait "$redis_pid" 2>/dev/null || true
+  redis_pid=
+done
+if [[ -z $redis_pid ]]; then
+  echo "Redis did not start:" >&2
+  cat "$dir/redis.log" >&2
+  exit 1
+fi
+export STARLING_TEST_REDIS=redis://127.0.0.1:$port
 
 # --- The command ------------------------------------------------------------------------------------------------------
 

@@ -106,3 +106,9 @@ CREATE TABLE messages (
 );
 CREATE UNIQUE INDEX messages_by_client_id ON messages (chat_id, sender_id, client_id) WHERE client_id IS NOT NULL;
 CREATE INDEX messages_by_rev ON messages (chat_id, rev);
+
+-- The key by which replicas know each other's words on Redis, which anybody there could write. One row.
+CREATE TABLE cluster_keys (
+    id  BIGINT PRIMARY KEY CHECK (id = 1),
+    key BYTEA NOT NULL
+);

@@ -38,6 +38,8 @@ pub struct Api {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether the process is about to stop.
     pub draining: Arc<AtomicBool>,
+    /// Whether this replica has not heard the others for long, though it could.
+    pub is_deaf: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Api {

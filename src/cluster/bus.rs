@@ -18,7 +18,7 @@ use crate::model::{Event, Topic};
 pub trait Bus: Send + Sync {
     /// Announces what was committed. To be called after the commit only.
     fn publish(&self, event: Event);
-    /// Asks for what is announced on a topic. The inbox yields [`Arrival::Following`] once that is so. A topic is
+    /// Asks for what is announced on a topic. The inbox yields [`Arrival::Look`] once that is so. A topic is
     /// followed or not: asking twice is asking once.
     fn follow(&self, topic: Topic);
     /// Asks no more.
@@ -31,8 +31,9 @@ pub trait Bus: Send + Sync {
 pub enum Arrival {
     /// Something happened.
     Event(Event),
-    /// From now on these topics are heard. What was announced before may have been missed: compare with the store.
-    Following(Vec<Topic>),
+    /// These topics may hold something that this inbox did not get, since they are heard from now on only or since it was
+    /// too large to tell: compare them with the store.
+    Look(Vec<Topic>),
     /// Something happened that this inbox did not get: compare everything with the store.
     Lost,
 }

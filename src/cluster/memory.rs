@@ -13,7 +13,7 @@ use super::{Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Presence, R
 use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
-use crate::model::{Error, Event, Result, SessionId, Timestamp, Topic, UserId};
+use crate::model::{Error, Event, Result, Timestamp, Topic, UserId};
 
 /// A bus with one hub on it.
 #[derive(Debug)]
@@ -61,7 +61,6 @@ impl RateLimiter for MemoryRateLimiter {
 /// Resolved tokens of one process.
 pub struct MemorySessionCache {
     callers: Cache<TokenHash, Caller>,
-    tokens: Cache<SessionId, TokenHash>,
     forgets: AtomicU64,
 }
 
@@ -69,7 +68,6 @@ impl Default for MemorySessionCache {
     fn default() -> Self {
         Self {
             callers: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
-            tokens: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
             forgets: AtomicU64::new(0),
         }
     }
@@ -77,26 +75,23 @@ impl Default for MemorySessionCache {
 
 impl SessionCache for MemorySessionCache {
     fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>> {
-        let ticket = CacheTicket(self.forgets.load(Ordering::SeqCst));
+        let ticket = CacheTicket::at(self.forgets.load(Ordering::SeqCst));
         Box::pin(ready(self.callers.get(&token).ok_or(ticket)))
     }
 
     fn put(&self, token: TokenHash, caller: Caller, ticket: CacheTicket) -> BoxFuture<'_, ()> {
-        // In this order: a forget that comes between the check and the inserts finds the session's token and removes it.
-        self.tokens.insert(caller.session_id, token);
+        // In this order: whatever a forget comes between, one of the two removes the entry.
         self.callers.insert(token, caller);
-        if CacheTicket(self.forgets.load(Ordering::SeqCst)) != ticket {
+        if self.forgets.load(Ordering::SeqCst) != ticket.forgets {
             self.callers.invalidate(&token);
         }
         Box::pin(ready(()))
     }
 
-    fn forget<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, ()> {
+    fn forget<'a>(&'a self, tokens: &'a [TokenHash]) -> BoxFuture<'a, ()> {
         self.forgets.fetch_add(1, Ordering::SeqCst);
-        for session in sessions {
-            if let Some(token) = self.tokens.remove(session) {
-                self.callers.invalidate(&token);
-            }
+        for token in tokens {
+            self.callers.invalidate(token);
         }
         Box::pin(ready(()))
     }
@@ -129,8 +124,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::model::limits::Alone;
 
-    const RATE: Rate = Rate { name: "test", burst: 3, every: Duration::from_secs(1) };
+    const RATE: Rate = Rate { name: "test", burst: 3, every: Duration::from_secs(1), alone: Alone::AsEver };
 
     #[tokio::test]
     async fn a_burst_is_exact_and_each_pause_earns_one_more() {
@@ -152,18 +148,18 @@ mod tests {
         let token = TokenHash([7; 32]);
         let caller = Caller {
             user_id: crate::model::UserId::default(),
-            session_id: SessionId::default(),
+            session_id: crate::model::SessionId::default(),
             expires_at: Timestamp::from_ms(1),
             last_seen_at: Timestamp::from_ms(0),
         };
         let ticket = cache.get(token).await.unwrap_err();
-        cache.forget(&[caller.session_id]).await;
+        cache.forget(&[token]).await;
         cache.put(token, caller, ticket).await;
         assert!(cache.get(token).await.is_err());
         let ticket = cache.get(token).await.unwrap_err();
         cache.put(token, caller, ticket).await;
         assert!(cache.get(token).await.is_ok());
-        cache.forget(&[caller.session_id]).await;
+        cache.forget(&[token]).await;
         assert!(cache.get(token).await.is_err());
     }
 }

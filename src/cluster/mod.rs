@@ -4,6 +4,7 @@ pub mod bus;
 pub mod limiter;
 pub mod memory;
 pub mod presence;
+pub mod redis;
 pub mod session_cache;
 
 pub use bus::{Arrival, Bus, BusInbox};

@@ -103,6 +103,9 @@ impl Hub {
         self.attendance.look_soon(watched);
         let hub = self.clone();
         self.tasks.spawn(async move {
+            if topics.contains(&Topic::Everyone) {
+                return hub.check_all_now();
+            }
             let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
             let chats: Vec<ChatId> = of_chats.collect();
             let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
@@ -122,8 +125,8 @@ impl Hub {
         });
     }
 
-    /// Compares all followed chats, and the sessions of all connections, with the store.
-    pub(super) async fn check_all(self: &Arc<Self>) {
+    /// Compares all followed chats, and the lists of all connected users, with the store.
+    async fn check_all(self: &Arc<Self>) {
         let chats: Vec<ChatId> =
             self.shards.iter().flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>()).collect();
         metrics::hub_chats(chats.len());
@@ -139,12 +142,44 @@ impl Hub {
                 return;
             }
         }
-        for batch in self.registry.sessions().chunks(CHECK_BATCH) {
-            if let Err(error) = self.check_sessions(batch).await {
-                tracing::warn!(%error, "could not compare the connected sessions with the store");
-                return;
-            }
+    }
+
+    /// Has all sessions with a connection compared with the store.
+    pub(super) fn check_sessions_now(self: &Arc<Self>) {
+        if !self.checking.sessions.ask() {
+            return;
         }
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                for batch in hub.registry.sessions().chunks(CHECK_BATCH) {
+                    if let Err(error) = hub.check_sessions(batch).await {
+                        tracing::warn!(%error, "could not compare the connected sessions with the store");
+                        break;
+                    }
+                }
+                if !hub.checking.sessions.again() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Has everything compared with the store.
+    pub(super) fn check_all_now(self: &Arc<Self>) {
+        self.check_sessions_now();
+        if !self.checking.chats.ask() {
+            return;
+        }
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                hub.check_all().await;
+                if !hub.checking.chats.again() {
+                    return;
+                }
+            }
+        });
     }
 
     async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod connection;
 mod feed;
 pub mod frame;
 mod heal;
+mod one_at_a_time;
 pub mod presence;
 mod registry;
 mod watchers;
@@ -15,19 +16,22 @@ mod watchers;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
-use crate::model::limits::HUB_CHECK_EVERY;
+use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
+use one_at_a_time::OneAtATime;
 pub use presence::Attendance;
 use registry::Registry;
 pub use watchers::TooManyWatched;
@@ -49,6 +53,14 @@ pub struct Hub {
     tasks: TaskTracker,
     stop: CancellationToken,
     draining: CancellationToken,
+    checking: Checks,
+}
+
+/// Comparisons with the store: one of each kind at a time, and once more if it was asked for meanwhile.
+#[derive(Default)]
+struct Checks {
+    chats: OneAtATime,
+    sessions: OneAtATime,
 }
 
 impl Hub {
@@ -64,28 +76,44 @@ impl Hub {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
         let watchers = Watchers::new(bus.clone());
-        Arc::new(Self { store, bus, clock, registry, attendance, watchers, shards, spread, tasks, stop, draining })
+        Arc::new(Self {
+            store,
+            bus,
+            clock,
+            registry,
+            attendance,
+            watchers,
+            shards,
+            spread,
+            tasks,
+            stop,
+            draining,
+            checking: Checks::default(),
+        })
     }
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn(self.clone().keep_attendance());
         self.tasks.spawn(self.clone().tell_presence());
-        let mut check = tokio::time::interval(HUB_CHECK_EVERY);
-        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut check = slow_interval(HUB_CHECK_EVERY);
+        let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
                 _ = check.tick() => Some(Arrival::Lost),
+                _ = session_check.tick() => {
+                    self.check_sessions_now();
+                    continue;
+                }
                 arrival = inbox.next() => arrival,
             };
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
-                Some(Arrival::Following(topics)) => self.look_at(topics),
+                Some(Arrival::Look(topics)) => self.look_at(topics),
                 Some(Arrival::Lost) => {
                     self.look_at_all_watched();
-                    let hub = self.clone();
-                    self.tasks.spawn(async move { hub.check_all().await });
+                    self.check_all_now();
                 }
                 None => return,
             }
@@ -222,15 +250,21 @@ impl Hub {
         }
     }
 
-    /// Asks every connection to come back later, elsewhere: each after its share of `spread_ms`.
-    pub fn drain(&self, spread_ms: u64) {
+    /// Sends every connection elsewhere, a few at a time over `spread`, so that the other replicas are not run down. No
+    /// new one is taken in.
+    pub async fn drain(&self, spread: Duration) {
         self.draining.cancel();
         let all = self.registry.all();
-        let count = all.len().max(1) as u64;
-        for (index, connection) in all.into_iter().enumerate() {
-            let after_ms = spread_ms * index as u64 / count;
-            connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
-            connection.close(CloseReason::Restarting);
+        let waves = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
+        for wave in all.chunks(all.len().div_ceil(waves).max(1)) {
+            for connection in wave {
+                let after_ms = rand::rng().random_range(0..=u64::try_from(spread.as_millis()).unwrap_or(0).min(1000));
+                connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
+                connection.close(CloseReason::Restarting);
+            }
+            if waves > 1 {
+                tokio::time::sleep(DRAIN_WAVE_EVERY).await;
+            }
         }
     }
 
@@ -268,4 +302,11 @@ impl Hub {
         let shard = usize::try_from(hasher.finish()).unwrap_or(0) % SHARDS;
         self.shards[shard].lock()
     }
+}
+
+/// An interval that makes no haste after a stall.
+fn slow_interval(every: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
 }

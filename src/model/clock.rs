@@ -75,10 +75,13 @@ impl utoipa::PartialSchema for Timestamp {
 
 impl utoipa::ToSchema for Timestamp {}
 
-/// Tells the time. Clones share one offset, which tests move to make things expire.
+/// Tells the time. Clones are the same clock.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    offset_ms: Arc<AtomicI64>,
+    /// How far the machine's clock is behind the one that it follows.
+    skew_ms: Arc<AtomicI64>,
+    /// How far tests moved it, to make things expire.
+    advanced_ms: Arc<AtomicI64>,
 }
 
 impl Clock {
@@ -88,16 +91,31 @@ impl Clock {
     }
 
     /// Now, in UTC.
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
     pub fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-        Timestamp(ms.saturating_add(self.offset_ms.load(Ordering::Relaxed)))
+        let offset = self.skew_ms.load(Ordering::Relaxed).saturating_add(self.advanced_ms());
+        Timestamp(Self::of_the_machine().saturating_add(offset))
     }
 
     /// Moves this clock and its clones forward by `span`.
     pub fn advance(&self, span: Duration) {
-        self.offset_ms.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.advanced_ms.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// By how much this clock was moved by hand, in milliseconds: 0 but in tests.
+    pub fn advanced_ms(&self) -> i64 {
+        self.advanced_ms.load(Ordering::Relaxed)
+    }
+
+    /// Follows another clock, which shows `theirs` now: what expires shall do so at one time on all replicas, whatever
+    /// their machines think.
+    pub fn follow(&self, theirs: Timestamp) {
+        self.skew_ms.store(theirs.0 - Self::of_the_machine(), Ordering::Relaxed);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+    fn of_the_machine() -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
     }
 }
 

@@ -70,6 +70,8 @@ pub const SYNC_CHANGES_MAX: i64 = 500;
 /// Reads of snapshots for `sync` at once: a herd of reconnecting clients queues here, not in the database.
 pub const SYNCS_AT_ONCE_MAX: usize = 16;
 
+/// Pause between two groups of connections that a stopping replica sends away.
+pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
 /// Users that one `watch_presence` may name: what a screen shows, a few times over.
 pub const WATCH_USERS_MAX: usize = 200;
 /// Users that one connection may watch: the members of every chat that somebody has in view, and more.
@@ -89,18 +91,34 @@ pub const REORDER_MAX: usize = 256;
 pub const REORDER_WAIT: Duration = Duration::from_millis(50);
 /// How often a hub compares all its chats with the store, whatever happened.
 pub const HUB_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// How often a replica asks the store which of its connections' sessions are over, whatever it heard: bounds how long one
+/// outlives its session when the news of it is lost.
+pub const SESSION_CHECK_EVERY: Duration = Duration::from_secs(3);
+/// How often a replica sets its clock by the database's.
+pub const CLOCK_EVERY: Duration = Duration::from_mins(1);
 /// Pause before the store is asked again for what a chat's subscribers miss, when it could not answer.
 pub const HEAL_RETRY: Duration = Duration::from_secs(1);
 
 /// Messages in one commit: more don't make it cheaper.
 pub const APPEND_BATCH_MAX: usize = 128;
+/// Longest that a commit waits for as many messages as the one before held: less than a commit takes on a busy disk.
+pub const APPEND_GATHER_MAX: Duration = Duration::from_millis(2);
 /// Messages that wait for a commit; over it a send is answered `503`.
 pub const APPEND_QUEUE_MAX: usize = 4096;
 /// Appenders of a replica. A chat always belongs to the same one, which keeps its sends in order.
 pub const APPENDERS: usize = 2;
 
-/// How long a token's session is believed without asking the store.
+/// How long a token's session is believed without asking the store, where there is one replica: an end is noticed at once.
 pub const SESSION_CACHE_LIFE: Duration = Duration::from_secs(30);
+/// How long a replica of many believes its own memory of a token. With [`SESSION_SHARED_LIFE`] it bounds how long an ended
+/// session may still be answered when Redis failed at the wrong moment: 10 s.
+pub const SESSION_LOCAL_LIFE: Duration = Duration::from_secs(2);
+/// How long an entry in Redis is believed.
+pub const SESSION_SHARED_LIFE: Duration = Duration::from_secs(8);
+/// Pause before Redis is told again to forget a token, when it could not be told.
+pub const SESSION_FORGET_RETRY: Duration = Duration::from_millis(500);
+/// Tokens looked up in the store at once: a herd of reconnecting clients queues here, not in the pool.
+pub const RESOLVES_AT_ONCE_MAX: usize = 8;
 /// Sessions remembered.
 pub const SESSION_CACHE_MAX: u64 = 100_000;
 /// How often the `last_seen_at` of a session, or of a connected user, is written at most.
@@ -174,6 +192,28 @@ pub struct Rate {
     pub burst: u32,
     /// The pause that earns one more.
     pub every: Duration,
+    /// What a replica allows that counts alone, because Redis is away.
+    pub alone: Alone,
+}
+
+/// How a replica counts alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// As ever: that people can write to each other is worth more than the exact limit.
+    AsEver,
+    /// A quarter, and at most five at once: guesses must not become cheaper by taking Redis away.
+    Strict,
+}
+
+impl Rate {
+    /// The rate of a replica that counts alone.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        match self.alone {
+            Alone::AsEver => self,
+            Alone::Strict => Self { burst: (self.burst / 4).clamp(1, 5), every: self.every * 4, ..self },
+        }
+    }
 }
 
 /// One counter under a [`Rate`]: a leaky bucket that remembers only when it will be full again.
@@ -206,23 +246,25 @@ impl Bucket {
 }
 
 /// Sends, edits and removals of a user: faster than anyone types, slow enough for readers.
-pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50) };
+pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50), alone: Alone::AsEver };
 /// Other changes by a user: chats, members, invites, the account.
-pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200) };
+pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };
 /// Attempts to log in to one account, right or wrong: ten guesses, then one in ten seconds.
-pub const LOGINS_PER_ACCOUNT: Rate = Rate { name: "logins_per_account", burst: 10, every: Duration::from_secs(10) };
+pub const LOGINS_PER_ACCOUNT: Rate =
+    Rate { name: "logins_per_account", burst: 10, every: Duration::from_secs(10), alone: Alone::Strict };
 /// Attempts to log in from one address: an office behind one router.
-pub const LOGINS_PER_ADDRESS: Rate = Rate { name: "logins_per_address", burst: 60, every: Duration::from_secs(1) };
+pub const LOGINS_PER_ADDRESS: Rate =
+    Rate { name: "logins_per_address", burst: 60, every: Duration::from_secs(1), alone: Alone::Strict };
 /// Registrations from one address.
 pub const REGISTRATIONS_PER_ADDRESS: Rate =
-    Rate { name: "registrations_per_address", burst: 30, every: Duration::from_secs(10) };
+    Rate { name: "registrations_per_address", burst: 30, every: Duration::from_secs(10), alone: Alone::Strict };
 /// Look-ups of invites from one address: nobody guesses a code of 128 bits, and nobody shall try.
 pub const INVITE_LOOKUPS_PER_ADDRESS: Rate =
-    Rate { name: "invite_lookups_per_address", burst: 60, every: Duration::from_secs(1) };
+    Rate { name: "invite_lookups_per_address", burst: 60, every: Duration::from_secs(1), alone: Alone::Strict };
 /// Refreshes from one address.
 pub const REFRESHES_PER_ADDRESS: Rate =
-    Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500) };
+    Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500), alone: Alone::Strict };
 /// Frames of one connection.
-pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10) };
+pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10), alone: Alone::AsEver };
 /// `watch_presence` of a user: a few devices that come back at once, each with what it shows.
-pub const WATCHES: Rate = Rate { name: "watches", burst: 60, every: Duration::from_millis(200) };
+pub const WATCHES: Rate = Rate { name: "watches", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };

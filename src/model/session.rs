@@ -25,7 +25,7 @@ pub struct Session {
 }
 
 /// Who is asking: what a valid token stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     /// The account.
     pub user_id: UserId,

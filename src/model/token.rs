@@ -44,6 +44,14 @@ impl TokenHash {
     }
 }
 
+impl TryFrom<Vec<u8>> for TokenHash {
+    type Error = &'static str;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
+        bytes.try_into().map(Self).map_err(|_| "a token's hash has 32 bytes")
+    }
+}
+
 /// 128 random bits in URL-safe letters: an invite's code, a generated password.
 pub fn random_code(random: &mut impl Rng) -> String {
     let mut bytes = [0; 16];

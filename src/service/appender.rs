@@ -1,11 +1,14 @@
 //! Groups concurrent sends into commits.
 //!
-//! Each chat belongs to one of a few appenders, which takes whatever waits for it (never waiting for more), commits it
-//! at once, announces it, and answers. While one commit is on its way to the disk the next batch gathers by itself: one
-//! sender alone pays no delay, many share each fsync.
+//! Each chat belongs to one of a few appenders, which takes what waits for it, commits it at once, announces it, and
+//! answers. While one commit is on its way to the disk the next batch gathers by itself: one sender alone pays no delay,
+//! many share each fsync. Those who were answered together tend to send again together, so an appender that just
+//! committed many waits for as many, for a fraction of what a commit takes: otherwise the first of them goes alone, and
+//! the rest wait for it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Bus;
 use crate::metrics;
-use crate::model::limits::{APPEND_BATCH_MAX, APPEND_QUEUE_MAX, APPENDERS};
+use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS};
 use crate::model::message::{Draft, Sent};
 use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
 use crate::store::Store;
@@ -92,13 +95,28 @@ struct Worker {
 impl Worker {
     async fn run(self, mut queue: mpsc::Receiver<Job>, stop: CancellationToken) {
         let mut jobs = Vec::with_capacity(APPEND_BATCH_MAX);
+        // How many the last commit held, and how long it is worth to wait for as many.
+        let (mut expected, mut patience) = (1, Duration::ZERO);
         loop {
             tokio::select! {
                 biased;
                 taken = queue.recv_many(&mut jobs, APPEND_BATCH_MAX) => if taken == 0 { return },
                 () = stop.cancelled() => return,
             }
+            let gathering = async {
+                while jobs.len() < expected {
+                    let room = APPEND_BATCH_MAX - jobs.len();
+                    if queue.recv_many(&mut jobs, room).await == 0 {
+                        return;
+                    }
+                }
+            };
+            // Running out of patience is the ordinary end of it.
+            let _ = tokio::time::timeout(patience, gathering).await;
+            expected = jobs.len();
+            let start = Instant::now();
             self.append(&mut jobs).await;
+            patience = (start.elapsed() / 2).min(APPEND_GATHER_MAX);
         }
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +64,8 @@ pub struct Service {
     limits: Limits,
     hasher: Hasher,
     appender: Appender,
+    /// Turns to ask the store about tokens.
+    resolves: Semaphore,
     tasks: TaskTracker,
 }
 
@@ -71,7 +74,8 @@ impl Service {
     pub fn start(parts: Parts) -> Arc<Self> {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks, stop } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks, &stop);
-        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, tasks })
+        let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
+        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, tasks })
     }
 
     /// The bounds in force.

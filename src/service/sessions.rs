@@ -9,7 +9,7 @@ use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::{Token, TokenHash};
 use crate::model::{Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId};
-use crate::store::{NewSession, Refreshed, SessionTokens};
+use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
 
 /// What a client tells to log in.
 pub struct Login {
@@ -103,8 +103,9 @@ impl Service {
             self.store.rehash_password(user_id, &hash, &new).await?;
         }
         let (new, tokens) = self.new_session(user_id, origin);
-        let (session_id, ended) = self.store.log_in(&new, login.session_id, self.limits.sessions_per_user_max).await?;
-        self.session_cache.forget(&[session_id]).await;
+        let LoggedIn { session_id, replaced, ended } =
+            self.store.log_in(&new, login.session_id, self.limits.sessions_per_user_max).await?;
+        self.session_cache.forget(replaced.as_slice()).await;
         self.sessions_ended(ended).await;
         self.grant(user_id, session_id, tokens).await
     }
@@ -120,12 +121,12 @@ impl Service {
         let (tokens, kept) = self.fresh_tokens();
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
         match self.store.refresh(presented, &kept, ip.as_deref(), self.clock.now()).await? {
-            Refreshed::Rotated { session_id, user_id } => {
-                self.session_cache.forget(&[session_id]).await;
-                self.grant(user_id, session_id, tokens).await
+            Refreshed::Rotated { session, user_id } => {
+                self.session_cache.forget(&[session.token]).await;
+                self.grant(user_id, session.id, tokens).await
             }
-            Refreshed::Reused(session_id) => {
-                self.sessions_ended(vec![session_id]).await;
+            Refreshed::Reused(session) => {
+                self.sessions_ended(vec![session]).await;
                 Err(refused())
             }
             Refreshed::Unknown => Err(refused()),
@@ -143,6 +144,7 @@ impl Service {
         let caller = match self.session_cache.get(token).await {
             Ok(caller) => caller,
             Err(ticket) => {
+                let _turn = self.resolves.acquire().await.map_err(Error::internal)?;
                 let caller = self.store.resolve(token, now).await?.ok_or_else(refused)?;
                 self.session_cache.put(token, caller, ticket).await;
                 if caller.last_seen_at < now.minus(LAST_SEEN_EVERY) {
@@ -188,10 +190,8 @@ impl Service {
     /// # Errors
     /// `session_not_found`.
     pub async fn end_session(&self, caller: Caller, id: SessionId) -> Result<()> {
-        if !self.store.end_session(caller.user_id, id).await? {
-            return Err(Code::SessionNotFound.into());
-        }
-        self.sessions_ended(vec![id]).await;
+        let ended = self.store.end_session(caller.user_id, id).await?.ok_or(Error::new(Code::SessionNotFound))?;
+        self.sessions_ended(vec![ended]).await;
         Ok(())
     }
 
@@ -206,10 +206,11 @@ impl Service {
     }
 
     /// Forgets ended sessions and has their connections closed everywhere.
-    pub(super) async fn sessions_ended(&self, ended: Vec<SessionId>) {
+    pub(super) async fn sessions_ended(&self, ended: Vec<EndedSession>) {
         if !ended.is_empty() {
-            self.session_cache.forget(&ended).await;
-            self.bus.publish(Event::SessionsEnded(ended));
+            // Published first: a Redis that hangs must not keep the sockets open.
+            self.bus.publish(Event::SessionsEnded(ended.iter().map(|session| session.id).collect()));
+            self.session_cache.forget(&ended.iter().map(|session| session.token).collect::<Vec<_>>()).await;
         }
     }
 

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::sessions::EndedSession;
 use super::{MapOkDrop, Store, on, timed, within};
 use crate::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
-use crate::model::{ChatId, Result, Rev, SessionId, Timestamp, UserId};
+use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
 
 /// What one round removed. A round that did not fill its batches leaves nothing behind.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Swept {
     /// Sessions past their end.
-    pub sessions: Vec<SessionId>,
+    pub sessions: Vec<EndedSession>,
     /// Invites that are used up or expired.
     pub invites: u64,
     /// Messages and members of removed chats, and the chats.
@@ -25,9 +26,9 @@ impl Store {
     /// Removes up to one batch of each kind of thing that is no longer of use at `now`.
     pub async fn sweep(&self, now: Timestamp) -> Result<Swept> {
         timed("sweep", async {
-            let sessions: Vec<SessionId> = on!(self.writer(), |db| sqlx::query_scalar(
+            let sessions: Vec<EndedSession> = on!(self.writer(), |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE expires_at_ms <= $1
-                 AND id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2) RETURNING id"
+                 AND id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2) RETURNING id, token_hash"
             )
             .bind(now)
             .bind(JOB_BATCH)

@@ -7,6 +7,7 @@
 mod append;
 mod changes;
 mod chats;
+mod cluster;
 mod connect;
 mod head;
 mod invites;
@@ -27,7 +28,7 @@ pub use jobs::Swept;
 pub use members::AddMember;
 pub use messages::HistoryRange;
 pub use presence::Acquaintance;
-pub use sessions::{NewSession, Refreshed, SessionTokens};
+pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
 pub use users::{AccountChange, AccountRemoval, NewUser};
 
 use std::future::Future;

@@ -9,7 +9,7 @@ use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
 use crate::model::limits::REFRESH_GRACE;
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
-use crate::model::{Code, Result, Session, SessionId, Timestamp, UserId};
+use crate::model::{Code, Error, Result, Session, SessionId, Timestamp, UserId};
 
 /// Fresh tokens of a session, as the store keeps them.
 #[derive(Clone, Copy)]
@@ -41,17 +41,37 @@ pub struct NewSession {
     pub now: Timestamp,
 }
 
+/// A session that is over, and the token that must open nothing any more.
+#[derive(Clone, Copy, FromRow)]
+pub struct EndedSession {
+    /// The session.
+    pub id: SessionId,
+    /// Its last access token.
+    #[sqlx(rename = "token_hash", try_from = "Vec<u8>")]
+    pub token: TokenHash,
+}
+
+/// What became of a login.
+pub struct LoggedIn {
+    /// The session.
+    pub session_id: SessionId,
+    /// The token that it had before, if it is an old one.
+    pub replaced: Option<TokenHash>,
+    /// The sessions that had to end for it.
+    pub ended: Vec<EndedSession>,
+}
+
 /// What became of a refresh.
 pub enum Refreshed {
     /// The session has the new tokens.
     Rotated {
-        /// The session.
-        session_id: SessionId,
+        /// The session, with the token that it had before.
+        session: EndedSession,
         /// Its owner.
         user_id: UserId,
     },
     /// The token had been spent before: somebody else has it. The session is over.
-    Reused(SessionId),
+    Reused(EndedSession),
     /// Unknown or expired.
     Unknown,
 }
@@ -80,21 +100,17 @@ impl SessionRow {
 
 impl Store {
     /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
-    /// oldest over the limit. Returns the session's id and the sessions that ended.
-    pub async fn log_in(
-        &self,
-        new: &NewSession,
-        reuse: Option<SessionId>,
-        sessions_max: i64,
-    ) -> Result<(SessionId, Vec<SessionId>)> {
+    /// oldest over the limit.
+    pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<LoggedIn> {
         timed("log_in", async {
             let mut work = self.begin().await?;
             if lock_users(&mut work, &[new.user_id]).await?.is_empty() {
                 return Err(Code::InvalidCredentials.into());
             }
             if let Some(id) = reuse
-                && rotate(&mut work, id, Some(new.user_id), &new.tokens, new.now).await?
+                && let Some(old) = lock_session(&mut work, id, new.user_id, new.now).await?
             {
+                rotate(&mut work, id, &new.tokens, new.now).await?;
                 within!(work, |db| sqlx::query("UPDATE sessions SET device = COALESCE($2, device), ip = $3 WHERE id = $1")
                     .bind(id)
                     .bind(new.device.as_deref())
@@ -102,19 +118,19 @@ impl Store {
                     .execute(db)
                     .map_ok_drop())?;
                 work.commit().await?;
-                return Ok((id, Vec::new()));
+                return Ok(LoggedIn { session_id: id, replaced: Some(old.token), ended: Vec::new() });
             }
-            let ended = within!(work, |db| sqlx::query_scalar(
+            let ended = within!(work, |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id IN (
                      SELECT id FROM sessions WHERE user_id = $1 ORDER BY created_at_ms DESC, id DESC LIMIT 1000 OFFSET $2
-                 ) RETURNING id"
+                 ) RETURNING id, token_hash"
             )
             .bind(new.user_id)
             .bind((sessions_max - 1).max(0))
             .fetch_all(db))?;
             insert(&mut work, new).await?;
             work.commit().await?;
-            Ok((new.id, ended))
+            Ok(LoggedIn { session_id: new.id, replaced: None, ended })
         })
         .await
     }
@@ -131,31 +147,32 @@ impl Store {
         timed("refresh", async {
             let mut work = self.begin().await?;
             // The update locks the session's row, so two refreshes at once take turns.
-            let found: Option<(SessionId, UserId)> = within!(work, |db| sqlx::query_as(
+            let found: Option<(SessionId, UserId, Vec<u8>)> = within!(work, |db| sqlx::query_as(
                 "UPDATE sessions SET ip = $2, last_seen_at_ms = $3
                  WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1) AND expires_at_ms > $3
-                 RETURNING id, user_id"
+                 RETURNING id, user_id, token_hash"
             )
             .bind(&presented.0[..])
             .bind(ip)
             .bind(now)
             .fetch_optional(db))?;
-            let Some((session_id, user_id)) = found else { return Ok(Refreshed::Unknown) };
+            let Some((id, user_id, token)) = found else { return Ok(Refreshed::Unknown) };
+            let session = EndedSession { id, token: token.try_into().map_err(Error::internal)? };
             let spent: Option<Timestamp> =
                 within!(work, |db| sqlx::query_scalar("SELECT spent_at_ms FROM refresh_tokens WHERE hash = $1")
                     .bind(&presented.0[..])
                     .fetch_one(db))?;
             if spent.is_some_and(|spent| spent < now.minus(REFRESH_GRACE)) {
                 within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1")
-                    .bind(session_id)
+                    .bind(id)
                     .execute(db)
                     .map_ok_drop())?;
                 work.commit().await?;
-                return Ok(Refreshed::Reused(session_id));
+                return Ok(Refreshed::Reused(session));
             }
-            rotate(&mut work, session_id, None, tokens, now).await?;
+            rotate(&mut work, id, tokens, now).await?;
             work.commit().await?;
-            Ok(Refreshed::Rotated { session_id, user_id })
+            Ok(Refreshed::Rotated { session, user_id })
         })
         .await
     }
@@ -220,16 +237,15 @@ impl Store {
         .await
     }
 
-    /// Ends one session of a user. Whether there was one.
-    pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<bool> {
+    /// Ends one session of a user, if there is such a one.
+    pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<Option<EndedSession>> {
         timed("end_session", async {
-            let ended: Option<SessionId> = on!(self.writer(), |db| sqlx::query_scalar(
-                "DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id"
+            on!(self.writer(), |db| sqlx::query_as(
+                "DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id, token_hash"
             )
             .bind(id)
             .bind(user_id)
-            .fetch_optional(db))?;
-            Ok(ended.is_some())
+            .fetch_optional(db))
         })
         .await
     }
@@ -251,16 +267,16 @@ impl Store {
                     live.extend(found);
                 }
                 Db::Sqlite(db) => {
-                    for id in sessions {
-                        let found: Option<SessionId> =
-                            sqlx::query_scalar("SELECT id FROM sessions WHERE id = $1 AND expires_at_ms > $2")
-                                .bind(id)
-                                .bind(now)
-                                .fetch_optional(db)
-                                .await
-                                .map_err(failure)?;
-                        live.extend(found);
-                    }
+                    let ids: Vec<String> = sessions.iter().map(|id| id.0.simple().to_string()).collect();
+                    let found: Vec<SessionId> = sqlx::query_scalar(
+                        "SELECT id FROM sessions WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND expires_at_ms > $2",
+                    )
+                    .bind(serde_json::Value::from(ids).to_string())
+                    .bind(now)
+                    .fetch_all(db)
+                    .await
+                    .map_err(failure)?;
+                    live.extend(found);
                 }
             }
             Ok(sessions.iter().copied().filter(|id| !live.contains(id)).collect())
@@ -269,7 +285,7 @@ impl Store {
     }
 
     /// Ends all sessions of a user but one. Returns those that ended.
-    pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
+    pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
         timed("end_other_sessions", async {
             let mut work = self.begin().await?;
             let ended = end_others(&mut work, user_id, kept).await?;
@@ -280,8 +296,8 @@ impl Store {
     }
 }
 
-pub(super) async fn end_others(work: &mut Work, user_id: UserId, kept: SessionId) -> Result<Vec<SessionId>> {
-    within!(work, |db| sqlx::query_scalar("DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id")
+pub(super) async fn end_others(work: &mut Work, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
+    within!(work, |db| sqlx::query_as("DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id, token_hash")
         .bind(user_id)
         .bind(kept)
         .fetch_all(db))
@@ -315,30 +331,31 @@ async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash) -> Resu
         .map_ok_drop())
 }
 
-/// Gives a live session new tokens and marks its refresh token as spent. Whether there is such a session (of `owner`).
-async fn rotate(
-    work: &mut Work,
-    id: SessionId,
-    owner: Option<UserId>,
-    tokens: &SessionTokens,
-    now: Timestamp,
-) -> Result<bool> {
-    let rotated: Option<SessionId> = within!(work, |db| {
-        sqlx::query_scalar(
-            "UPDATE sessions SET token_hash = $3, token_expires_at_ms = $4, expires_at_ms = $5, last_seen_at_ms = $6
-         WHERE id = $1 AND user_id = COALESCE($2, user_id) AND expires_at_ms > $6 RETURNING id",
-        )
-        .bind(id)
-        .bind(owner)
-        .bind(&tokens.token.0[..])
-        .bind(tokens.token_expires_at)
-        .bind(tokens.expires_at)
-        .bind(now)
-        .fetch_optional(db)
-    })?;
-    if rotated.is_none() {
-        return Ok(false);
-    }
+/// Locks a live session of this owner's. Returns it with the token that it has now.
+async fn lock_session(work: &mut Work, id: SessionId, owner: UserId, now: Timestamp) -> Result<Option<EndedSession>> {
+    within!(work, |db| sqlx::query_as(
+        "UPDATE sessions SET last_seen_at_ms = $3 WHERE id = $1 AND user_id = $2 AND expires_at_ms > $3
+         RETURNING id, token_hash"
+    )
+    .bind(id)
+    .bind(owner)
+    .bind(now)
+    .fetch_optional(db))
+}
+
+/// Gives a locked session new tokens and marks its refresh token as spent.
+async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, now: Timestamp) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "UPDATE sessions SET token_hash = $2, token_expires_at_ms = $3, expires_at_ms = $4, last_seen_at_ms = $5
+         WHERE id = $1"
+    )
+    .bind(id)
+    .bind(&tokens.token.0[..])
+    .bind(tokens.token_expires_at)
+    .bind(tokens.expires_at)
+    .bind(now)
+    .execute(db)
+    .map_ok_drop())?;
     within!(work, |db| sqlx::query(
         "UPDATE refresh_tokens SET spent_at_ms = $2 WHERE session_id = $1 AND spent_at_ms IS NULL"
     )
@@ -346,6 +363,5 @@ async fn rotate(
     .bind(now)
     .execute(db)
     .map_ok_drop())?;
-    insert_refresh(work, id, tokens.refresh).await?;
-    Ok(true)
+    insert_refresh(work, id, tokens.refresh).await
 }

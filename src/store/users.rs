@@ -3,6 +3,7 @@
 use sqlx::FromRow;
 
 use super::members::depart;
+use super::sessions::EndedSession;
 use super::{MapOkDrop, Store, Tx, Work, failure, is_unique_violation, on, timed, within};
 use crate::model::user::REMOVED_NAME;
 use crate::model::{ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
@@ -48,10 +49,10 @@ pub struct AccountChange {
 }
 
 /// What the removal of an account did.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct AccountRemoval {
     /// The sessions that ended.
-    pub sessions: Vec<SessionId>,
+    pub sessions: Vec<EndedSession>,
     /// The changes of the chats that it left.
     pub events: Vec<ChatEvent>,
 }
@@ -181,7 +182,7 @@ impl Store {
     ///
     /// # Errors
     /// `login_taken`, `user_not_found`.
-    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<SessionId>)> {
+    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<EndedSession>)> {
         timed("change_account", async {
             let mut work = self.begin().await?;
             let row: Option<UserRow> = within!(work, |db| sqlx::query_as(
@@ -221,7 +222,7 @@ impl Store {
             for chat_id in chats {
                 removal.events.extend(depart(&mut work, chat_id, id, now).await?);
             }
-            removal.sessions = within!(work, |db| sqlx::query_scalar("DELETE FROM sessions WHERE user_id = $1 RETURNING id")
+            removal.sessions = within!(work, |db| sqlx::query_as("DELETE FROM sessions WHERE user_id = $1 RETURNING id, token_hash")
                 .bind(id)
                 .fetch_all(db))?;
             within!(work, |db| sqlx::query("DELETE FROM invites WHERE user_id = $1").bind(id).execute(db).map_ok_drop())?;

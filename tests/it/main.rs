@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
 
 mod api;
+mod cluster;
 mod documents;
 mod gateway;
 mod outages;

@@ -66,7 +66,7 @@ fn beside(module: &str) -> Option<(&'static [&'static str], &'static [&'static s
             &["model", "store"],
             &["store", "cluster", "blob", "service", "hub", "api", "gateway", "listener", "server", "telemetry"],
         )),
-        "config" => Some((&["model", "store"], &["server", "cli", "main", "telemetry"])),
+        "config" => Some((&["model", "store", "cluster"], &["server", "cli", "main", "telemetry"])),
         "telemetry" => Some((&["model", "config", "metrics"], &["server", "cli", "main"])),
         _ => None,
     }

@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::service::operations;
-use crate::support::{Answer, TestServer, User, on_both_databases};
+use crate::support::{Answer, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     every_operation_has_a_row_in_a_table_and_every_row_an_operation,
     without_a_token_only_open_operations_are_answered,
     in_a_group_everyone_may_do_what_the_table_says_and_no_more,

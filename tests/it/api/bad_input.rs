@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{NOBODY, PASSWORD, indistinguishable};
-use crate::support::{Answer, TestServer, User, on_both_databases};
+use crate::support::{Answer, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     an_unknown_field_is_refused_by_name,
     a_wrong_type_is_refused_by_name,
     several_wrong_fields_are_all_named,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::column;
-use crate::support::{TestServer, User, on_both_databases};
+use crate::support::{TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     every_kind_of_change_grows_rev_by_exactly_one,
     what_is_no_durable_change_leaves_rev_alone,
     each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it,

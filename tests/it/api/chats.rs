@@ -4,9 +4,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::{NOBODY, column, indistinguishable, on_another};
-use crate::support::{Answer, TestServer, User, id, on_both_databases};
+use crate::support::{Answer, TestServer, User, everywhere, id};
 
-on_both_databases!(
+everywhere!(
     everyone_has_one_self_chat,
     a_pair_has_one_private_chat_whoever_asks,
     sixteen_who_make_one_private_chat_at_once_from_both_sides_make_one,

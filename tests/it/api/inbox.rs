@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{column, on_another, pages};
-use crate::support::{TestServer, User, id, on_both_databases};
+use crate::support::{TestServer, User, everywhere, id};
 
-on_both_databases!(
+everywhere!(
     the_chat_with_the_last_activity_comes_first,
     the_inbox_is_read_page_by_page_without_repeats_or_gaps,
     chats_of_one_moment_keep_their_order_across_pages,

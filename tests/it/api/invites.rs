@@ -6,9 +6,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::{column, newcomer, on_another};
-use crate::support::{TestServer, on_both_databases};
+use crate::support::{TestServer, everywhere};
 
-on_both_databases!(
+everywhere!(
     an_invite_lets_in_as_many_as_it_says,
     an_expired_invite_lets_nobody_in,
     an_unknown_invite_lets_nobody_in,

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{NOBODY, column, indistinguishable, pages};
-use crate::support::{Answer, TestServer, User, on_both_databases};
+use crate::support::{Answer, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     members_are_listed_page_by_page,
     a_member_is_added_and_sees_the_chat,
     what_can_t_be_added_is_refused,

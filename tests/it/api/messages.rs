@@ -4,9 +4,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::column;
-use crate::support::{Answer, TestServer, User, on_both_databases};
+use crate::support::{Answer, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     a_message_has_the_next_place_and_the_next_rev,
     a_hundred_at_once_have_places_without_gaps,
     the_same_key_and_body_is_the_same_message,

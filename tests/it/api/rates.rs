@@ -6,9 +6,9 @@ use serde_json::json;
 use starling::config::Switch;
 
 use super::{PASSWORD, log_in, newcomer, on_another};
-use crate::support::{Answer, TestServer, on_both_databases};
+use crate::support::{Answer, TestServer, everywhere};
 
-on_both_databases!(
+everywhere!(
     sends_of_a_user_are_limited_and_nothing_is_half_done,
     logins_to_an_account_are_limited_wherever_they_come_from,
     registrations_from_an_address_are_limited,

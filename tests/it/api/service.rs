@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::PASSWORD;
-use crate::support::{TestServer, User, on_both_databases};
+use crate::support::{TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     the_probes_answer_on_both_ports_without_a_token,
     metrics_are_on_the_internal_port_alone,
     metrics_tell_what_happened_and_no_secrets,

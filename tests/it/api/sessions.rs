@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{NOBODY, PASSWORD, column, granted, indistinguishable, log_in, on_another, server_of};
-use crate::support::{TestServer, User, on_both_databases};
+use crate::support::{TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     logging_in_gives_a_session_with_its_device_and_address,
     a_session_is_reused_by_its_id_and_its_old_tokens_die_at_once,
     a_session_that_is_not_ones_own_or_not_there_is_not_reused,

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{NOBODY, PASSWORD, column, granted, log_in, newcomer, pages, server_of};
-use crate::support::{TestServer, on_both_databases};
+use crate::support::{TestServer, everywhere};
 
-on_both_databases!(
+everywhere!(
     registering_gives_an_account_and_a_session,
     a_registration_out_of_bounds_names_every_field,
     the_longest_and_shortest_of_everything_registers,

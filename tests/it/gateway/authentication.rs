@@ -6,9 +6,9 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request};
 
-use crate::support::{Backend, Socket, TestServer, User, on_both_databases};
+use crate::support::{Backend, Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     a_token_in_the_header_authenticates,
     a_token_in_the_subprotocol_authenticates_and_is_not_echoed,
     a_token_in_the_first_frame_authenticates,

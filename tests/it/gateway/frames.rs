@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Socket, TestServer, eventually, on_both_databases};
+use crate::support::{Socket, TestServer, eventually, everywhere};
 
-on_both_databases!(
+everywhere!(
     a_ping_is_answered_with_its_id,
     a_send_is_acknowledged_with_the_message_as_it_is_stored,
     a_send_works_before_sync_and_the_sender_hears_of_it_afterwards,

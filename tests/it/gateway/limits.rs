@@ -6,9 +6,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::support::{Backend, Socket, TestServer, User, on_both_databases};
+use crate::support::{Backend, Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     what_is_no_frame_is_answered_with_an_error,
     an_error_echoes_the_id_as_far_as_it_can_be_read,
     ten_bad_frames_in_a_row_close,

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::support::{Socket, TestServer, on_both_databases};
+use crate::support::{Socket, TestServer, everywhere};
 
-on_both_databases!(a_message_reaches_every_socket_of_every_member_and_is_acknowledged);
+everywhere!(a_message_reaches_every_socket_of_every_member_and_is_acknowledged);
 
 async fn a_message_reaches_every_socket_of_every_member_and_is_acknowledged(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);

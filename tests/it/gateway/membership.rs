@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Socket, TestServer, User, on_both_databases};
+use crate::support::{Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     a_new_chat_appears_on_all_sockets_of_all_members,
     whoever_is_added_gets_the_chat_and_then_its_events,
     whoever_is_removed_hears_nothing_more_and_the_others_are_told,

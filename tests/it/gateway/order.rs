@@ -22,9 +22,9 @@ use starling::store::{AddMember, Creation, NewChat, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::support::{TestServer, on_both_databases};
+use crate::support::{TestServer, everywhere};
 
-on_both_databases!(
+everywhere!(
     events_out_of_order_arrive_in_order,
     an_event_seen_twice_arrives_once,
     a_lost_event_is_fetched_within_a_second,

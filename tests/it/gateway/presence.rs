@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use starling::model::{ChatId, ChatKind, Timestamp, UserId};
 use starling::store::{Creation, NewChat, NewUser};
 
-use crate::support::{Backend, Socket, TestServer, User, on_both_databases};
+use crate::support::{Backend, Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     a_watcher_is_told_at_once_and_of_every_change,
     a_synced_connection_watches_as_well_as_one_that_is_not,
     whoever_has_another_device_stays_online,
@@ -252,14 +252,14 @@ async fn last_seen_is_told_with_every_presence(server: TestServer) {
     let start = now();
     let b = Socket::connect(&bob).await;
     between(&told(&mut a, &bob, true).await, &start, &now());
-    server.advance(Duration::from_secs(3600));
+    server.advance(Duration::from_hours(1));
     let before = now();
     b.close().await;
     // Closed here is closed there a moment later; the time that bob lingers does not count.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let after = now();
     between(&told(&mut a, &bob, false).await, &before, &after);
-    server.advance(Duration::from_secs(3600));
+    server.advance(Duration::from_hours(1));
     watch(&mut a, &[&bob]).await;
     between(&told(&mut a, &bob, false).await, &before, &after);
 }

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Socket, TestServer, User, on_both_databases};
+use crate::support::{Backend, Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     logging_out_closes_the_sessions_sockets,
     ending_a_session_closes_its_sockets,
     ending_all_others_keeps_ones_own,

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{Socket, TestServer, User, on_both_databases};
+use crate::support::{Socket, TestServer, User, everywhere};
 
-on_both_databases!(
+everywhere!(
     nothing_of_a_chat_comes_before_sync,
     a_second_sync_is_refused_and_the_stream_goes_on,
     chats_that_are_not_named_are_added,

@@ -92,9 +92,9 @@ async fn the_session_limit_is_exact_under_concurrent_logins(bench: Arc<Bench>) {
     let log_in = |number: usize| {
         let (store, new) = (store(number), bench.new_session(ada, 1_000_000));
         async move {
-            let (id, ended) = store.log_in(&new, None, LIMIT).await.unwrap();
-            assert_eq!(id, new.id);
-            (new, ended)
+            let logged_in = store.log_in(&new, None, LIMIT).await.unwrap();
+            assert_eq!(logged_in.session_id, new.id);
+            (new, logged_in.ended.iter().map(|session| session.id).collect::<Vec<_>>())
         }
     };
     let logins = join_all((0..16).map(log_in)).await;
@@ -241,12 +241,12 @@ async fn a_spent_refresh_token_ends_its_session_after_the_grace(bench: Arc<Bench
     };
     let (first, second) = tokio::join!(refresh(session.tokens.refresh), refresh(session.tokens.refresh));
     for (outcome, _) in [&first, &second] {
-        assert!(matches!(outcome, Refreshed::Rotated { session_id, .. } if *session_id == session.id), "a lost answer");
+        assert!(matches!(outcome, Refreshed::Rotated { session: it, .. } if it.id == session.id), "a lost answer");
     }
     assert!(bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_none(), "the old token is dead");
     bench.clock.advance(std::time::Duration::from_secs(11));
     let (outcome, _) = refresh(session.tokens.refresh).await;
-    assert!(matches!(outcome, Refreshed::Reused(id) if id == session.id));
+    assert!(matches!(outcome, Refreshed::Reused(it) if it.id == session.id));
     for (_, fresh) in [&first, &second] {
         assert!(bench.store.resolve(fresh.token, bench.now()).await.unwrap().is_none(), "the session is over");
         assert!(matches!(refresh(fresh.refresh).await.0, Refreshed::Unknown));

@@ -55,7 +55,9 @@ impl Answer {
 
 impl User {
     pub fn new(base: String, id: String, login: String, password: String, token: String) -> Self {
-        Self { id, login, password, token, base, http: reqwest::Client::new() }
+        // A connection for each request: of several replicas each gets its share.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        Self { id, login, password, token, base, http }
     }
 
     /// The same account with another token.

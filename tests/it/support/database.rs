@@ -9,6 +9,8 @@ use tokio::sync::OnceCell;
 pub enum Backend {
     Sqlite,
     Postgres,
+    /// Two replicas on Postgres and Redis, behind a load balancer.
+    Fleet,
 }
 
 /// A test's own database.
@@ -52,7 +54,7 @@ impl Database {
     pub async fn create(backend: Backend) -> Self {
         match backend {
             Backend::Sqlite => Self::Sqlite,
-            Backend::Postgres => {
+            Backend::Postgres | Backend::Fleet => {
                 let template = TEMPLATE.get_or_init(template).await;
                 let name = format!("starling_{:032x}", rand::random::<u128>());
                 execute(format!("CREATE DATABASE {name} TEMPLATE {template}")).await;

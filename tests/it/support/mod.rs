@@ -3,10 +3,14 @@
 mod client;
 mod contract;
 mod database;
+mod redis;
+mod round_robin;
 mod socket;
 
 pub use client::{Answer, User};
 pub use database::{Backend, Database};
+pub use redis::{OwnRedis, command as redis_command};
+use round_robin::RoundRobin;
 pub use socket::Socket;
 
 use std::net::SocketAddr;
@@ -21,6 +25,19 @@ use starling::model::Clock;
 use starling::server::Server;
 use starling::service::Service;
 use tempfile::TempDir;
+
+/// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis of which each request and each
+/// socket gets another: `everywhere!(a_promise, another);`
+macro_rules! everywhere {
+    ($($name:ident),+ $(,)?) => {
+        crate::support::on_both_databases!($($name),+);
+        mod on_a_fleet {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { crate::support::run(crate::support::Backend::Fleet, super::$name).await; })+
+        }
+    };
+}
+pub(crate) use everywhere;
 
 /// Runs each named test once on SQLite and once on Postgres: `on_both_databases!(a_promise, another);`
 macro_rules! on_both_databases {
@@ -52,9 +69,10 @@ pub struct TestServer {
 }
 
 struct Inner {
-    server: tokio::sync::Mutex<Option<Server>>,
+    servers: tokio::sync::Mutex<Vec<Server>>,
     service: Arc<Service>,
     address: SocketAddr,
+    _balancer: Option<RoundRobin>,
     internal_address: SocketAddr,
     clock: Clock,
     database: database::Database,
@@ -73,15 +91,40 @@ impl TestServer {
         let dir = tempfile::tempdir().unwrap();
         let database = database::Database::create(backend).await;
         let mut settings = settings(dir.path(), database.url());
+        let clock = Clock::system();
+        let replicas = if backend == Backend::Fleet { 2 } else { 1 };
+        if backend == Backend::Fleet {
+            settings.redis_url = Some(redis_url());
+            settings.redis_prefix = Some(format!("test-{:016x}", rand::random::<u64>()));
+        }
         change(&mut settings);
         let config = Config::resolve(settings, None).unwrap();
-        let clock = Clock::system();
-        let server = Server::start(config, clock.clone()).await.unwrap();
-        let (address, internal_address) = (server.address, server.internal_address);
-        let service = server.service.clone();
-        let server = tokio::sync::Mutex::new(Some(server));
+        let mut servers = Vec::new();
+        for _ in 0..replicas {
+            servers.push(Server::start(config.clone(), clock.clone()).await.unwrap());
+        }
+        let balancer = match backend {
+            Backend::Fleet => Some(RoundRobin::start(servers.iter().map(|server| server.address).collect()).await),
+            _ => None,
+        };
+        let address = balancer.as_ref().map_or(servers[0].address, |balancer| balancer.address);
+        let (internal_address, service) = (servers[0].internal_address, servers[0].service.clone());
+        let servers = tokio::sync::Mutex::new(servers);
         let users = AtomicU32::new(0);
-        Self { inner: Arc::new(Inner { server, service, address, internal_address, clock, database, dir, users }) }
+        let _balancer = balancer;
+        Self {
+            inner: Arc::new(Inner {
+                servers,
+                service,
+                address,
+                _balancer,
+                internal_address,
+                clock,
+                database,
+                dir,
+                users,
+            }),
+        }
     }
 
     /// `http://host:port` of the public port.
@@ -143,11 +186,19 @@ impl TestServer {
 
     /// Stops the server as SIGTERM would, and removes its database.
     pub async fn stop(&self) {
-        if let Some(server) = self.inner.server.lock().await.take() {
-            server.stop().await;
+        let servers = std::mem::take(&mut *self.inner.servers.lock().await);
+        if !servers.is_empty() {
+            futures_util::future::join_all(servers.into_iter().map(Server::stop)).await;
             self.inner.database.remove().await;
         }
     }
+}
+
+/// The tests' Redis; each test uses a prefix of its own.
+pub fn redis_url() -> String {
+    std::env::vars()
+        .find_map(|(key, value)| (key == "STARLING_TEST_REDIS").then_some(value))
+        .expect("tests of a fleet need Redis: run them by `make test`, or through tests/with-services.sh")
 }
 
 /// Free ports, a directory of its own, rates off.
@@ -159,6 +210,7 @@ pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
         database_url,
         database_connections_max: Some(6),
         rate_limits: Some(starling::config::Switch::Off),
+        unready_ms: Some(0),
         drain_ms: Some(0),
         presence_linger_ms: Some(250),
         ..Settings::default()

@@ -1,0 +1,130 @@
+//! Where Redis is: one server, the master that Sentinels name, or a Redis Cluster.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bb8_redis::redis::io::tcp::TcpSettings;
+use bb8_redis::redis::sentinel::SentinelNodeConnectionInfo;
+use bb8_redis::redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsMode};
+
+/// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where Redis is. Printed without its password.
+#[derive(Clone)]
+pub enum RedisAddress {
+    /// `redis://…`: one server.
+    Single(Box<ConnectionInfo>),
+    /// `redis+sentinel://host,host/master`: the server that the Sentinels call this.
+    Sentinel {
+        /// The Sentinels.
+        sentinels: Vec<ConnectionInfo>,
+        /// The master's name.
+        master: String,
+        /// How to speak to the master.
+        node: Box<SentinelNodeConnectionInfo>,
+    },
+    /// `redis+cluster://host,host`: some nodes of a Redis Cluster.
+    Cluster(Vec<ConnectionInfo>),
+}
+
+impl FromStr for RedisAddress {
+    type Err = String;
+
+    /// Reads `redis://`, `redis+sentinel://` or `redis+cluster://`, each with `rediss` for TLS.
+    fn from_str(url: &str) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").ok_or("must begin with redis:// or rediss://")?;
+        let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
+        if base != "redis" && base != "rediss" {
+            return Err("must begin with redis:// or rediss://".to_owned());
+        }
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
+        let hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
+        let node = |login: Option<&str>, host: &str, path: &str| {
+            let login = login.map(|login| format!("{login}@")).unwrap_or_default();
+            let info = format!("{base}://{login}{host}/{path}").into_connection_info();
+            info.map(tuned).map_err(|error| error.to_string())
+        };
+        match kind {
+            "" => Ok(Self::Single(Box::new(url.into_connection_info().map(tuned).map_err(|error| error.to_string())?))),
+            "cluster" => {
+                let nodes = hosts.map(|host| node(login, host, "")).collect::<Result<Vec<_>, _>>()?;
+                if nodes.is_empty() { Err("names no node".to_owned()) } else { Ok(Self::Cluster(nodes)) }
+            }
+            "sentinel" => {
+                let (master, database) = path.split_once('/').unwrap_or((path, ""));
+                let sentinels = hosts.map(|host| node(None, host, "")).collect::<Result<Vec<_>, _>>()?;
+                if master.is_empty() || sentinels.is_empty() {
+                    return Err("must name Sentinels and the master: redis+sentinel://host:26379/master".to_owned());
+                }
+                // The master's login and database, read as if this were its address.
+                let of_master = node(login, "master", database)?;
+                let mut node = SentinelNodeConnectionInfo::default()
+                    .set_redis_connection_info(of_master.redis_settings().clone())
+                    .set_tcp_settings(of_master.tcp_settings().clone());
+                if base == "rediss" {
+                    node = node.set_tls_mode(TlsMode::Secure);
+                }
+                Ok(Self::Sentinel { sentinels, master: master.to_owned(), node: Box::new(node) })
+            }
+            _ => Err(format!("{scheme}:// is unknown: use redis://, redis+sentinel:// or redis+cluster://")),
+        }
+    }
+}
+
+/// With the third protocol, which carries what is published beside the answers, and a bound on silence.
+fn tuned(info: ConnectionInfo) -> ConnectionInfo {
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(TCP_USER_TIMEOUT);
+    info.set_redis_settings(settings).set_tcp_settings(tcp)
+}
+
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Single(node) => write!(f, "Redis at {}", node.addr()),
+            Self::Sentinel { sentinels, master, .. } => {
+                let sentinels: Vec<String> = sentinels.iter().map(|node| node.addr().to_string()).collect();
+                write!(f, "the Redis {master} that Sentinel at {} names", sentinels.join(", "))
+            }
+            Self::Cluster(nodes) => {
+                let nodes: Vec<String> = nodes.iter().map(|node| node.addr().to_string()).collect();
+                write!(f, "the Redis Cluster at {}", nodes.join(", "))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_arrangement_is_read_and_none_shows_its_password() {
+        for (url, words) in [
+            ("redis://:hush@10.0.0.1:6380/2", "10.0.0.1:6380"),
+            ("rediss://me:hush@cache.example.org", "cache.example.org"),
+            ("redis+sentinel://:hush@s1:26379,s2:26379/main/3", "main that Sentinel at s1:26379, s2:26379"),
+            ("redis+cluster://:hush@n1:7000,n2:7001", "Cluster at n1:7000, n2:7001"),
+        ] {
+            let shown = format!("{:?}", url.parse::<RedisAddress>().unwrap());
+            assert!(shown.contains(words) && !shown.contains("hush"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_of_redis_is_refused_in_words() {
+        for url in ["localhost:6379", "http://x", "redis+sentinel://s1:26379", "redis+cluster://", "redis+ring://a"] {
+            assert!(!url.parse::<RedisAddress>().unwrap_err().is_empty(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The bus over Redis pub/sub: a channel a topic.
+//!
+//! One task publishes what this replica committed, many events a round trip. Another keeps the one subscribed
+//! connection: it follows what the hub follows, and when it was cut, or hears nothing of what this replica says to itself,
+//! it connects anew and has the hub compare everything with the store. While there is no bus at all, the hub compares
+//! again and again: slower, but nothing is lost.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bb8_redis::redis::{Cmd, PushInfo, PushKind, Value, cmd};
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::address::RedisAddress;
+use super::envelope::{ClusterKey, Envelope, Said};
+use super::link::{Link, Redis};
+use super::{BusHealth, ReplicaId};
+use crate::cluster::bus::BusFeeder;
+use crate::cluster::{Arrival, Bus, BusInbox};
+use crate::metrics;
+use crate::model::limits::BUS_QUEUE_MAX;
+use crate::model::{Event, Topic};
+
+/// Events announced in one round trip.
+const PUBLISH_BATCH: usize = 128;
+/// Bytes of an event that is told; a larger one is only announced, so that no subscriber's buffer in Redis overflows.
+const TOLD_BYTES_MAX: usize = 16 * 1024;
+/// Topics whose events could not be told, remembered one by one; beyond it everybody looks at everything.
+const UNTOLD_MAX: usize = 10_000;
+/// Channels in one `SUBSCRIBE`.
+const SUBSCRIBE_BATCH: usize = 512;
+/// How often a replica speaks to itself.
+const CANARY_EVERY: Duration = Duration::from_secs(2);
+/// Silence of one's own voice after which the connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(7);
+/// How long subscribing may take.
+const SUBSCRIBE_MAX: Duration = Duration::from_secs(3);
+/// How often the hub looks at everything while there is no bus.
+const BLIND_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The bus over Redis.
+pub struct RedisBus {
+    local: BusFeeder,
+    untold: mpsc::Sender<Event>,
+    /// An event did not fit into the queue.
+    overflowed: Arc<AtomicBool>,
+    subscriptions: Arc<Subscriptions>,
+}
+
+/// What the subscriber and the hub share.
+struct Subscriptions {
+    own: ReplicaId,
+    key: ClusterKey,
+    redis: Arc<Redis>,
+    address: RedisAddress,
+    local: BusFeeder,
+    wanted: Mutex<HashSet<Topic>>,
+    /// Topics whose wish changed since the subscriber looked.
+    changed: Mutex<HashSet<Topic>>,
+    news: Notify,
+    health: Arc<BusHealth>,
+}
+
+impl Bus for RedisBus {
+    fn publish(&self, event: Event) {
+        self.local.feed(Arrival::Event(event.clone()));
+        if self.untold.try_send(event).is_err() {
+            self.overflowed.store(true, Ordering::Release);
+            metrics::bus_lost();
+        }
+    }
+
+    fn follow(&self, topic: Topic) {
+        self.subscriptions.wanted.lock().insert(topic);
+        self.subscriptions.changed.lock().insert(topic);
+        self.subscriptions.news.notify_one();
+    }
+
+    fn unfollow(&self, topic: Topic) {
+        self.subscriptions.wanted.lock().remove(&topic);
+        self.subscriptions.changed.lock().insert(topic);
+        self.subscriptions.news.notify_one();
+    }
+}
+
+impl RedisBus {
+    /// Starts the publisher and the subscriber; they run until `stop`, and announce first what was committed before.
+    pub fn start(
+        own: ReplicaId,
+        key: ClusterKey,
+        redis: Arc<Redis>,
+        address: RedisAddress,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> (Self, BusInbox, Arc<BusHealth>) {
+        let (local, inbox) = BusFeeder::new();
+        let (untold, events) = mpsc::channel(BUS_QUEUE_MAX);
+        let overflowed = Arc::<AtomicBool>::default();
+        let health = Arc::new(BusHealth::new());
+        let publisher = Publisher {
+            own,
+            key: key.clone(),
+            redis: redis.clone(),
+            missed: HashSet::new(),
+            overflowed: overflowed.clone(),
+            health: health.clone(),
+        };
+        tasks.spawn(publisher.run(events, stop.clone()));
+        let subscriptions = Arc::new(Subscriptions {
+            own,
+            key,
+            redis,
+            address,
+            local: local.clone(),
+            wanted: Mutex::new(HashSet::from([Topic::Everyone])),
+            changed: Mutex::default(),
+            news: Notify::new(),
+            health: health.clone(),
+        });
+        tasks.spawn(subscriptions.clone().run(stop.clone()));
+        (Self { local, untold, overflowed, subscriptions }, inbox, health)
+    }
+
+    /// Has the hub compare everything with the store: somebody may have died with something untold.
+    pub fn look_at_everything(&self) {
+        self.local.feed(Arrival::Lost);
+    }
+}
+
+fn channel(redis: &Redis, topic: Topic) -> String {
+    match topic {
+        Topic::Chat(id) => redis.key("chat", &id.to_string()),
+        Topic::User(id) => redis.key("user", &id.to_string()),
+        Topic::Presence(id) => redis.key("presence", &id.to_string()),
+        Topic::Everyone => redis.key("everyone", ""),
+    }
+}
+
+/// Announces what this replica committed.
+struct Publisher {
+    own: ReplicaId,
+    key: ClusterKey,
+    redis: Arc<Redis>,
+    /// Topics of which something could not be told. Told as soon as it can be: look for yourselves.
+    missed: HashSet<Topic>,
+    overflowed: Arc<AtomicBool>,
+    health: Arc<BusHealth>,
+}
+
+impl Publisher {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+        let mut canary = tokio::time::interval(CANARY_EVERY);
+        canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(PUBLISH_BATCH);
+        loop {
+            let mut sing = false;
+            tokio::select! {
+                biased;
+                taken = events.recv_many(&mut batch, PUBLISH_BATCH) => if taken == 0 { return },
+                // The work behind the last requests is announced before this ends.
+                () = stop.cancelled() => return,
+                _ = canary.tick() => sing = true,
+            }
+            self.announce(&mut batch, sing).await;
+        }
+    }
+
+    async fn announce(&mut self, batch: &mut Vec<Event>, sing: bool) {
+        if self.overflowed.swap(false, Ordering::AcqRel) {
+            self.miss(Topic::Everyone);
+        }
+        let looks: Vec<Topic> = self.missed.iter().copied().take(PUBLISH_BATCH).collect();
+        let mut commands: Vec<Cmd> = Vec::with_capacity(batch.len() + looks.len() + 1);
+        for event in batch.iter() {
+            self.tell(event, &mut commands);
+        }
+        commands.extend(looks.iter().map(|topic| self.publish(*topic, Said::Look(*topic))));
+        if sing {
+            let body = Envelope { from: self.own, said: Said::Canary }.seal(&self.key);
+            commands.push(self.command(self.redis.key("canary", &self.own.to_string()), body));
+        }
+        if self.redis.all("publish", &commands).await.is_ok() {
+            for topic in looks {
+                self.missed.remove(&topic);
+            }
+            if sing {
+                self.health.sang();
+            }
+        } else {
+            metrics::bus_untold(batch.len());
+            for topic in batch.iter().flat_map(Event::topics) {
+                self.miss(topic);
+            }
+        }
+        batch.clear();
+    }
+
+    fn miss(&mut self, topic: Topic) {
+        if self.missed.len() >= UNTOLD_MAX {
+            self.missed.clear();
+            self.missed.insert(Topic::Everyone);
+        }
+        if !self.missed.contains(&Topic::Everyone) {
+            self.missed.insert(topic);
+        }
+        if topic == Topic::Everyone {
+            self.missed = HashSet::from([topic]);
+        }
+    }
+
+    fn tell(&self, event: &Event, commands: &mut Vec<Cmd>) {
+        let body = Envelope { from: self.own, said: Said::Event(event.clone()) }.seal(&self.key);
+        for topic in event.topics() {
+            commands.push(if body.len() > TOLD_BYTES_MAX {
+                self.publish(topic, Said::Look(topic))
+            } else {
+                self.command(channel(&self.redis, topic), body.clone())
+            });
+        }
+    }
+
+    fn publish(&self, topic: Topic, said: Said) -> Cmd {
+        self.command(channel(&self.redis, topic), Envelope { from: self.own, said }.seal(&self.key))
+    }
+
+    fn command(&self, channel: String, body: Vec<u8>) -> Cmd {
+        let mut publish = cmd(if self.redis.is_cluster() { "SPUBLISH" } else { "PUBLISH" });
+        publish.arg(channel).arg(body);
+        publish
+    }
+}
+
+impl Subscriptions {
+    async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut tries = 0_u32;
+        while !stop.is_cancelled() {
+            let start = Instant::now();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.listen() => {}
+            }
+            self.health.cut();
+            self.local.feed(Arrival::Lost);
+            metrics::bus_reconnect();
+            tries = if start.elapsed() > SILENCE_MAX { 0 } else { (tries + 1).min(5) };
+            let pause = rand::rng().random_range(20..=50_u64 << tries);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(pause)) => {}
+                () = self.look_again_and_again() => {}
+            }
+        }
+    }
+
+    /// Without a bus the store is the only way to learn anything. Never ends.
+    async fn look_again_and_again(&self) {
+        loop {
+            tokio::time::sleep(BLIND_LOOK_EVERY).await;
+            self.local.feed(Arrival::Lost);
+        }
+    }
+
+    /// Connects, subscribes and serves one connection to its end.
+    async fn listen(self: &Arc<Self>) {
+        let gone = Arc::new(Notify::new());
+        let push = {
+            let (listener, gone) = (self.clone(), gone.clone());
+            move |info: PushInfo| -> Result<(), ()> {
+                listener.hear(&info, &gone);
+                Ok(())
+            }
+        };
+        let connecting = async {
+            tokio::select! {
+                link = Link::open(&self.address, Some(push)) => link.ok(),
+                () = self.look_again_and_again() => None,
+            }
+        };
+        let Some(mut link) = connecting.await else {
+            return;
+        };
+        let heard = self.health.mark();
+        let mut subscribed: HashSet<Topic> = HashSet::new();
+        let canary = self.redis.key("canary", &self.own.to_string());
+        let all: Vec<Topic> = {
+            self.changed.lock().clear();
+            self.wanted.lock().iter().copied().collect()
+        };
+        if !in_time(link.subscribe(canary)).await || !self.subscribe(&mut link, &all, &mut subscribed).await {
+            return;
+        }
+        self.local.feed(Arrival::Lost);
+        self.health.connected();
+        let mut watch = tokio::time::interval(CANARY_EVERY / 2);
+        loop {
+            tokio::select! {
+                () = gone.notified() => return,
+                _ = watch.tick() => if self.health.silence(heard) > SILENCE_MAX {
+                    metrics::bus_deaf();
+                    return;
+                },
+                () = self.news.notified() => if !self.follow_wishes(&mut link, &mut subscribed).await { return },
+            }
+        }
+    }
+
+    /// Subscribes to what is wanted now and was not, and the other way round.
+    async fn follow_wishes(&self, link: &mut Link, subscribed: &mut HashSet<Topic>) -> bool {
+        let changed = std::mem::take(&mut *self.changed.lock());
+        let (add, remove): (Vec<Topic>, Vec<Topic>) = {
+            let wanted = self.wanted.lock();
+            changed
+                .into_iter()
+                .filter(|it| wanted.contains(it) != subscribed.contains(it))
+                .partition(|it| wanted.contains(it))
+        };
+        for batch in remove.chunks(SUBSCRIBE_BATCH) {
+            let channels: Vec<String> = batch.iter().map(|topic| channel(&self.redis, *topic)).collect();
+            if !in_time(link.unsubscribe(channels)).await {
+                return false;
+            }
+            for topic in batch {
+                subscribed.remove(topic);
+            }
+        }
+        let followed = self.subscribe(link, &add, subscribed).await;
+        if followed && !add.is_empty() {
+            self.local.feed(Arrival::Look(add));
+        }
+        followed
+    }
+
+    async fn subscribe(&self, link: &mut Link, topics: &[Topic], subscribed: &mut HashSet<Topic>) -> bool {
+        for batch in topics.chunks(SUBSCRIBE_BATCH) {
+            let channels: Vec<String> = batch.iter().map(|topic| channel(&self.redis, *topic)).collect();
+            if !in_time(link.subscribe(channels)).await {
+                return false;
+            }
+            subscribed.extend(batch);
+        }
+        true
+    }
+
+    /// Takes what Redis pushes. Runs on the connection's own task, which thereby only drains.
+    fn hear(&self, info: &PushInfo, gone: &Notify) {
+        match info.kind {
+            PushKind::Message | PushKind::SMessage => {
+                let Some(Value::BulkString(body)) = info.data.get(1) else {
+                    return;
+                };
+                match Envelope::open(&self.key, body) {
+                    None => metrics::bus_forged(),
+                    Some(Envelope { from, said: Said::Canary }) if from == self.own => self.health.heard(),
+                    // Its own events came to the hub the short way.
+                    Some(Envelope { from, .. }) if from == self.own => {}
+                    Some(Envelope { said: Said::Event(event), .. }) => self.local.feed(Arrival::Event(event)),
+                    Some(Envelope { said: Said::Look(Topic::Everyone), .. }) => self.local.feed(Arrival::Lost),
+                    Some(Envelope { said: Said::Look(topic), .. }) => self.local.feed(Arrival::Look(vec![topic])),
+                    Some(Envelope { said: Said::Canary, .. }) => {}
+                }
+            }
+            PushKind::Disconnection => gone.notify_one(),
+            _ => {}
+        }
+    }
+}
+
+async fn in_time<T, E>(work: impl Future<Output = Result<T, E>>) -> bool {
+    matches!(tokio::time::timeout(SUBSCRIBE_MAX, work).await, Ok(Ok(_)))
+}

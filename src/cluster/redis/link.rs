@@ -1,0 +1,277 @@
+//! Connections to Redis, whatever its arrangement, and the pool of them.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bb8_redis::bb8::{ManageConnection, Pool};
+use bb8_redis::redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use bb8_redis::redis::cluster::ClusterClientBuilder;
+use bb8_redis::redis::cluster_async::ClusterConnection;
+use bb8_redis::redis::sentinel::{SentinelClient, SentinelServerType};
+use bb8_redis::redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, RedisError, RedisFuture,
+    RedisResult, ScriptInvocation, ToRedisArgs, Value,
+};
+
+use super::address::RedisAddress;
+use crate::metrics;
+
+/// How long an answer may take; a client is waiting behind it.
+const CALL_MAX: Duration = Duration::from_millis(500);
+/// How long connecting may take.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Connections for commands. Each carries many at a time; more than one, so that a long answer holds up few.
+const POOL: u32 = 4;
+/// How long Redis is left alone after a failed call, so that no request waits for what just failed.
+const BREATHER: Duration = Duration::from_millis(500);
+
+/// A connection to one server or to a cluster of them.
+#[derive(Clone)]
+pub enum Link {
+    /// To one server.
+    Single(MultiplexedConnection),
+    /// To all nodes of a Redis Cluster.
+    Cluster(ClusterConnection),
+}
+
+impl Link {
+    /// Connects. What is published on the subscribed channels goes to `push`.
+    pub async fn open(address: &RedisAddress, push: Option<impl AsyncPushSender>) -> RedisResult<Self> {
+        let mut config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_MAX)).set_response_timeout(Some(CALL_MAX));
+        match address {
+            RedisAddress::Cluster(nodes) => {
+                let mut builder = ClusterClientBuilder::new(nodes.clone())
+                    .use_protocol(ProtocolVersion::RESP3)
+                    .connection_timeout(CONNECT_MAX)
+                    .response_timeout(CALL_MAX)
+                    .retries(2);
+                if let Some(push) = push {
+                    builder = builder.push_sender(push);
+                }
+                Ok(Self::Cluster(builder.build()?.get_async_connection().await?))
+            }
+            RedisAddress::Single(info) => {
+                if let Some(push) = push {
+                    config = config.set_push_sender(push);
+                }
+                let client = Client::open(info.as_ref().clone())?;
+                Ok(Self::Single(client.get_multiplexed_async_connection_with_config(&config).await?))
+            }
+            RedisAddress::Sentinel { sentinels, master, node } => {
+                if let Some(push) = push {
+                    config = config.set_push_sender(push);
+                }
+                // Asked anew for each connection: the master may be another one by now.
+                let mut client = SentinelClient::build(
+                    sentinels.clone(),
+                    master.clone(),
+                    Some(node.as_ref().clone()),
+                    SentinelServerType::Master,
+                )?;
+                Ok(Self::Single(client.get_async_connection_with_config(&config).await?))
+            }
+        }
+    }
+
+    /// Subscribes to channels; returns once Redis said so. In a Redis Cluster they are sharded channels, which only the
+    /// node that owns them carries.
+    pub async fn subscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        match self {
+            Self::Single(link) => link.subscribe(channels).await,
+            Self::Cluster(link) => link.ssubscribe(channels).await,
+        }
+    }
+
+    /// Unsubscribes from channels.
+    pub async fn unsubscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        match self {
+            Self::Single(link) => link.unsubscribe(channels).await,
+            Self::Cluster(link) => link.sunsubscribe(channels).await,
+        }
+    }
+}
+
+impl ConnectionLike for Link {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(link) => link.req_packed_command(cmd),
+            Self::Cluster(link) => link.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        cmd: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(link) => link.req_packed_commands(cmd, offset, count),
+            Self::Cluster(link) => link.req_packed_commands(cmd, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(link) => link.get_db(),
+            Self::Cluster(link) => link.get_db(),
+        }
+    }
+}
+
+/// Opens the pool's connections.
+struct Opener(RedisAddress);
+
+/// A connection of the pool.
+struct Pooled {
+    link: Link,
+    /// A call failed on it: it may be half open, or lead to a server that is the master no more.
+    broken: bool,
+}
+
+impl ManageConnection for Opener {
+    type Connection = Pooled;
+    type Error = RedisError;
+
+    async fn connect(&self) -> RedisResult<Pooled> {
+        let link = Link::open(&self.0, None::<tokio::sync::broadcast::Sender<_>>).await?;
+        Ok(Pooled { link, broken: false })
+    }
+
+    async fn is_valid(&self, pooled: &mut Pooled) -> RedisResult<()> {
+        Cmd::ping().exec_async(&mut pooled.link).await
+    }
+
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        pooled.broken
+    }
+}
+
+/// Redis did not do what was asked, as far as is known. Whoever asks has an answer of its own for this.
+#[derive(Debug)]
+pub struct Down;
+
+/// Redis, for commands: a pool, deadlines, and a pause after each failure.
+pub struct Redis {
+    pool: Pool<Opener>,
+    prefix: String,
+    is_cluster: bool,
+    started: Instant,
+    /// Milliseconds since `started` until which Redis is left alone.
+    resting_until_ms: AtomicU64,
+}
+
+impl Redis {
+    /// Redis at this address, all keys and channels under `prefix`. Connects when it is first needed.
+    pub fn new(address: RedisAddress, prefix: String) -> Self {
+        let is_cluster = matches!(address, RedisAddress::Cluster(_));
+        let pool = Pool::builder()
+            .max_size(POOL)
+            .connection_timeout(CONNECT_MAX)
+            .retry_connection(false)
+            // A ping a call would double the cost of each; a broken connection is found out by its use.
+            .test_on_check_out(false)
+            .build_unchecked(Opener(address));
+        Self { pool, prefix, is_cluster, started: Instant::now(), resting_until_ms: AtomicU64::new(0) }
+    }
+
+    /// A key or channel of this community's. `tag` decides where it lives in a Redis Cluster.
+    pub fn key(&self, kind: &str, tag: &str) -> String {
+        format!("{}:{kind}:{{{tag}}}", self.prefix)
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// [`Down`] after half a second, or at once while Redis rests.
+    pub async fn command<T: FromRedisValue>(&self, unit: &'static str, cmd: &Cmd) -> Result<T, Down> {
+        self.call(unit, async |link| cmd.query_async(link).await).await
+    }
+
+    /// Runs a script.
+    ///
+    /// # Errors
+    /// As [`Redis::command`].
+    pub async fn script<T: FromRedisValue>(
+        &self,
+        unit: &'static str,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Down> {
+        self.call(unit, async |link| script.invoke_async(link).await).await
+    }
+
+    /// Runs commands one after the other, in one round trip where one server has all keys. Answers are dropped.
+    ///
+    /// # Errors
+    /// As [`Redis::command`]: some may have been done.
+    pub async fn all(&self, unit: &'static str, commands: &[Cmd]) -> Result<(), Down> {
+        self.call(unit, async |link| {
+            if self.is_cluster {
+                for cmd in commands {
+                    cmd.exec_async(link).await?;
+                }
+                return Ok(());
+            }
+            let mut pipeline = Pipeline::with_capacity(commands.len());
+            for cmd in commands {
+                pipeline.add_command(cmd.clone()).ignore();
+            }
+            pipeline.exec_async(link).await
+        })
+        .await
+    }
+
+    /// Whether one command may only concern keys that live together.
+    pub fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
+    /// Whether the last call failed a moment ago.
+    pub fn is_resting(&self) -> bool {
+        self.now_ms() < self.resting_until_ms.load(Ordering::Relaxed)
+    }
+
+    async fn call<T>(
+        &self,
+        unit: &'static str,
+        work: impl AsyncFnOnce(&mut Link) -> RedisResult<T>,
+    ) -> Result<T, Down> {
+        if self.is_resting() {
+            return Err(Down);
+        }
+        let start = Instant::now();
+        let result = self.try_call(work).await;
+        metrics::redis_call(unit, start.elapsed(), result.is_ok());
+        result.map_err(|error| {
+            let until = self.now_ms() + u64::try_from(BREATHER.as_millis()).unwrap_or(u64::MAX);
+            if self.resting_until_ms.swap(until, Ordering::Relaxed) + 5_000 < until {
+                // The first failure after a quiet while; the metric counts the others.
+                tracing::warn!(%error, unit, "Redis failed; this replica goes on without it");
+            }
+            Down
+        })
+    }
+
+    async fn try_call<T>(&self, work: impl AsyncFnOnce(&mut Link) -> RedisResult<T>) -> RedisResult<T> {
+        let late = || RedisError::from((ErrorKind::Io, "no answer in time"));
+        let mut pooled = self.pool.get().await.map_err(|error| match error {
+            bb8_redis::bb8::RunError::User(error) => error,
+            bb8_redis::bb8::RunError::TimedOut => late(),
+        })?;
+        // Unless it is known to be well at the end, it is not used again; that holds for a dropped call, too.
+        pooled.broken = true;
+        let result = in_time(work(&mut pooled.link)).await.unwrap_or_else(|| Err(late()));
+        pooled.broken = result.is_err();
+        result
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(CALL_MAX, work).await.ok()
+}

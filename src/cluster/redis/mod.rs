@@ -1,0 +1,166 @@
+//! What replicas share over Redis. Redis may be wiped or away at any time: nothing here is the truth of anything but
+//! who is online, and every part says what it does without Redis.
+
+mod address;
+mod bus;
+mod envelope;
+mod lease;
+mod limiter;
+mod link;
+mod presence;
+mod session_cache;
+
+pub use address::RedisAddress;
+pub use bus::RedisBus;
+pub use envelope::ClusterKey;
+pub use lease::{Leases, Renewal};
+pub use limiter::RedisRateLimiter;
+pub use link::Redis;
+pub use presence::RedisPresence;
+pub use session_cache::RedisSessionCache;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::BusInbox;
+use crate::model::Clock;
+
+/// This replica's part of a cluster over Redis.
+pub struct RedisCluster {
+    /// To and from the other replicas.
+    pub bus: Arc<RedisBus>,
+    /// What comes in.
+    pub inbox: BusInbox,
+    /// Resolved tokens.
+    pub session_cache: Arc<RedisSessionCache>,
+    /// Rate limits.
+    pub limiter: Arc<RedisRateLimiter>,
+    /// Who is online.
+    pub presence: Arc<RedisPresence>,
+    /// Who is alive.
+    pub leases: Arc<Leases>,
+    /// Whether the bus works.
+    pub health: Arc<BusHealth>,
+}
+
+impl RedisCluster {
+    /// Joins the cluster at this address, under `prefix`. Redis may be away: then this replica goes on alone until it is
+    /// back.
+    pub fn join(
+        (address, prefix): (RedisAddress, String),
+        own: ReplicaId,
+        key: ClusterKey,
+        clock: &Clock,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let redis = Arc::new(Redis::new(address.clone(), prefix));
+        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, tasks, stop);
+        let bus = Arc::new(bus);
+        let leases = Arc::new(Leases::new(redis.clone(), own));
+        let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
+        tasks.spawn(presence.clone().run(stop.clone()));
+        let (watcher, registered) = (bus.clone(), presence.clone());
+        tasks.spawn(leases.clone().run(stop.clone(), move |renewal| {
+            registered.renewed(renewal);
+            if renewal.somebody_died || renewal.somebody_is_gone {
+                watcher.look_at_everything();
+            }
+        }));
+        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key, tasks.clone()));
+        let limiter = Arc::new(RedisRateLimiter::new(redis, clock.clone()));
+        Self { bus, inbox, session_cache, limiter, presence, leases, health }
+    }
+}
+
+/// Tells replicas apart: made at random at every start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ReplicaId(pub u64);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for ReplicaId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// How long a replica that Redis takes commands from may be deaf before it asks for no more clients.
+const DEAF_MAX: Duration = Duration::from_secs(15);
+
+/// What is known of the way from this replica through Redis to itself.
+pub struct BusHealth {
+    started: Instant,
+    /// Milliseconds since `started` at which it last spoke to itself with success.
+    sang_at_ms: AtomicU64,
+    /// Milliseconds since `started` at which it last heard itself.
+    heard_at_ms: AtomicU64,
+    connected: AtomicBool,
+}
+
+impl BusHealth {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            sang_at_ms: AtomicU64::new(0),
+            heard_at_ms: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this replica speaks but has not heard itself for long: clients are better off elsewhere. That Redis is
+    /// away altogether is no reason: then all replicas are alike.
+    pub fn is_deaf(&self) -> bool {
+        let (sang, heard) = (self.sang_at_ms.load(Ordering::Relaxed), self.heard_at_ms.load(Ordering::Relaxed));
+        sang.saturating_sub(heard) > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether the bus works as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn sang(&self) {
+        self.sang_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn heard(&self) {
+        self.heard_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn connected(&self) {
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
+    fn cut(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+    }
+
+    /// The present, to count a connection's silence from.
+    fn mark(&self) -> u64 {
+        self.now_ms()
+    }
+
+    /// How long nothing was heard since `mark`.
+    fn silence(&self, mark: u64) -> Duration {
+        let heard = self.heard_at_ms.load(Ordering::Relaxed).max(mark);
+        Duration::from_millis(self.now_ms().saturating_sub(heard))
+    }
+}

@@ -1,0 +1,116 @@
+//! Resolved tokens in Redis, in front of the database, and for a moment in each replica's own memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bb8_redis::redis::{Cmd, cmd};
+use moka::sync::Cache;
+use rand::RngExt;
+use tokio_util::task::TaskTracker;
+
+use super::envelope::ClusterKey;
+use super::link::{Down, Redis};
+use crate::cluster::{BoxFuture, CacheTicket, SessionCache};
+use crate::model::limits::{SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE};
+use crate::model::session::Caller;
+use crate::model::token::TokenHash;
+
+/// How long a forgotten token is kept as forgotten: longer than anyone can be about to remember it.
+const TOMBSTONE: Duration = Duration::from_mins(1);
+/// How long a look-up in the database may take before what it found is too old to be remembered.
+const TICKET_LIFE: Duration = Duration::from_secs(10);
+
+/// Resolved tokens in Redis. An entry is sealed, so that Redis can't make anyone somebody else, and under its token's hash.
+/// A forgotten token leaves a mark that an older answer of the database can't overwrite.
+///
+/// **Without Redis** each replica believes its own memory for [`SESSION_LOCAL_LIFE`] and else asks the database. What could
+/// not be forgotten is tried again until it would have ended by itself.
+pub struct RedisSessionCache {
+    redis: Arc<Redis>,
+    key: ClusterKey,
+    local: Cache<TokenHash, Caller>,
+    tasks: TaskTracker,
+}
+
+impl RedisSessionCache {
+    /// A cache in this Redis.
+    pub fn new(redis: Arc<Redis>, key: ClusterKey, tasks: TaskTracker) -> Self {
+        let local = Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_LOCAL_LIFE).build();
+        Self { redis, key, local, tasks }
+    }
+
+    fn name(&self, token: TokenHash) -> String {
+        use std::fmt::Write;
+        let hex = token.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        self.redis.key("token", &hex)
+    }
+
+    async fn read(&self, token: TokenHash) -> Option<Caller> {
+        let name = self.name(token);
+        let sealed: Option<Vec<u8>> = self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await.ok()?;
+        serde_json::from_slice(self.key.open(&name, &sealed?)?).ok()
+    }
+}
+
+impl SessionCache for RedisSessionCache {
+    fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>> {
+        Box::pin(async move {
+            if let Some(caller) = self.local.get(&token) {
+                return Ok(caller);
+            }
+            let ticket = CacheTicket::at(0);
+            let caller = self.read(token).await.ok_or(ticket)?;
+            self.local.insert(token, caller);
+            Ok(caller)
+        })
+    }
+
+    fn put(&self, token: TokenHash, caller: Caller, ticket: CacheTicket) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if ticket.age() > TICKET_LIFE {
+                return;
+            }
+            let name = self.name(token);
+            let sealed = self.key.seal(&name, &serde_json::to_vec(&caller).unwrap_or_default());
+            // Spread a little, so that those who came together don't all expire together.
+            let life = SESSION_SHARED_LIFE.mul_f64(rand::rng().random_range(0.75..=1.0));
+            let mut set = cmd("SET");
+            set.arg(&name).arg(sealed).arg("NX").arg("PX").arg(u64::try_from(life.as_millis()).unwrap_or(0));
+            let placed: Result<Option<String>, Down> = self.redis.command("session_put", &set).await;
+            // Refused: somebody was faster, maybe with a mark that the token is dead.
+            if matches!(placed, Ok(Some(_)) | Err(Down)) {
+                self.local.insert(token, caller);
+            }
+        })
+    }
+
+    fn forget<'a>(&'a self, tokens: &'a [TokenHash]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mark = |token: &TokenHash| {
+                let mut set = cmd("SET");
+                set.arg(self.name(*token)).arg("").arg("EX").arg(TOMBSTONE.as_secs());
+                set
+            };
+            for token in tokens {
+                self.local.invalidate(token);
+            }
+            let marks: Vec<Cmd> = tokens.iter().map(mark).collect();
+            if marks.is_empty() || self.redis.all("session_forget", &marks).await.is_ok() {
+                return;
+            }
+            let redis = self.redis.clone();
+            self.tasks.spawn(async move {
+                // Longer than an entry lives there is nothing to forget.
+                for _ in 0..SESSION_SHARED_LIFE.as_millis() / SESSION_FORGET_RETRY.as_millis() {
+                    tokio::time::sleep(SESSION_FORGET_RETRY).await;
+                    if redis.all("session_forget", &marks).await.is_ok() {
+                        return;
+                    }
+                }
+            });
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! What replicas agree on through the database: their common key, and the time.
+
+use super::{Db, MapOkDrop, Store, failure, on, timed};
+use crate::model::{Error, Result, Timestamp};
+
+impl Store {
+    /// The key that all replicas on this database share. `fresh` becomes it if there is none yet.
+    pub async fn cluster_key(&self, fresh: [u8; 32]) -> Result<[u8; 32]> {
+        timed("cluster_key", async {
+            on!(self.writer(), |db| sqlx::query(
+                "INSERT INTO cluster_keys (id, key) VALUES (1, $1) ON CONFLICT DO NOTHING"
+            )
+            .bind(&fresh[..])
+            .execute(db)
+            .map_ok_drop())?;
+            let key: Vec<u8> =
+                on!(self.writer(), |db| sqlx::query_scalar("SELECT key FROM cluster_keys WHERE id = 1").fetch_one(db))?;
+            key.try_into().map_err(|_| Error::internal("the cluster's key in the database is damaged"))
+        })
+        .await
+    }
+
+    /// The time by the database's clock, which all replicas follow; `None` where the database has no clock of its own.
+    pub async fn time(&self) -> Result<Option<Timestamp>> {
+        timed("time", async {
+            match self.reader() {
+                Db::Postgres(db) => {
+                    let ms = "SELECT (EXTRACT(EPOCH FROM CLOCK_TIMESTAMP()) * 1000)::BIGINT";
+                    sqlx::query_scalar(ms).fetch_one(db).await.map(Some).map_err(failure)
+                }
+                Db::Sqlite(_) => Ok(None),
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,283 @@
+//! The bus: what arrives, in which order, and what it says when something did not.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use starling::cluster::memory::MemoryBus;
+use starling::cluster::{Arrival, Bus, BusInbox};
+use starling::model::{
+    Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId, Timestamp, Topic, UserId,
+};
+
+use super::{Replica, prefix};
+use crate::support::{OwnRedis, eventually, redis_url};
+
+/// How long an arrival may take.
+const ARRIVAL_MAX: Duration = Duration::from_secs(10);
+
+fn chat() -> ChatId {
+    ChatId::new(Clock::system().now(), &mut rand::rng())
+}
+
+fn typing(chat_id: ChatId) -> Event {
+    Event::Typing { chat_id, user_id: UserId::default() }
+}
+
+fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
+    let message = Message {
+        chat_id,
+        id: MessageId(rev),
+        rev: Rev(rev),
+        sender_id: UserId::default(),
+        kind: MessageKind::Text,
+        text: Some(text.to_owned()),
+        reply_to: None,
+        client_id: Some("key".to_owned()),
+        sent_at: Timestamp::from_ms(1_795_305_599_123),
+        edited_at: None,
+        removed_at: None,
+    };
+    Event::Chat(ChatEvent { chat_id, rev: Rev(rev), change: Change::MessageSent(message) })
+}
+
+async fn next(inbox: &mut BusInbox) -> Arrival {
+    tokio::time::timeout(ARRIVAL_MAX, inbox.next()).await.expect("something arrives").expect("the bus lives")
+}
+
+/// The next event, whatever else comes before it.
+async fn next_event(inbox: &mut BusInbox) -> Event {
+    loop {
+        if let Arrival::Event(event) = next(inbox).await {
+            return event;
+        }
+    }
+}
+
+/// Waits until a topic is heard.
+async fn heard(inbox: &mut BusInbox, topic: Topic) {
+    loop {
+        if let Arrival::Look(topics) = next(inbox).await
+            && topics.contains(&topic)
+        {
+            return;
+        }
+    }
+}
+
+/// Follows a topic and waits until it is heard. The bus must be connected.
+async fn follow(replica: &mut Replica, topic: Topic) {
+    connected(replica).await;
+    replica.cluster.bus.follow(topic);
+    heard(&mut replica.cluster.inbox, topic).await;
+}
+
+async fn connected(replica: &Replica) {
+    eventually("the bus is connected", async || replica.cluster.health.is_connected()).await;
+}
+
+fn revs(event: &Event) -> Rev {
+    match event {
+        Event::Chat(event) => event.rev,
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+/// Whatever the bus, a publisher's own hub hears its events in order, followed or not.
+async fn own_events_arrive_in_order(bus: &dyn Bus, inbox: &mut BusInbox) {
+    let chat_id = chat();
+    for rev in 1..=10_000 {
+        bus.publish(sent(chat_id, rev, "hello"));
+    }
+    for rev in 1..=10_000 {
+        assert_eq!(revs(&next_event(inbox).await), Rev(rev));
+    }
+}
+
+#[tokio::test]
+async fn own_events_arrive_in_order_in_memory() {
+    let (bus, mut inbox) = MemoryBus::new();
+    own_events_arrive_in_order(&bus, &mut inbox).await;
+}
+
+#[tokio::test]
+async fn own_events_arrive_in_order_over_redis() {
+    let mut replica = Replica::join(&redis_url(), &prefix());
+    own_events_arrive_in_order(&*replica.cluster.bus, &mut replica.cluster.inbox).await;
+}
+
+#[tokio::test]
+async fn own_events_arrive_without_redis() {
+    let mut replica = Replica::join("redis://127.0.0.1:1", &prefix());
+    own_events_arrive_in_order(&*replica.cluster.bus, &mut replica.cluster.inbox).await;
+}
+
+#[tokio::test]
+async fn another_replica_hears_what_it_follows_in_order_and_unchanged() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    let (followed, other) = (chat(), chat());
+    follow(&mut listener, Topic::Chat(followed)).await;
+    for rev in 1..=2_000 {
+        speaker.cluster.bus.publish(sent(other, rev, "not for you"));
+        speaker.cluster.bus.publish(sent(followed, rev, "żółw 🐢"));
+    }
+    for rev in 1..=2_000 {
+        let event = next_event(&mut listener.cluster.inbox).await;
+        assert_eq!(format!("{event:?}"), format!("{:?}", sent(followed, rev, "żółw 🐢")));
+    }
+}
+
+#[tokio::test]
+async fn what_is_followed_no_more_is_heard_no_more() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    let (first, second) = (chat(), chat());
+    follow(&mut listener, Topic::Chat(first)).await;
+    listener.cluster.bus.unfollow(Topic::Chat(first));
+    follow(&mut listener, Topic::Chat(second)).await;
+    speaker.cluster.bus.publish(typing(first));
+    speaker.cluster.bus.publish(sent(second, 1, "hello"));
+    assert_eq!(revs(&next_event(&mut listener.cluster.inbox).await), Rev(1));
+}
+
+#[tokio::test]
+async fn every_replica_hears_of_ended_sessions() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    connected(&listener).await;
+    let ended = SessionId::new(Clock::system().now(), &mut rand::rng());
+    speaker.cluster.bus.publish(Event::SessionsEnded(vec![ended]));
+    assert!(matches!(next_event(&mut listener.cluster.inbox).await, Event::SessionsEnded(all) if all == [ended]));
+}
+
+#[tokio::test]
+async fn a_large_event_is_announced_for_everyone_to_look() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    let chat_id = chat();
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    // The largest text: 4,096 characters of four bytes, 16 KiB.
+    speaker.cluster.bus.publish(sent(chat_id, 1, &"🐢".repeat(4096)));
+    heard(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
+}
+
+#[tokio::test]
+async fn nothing_that_another_than_a_replica_publishes_arrives() {
+    let prefix = prefix();
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    let stranger = Replica::with_key(&redis_url(), &prefix, [8; 32]);
+    let friend = Replica::join(&redis_url(), &prefix);
+    let chat_id = chat();
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    let channel = format!("{prefix}:chat:{{{chat_id}}}");
+    for body in ["", "{}", r#"{"from":1,"said":"Canary"}"#, &"x".repeat(100_000)] {
+        let heard: i64 = crate::support::redis_command(&redis_url(), &["PUBLISH", &channel, body]).await.unwrap();
+        assert_eq!(heard, 1, "the listener is on this channel");
+    }
+    stranger.cluster.bus.publish(sent(chat_id, 1, "forged"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    friend.cluster.bus.publish(sent(chat_id, 2, "true"));
+    assert_eq!(revs(&next_event(&mut listener.cluster.inbox).await), Rev(2));
+}
+
+#[tokio::test]
+async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again() {
+    let redis = OwnRedis::start().await;
+    let prefix = prefix();
+    let speaker = Replica::join(&redis.url(), &prefix);
+    let mut listener = Replica::join(&redis.url(), &prefix);
+    let chat_id = chat();
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    for round in 1..=20 {
+        let cut: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        assert!(cut >= 1);
+        // Once when it is cut, and once when it hears again.
+        while !matches!(next(&mut listener.cluster.inbox).await, Arrival::Lost) {}
+        connected(&listener).await;
+        eventually("the subscription is back", async || {
+            let subscribed: Vec<(String, i64)> =
+                redis.command(&["PUBSUB", "NUMSUB", &format!("{prefix}:chat:{{{chat_id}}}")]).await;
+            subscribed[0].1 == 1
+        })
+        .await;
+        speaker.cluster.bus.publish(sent(chat_id, round, "hello"));
+        assert_eq!(revs(&next_event(&mut listener.cluster.inbox).await), Rev(round));
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_published_is_looked_for_once_it_can() {
+    let mut redis = OwnRedis::start().await;
+    let prefix = prefix();
+    let speaker = Replica::join(&redis.url(), &prefix);
+    let mut listener = Replica::join(&redis.url(), &prefix);
+    let chat_id = chat();
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    redis.kill();
+    speaker.cluster.bus.publish(sent(chat_id, 1, "into the void"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    redis.restart().await;
+    heard(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
+}
+
+#[tokio::test]
+async fn without_redis_the_hub_looks_at_everything_every_second() {
+    let mut redis = OwnRedis::start().await;
+    let mut replica = Replica::join(&redis.url(), &prefix());
+    connected(&replica).await;
+    redis.kill();
+    let mut lost = 0;
+    let _ = tokio::time::timeout(Duration::from_secs(5), async {
+        loop {
+            if matches!(replica.cluster.inbox.next().await, Some(Arrival::Lost)) {
+                lost += 1;
+            }
+        }
+    })
+    .await;
+    assert!((3..=40).contains(&lost), "{lost}");
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_too() {
+    let prefix = prefix();
+    let mut watcher = Replica::join(&redis_url(), &prefix);
+    let other = Replica::join(&redis_url(), &prefix);
+    let id = other.cluster.leases.own();
+    eventually("both are known", async || watcher.cluster.leases.believed().contains(&id)).await;
+    connected(&watcher).await;
+    // What came until now is about the start.
+    while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await {}
+    drop(other);
+    let start = std::time::Instant::now();
+    while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::Lost) {}
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_deaf_replica_connects_anew() {
+    let redis = OwnRedis::start().await;
+    let prefix = prefix();
+    let mut replica = Replica::join(&redis.url(), &prefix);
+    connected(&replica).await;
+    let canary = format!("{prefix}:canary:{{{}}}", replica.cluster.leases.own());
+    let id = async || -> HashSet<String> {
+        let list: String = redis.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
+        list.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+    };
+    let before = id().await;
+    // Redis takes the subscription away without a word to the connection's owner: an ACL rule does that.
+    let _: String = redis.command(&["ACL", "SETUSER", "default", "resetchannels"]).await;
+    let _: String = redis.command(&["ACL", "SETUSER", "default", "allchannels"]).await;
+    let _ = canary;
+    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Lost) {}
+    eventually("another connection listens", async || {
+        let now = id().await;
+        !now.is_empty() && now.is_disjoint(&before)
+    })
+    .await;
+}

@@ -1,0 +1,80 @@
+//! Rate limits: exact, atomic, over all replicas, and with an answer for when Redis is away.
+
+use std::time::Duration;
+
+use starling::cluster::RateLimiter;
+use starling::cluster::memory::MemoryRateLimiter;
+use starling::model::Clock;
+use starling::model::limits::{Alone, Rate};
+use tokio::task::JoinSet;
+
+use super::{Replica, prefix};
+use crate::support::{OwnRedis, redis_url};
+
+const RATE: Rate = Rate { name: "test", burst: 40, every: Duration::from_mins(1), alone: Alone::AsEver };
+const STRICT: Rate = Rate { name: "strict", alone: Alone::Strict, ..RATE };
+
+/// How many of some takes under one key are granted.
+async fn granted(limiter: &dyn RateLimiter, rate: Rate, takes: usize, clock: &Clock) -> usize {
+    let mut granted = 0;
+    for _ in 0..takes {
+        granted += usize::from(limiter.take(rate, "ada", clock.now()).await.is_ok());
+    }
+    granted
+}
+
+async fn a_burst_is_granted_then_one_each_pause(limiter: &dyn RateLimiter, clock: &Clock) {
+    assert_eq!(granted(limiter, RATE, 50, clock).await, 40);
+    let refused = limiter.take(RATE, "ada", clock.now()).await.unwrap_err();
+    let wait_ms = refused.retry_after_ms.unwrap();
+    assert!((50_000..=60_000).contains(&wait_ms), "{wait_ms}");
+    assert!(limiter.take(RATE, "bob", clock.now()).await.is_ok(), "each key counts for itself");
+    clock.advance(Duration::from_mins(3));
+    assert_eq!(granted(limiter, RATE, 10, clock).await, 3);
+}
+
+#[tokio::test]
+async fn a_burst_is_granted_then_one_each_pause_in_memory() {
+    a_burst_is_granted_then_one_each_pause(&MemoryRateLimiter::default(), &Clock::system()).await;
+}
+
+#[tokio::test]
+async fn a_burst_is_granted_then_one_each_pause_over_redis() {
+    let replica = Replica::join(&redis_url(), &prefix());
+    a_burst_is_granted_then_one_each_pause(&*replica.cluster.limiter, &replica.clock).await;
+}
+
+#[tokio::test]
+async fn two_replicas_grant_one_burst_between_them() {
+    let prefix = prefix();
+    let replicas = [Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix)];
+    let mut takes = JoinSet::new();
+    for index in 0..100 {
+        let limiter = replicas[index % 2].cluster.limiter.clone();
+        let now = replicas[0].clock.now();
+        takes.spawn(async move { limiter.take(RATE, "ada", now).await.is_ok() });
+    }
+    assert_eq!(takes.join_all().await.into_iter().filter(|granted| *granted).count(), 40);
+}
+
+#[tokio::test]
+async fn a_wrong_clock_of_one_replica_changes_nothing() {
+    let prefix = prefix();
+    let (right, wrong) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
+    let hour = wrong.clock.now().plus(Duration::from_hours(1));
+    assert_eq!(granted(&*right.cluster.limiter, RATE, 40, &right.clock).await, 40);
+    assert!(wrong.cluster.limiter.take(RATE, "ada", hour).await.is_err());
+}
+
+#[tokio::test]
+async fn without_redis_sends_go_on_and_guesses_get_fewer() {
+    let mut redis = OwnRedis::start().await;
+    let replica = Replica::join(&redis.url(), &prefix());
+    assert!(replica.cluster.limiter.take(RATE, "ada", replica.clock.now()).await.is_ok());
+    redis.kill();
+    let start = std::time::Instant::now();
+    assert_eq!(granted(&*replica.cluster.limiter, RATE, 50, &replica.clock).await, 40);
+    assert_eq!(granted(&*replica.cluster.limiter, STRICT, 50, &replica.clock).await, 5);
+    assert!(start.elapsed() < Duration::from_secs(5), "nobody waits for a Redis that is away: {:?}", start.elapsed());
+    redis.restart().await;
+}
