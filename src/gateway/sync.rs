@@ -4,6 +4,7 @@
 //! back; the snapshot tells what of it is news. So no event falls between reading and following, whatever the timing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use axum::extract::ws::WebSocket;
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::frame::{FrameId, SyncFrame};
 use crate::hub::ServerFrame;
 use crate::hub::frame::EncodedEvent;
 use crate::metrics;
+use crate::model::faults::{self, Mutant, Point};
 use crate::model::limits::{SYNC_CHANGES_MAX, SYNC_CHATS_MAX};
 use crate::model::{ChatEvent, ChatId, Code, Error, Result, Rev};
 use crate::store::{Changes, ChatToSync};
@@ -65,7 +67,16 @@ impl Live {
             let store = self.gateway.service.store();
             let mut heads = store.chat_heads(self.caller.user_id).await?;
             loop {
+                if faults::on(Mutant::SubscribeAfterFetch) {
+                    chats = store.chats_to_sync(self.caller.user_id).await?;
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    heads = store.chat_heads(self.caller.user_id).await?;
+                    hub.follow(&self.connection, &heads);
+                    followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
+                    break;
+                }
                 hub.follow(&self.connection, &heads);
+                faults::at(Point::Followed).await;
                 followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
                 chats = store.chats_to_sync(self.caller.user_id).await?;
                 // Joined in between: followed first and read again, like the others.
@@ -76,6 +87,7 @@ impl Live {
                 }
             }
         }
+        faults::at(Point::SnapshotRead).await;
         // One that the caller removed from their list is followed, and comes back with its next message.
         let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::OUTBOX_BYTES_MAX;
 use crate::model::{ChatId, Rev, SessionId, UserId};
 
@@ -93,7 +94,7 @@ impl State {
     /// Counts one more frame. Whether it fits.
     fn has_room_for(&mut self, frame: &Bytes) -> bool {
         self.outbox_bytes += frame.len() + FRAME_COST_BYTES;
-        self.outbox_bytes <= OUTBOX_BYTES_MAX
+        self.outbox_bytes <= OUTBOX_BYTES_MAX || faults::on(Mutant::UnboundedOutbox)
     }
 
     /// Closes, since the reader is too slow: nothing of what waits is of use to it any more.
@@ -118,6 +119,10 @@ impl Connection {
             return;
         }
         if !state.has_room_for(frame) {
+            if faults::on(Mutant::DropOnOverflow) {
+                state.outbox_bytes -= frame.len() + FRAME_COST_BYTES;
+                return;
+            }
             state.give_up();
         } else if let Phase::Holding(held) = &mut state.phase {
             held.push(Held { chat_id, mark, frame: frame.clone() });
@@ -216,6 +221,9 @@ impl Connection {
         };
         let mut known: HashMap<ChatId, Rev> = snapshot.clone();
         for Held { chat_id, mark, frame } in held {
+            if faults::on(Mutant::NoHold) {
+                continue;
+            }
             let news = chat_id.is_none_or(|chat_id| match mark {
                 Some(Mark::Added(rev)) => {
                     let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);

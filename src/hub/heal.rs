@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
 use crate::model::{Change, ChatId, Result, Rev, SessionId, Topic, UserId};
 
@@ -22,6 +23,10 @@ impl Hub {
                 return;
             };
             feed.expect_up_to(behind.unwrap_or_default());
+            if faults::on(Mutant::NoGapFill) {
+                feed.skip_gap(&self.registry);
+                return;
+            }
             if std::mem::replace(&mut feed.healing, true) {
                 return;
             }
@@ -58,6 +63,9 @@ impl Hub {
             return Ok(());
         };
         let mut items = changes.items;
+        if faults::on(Mutant::HealBackwards) {
+            items.reverse();
+        }
         for (_, change) in &mut items {
             if let Change::MemberJoined(joined) = change
                 && joined.1.is_none()
@@ -262,6 +270,9 @@ impl Hub {
     }
 
     async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {
+        if faults::on(Mutant::RevokeWithoutClosing) {
+            return Ok(());
+        }
         let ended = self.store.ended_sessions(sessions, self.clock.now()).await?;
         for connection in self.registry.of_sessions(&ended) {
             connection.close(CloseReason::SessionEnded);

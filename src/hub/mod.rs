@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
@@ -136,6 +137,7 @@ impl Hub {
                 let frame = ServerFrame::ChatGone { chat_id }.encode();
                 self.deliver_passing(chat_id, &frame, |connection| connection.user_id == user_id);
             }
+            Event::SessionsEnded(_) if faults::on(Mutant::RevokeWithoutClosing) => {}
             Event::SessionsEnded(sessions) => {
                 for connection in self.registry.of_sessions(&sessions) {
                     connection.close(CloseReason::SessionEnded);

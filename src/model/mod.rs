@@ -5,6 +5,7 @@ pub mod clock;
 pub mod cursor;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod id;
 pub mod json;
 pub mod limits;

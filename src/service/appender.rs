@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Bus;
 use crate::metrics;
+use crate::model::faults::{self, Point};
 use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS};
 use crate::model::message::{Draft, Sent};
 use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
@@ -123,14 +124,15 @@ impl Worker {
     async fn append(&self, jobs: &mut Vec<Job>) {
         let (drafts, answers): (Vec<Draft>, Vec<_>) = jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
         metrics::append_batch(drafts.len());
+        faults::at(Point::Committing).await;
         match self.store.append(&drafts, self.clock.now()).await {
-            Ok(appended) => self.announce(appended, answers),
+            Ok(appended) => self.announce(appended, answers).await,
             // A draft that the database itself chokes on must not fail its neighbours.
             Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
                 for (draft, answer) in drafts.into_iter().zip(answers) {
                     let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
                     match alone {
-                        Ok(appended) => self.announce(appended, vec![answer]),
+                        Ok(appended) => self.announce(appended, vec![answer]).await,
                         Err(error) => drop(answer.send(Err(error))),
                     }
                 }
@@ -145,7 +147,8 @@ impl Worker {
     }
 
     /// Tells the hubs, in the order of the commit, then the senders.
-    fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
+    async fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
+        faults::at(Point::Committed).await;
         let mut sends = 0;
         for sent in appended.iter().flatten() {
             if let Sent::New(message) = sent {
@@ -159,6 +162,7 @@ impl Worker {
             }
         }
         metrics::messages_sent(sends);
+        faults::at(Point::Announced).await;
         for (sent, answer) in appended.into_iter().zip(answers) {
             let _ = answer.send(sent);
         }

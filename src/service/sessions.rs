@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::hasher::Verdict;
 use super::{Service, secrets};
+use crate::model::faults::{self, Point};
 use crate::model::limits::{LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRESS, REFRESHES_PER_ADDRESS};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
@@ -146,6 +147,7 @@ impl Service {
             Err(ticket) => {
                 let _turn = self.resolves.acquire().await.map_err(Error::internal)?;
                 let caller = self.store.resolve(token, now).await?.ok_or_else(refused)?;
+                faults::at(Point::Resolved).await;
                 self.session_cache.put(token, caller, ticket).await;
                 if caller.last_seen_at < now.minus(LAST_SEEN_EVERY) {
                     self.touch(caller.session_id, now);
@@ -208,6 +210,7 @@ impl Service {
     /// Forgets ended sessions and has their connections closed everywhere.
     pub(super) async fn sessions_ended(&self, ended: Vec<EndedSession>) {
         if !ended.is_empty() {
+            faults::at(Point::SessionEnded).await;
             // Published first: a Redis that hangs must not keep the sockets open.
             self.bus.publish(Event::SessionsEnded(ended.iter().map(|session| session.id).collect()));
             self.session_cache.forget(&ended.iter().map(|session| session.token).collect::<Vec<_>>()).await;

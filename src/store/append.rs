@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::messages::MessageRow;
 use super::{Db, Store, Tx, Work, failure, is_unique_violation, timed};
 use crate::model::chat::{Action, permit};
+use crate::model::faults::{self, Mutant};
 use crate::model::message::{Draft, Sent};
 use crate::model::text::snippet;
 use crate::model::{
@@ -53,6 +54,16 @@ impl Store {
     /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there.
     pub async fn append(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         timed("append", async {
+            let keyless: Vec<Draft>;
+            let drafts = if faults::on(Mutant::DedupeForgotten) {
+                keyless = drafts.iter().map(|draft| Draft { client_id: None, ..draft.clone() }).collect();
+                &keyless
+            } else {
+                drafts
+            };
+            if faults::on(Mutant::AckBeforeCommit) {
+                return self.append_checked(drafts, now, true).await;
+            }
             let first = match &self.writer {
                 Db::Postgres(pool) => self.append_at_once(pool, drafts, now).await,
                 Db::Sqlite(_) => self.append_checked(drafts, now, false).await,
@@ -113,6 +124,9 @@ impl Store {
             .collect();
         if !fresh.is_empty() {
             write(&mut work, &fresh, now).await?;
+            if faults::on(Mutant::AckBeforeCommit) && now.as_ms() % 20 == 0 {
+                return Ok(appended);
+            }
             work.commit().await?;
         }
         Ok(appended)

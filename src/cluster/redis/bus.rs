@@ -24,6 +24,7 @@ use super::{BusHealth, ReplicaId};
 use crate::cluster::bus::BusFeeder;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::BUS_QUEUE_MAX;
 use crate::model::{Event, Topic};
 
@@ -246,7 +247,9 @@ impl Subscriptions {
                 () = self.listen() => {}
             }
             self.health.cut();
-            self.local.feed(Arrival::Lost);
+            if !faults::on(Mutant::NoResubscribe) {
+                self.local.feed(Arrival::Lost);
+            }
             metrics::bus_reconnect();
             tries = if start.elapsed() > SILENCE_MAX { 0 } else { (tries + 1).min(5) };
             let pause = rand::rng().random_range(20..=50_u64 << tries);
@@ -292,10 +295,14 @@ impl Subscriptions {
             self.changed.lock().clear();
             self.wanted.lock().iter().copied().collect()
         };
+        let forgetful = faults::on(Mutant::NoResubscribe) && all.len() > 1;
+        let all = if forgetful { vec![Topic::Everyone] } else { all };
         if !in_time(link.subscribe(canary)).await || !self.subscribe(&mut link, &all, &mut subscribed).await {
             return;
         }
-        self.local.feed(Arrival::Lost);
+        if !forgetful {
+            self.local.feed(Arrival::Lost);
+        }
         self.health.connected();
         let mut watch = tokio::time::interval(CANARY_EVERY / 2);
         loop {
@@ -358,7 +365,7 @@ impl Subscriptions {
                     None => metrics::bus_forged(),
                     Some(Envelope { from, said: Said::Canary }) if from == self.own => self.health.heard(),
                     // Its own events came to the hub the short way.
-                    Some(Envelope { from, .. }) if from == self.own => {}
+                    Some(Envelope { from, .. }) if from == self.own && !faults::on(Mutant::SeenAgain) => {}
                     Some(Envelope { said: Said::Event(event), .. }) => self.local.feed(Arrival::Event(event)),
                     Some(Envelope { said: Said::Look(Topic::Everyone), .. }) => self.local.feed(Arrival::Lost),
                     Some(Envelope { said: Said::Look(topic), .. }) => self.local.feed(Arrival::Look(vec![topic])),

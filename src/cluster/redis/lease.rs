@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::ReplicaId;
 use super::link::{Down, Redis};
 use crate::metrics;
+use crate::model::faults::{self, Mutant};
 
 /// How long a replica counts as alive after its last renewal. With [`RENEW_EVERY`] it bounds how late its death is
 /// noticed: what it committed and could not announce is looked for then.
@@ -94,7 +95,10 @@ impl Leases {
     /// # Errors
     /// [`Down`].
     pub async fn believed_now(&self) -> Result<Vec<ReplicaId>, Down> {
-        let late_ms = i64::try_from((BELIEVED - LEASE).as_millis()).unwrap_or(i64::MAX);
+        if faults::on(Mutant::GhostsNeverExpire) {
+            return Ok(self.believed());
+        }
+        let late_ms = i64::try_from(BELIEVED.saturating_sub(LEASE).as_millis()).unwrap_or(i64::MAX);
         let mut call = self.believe.prepare_invoke();
         call.key(self.redis.key("replicas", "")).arg(late_ms);
         let ids: Vec<String> = self.redis.script("lease", &call).await?;
@@ -143,7 +147,10 @@ impl Leases {
         let somebody_died = known.alive.iter().any(|id| !alive.contains(id));
         // After Redis forgot everything, those who were there have a moment to come back.
         let mut somebody_is_gone = false;
-        if !own_was_lost {
+        if faults::on(Mutant::GhostsNeverExpire) {
+            let new: Vec<ReplicaId> = believed.into_iter().filter(|id| !known.believed.contains(id)).collect();
+            known.believed.extend(new);
+        } else if !own_was_lost {
             somebody_is_gone = known.believed.iter().any(|id| !believed.contains(id));
             known.believed = believed;
         }

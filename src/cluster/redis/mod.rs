@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use super::BusInbox;
 use crate::model::Clock;
+use crate::model::faults::{self, Mutant};
 
 /// This replica's part of a cluster over Redis.
 pub struct RedisCluster {
@@ -70,7 +71,8 @@ impl RedisCluster {
         let (watcher, registered) = (bus.clone(), presence.clone());
         tasks.spawn(leases.clone().run(stop.clone(), move |renewal| {
             registered.renewed(renewal);
-            if renewal.somebody_died || renewal.somebody_is_gone {
+            let news = renewal.somebody_died || renewal.somebody_is_gone;
+            if news && !faults::on(Mutant::NoLookOnDeath) {
                 watcher.look_at_everything();
             }
         }));

@@ -1,4 +1,4 @@
-//! Resolved tokens in Redis, in front of the database, and for a moment in each replica's own memory.
+//! Resolved tokens in Redis, in front of the database; while it is away, for a moment in each replica's own memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
 use crate::cluster::{BoxFuture, CacheTicket, SessionCache};
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::{SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
@@ -23,8 +24,8 @@ const TICKET_LIFE: Duration = Duration::from_secs(10);
 /// Resolved tokens in Redis. An entry is sealed, so that Redis can't make anyone somebody else, and under its token's hash.
 /// A forgotten token leaves a mark that an older answer of the database can't overwrite.
 ///
-/// **Without Redis** each replica believes its own memory for [`SESSION_LOCAL_LIFE`] and else asks the database. What could
-/// not be forgotten is tried again until it would have ended by itself.
+/// **Without Redis** each replica believes its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. What
+/// could not be forgotten is tried again until it would have ended by itself.
 pub struct RedisSessionCache {
     redis: Arc<Redis>,
     key: ClusterKey,
@@ -48,23 +49,20 @@ impl RedisSessionCache {
         self.redis.key("token", &hex)
     }
 
-    async fn read(&self, token: TokenHash) -> Option<Caller> {
+    async fn read(&self, token: TokenHash) -> Result<Option<Caller>, Down> {
         let name = self.name(token);
-        let sealed: Option<Vec<u8>> = self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await.ok()?;
-        serde_json::from_slice(self.key.open(&name, &sealed?)?).ok()
+        let sealed: Option<Vec<u8>> = self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await?;
+        let open = |sealed: Vec<u8>| serde_json::from_slice(self.key.open(&name, &sealed)?).ok();
+        Ok(sealed.and_then(open))
     }
 }
 
 impl SessionCache for RedisSessionCache {
     fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>> {
         Box::pin(async move {
-            if let Some(caller) = self.local.get(&token) {
-                return Ok(caller);
-            }
             let ticket = CacheTicket::at(0);
-            let caller = self.read(token).await.ok_or(ticket)?;
-            self.local.insert(token, caller);
-            Ok(caller)
+            let found = self.read(token).await.unwrap_or_else(|Down| self.local.get(&token));
+            found.ok_or(ticket)
         })
     }
 
@@ -76,12 +74,12 @@ impl SessionCache for RedisSessionCache {
             let name = self.name(token);
             let sealed = self.key.seal(&name, &serde_json::to_vec(&caller).unwrap_or_default());
             // Spread a little, so that those who came together don't all expire together.
-            let life = SESSION_SHARED_LIFE.mul_f64(rand::rng().random_range(0.75..=1.0));
+            let life = if faults::on(Mutant::StaleSessions) { SESSION_SHARED_LIFE * 100 } else { SESSION_SHARED_LIFE };
+            let life = life.mul_f64(rand::rng().random_range(0.75..=1.0));
             let mut set = cmd("SET");
             set.arg(&name).arg(sealed).arg("NX").arg("PX").arg(u64::try_from(life.as_millis()).unwrap_or(0));
             let placed: Result<Option<String>, Down> = self.redis.command("session_put", &set).await;
-            // Refused: somebody was faster, maybe with a mark that the token is dead.
-            if matches!(placed, Ok(Some(_)) | Err(Down)) {
+            if placed.is_err() {
                 self.local.insert(token, caller);
             }
         })
@@ -96,6 +94,9 @@ impl SessionCache for RedisSessionCache {
             };
             for token in tokens {
                 self.local.invalidate(token);
+            }
+            if faults::on(Mutant::StaleSessions) {
+                return;
             }
             let marks: Vec<Cmd> = tokens.iter().map(mark).collect();
             if marks.is_empty() || self.redis.all("session_forget", &marks).await.is_ok() {

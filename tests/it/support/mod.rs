@@ -111,13 +111,12 @@ impl TestServer {
         let (internal_address, service) = (servers[0].internal_address, servers[0].service.clone());
         let servers = tokio::sync::Mutex::new(servers);
         let users = AtomicU32::new(0);
-        let _balancer = balancer;
         Self {
             inner: Arc::new(Inner {
                 servers,
                 service,
                 address,
-                _balancer,
+                _balancer: balancer,
                 internal_address,
                 clock,
                 database,

@@ -1,0 +1,40 @@
+//! I12: after the bound a revoked session gets no success, and its sockets no frame.
+
+use std::collections::HashMap;
+
+use super::facts::Facts;
+use super::report::Sink;
+use super::{Harm, Invariant, Place, us};
+use crate::history::{Kind, Name};
+
+pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
+    let bound = us(facts.evidence.limits.revoke);
+    let mut ended: HashMap<Name, u64> = HashMap::new();
+    for op in &facts.record.ops {
+        if let (Kind::Revoke { session }, Some(_), Some(at)) = (op.kind, op.value(), op.completed_us)
+            && session != Name::NONE
+        {
+            let first = ended.entry(session).or_insert(at);
+            *first = (*first).min(at);
+        }
+    }
+    if ended.is_empty() {
+        return;
+    }
+    for op in facts.record.ops.iter().filter(|op| op.value().is_some() && op.kind != Kind::Login) {
+        if ended.get(&op.session).is_some_and(|at| op.invoked_us > at + bound) {
+            sink.add(Invariant::I12, Harm::Leaked, Place::default(), || {
+                format!("{:?} of user {} succeeded with a revoked session", op.kind, facts.record.word(op.user))
+            });
+        }
+    }
+    for (number, device) in facts.record.devices.iter().enumerate() {
+        let Some(at) = ended.get(&device.session) else { continue };
+        let late = device.entries.iter().filter(|entry| entry.at_us > at + bound && entry.told.is_frame());
+        for entry in late {
+            sink.add(Invariant::I12, Harm::Leaked, Place::default().on(number), || {
+                format!("{:?} came {} ms after the session was revoked", entry.told, (entry.at_us - at) / 1000)
+            });
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! I6, I7 and I13: what devices are told.
+
+use super::super::Invariant;
+use super::super::scenario::Scenario;
+use super::{Crew, broken, crew, violates};
+use crate::history::{Name, Told};
+
+/// The index of the entry of a device that tells this rev.
+fn entry(run: &Scenario, device: usize, rev: u32) -> usize {
+    let entries = &run.record.devices[device].entries;
+    entries.iter().position(|entry| entry.told.event().is_some_and(|(_, told)| told == rev)).unwrap()
+}
+
+#[test]
+fn a_hole_in_the_live_stream_is_found() {
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 4);
+        run.record.devices[1].entries.remove(index);
+    });
+    violates(&report, Invariant::I6);
+    assert_eq!(report.counts.lost, 1, "{report}");
+}
+
+#[test]
+fn a_hole_is_legal_if_the_item_changed_again_and_that_is_told() {
+    let Crew { mut run, chat, .. } = crew();
+    run.deafen(1);
+    run.edit(chat, 2);
+    run.edit(chat, 2);
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 9);
+        run.record.devices[1].entries.remove(index);
+        // It was told of what came after.
+        run.send_after_the_end();
+    });
+    violates(&report, Invariant::I6);
+}
+
+impl Scenario {
+    /// A message that is told to all who are connected.
+    fn send_after_the_end(&mut self) {
+        let (chat, user) = (self.log.chats[0].chat, self.log.chats[0].members[0].user);
+        self.send(user, chat);
+    }
+}
+
+#[test]
+fn an_event_told_twice_and_a_stream_that_goes_back_are_found() {
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 4);
+        let again = run.record.devices[1].entries[index].clone();
+        run.record.devices[1].entries.insert(index, again);
+    });
+    violates(&report, Invariant::I6);
+    assert!(report.counts.doubled > 0, "{report}");
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 4);
+        run.record.devices[1].entries.swap(index, index + 1);
+    });
+    violates(&report, Invariant::I6);
+    assert!(report.counts.reordered > 0, "{report}");
+}
+
+#[test]
+fn a_replay_with_a_hole_is_found_at_synced() {
+    let Crew { mut run, ann, chat, .. } = crew();
+    run.cut(1);
+    let id = run.send(ann, chat);
+    run.send(ann, chat);
+    run.edit(chat, id);
+    run.connect(1);
+    run.finish();
+    for rev in [9, 10] {
+        let report = broken(copy(&run), |run| {
+            let index = entry(run, 1, rev);
+            run.record.devices[1].entries.remove(index);
+        });
+        violates(&report, Invariant::I6);
+    }
+    let report = broken(run, |run| {
+        let entries = &mut run.record.devices[1].entries;
+        let synced = entries.iter_mut().rfind(|entry| matches!(entry.told, Told::Synced(_))).unwrap();
+        synced.told = Told::Synced(Box::new([]));
+    });
+    violates(&report, Invariant::I6);
+}
+
+fn copy(run: &Scenario) -> Scenario {
+    let mut copy = Scenario::new();
+    (copy.record, copy.log, copy.limits) = (run.record.clone(), run.log.clone(), run.limits);
+    copy
+}
+
+#[test]
+fn a_message_that_is_new_once_more_after_a_reconnect_is_found() {
+    let Crew { mut run, chat, .. } = crew();
+    run.cut(1);
+    run.edit(chat, 2);
+    run.connect(1);
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 8);
+        let Told::Edited { chat, rev, seen } = run.record.devices[1].entries[index].told else { panic!() };
+        run.record.devices[1].entries[index].told = Told::New { chat, rev, seen };
+    });
+    violates(&report, Invariant::I6);
+    assert_eq!(report.counts.doubled, 1, "{report}");
+}
+
+#[test]
+fn a_page_of_changes_with_a_hole_is_found() {
+    let Crew { mut run, ann, chat, .. } = crew();
+    let read = run.changes(ann, chat, 0);
+    run.finish();
+    let report = broken(run, |run| {
+        use crate::history::{Outcome, Value};
+        let Some(Outcome::Ok(Value::Changes { messages, .. })) = &mut run.record.ops[read].outcome else { panic!() };
+        *messages = messages[1..].into();
+    });
+    violates(&report, Invariant::I6);
+}
+
+#[test]
+fn a_device_that_is_never_told_the_rest_is_found() {
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 7);
+        run.record.devices[1].entries.remove(index);
+    });
+    violates(&report, Invariant::I7);
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 7);
+        run.record.devices[1].entries[index].at_us = run.limits.healed_us.unwrap() + 11_000_000;
+    });
+    violates(&report, Invariant::I7);
+    assert_eq!(report.count(Invariant::I6), 0, "{report}");
+}
+
+#[test]
+fn a_device_that_does_not_come_back_is_found() {
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    violates(&broken(run, |run| run.cut_now(1)), Invariant::I7);
+}
+
+impl Scenario {
+    /// A connection that ended at the time of healing.
+    fn cut_now(&mut self, device: usize) {
+        self.cut(device);
+        let at_us = self.limits.healed_us.unwrap();
+        self.record.devices[device].entries.last_mut().unwrap().at_us = at_us;
+    }
+}
+
+#[test]
+fn events_after_a_removal_are_found_and_those_before_are_not() {
+    let Crew { mut run, ann, bob, chat, .. } = crew();
+    run.leave(ann, chat, bob);
+    run.send(ann, chat);
+    run.join(ann, chat, bob);
+    run.send(ann, chat);
+    run.finish();
+    let report = broken(run, |run| leak(run, 1, 9));
+    violates(&report, Invariant::I13);
+    assert_eq!(report.counts.leaked, 1, "{report}");
+}
+
+#[test]
+fn events_and_pages_for_a_stranger_are_found() {
+    let Crew { mut run, .. } = crew();
+    run.finish();
+    violates(&broken(run, |run| leak(run, 2, 4)), Invariant::I13);
+    let Crew { mut run, ann, eve, chat, .. } = crew();
+    let read = run.history(ann, chat, 50);
+    run.finish();
+    violates(&broken(run, |run| run.record.ops[read].user = eve), Invariant::I13);
+}
+
+#[test]
+fn a_page_for_somebody_who_left_is_found() {
+    let Crew { mut run, ann, bob, chat, .. } = crew();
+    run.leave(ann, chat, bob);
+    let read = run.history(ann, chat, 50);
+    run.finish();
+    violates(&broken(run, |run| run.record.ops[read].user = bob), Invariant::I13);
+}
+
+/// Tells a device what the first one was told at this rev, just after it was gone or, for a stranger, at the end.
+fn leak(run: &mut Scenario, device: usize, rev: u32) {
+    let leaked = run.record.devices[0].entries[entry(run, 0, rev)].clone();
+    let entries = &mut run.record.devices[device].entries;
+    let gone = |told: &Told| matches!(told, Told::Gone { .. });
+    let index = entries.iter().position(|entry| gone(&entry.told)).map_or(entries.len(), |index| index + 1);
+    let connection = entries[0].connection;
+    entries.insert(index, crate::history::Entry { connection, ..leaked });
+}
+
+#[test]
+fn what_a_checker_says_names_chat_rev_and_device() {
+    let Crew { mut run, bob, .. } = crew();
+    run.finish();
+    let report = broken(run, |run| {
+        let index = entry(run, 1, 4);
+        run.record.devices[1].entries.remove(index);
+    });
+    let example = &report.findings[&Invariant::I6].examples[0];
+    assert!(example.contains("chat chat: ") && example.contains("(rev 4)"), "{example}");
+    assert!(example.contains("device 1 of user bob") && bob != Name::NONE, "{example}");
+}

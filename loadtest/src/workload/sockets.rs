@@ -1,0 +1,58 @@
+//! Sockets that are slow, cut, or many.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::Work;
+use crate::actor::Actor;
+use crate::device::{Device, DeviceOptions};
+
+/// A device for each user, spread over the replicas. They run until the work is over.
+pub fn connect_all(work: &Work, actors: &[Actor], options: DeviceOptions) -> Vec<Device> {
+    let start = |(number, actor): (usize, &Actor)| {
+        let options = DeviceOptions { replica: options.replica + number, ..options };
+        Device::start(actor.clone(), options, work.tasks(), work.shared.stop.clone())
+    };
+    actors.iter().enumerate().map(start).collect()
+}
+
+/// Waits until all these devices are live. Whether they are within `limit`.
+pub async fn wait_until_live(devices: &[Device], limit: Duration) -> bool {
+    let until = tokio::time::Instant::now() + limit;
+    for device in devices {
+        if !device.until_live(until.duration_since(tokio::time::Instant::now())).await {
+            return false;
+        }
+    }
+    true
+}
+
+/// Cuts the connection of any of these devices.
+pub async fn cut_now_and_then(work: Work, devices: Vec<Device>) {
+    let mut rng = work.rng();
+    while work.rest(&mut rng).await {
+        devices[rng.random_range(0..devices.len())].cut().await;
+    }
+}
+
+/// A device stops reading for up to `span`, again and again. At the end it reads.
+pub async fn stall_now_and_then(work: Work, device: Device, span: Duration) {
+    let mut rng = work.rng();
+    while work.rest(&mut rng).await {
+        device.stall().await;
+        let going = work.wait(span.mul_f64(rng.random_range(0.2..1.0))).await;
+        device.unstall().await;
+        if !going {
+            return;
+        }
+    }
+}
+
+/// Any of these devices says that its user is typing.
+pub async fn type_now_and_then(work: Work, devices: Vec<Device>, chat: String) {
+    let mut rng = work.rng();
+    while work.rest(&mut rng).await {
+        devices[rng.random_range(0..devices.len())].typing(&chat).await;
+    }
+}
