@@ -7,7 +7,7 @@ export CARGO_BUILD_JOBS = $(JOBS)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit conformance bench
+.PHONY: help run test check audit conformance chaos bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,13 +18,14 @@ run: ## Run the server: SQLite in ./data, nothing to install; it prints a link t
 # Cargo runs the unit tests first and the integration tests last, so the last line is their count.
 test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
 	tests/install.sh test
-	tests/with-services.sh cargo test --locked --lib --bins --test it
+	cargo test --locked -p starling-loadtest --lib
+	tests/with-services.sh cargo test --locked --features faults --lib --bins --test it
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
 	tests/install.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
-	cargo test --locked --test it tidy
+	cargo test --locked --features faults --test it tidy
 	cargo deny --locked --all-features check --hide-inclusion-graph bans licenses sources
 
 # Apart from `check`, because the database of advisories is fetched with git: it needs the open internet.
@@ -35,6 +36,13 @@ audit: ## Check dependencies for known vulnerabilities (needs the open internet)
 conformance: ## Test the HTTP API against its OpenAPI document, and the gateway against the WebSocket standard
 	tests/install.sh conformance
 	tests/conformance/run.sh
+
+# MINUTES and SEED may be given: make chaos MINUTES=5 SEED=1
+MINUTES ?= 30
+chaos: ## Break a fleet of processes in every way for half an hour, and check that it kept its promises
+	tests/install.sh test
+	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
+		cargo test --locked --features faults --test it chaos::as_long_as_told -- --ignored --nocapture
 
 bench: ## Measure speed and memory, on a Postgres that really writes to disk
 	tests/install.sh test

@@ -144,7 +144,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     }
     telemetry::exporter();
     let public_url = config.public_url.clone();
-    let server = Server::start(config, Clock::system()).await?;
+    let mut server = Server::start(config, Clock::system()).await?;
     let url = public_url.unwrap_or_else(|| format!("http://{}", server.address));
     if server.service.store().is_empty().await? {
         let code = server.service.first_invite().await?.code;
@@ -154,13 +154,14 @@ async fn serve(config: Config) -> Result<(), Failure> {
     }
     print(&format!("listening on http://{}\n", server.address))?;
     tracing::info!(address = %server.address, internal = %server.internal_address, "serving");
-    let signal = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let reason = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        evicted = server.must_stop() => Err(evicted),
     };
-    tracing::info!(signal, "stopping");
+    tracing::info!(reason = reason.as_ref().map_or("another replica", |signal| signal), "stopping");
     server.stop().await;
-    Ok(())
+    reason.map(drop).map_err(Failure::from)
 }
 
 async fn migrate(config: &Config) -> Result<(), Failure> {

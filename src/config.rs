@@ -62,7 +62,8 @@ keys! {
     internal_listen: SocketAddr, env "STARLING_INTERNAL_LISTEN", example "\"127.0.0.1:9090\"";
     /// Where the SQLite file lives in embedded mode.
     data_dir: PathBuf, env "STARLING_DATA_DIR", example "\"./data\"";
-    /// `postgres://user:password@host/database`; absent: SQLite in the data directory.
+    /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres itself, not a pooler such
+    /// as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
     /// Connections to Postgres.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";

@@ -67,7 +67,7 @@ pub async fn serve(listener: TcpListener, router: Router, connections_max: usize
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(REQUEST_MAX, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(REQUEST_READ_MAX + REQUEST_MAX, graceful.shutdown()).await.is_err() {
         tracing::warn!("some requests did not end in time and are given up");
     }
 }

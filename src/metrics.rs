@@ -19,6 +19,7 @@ const SENDS: &str = "starling_messages_sent_total";
 const APPEND_BATCH: &str = "starling_append_batch_messages";
 const STORE_SECONDS: &str = "starling_store_seconds";
 const STORE_ERRORS: &str = "starling_store_errors_total";
+const STORE_CONNECTIONS_CLOSED: &str = "starling_store_connections_closed_total";
 const BUS_LOST: &str = "starling_bus_events_lost_total";
 const HUB_CHATS: &str = "starling_hub_chats";
 const HUB_HEALS: &str = "starling_hub_heals_total";
@@ -55,6 +56,7 @@ pub fn describe() {
     describe_histogram!(APPEND_BATCH, "Messages in one commit");
     describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
     describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
+    describe_counter!(STORE_CONNECTIONS_CLOSED, "Connections to Postgres closed because they were in doubt, by reason");
     describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
@@ -133,6 +135,11 @@ pub fn store_unit<T>(unit: &'static str, took: Duration, result: &Result<T>) {
     {
         counter!(STORE_ERRORS, "code" => error.code.as_str()).increment(1);
     }
+}
+
+/// Connections to the database were closed because one of them proved bad.
+pub fn store_connections_closed(reason: &'static str, count: usize) {
+    counter!(STORE_CONNECTIONS_CLOSED, "reason" => reason).increment(count as u64);
 }
 
 /// The hub's queue was full.

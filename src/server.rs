@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +24,7 @@ use crate::listener;
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
-use crate::store::{Store, StoreOptions};
+use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::telemetry;
 
 /// How long requests and the work behind them may take to end once the process stops.
@@ -53,6 +54,28 @@ pub struct Server {
     stop: CancellationToken,
     listeners: TaskTracker,
     tasks: TaskTracker,
+    right_to_serve: RightToServe,
+}
+
+/// The replica lock, kept until everything else has ended.
+struct RightToServe {
+    keeping: Option<JoinHandle<Result<(), Error>>>,
+    task: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl RightToServe {
+    fn keep(lock: Option<ReplicaLock>) -> Self {
+        let (task, stop) = (TaskTracker::new(), CancellationToken::new());
+        let keeping = lock.map(|lock| task.spawn(lock.keep(stop.clone())));
+        Self { keeping, task, stop }
+    }
+
+    async fn give_back(self) {
+        self.stop.cancel();
+        self.task.close();
+        self.task.wait().await;
+    }
 }
 
 /// Opens the store and builds the service on it, without serving: what the command line works with.
@@ -144,6 +167,7 @@ impl Server {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, Error> {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
+        let lock = store.hold_replica_lock(config.redis.is_some()).await?;
         let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
         set_clock(&store, &clock).await?;
@@ -184,7 +208,18 @@ impl Server {
             stop,
             listeners,
             tasks,
+            right_to_serve: RightToServe::keep(lock),
         })
+    }
+
+    /// Ends only if this process must not go on to serve, with the reason: another one serves on its database.
+    pub async fn must_stop(&mut self) -> Error {
+        if let Some(keeping) = self.right_to_serve.keeping.take()
+            && let Ok(Err(error)) = keeping.await
+        {
+            return error;
+        }
+        std::future::pending().await
     }
 
     /// Sends the clients away, lets what is under way end, and stops.
@@ -211,6 +246,7 @@ impl Server {
             tracing::warn!("some work did not end in time and is given up");
         }
         self.service.store().close().await;
+        self.right_to_serve.give_back().await;
     }
 }
 

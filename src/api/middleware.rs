@@ -1,21 +1,24 @@
 //! What happens around every request: its id, its metrics, its bounds, and what a panic means.
 
-use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
+use http_body::{Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Api;
 use crate::metrics;
 use crate::model::Error;
 use crate::model::id::RequestId;
-use crate::model::limits::{BODY_BYTES_MAX, REQUEST_MAX};
+use crate::model::limits::{BODY_BYTES_MAX, REQUEST_MAX, REQUEST_READ_MAX};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id of a client that is echoed.
@@ -39,21 +42,49 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
     response
 }
 
-/// Runs the endpoint. One that may change something runs to its end even if the client goes away, so that nothing is
-/// committed and not announced. A panic is a `500`, and the process lives.
+/// Runs the endpoint, in a task of its own: it goes on to its end even if the client goes away or the answer takes too
+/// long, so that nothing is committed and not announced, and no statement is broken off in the middle. A panic is a
+/// `500`, and the process lives.
 async fn answer(api: &Api, request: Request, next: Next) -> Response {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let running = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let outcome = if reads {
-        tokio::time::timeout(REQUEST_MAX, running).await
-    } else {
-        let task = api.service.tasks().spawn(running);
-        tokio::time::timeout(REQUEST_MAX, async { task.await.unwrap_or_else(|failed| Err(Box::new(failed))) }).await
+    let body_read = CancellationToken::new();
+    let guard = body_read.clone().drop_guard();
+    let request = request.map(|body| Body::new(WatchedBody { body, _read: guard }));
+    let mut task = api.service.tasks().spawn(next.run(request));
+    // The client's time to send its body is bounded where that is read; ours begins when it is there.
+    let outcome = tokio::select! {
+        outcome = &mut task => Ok(outcome),
+        () = async {
+            let _ = tokio::time::timeout(REQUEST_READ_MAX, body_read.cancelled()).await;
+            tokio::time::sleep(REQUEST_MAX).await;
+        } => Err(Error::overloaded()),
     };
     match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(_panic)) => Error::internal("an endpoint panicked").into_response(),
-        Err(elapsed) => Error::unavailable(elapsed).into_response(),
+        Err(late) => late.into_response(),
+    }
+}
+
+/// A body that tells when it has been read, or is not wanted.
+struct WatchedBody {
+    body: Body,
+    _read: DropGuard,
+}
+
+impl HttpBody for WatchedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -8,12 +8,12 @@ use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
 use crate::hub::{ServerFrame, TooManyWatched};
 use crate::metrics;
-use crate::model::limits::{WATCH_USERS_MAX, WATCHED_MAX};
+use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
 use crate::service::Outgoing;
 
-/// The answer of a frame that is being worked on; `None` if it went through the outbox.
+/// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
 
 impl Live {
@@ -49,7 +49,8 @@ impl Live {
                 self.work(id, async move { read.await.map(|()| None) });
             }
             ClientFrame::Typing(frame) => {
-                return service.typing(caller, frame.chat_id).await.err().map(|error| refusal(id, &error));
+                let typing = self.bounded(async move { service.typing(caller, frame.chat_id).await });
+                self.inflight.push(async move { typing.await.err().map(|error| refusal(id, &error)) }.boxed());
             }
             ClientFrame::WatchPresence(frame) => {
                 return self.watch_presence(id.clone(), &frame.user_ids).await.err().map(|error| refusal(id, &error));
@@ -58,13 +59,6 @@ impl Live {
             ClientFrame::Sync(_) => {}
         }
         None
-    }
-
-    /// Does work that goes on even if the connection ends, since it may be half done.
-    fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
-        let task = self.gateway.service.tasks().spawn(work);
-        let outcome = async move { task.await.unwrap_or_else(|failed| Err(Error::internal(failed))) };
-        self.inflight.push(async move { Some(answer_to(id, outcome.await)) }.boxed());
     }
 
     /// Watches users. The answer is told behind the `presence` of each, so it takes the same way: through the outbox.
@@ -85,9 +79,10 @@ impl Live {
         let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
         })?;
-        let users = users.to_vec();
+        let (users, looking) = (users.to_vec(), hub.clone());
+        let looked = self.bounded(async move { looking.look(&users).await });
         let told = async move {
-            match hub.look(&users).await {
+            match looked.await {
                 Ok(()) => {
                     if let Some(ack) = ack {
                         connection.push_always(&ack);
@@ -103,6 +98,28 @@ impl Live {
         };
         self.inflight.push(told.boxed());
         Ok(())
+    }
+
+    /// Does work and acknowledges it.
+    fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
+        let work = self.bounded(work);
+        self.inflight.push(async move { Some(answer_to(id, work.await)) }.boxed());
+    }
+
+    /// Does work that goes on even if the connection ends or the answer must not wait for it any longer, since it may be
+    /// half done.
+    fn bounded<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send + 'static {
+        let task = self.gateway.service.tasks().spawn(work);
+        async move {
+            match tokio::time::timeout(REQUEST_MAX, task).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(failed)) => Err(Error::internal(failed)),
+                Err(elapsed) => Err(Error::unavailable(elapsed)),
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::hub::ServerFrame;
 use crate::hub::frame::EncodedEvent;
 use crate::metrics;
 use crate::model::faults::{self, Mutant, Point};
-use crate::model::limits::{SYNC_CHANGES_MAX, SYNC_CHATS_MAX};
+use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX};
 use crate::model::{ChatEvent, ChatId, Code, Error, Result, Rev};
 use crate::store::{Changes, ChatToSync};
 
@@ -59,34 +59,7 @@ impl Live {
         socket: &mut WebSocket,
         known: &HashMap<ChatId, Rev>,
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
-        let hub = self.gateway.hub.clone();
-        let mut followed: HashSet<ChatId> = HashSet::new();
-        let mut chats: Vec<ChatToSync>;
-        {
-            let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
-            let store = self.gateway.service.store();
-            let mut heads = store.chat_heads(self.caller.user_id).await?;
-            loop {
-                if faults::on(Mutant::SubscribeAfterFetch) {
-                    chats = store.chats_to_sync(self.caller.user_id).await?;
-                    tokio::time::sleep(Duration::from_millis(30)).await;
-                    heads = store.chat_heads(self.caller.user_id).await?;
-                    hub.follow(&self.connection, &heads);
-                    followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
-                    break;
-                }
-                hub.follow(&self.connection, &heads);
-                faults::at(Point::Followed).await;
-                followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
-                chats = store.chats_to_sync(self.caller.user_id).await?;
-                // Joined in between: followed first and read again, like the others.
-                let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
-                heads = new.map(|chat| (chat.id, chat.rev)).collect();
-                if heads.is_empty() {
-                    break;
-                }
-            }
-        }
+        let (followed, chats) = in_time(self.follow_all()).await?;
         faults::at(Point::SnapshotRead).await;
         // One that the caller removed from their list is followed, and comes back with its next message.
         let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
@@ -106,9 +79,36 @@ impl Live {
         added.extend(gone.map(|chat_id| ServerFrame::ChatGone { chat_id: *chat_id }.encode()));
         self.write(socket, added).await?;
         for chat_id in followed {
-            hub.settle(&self.connection, chat_id, snapshot.get(&chat_id).copied());
+            self.gateway.hub.settle(&self.connection, chat_id, snapshot.get(&chat_id).copied());
         }
         Ok(snapshot)
+    }
+
+    /// Follows all of the caller's chats, and then reads them.
+    async fn follow_all(&mut self) -> Result<(HashSet<ChatId>, Vec<ChatToSync>)> {
+        let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
+        let store = self.gateway.service.store();
+        let mut followed = HashSet::new();
+        let mut heads = store.chat_heads(self.caller.user_id).await?;
+        loop {
+            if faults::on(Mutant::SubscribeAfterFetch) {
+                let chats = store.chats_to_sync(self.caller.user_id).await?;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                heads = store.chat_heads(self.caller.user_id).await?;
+                self.gateway.hub.follow(&self.connection, &heads);
+                return Ok((heads.iter().map(|(chat_id, _)| *chat_id).collect(), chats));
+            }
+            self.gateway.hub.follow(&self.connection, &heads);
+            faults::at(Point::Followed).await;
+            followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
+            let chats = store.chats_to_sync(self.caller.user_id).await?;
+            // Joined in between: followed first and read again, like the others.
+            let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
+            heads = new.map(|chat| (chat.id, chat.rev)).collect();
+            if heads.is_empty() {
+                return Ok((followed, chats));
+            }
+        }
     }
 
     /// Tells what the client missed of one chat, or that it must reload it. Returns up to which revision it is told.
@@ -139,12 +139,20 @@ impl Live {
     /// All changes after a revision; `None` if they are too many or partly forgotten, or if the caller left the chat since
     /// it was found: then what happened meanwhile is not theirs to be told.
     async fn changes_after(&mut self, found: &ChatToSync, known: Rev) -> Result<Option<Changes>> {
-        let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
-        let store = self.gateway.service.store();
-        let changes = store.changes(found.chat.id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await?;
+        let reading = async {
+            let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
+            let store = self.gateway.service.store();
+            store.changes(found.chat.id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await
+        };
+        let changes = in_time(reading).await?;
         let whole = |changes: &Changes| changes.complete && !changes.forgotten;
         Ok(changes.filter(|changes| whole(changes) && changes.joined_rev == Some(found.joined_rev)))
     }
+}
+
+/// A step of a sync, waiting for its turn included: a client hears something before it gives up.
+async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(REQUEST_MAX, step).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
 }
 
 /// Why a sync ended early.

@@ -40,8 +40,9 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Time for a client to send a request's head or body.
 pub const REQUEST_READ_MAX: Duration = Duration::from_secs(15);
-/// Time for a request to be answered; then `503`.
-pub const REQUEST_MAX: Duration = Duration::from_secs(20);
+/// Time for a request to be answered once its body is there, and for a frame; then `503` or `unavailable`, whatever the
+/// database does. Clients may count on 5 s. What is under way then goes on to its end.
+pub const REQUEST_MAX: Duration = Duration::from_millis(4500);
 
 /// Bytes of one WebSocket message from a client: the longest text, escaped, fits.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::Bus;
 use crate::metrics;
 use crate::model::faults::{self, Point};
-use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS};
+use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS, REQUEST_MAX};
 use crate::model::message::{Draft, Sent};
 use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
 use crate::store::Store;
@@ -41,9 +41,13 @@ impl PendingSend {
     /// The outcome, once it is durable.
     ///
     /// # Errors
-    /// What [`Store::append`] refuses; `unavailable` if the outcome is not known.
+    /// What [`Store::append`] refuses; `unavailable` if the outcome is not known, also because it takes too long: batch
+    /// behind batch may wait for a database that does not answer.
     pub async fn outcome(self) -> Result<Sent> {
-        self.0.await.unwrap_or_else(|_| Err(Error::overloaded()))
+        match tokio::time::timeout(REQUEST_MAX, self.0).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(Error::overloaded()),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// How long a password waits for its turn before the request is answered `503`.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// Hashes and verifies passwords.
 #[derive(Clone)]

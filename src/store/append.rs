@@ -12,11 +12,12 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::messages::MessageRow;
-use super::{Db, Store, Tx, Work, failure, is_unique_violation, timed};
+use super::pool::Pool;
+use super::{Db, Store, Tx, Work, ended, failure, is_unique_violation, lent, on_lease, timed};
 use crate::model::chat::{Action, permit};
 use crate::model::faults::{self, Mutant};
 use crate::model::message::{Draft, Sent};
@@ -53,7 +54,7 @@ impl Store {
     /// none was placed as far as is known; the inner ones refuse single drafts: `chat_not_found`, `not_allowed`,
     /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there.
     pub async fn append(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
-        timed("append", async {
+        timed("append", || async {
             let keyless: Vec<Draft>;
             let drafts = if faults::on(Mutant::DedupeForgotten) {
                 keyless = drafts.iter().map(|draft| Draft { client_id: None, ..draft.clone() }).collect();
@@ -78,9 +79,9 @@ impl Store {
 
     /// The ordinary case in one round trip: what the statement does not place is checked with all care, to be placed
     /// after all or to learn why not.
-    async fn append_at_once(&self, pool: &PgPool, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
+    async fn append_at_once(&self, pool: &Pool, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         self.statements.fetch_add(1, Ordering::Relaxed);
-        let places = postgres::place(pool, &drafts.iter().collect::<Vec<_>>(), false, now).await.map_err(failure)?;
+        let places = lent!(pool, |db| postgres::place(db, &drafts.iter().collect::<Vec<_>>(), false, now))?;
         let mut appended: Vec<Option<Result<Sent>>> = vec![None; drafts.len()];
         for (index, id, rev) in places {
             appended[index] = Some(Ok(Sent::New(message(&drafts[index], id, rev, now))));
@@ -198,19 +199,19 @@ async fn lock_heads(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<ChatId,
     chats.sort_unstable();
     chats.dedup();
     let heads: Vec<Head> = match &mut work.inner {
-        Tx::Postgres(tx) => {
+        Tx::Postgres(lease) => {
             let sql = "SELECT id, kind, rev, last_message_id FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL
                        ORDER BY id FOR NO KEY UPDATE";
-            sqlx::query_as(sql).bind(chats).fetch_all(&mut **tx).await
+            on_lease!(lease, |db| sqlx::query_as(sql).bind(chats).fetch_all(db))?
         }
         Tx::Sqlite(tx) => {
             let sql = "SELECT id, kind, rev, last_message_id FROM chats
                        WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL";
             let rows = chats.iter().map(|chat| Value::from(id(*chat)));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
-    }
-    .map_err(failure)?;
+        Tx::Ended => return Err(ended()),
+    };
     Ok(heads.into_iter().map(|head| (head.id, head)).collect())
 }
 
@@ -223,22 +224,22 @@ async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId
         role: Role,
     }
     let rows: Vec<Row> = match &mut work.inner {
-        Tx::Postgres(tx) => {
+        Tx::Postgres(lease) => {
             let sql = "SELECT m.chat_id, m.user_id, m.role FROM UNNEST($1::uuid[], $2::uuid[]) AS d (chat_id, user_id)
                        JOIN members m ON m.chat_id = d.chat_id AND m.user_id = d.user_id AND m.left_rev IS NULL";
             let (chats, users): (Vec<Uuid>, Vec<Uuid>) =
                 drafts.iter().map(|draft| (draft.chat_id.0, draft.sender_id.0)).unzip();
-            sqlx::query_as(sql).bind(chats).bind(users).fetch_all(&mut **tx).await
+            on_lease!(lease, |db| sqlx::query_as(sql).bind(chats).bind(users).fetch_all(db))?
         }
         Tx::Sqlite(tx) => {
             let sql = "SELECT m.chat_id, m.user_id, m.role FROM json_each($1) d
                        JOIN members m ON m.chat_id = unhex(d.value ->> 0) AND m.user_id = unhex(d.value ->> 1)
                            AND m.left_rev IS NULL";
             let rows = drafts.iter().map(|draft| json!([id(draft.chat_id.0), id(draft.sender_id.0)]));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
-    }
-    .map_err(failure)?;
+        Tx::Ended => return Err(ended()),
+    };
     Ok(rows.into_iter().map(|row| ((row.chat_id, row.user_id), row.role)).collect())
 }
 
@@ -258,7 +259,7 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
         .iter()
         .filter_map(|draft| draft.client_id.as_deref().map(|key| (draft.chat_id.0, draft.sender_id.0, key)));
     let rows: Vec<Earlier> = match &mut work.inner {
-        Tx::Postgres(tx) => {
+        Tx::Postgres(lease) => {
             let sql = earlier!(
                 "UNNEST($1::uuid[], $2::uuid[], $3::text[]) AS d (chat_id, sender_id, client_id) \
                  JOIN messages m ON m.chat_id = d.chat_id AND m.sender_id = d.sender_id AND m.client_id = d.client_id"
@@ -269,7 +270,7 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                 senders.push(sender);
                 keys.push(key);
             }
-            sqlx::query_as(sql).bind(chats).bind(senders).bind(keys).fetch_all(&mut **tx).await
+            on_lease!(lease, |db| sqlx::query_as(sql).bind(chats).bind(senders).bind(keys).fetch_all(db))?
         }
         Tx::Sqlite(tx) => {
             let sql = earlier!(
@@ -277,10 +278,10 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                  AND m.sender_id = unhex(d.value ->> 1) AND m.client_id = d.value ->> 2"
             );
             let rows = keyed.map(|(chat, sender, key)| json!([id(chat), id(sender), key]));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await
+            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
-    }
-    .map_err(failure)?;
+        Tx::Ended => return Err(ended()),
+    };
     let placed = rows.into_iter().map(|earlier| (Message::from(earlier.message.clone()), earlier));
     Ok(placed
         .map(|(message, earlier)| {
@@ -292,15 +293,16 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
 /// Writes messages, heads and the senders' own read markers.
 async fn write(work: &mut Work, fresh: &[(&Message, &Draft)], now: Timestamp) -> Result<()> {
     match &mut work.inner {
-        Tx::Postgres(tx) => {
+        Tx::Postgres(lease) => {
             let drafts: Vec<&Draft> = fresh.iter().map(|(_, draft)| *draft).collect();
-            let places = postgres::place(&mut **tx, &drafts, true, now).await.map_err(failure)?;
+            let places = on_lease!(lease, |db| postgres::place(db, &drafts, true, now))?;
             // Under the locks both come to the same; if not, nothing may be told that is not so.
             let agreed = places.len() == fresh.len()
                 && places.iter().all(|(index, id, rev)| (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev));
             if agreed { Ok(()) } else { Err(Error::internal("the places given out and those written differ")) }
         }
         Tx::Sqlite(tx) => sqlite::write(tx, fresh, now).await.map_err(failure),
+        Tx::Ended => Err(ended()),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::members::{MemberRow, members};
 use super::messages::{MessageRow, messages};
-use super::{Db, Store, Work, failure, timed, within};
+use super::{Db, Store, Work, failure, lent, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, Message, Result, Rev, UserId};
 
@@ -49,7 +49,7 @@ impl Store {
         known: Rev,
         max: i64,
     ) -> Result<Option<Changes>> {
-        timed("changes", async {
+        timed("changes", || async {
             let mut work = self.snapshot().await?;
             let head: Option<HeadRow> = within!(work, |db| sqlx::query_as(
                 "SELECT rev, renamed_rev, forgotten_rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL"
@@ -93,15 +93,15 @@ impl Store {
 
     /// The revisions of these chats, as far as they are there.
     pub async fn revs(&self, chats: &[ChatId]) -> Result<Vec<(ChatId, Rev)>> {
-        timed("revs", async {
+        timed("revs", || async {
             match self.reader() {
-                Db::Postgres(db) => {
+                Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = chats.iter().map(|id| id.0).collect();
-                    sqlx::query_as("SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL")
-                        .bind(ids)
-                        .fetch_all(db)
-                        .await
-                        .map_err(failure)
+                    lent!(pool, |db| sqlx::query_as(
+                        "SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL"
+                    )
+                    .bind(ids)
+                    .fetch_all(db))
                 }
                 Db::Sqlite(db) => {
                     let mut revs = Vec::with_capacity(chats.len());

@@ -5,7 +5,7 @@ use sqlx::FromRow;
 use super::head::Head;
 use super::members::{NewMember, insert_member};
 use super::users::lock_users;
-use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
+use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
@@ -157,7 +157,7 @@ impl Store {
         after: Option<InboxCursor>,
         limit: i64,
     ) -> Result<Vec<(Chat, InboxCursor)>> {
-        timed("inbox", async {
+        timed("inbox", || async {
             let after = after.unwrap_or(InboxCursor { activity_ms: i64::MAX, chat_id: ChatId(uuid::Uuid::max()) });
             let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!(
                 "AND (NOT m.hidden OR c.last_message_id > m.cleared_message_id) AND (c.activity_at_ms, c.id) < ($2, $3) \
@@ -176,7 +176,7 @@ impl Store {
 
     /// The ids and revisions of all chats of a user.
     pub async fn chat_heads(&self, user_id: UserId) -> Result<Vec<(ChatId, Rev)>> {
-        timed("chat_heads", async {
+        timed("chat_heads", || async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT c.id, c.rev FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                  WHERE m.user_id = $1 AND m.left_rev IS NULL"
@@ -189,18 +189,16 @@ impl Store {
 
     /// How many chats each of these users has; users without any are left out.
     pub async fn chat_counts(&self, users: &[UserId]) -> Result<Vec<(UserId, usize)>> {
-        timed("chat_counts", async {
+        timed("chat_counts", || async {
             let counts: Vec<(UserId, i64)> = match self.reader() {
-                Db::Postgres(db) => {
+                Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
-                    sqlx::query_as(
+                    lent!(pool, |db| sqlx::query_as(
                         "SELECT user_id, COUNT(*) FROM members WHERE user_id = ANY($1) AND left_rev IS NULL
                          GROUP BY user_id",
                     )
                     .bind(ids)
-                    .fetch_all(db)
-                    .await
-                    .map_err(failure)?
+                    .fetch_all(db))?
                 }
                 Db::Sqlite(db) => {
                     let mut counts = Vec::with_capacity(users.len());
@@ -223,7 +221,7 @@ impl Store {
 
     /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of chats per user bounds them.
     pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<ChatToSync>> {
-        timed("chats_to_sync", async {
+        timed("chats_to_sync", || async {
             let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
             let to_sync = |row: ViewRow| ChatToSync {
                 joined_rev: row.joined_rev,
@@ -238,7 +236,7 @@ impl Store {
 
     /// A chat as one of its members sees it.
     pub async fn chat(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Chat>> {
-        timed("chat", async {
+        timed("chat", || async {
             let row: Option<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("AND m.chat_id = $2"))
                 .bind(user_id)
                 .bind(chat_id)
@@ -250,7 +248,7 @@ impl Store {
 
     /// What a user may see and do in a chat; `None` if they are no member.
     pub async fn access(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Access>> {
-        timed("access", async {
+        timed("access", || async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT c.kind, m.role, m.cleared_message_id, c.last_message_id, c.rev FROM members m
                  JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
@@ -269,7 +267,7 @@ impl Store {
     /// # Errors
     /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`.
     pub async fn create_chat(&self, new: &NewChat) -> Result<(bool, Vec<(UserId, Chat)>)> {
-        timed("create_chat", async {
+        timed("create_chat", || async {
             let mut work = self.begin().await?;
             let others: &[UserId] = match &new.kind {
                 Creation::SelfChat => &[],
@@ -309,7 +307,7 @@ impl Store {
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
     pub async fn rename_chat(&self, chat_id: ChatId, user_id: UserId, name: &str) -> Result<Option<Chat>> {
-        timed("rename_chat", async {
+        timed("rename_chat", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
             permit(head.kind, head.role, Action::Rename)?;
@@ -335,7 +333,7 @@ impl Store {
     /// # Errors
     /// `chat_not_found`, `not_allowed`.
     pub async fn remove_chat(&self, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Option<Rev>> {
-        timed("remove_chat", async {
+        timed("remove_chat", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
             if !head.kind.has_membership() {

@@ -7,18 +7,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+use super::pool::{Pool, STATEMENT_MAX};
 use super::{Db, Store, failure};
 use crate::model::{Error, Result};
 
-/// How long a request waits for a connection before it is answered `503`.
-const ACQUIRE_MAX: Duration = Duration::from_secs(2);
+/// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
+/// paused within a transaction for longer than any unit of work takes is ended, and one whose peer answers no probe of
+/// TCP within about 15 s. (Over a Unix socket the latter mean nothing.)
+const SESSION: [(&str, &str); 5] = [
+    ("idle_in_transaction_session_timeout", "4s"),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "3"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10s"),
+];
+/// Connections that only readiness uses.
+const PROBES_MAX: u32 = 2;
 /// How long the database has to answer at start.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
-const BUSY_MAX: Duration = Duration::from_secs(5);
+const BUSY_MAX: Duration = Duration::from_secs(3);
 /// Connections that read an SQLite file at once.
 const SQLITE_READERS: u32 = 4;
 /// Before this release a crash at the wrong moment could corrupt the write-ahead log.
@@ -58,39 +69,44 @@ impl Store {
     /// # Errors
     /// `unavailable` if it can't be reached, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
-        let (reader, writer) = match options {
+        let (reader, writer, probe) = match options {
             StoreOptions::Postgres { url, connections_max } => {
-                let pool = postgres(url, *connections_max).await?;
-                (Db::Postgres(pool.clone()), Db::Postgres(pool))
+                let options = postgres(url).await?;
+                let pool = Db::Postgres(Pool::new(options.clone(), *connections_max));
+                (pool.clone(), pool, Db::Postgres(Pool::new(options, PROBES_MAX)))
             }
-            StoreOptions::Sqlite { dir } => sqlite(dir).await?,
+            StoreOptions::Sqlite { dir } => {
+                let (reader, writer) = sqlite(dir).await?;
+                (reader.clone(), writer, reader)
+            }
         };
-        Ok(Self { reader, writer, statements: Arc::default() })
+        Ok(Self { reader, writer, probe, statements: Arc::default() })
     }
 }
 
-async fn postgres(url: &str, connections_max: u32) -> Result<sqlx::PgPool> {
+/// How to connect, tried once.
+async fn postgres(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)
         .map_err(failure)?
         .application_name("starling")
-        .options([("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "20s")]);
-    // Tried once outside of the pool, which would only say that it waited in vain.
+        .options([("statement_timeout", format!("{}ms", STATEMENT_MAX.as_millis()))])
+        .options(SESSION);
     let place = format!("{}:{}", options.get_host(), options.get_port());
-    let away = |error: &dyn std::fmt::Display| {
-        Error::unavailable(io::Error::other(format!("can't use Postgres at {place}: {error}; check DATABASE_URL")))
+    let away = |error: &dyn std::fmt::Display, advice: &str| {
+        Error::unavailable(io::Error::other(format!("can't use Postgres at {place}: {error}; {advice}")))
     };
     match tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(&options)).await {
-        Err(elapsed) => return Err(away(&elapsed)),
-        Ok(Err(error)) => return Err(away(&error)),
-        Ok(Ok(connection)) => connection.close().await.map_err(failure)?,
+        Err(elapsed) => Err(away(&elapsed, "check DATABASE_URL")),
+        Ok(Err(error)) if error.to_string().contains("unsupported startup parameter") => Err(away(&error, POOLER)),
+        Ok(Err(error)) => Err(away(&error, "check DATABASE_URL")),
+        Ok(Ok(connection)) => connection.close().await.map_err(failure).map(|()| options),
     }
-    PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(ACQUIRE_MAX)
-        .connect_with(options)
-        .await
-        .map_err(failure)
 }
+
+/// What to do about a PgBouncer in between.
+const POOLER: &str = "a pooler such as PgBouncer is in between, which does not pass on a session's settings and, by \
+                      transaction, neither its locks: let DATABASE_URL name Postgres itself (Starling pools its \
+                      connections), or a pool in session mode that passes on `options`";
 
 async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
     std::fs::create_dir_all(dir).map_err(Error::internal)?;
@@ -122,4 +138,4 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
 }
 
 /// How long a unit of work queues for SQLite's one writer: many short ones pass in this time.
-const UNIT_QUEUE_MAX: Duration = Duration::from_secs(5);
+const UNIT_QUEUE_MAX: Duration = Duration::from_secs(3);

@@ -37,7 +37,7 @@ impl Store {
     /// # Errors
     /// `invite_limit_reached` if the user has `open_max` open ones.
     pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
-        timed("create_invite", async {
+        timed("create_invite", || async {
             let mut work = self.begin().await?;
             if let Some(user_id) = user_id {
                 lock_users(&mut work, &[user_id]).await?;
@@ -66,7 +66,7 @@ impl Store {
 
     /// The open invites of a user, newest first.
     pub async fn invites(&self, user_id: UserId, now: Timestamp, limit: i64) -> Result<Vec<Invite>> {
-        timed("invites", async {
+        timed("invites", || async {
             on!(self.reader(), |db| {
                 sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
@@ -83,7 +83,7 @@ impl Store {
 
     /// An open invite for one use that the operator made, the newest.
     pub async fn operator_invite(&self, now: Timestamp) -> Result<Option<Invite>> {
-        timed("operator_invite", async {
+        timed("operator_invite", || async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
                  WHERE user_id IS NULL AND uses_left = 1 AND expires_at_ms > $1 ORDER BY created_at_ms DESC LIMIT 1"
@@ -96,7 +96,7 @@ impl Store {
 
     /// What a stranger may know of an open invite.
     pub async fn open_invite(&self, code: &str, now: Timestamp) -> Result<Option<OpenInvite>> {
-        timed("open_invite", async {
+        timed("open_invite", || async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT u.name AS inviter, i.expires_at_ms FROM invites i LEFT JOIN users u ON u.id = i.user_id
                  WHERE i.code = $1 AND i.uses_left > 0 AND i.expires_at_ms > $2"
@@ -110,7 +110,7 @@ impl Store {
 
     /// Revokes a user's invite. Whether there was one.
     pub async fn revoke_invite(&self, user_id: UserId, code: &str) -> Result<bool> {
-        timed("revoke_invite", async {
+        timed("revoke_invite", || async {
             let revoked: Option<String> = on!(self.writer(), |db| sqlx::query_scalar(
                 "DELETE FROM invites WHERE code = $1 AND user_id = $2 RETURNING code"
             )

@@ -25,7 +25,7 @@ pub struct Swept {
 impl Store {
     /// Removes up to one batch of each kind of thing that is no longer of use at `now`.
     pub async fn sweep(&self, now: Timestamp) -> Result<Swept> {
-        timed("sweep", async {
+        timed("sweep", || async {
             let sessions: Vec<EndedSession> = on!(self.writer(), |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE expires_at_ms <= $1
                  AND id IN (SELECT id FROM sessions WHERE expires_at_ms <= $1 ORDER BY expires_at_ms LIMIT $2) RETURNING id, token_hash"

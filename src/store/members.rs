@@ -80,7 +80,7 @@ pub(super) struct NewMember {
 impl Store {
     /// Members of a chat by id, after the member `after`.
     pub async fn members(&self, chat_id: ChatId, after: Option<UserId>, limit: i64) -> Result<Vec<Member>> {
-        timed("members", async {
+        timed("members", || async {
             let rows: Vec<MemberRow> = on!(self.reader(), |db| sqlx::query_as(members!(
                 "AND m.left_rev IS NULL AND m.user_id > $2 ORDER BY m.user_id LIMIT $3"
             ))
@@ -99,7 +99,7 @@ impl Store {
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
     /// `chat_limit_reached`.
     pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
-        timed("add_member", async {
+        timed("add_member", || async {
             let mut work = self.begin().await?;
             let user_known = !lock_users(&mut work, &[add.user_id]).await?.is_empty();
             let head = Head::lock(&mut work, add.chat_id, add.actor).await?;
@@ -143,7 +143,7 @@ impl Store {
         user_id: UserId,
         role: Role,
     ) -> Result<(Member, Option<ChatEvent>)> {
-        timed("change_role", async {
+        timed("change_role", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, actor).await?;
             let target = role_of(&mut work, chat_id, user_id).await?;
@@ -175,7 +175,7 @@ impl Store {
         user_id: UserId,
         now: Timestamp,
     ) -> Result<ChatEvent> {
-        timed("remove_member", async {
+        timed("remove_member", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, actor).await?;
             let target = role_of(&mut work, chat_id, user_id).await?;
@@ -208,7 +208,7 @@ impl Store {
         user_id: UserId,
         message_id: MessageId,
     ) -> Result<Option<(ChatKind, MessageId)>> {
-        timed("mark_read", async {
+        timed("mark_read", || async {
             let access = self.access(chat_id, user_id).await?.ok_or(Error::new(Code::ChatNotFound))?;
             if message_id.0 < 0 || message_id > access.last_message_id {
                 return Err(Code::MessageNotFound.into());

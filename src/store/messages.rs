@@ -69,7 +69,7 @@ pub struct HistoryRange {
 impl Store {
     /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`.
     pub async fn history(&self, chat_id: ChatId, access: &Access, range: HistoryRange) -> Result<Vec<Message>> {
-        timed("history", async {
+        timed("history", || async {
             let after = range.after.unwrap_or_default().max(access.cleared_message_id);
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
@@ -98,7 +98,7 @@ impl Store {
 
     /// One message.
     pub async fn message(&self, chat_id: ChatId, id: MessageId) -> Result<Option<Message>> {
-        timed("message", async {
+        timed("message", || async {
             let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2"))
                 .bind(chat_id)
                 .bind(id)
@@ -120,7 +120,7 @@ impl Store {
         text: &str,
         now: Timestamp,
     ) -> Result<(Message, bool)> {
-        timed("edit_message", async {
+        timed("edit_message", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
             let message = seen(&mut work, chat_id, id, user_id).await?;
@@ -164,7 +164,7 @@ impl Store {
         user_id: UserId,
         now: Timestamp,
     ) -> Result<Option<Message>> {
-        timed("remove_message", async {
+        timed("remove_message", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
             let message = seen(&mut work, chat_id, id, user_id).await?;

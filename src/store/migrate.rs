@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnection;
 
 use super::{Db, Store, failure, on, timed};
 use crate::model::{Error, Result};
@@ -50,12 +52,14 @@ impl Store {
             Db::Postgres(pool) => {
                 // Tried, not waited for: a session that waits for a lock holds a snapshot, and CREATE INDEX
                 // CONCURRENTLY waits for all snapshots, so the two would wait for each other.
-                let mut holder = pool.acquire().await.map_err(failure)?;
+                // On a connection of its own: building an index may take as long as it takes.
+                let options = pool.options().clone().options([("statement_timeout", "0")]);
+                let mut holder = PgConnection::connect_with(&options).await.map_err(failure)?;
                 let mut free = false;
                 for _ in 0..LOCK_TRIES {
                     free = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
                         .bind(LOCK)
-                        .fetch_one(&mut *holder)
+                        .fetch_one(&mut holder)
                         .await
                         .map_err(failure)?;
                     if free {
@@ -67,8 +71,8 @@ impl Store {
                     return Err(Error::overloaded());
                 }
                 let mut migrator = postgres();
-                let result = migrator.set_locking(false).run(&mut *holder).await.map_err(Error::internal);
-                // Closed, not returned to the pool: the lock ends with its session even if unlocking failed.
+                let result = migrator.set_locking(false).run(&mut holder).await.map_err(Error::internal);
+                // The lock ends with its session.
                 holder.close().await.map_err(failure)?;
                 result
             }
@@ -80,21 +84,14 @@ impl Store {
     /// # Errors
     /// `unavailable` if the database is away.
     pub async fn pending_migrations(&self) -> Result<usize> {
-        timed("pending_migrations", async {
+        timed("pending_migrations", || async {
             let known = if self.is_embedded() { sqlite() } else { postgres() };
-            let table: i64 = match &self.reader {
-                Db::Postgres(db) => {
-                    sqlx::query_scalar("SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')")
-                        .fetch_one(db)
-                        .await
-                }
-                Db::Sqlite(db) => {
-                    sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'")
-                        .fetch_one(db)
-                        .await
-                }
-            }
-            .map_err(failure)?;
+            let look = if self.is_embedded() {
+                "SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'"
+            } else {
+                "SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')"
+            };
+            let table: i64 = on!(self.reader(), |db| sqlx::query_scalar(look).fetch_one(db))?;
             if table == 0 {
                 return Ok(known.iter().count());
             }

@@ -15,7 +15,9 @@ mod jobs;
 mod members;
 mod messages;
 mod migrate;
+mod pool;
 mod presence;
+mod replica_lock;
 mod sessions;
 mod users;
 
@@ -28,6 +30,7 @@ pub use jobs::Swept;
 pub use members::AddMember;
 pub use messages::HistoryRange;
 pub use presence::Acquaintance;
+pub use replica_lock::ReplicaLock;
 pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
 pub use users::{AccountChange, AccountRemoval, NewUser};
 
@@ -36,25 +39,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use crate::metrics;
 use crate::model::{Error, Result};
 
-/// Longest that one unit of work may take; then it is given up as `unavailable`.
-const UNIT_MAX: Duration = Duration::from_secs(10);
+use pool::{Lease, Pool};
+
+/// Longest that one unit of work may take; then it is given up as `unavailable`, and its connection to Postgres closed.
+/// More than [`pool::STATEMENT_MAX`], so that a slow statement is told by Postgres and its connection kept; less than a
+/// request may take, so that what went wrong is told by whoever knows it.
+const UNIT_MAX: Duration = Duration::from_secs(4);
+/// Longest that the database may take to show that it is there.
+const PING_MAX: Duration = Duration::from_secs(2);
 
 /// One of the two databases.
 #[derive(Clone)]
 enum Db {
-    Postgres(PgPool),
+    Postgres(Pool),
     Sqlite(SqlitePool),
 }
 
 /// A transaction in one of them.
 enum Tx {
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Lease),
     Sqlite(Transaction<'static, Sqlite>),
+    Ended,
 }
 
 /// The store. Clones share the connections.
@@ -63,14 +73,39 @@ pub struct Store {
     reader: Db,
     /// The same pool as `reader` on Postgres; the one writing connection on SQLite.
     writer: Db,
+    /// What [`Store::ping`] asks: connections of its own on Postgres, so that a pool that is busy is not a database that is
+    /// away.
+    probe: Db,
     statements: Arc<AtomicU64>,
 }
+
+/// Runs one statement on a connection of the pool, which gets it back if it is known to be good.
+macro_rules! lent {
+    ($pool:expr, |$c:ident| $query:expr) => {{
+        let mut lease = $pool.lend().await.map_err($crate::store::failure)?;
+        let $c = lease.statement();
+        let result = $query.await;
+        lease.end(result).map_err($crate::store::failure)
+    }};
+}
+use lent;
+
+/// Runs one statement of several on a connection that stays lent.
+macro_rules! on_lease {
+    ($lease:expr, |$c:ident| $query:expr) => {{
+        let $c = $lease.statement();
+        let result = $query.await;
+        $lease.settle(&result);
+        result.map_err($crate::store::failure)
+    }};
+}
+use on_lease;
 
 /// Runs one statement on whichever database it is: `on!(self.reader(), |db| sqlx::query(SQL).execute(db))`.
 macro_rules! on {
     ($db:expr, |$c:ident| $query:expr) => {
         match $db {
-            $crate::store::Db::Postgres($c) => $query.await.map_err($crate::store::failure),
+            $crate::store::Db::Postgres(pool) => $crate::store::lent!(pool, |$c| $query),
             $crate::store::Db::Sqlite($c) => $query.await.map_err($crate::store::failure),
         }
     };
@@ -81,20 +116,25 @@ use on;
 macro_rules! within {
     ($tx:expr, |$c:ident| $query:expr) => {
         match &mut $tx.inner {
-            $crate::store::Tx::Postgres(inner) => {
+            $crate::store::Tx::Postgres(lease) => {
                 $tx.statements.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let $c = &mut **inner;
-                $query.await.map_err($crate::store::failure)
+                $crate::store::on_lease!(lease, |$c| $query)
             }
             $crate::store::Tx::Sqlite(inner) => {
                 $tx.statements.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let $c = &mut **inner;
                 $query.await.map_err($crate::store::failure)
             }
+            $crate::store::Tx::Ended => Err($crate::store::ended()),
         }
     };
 }
 use within;
+
+/// A unit of work that goes on after its commit.
+fn ended() -> Error {
+    Error::internal("this unit of work has ended")
+}
 
 /// A unit of work under way. Dropped without [`Work::commit`], it never happened.
 struct Work {
@@ -103,12 +143,24 @@ struct Work {
 }
 
 impl Work {
-    async fn commit(self) -> Result<()> {
-        match self.inner {
-            Tx::Postgres(tx) => tx.commit().await,
-            Tx::Sqlite(tx) => tx.commit().await,
+    async fn commit(mut self) -> Result<()> {
+        match std::mem::replace(&mut self.inner, Tx::Ended) {
+            Tx::Postgres(lease) => lease.commit().await.map_err(failure),
+            Tx::Sqlite(tx) => tx.commit().await.map_err(failure),
+            Tx::Ended => Err(ended()),
         }
-        .map_err(failure)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // A refusal in the middle leaves a good connection. One whose last answer never came is closed, and with it what
+        // it had begun.
+        if let Tx::Postgres(lease) = std::mem::replace(&mut self.inner, Tx::Ended)
+            && lease.is_settled()
+        {
+            lease.roll_back_later();
+        }
     }
 }
 
@@ -136,7 +188,7 @@ impl Store {
     /// Begins a unit of work that writes.
     async fn begin(&self) -> Result<Work> {
         let inner = match &self.writer {
-            Db::Postgres(pool) => Tx::Postgres(pool.begin().await.map_err(failure)?),
+            Db::Postgres(pool) => Tx::Postgres(pool.begin("BEGIN").await.map_err(failure)?),
             // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever the busy timeout.
             Db::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?),
         };
@@ -148,7 +200,7 @@ impl Store {
         let inner = match &self.reader {
             Db::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                Tx::Postgres(pool.begin_with(begin).await.map_err(failure)?)
+                Tx::Postgres(pool.begin(begin).await.map_err(failure)?)
             }
             Db::Sqlite(pool) => Tx::Sqlite(pool.begin().await.map_err(failure)?),
         };
@@ -157,12 +209,14 @@ impl Store {
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
-        timed("ping", async { on!(self.reader(), |db| sqlx::query("SELECT 1").execute(db).map_ok_drop()) }).await
+        let asking =
+            timed("ping", || async { on!(&self.probe, |db| sqlx::query("SELECT 1").execute(db).map_ok_drop()) });
+        tokio::time::timeout(PING_MAX, asking).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
     }
 
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
-        for db in [&self.reader, &self.writer] {
+        for db in [&self.reader, &self.writer, &self.probe] {
             match db {
                 Db::Postgres(pool) => pool.close().await,
                 Db::Sqlite(pool) => pool.close().await,
@@ -182,10 +236,20 @@ impl<T, F: Future<Output = sqlx::Result<T>>> MapOkDrop for F {
     }
 }
 
-/// Measures a unit of work under its name, and gives it up after [`UNIT_MAX`].
-async fn timed<T>(unit: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+/// Measures a unit of work under its name, and gives it up after [`UNIT_MAX`]. One that met a statement prepared for an
+/// older schema is done once more: nothing came of it, since that is told before the statement runs.
+async fn timed<T, W>(unit: &'static str, work: impl Fn() -> W) -> Result<T>
+where
+    W: Future<Output = Result<T>>,
+{
     let start = Instant::now();
-    let result = match tokio::time::timeout(UNIT_MAX, work).await {
+    let working = async {
+        match work().await {
+            Err(error) if of_database(&error).is_some_and(pool::is_stale_plan) => work().await,
+            result => result,
+        }
+    };
+    let result = match tokio::time::timeout(UNIT_MAX, working).await {
         Ok(result) => result,
         Err(elapsed) => Err(Error::unavailable(elapsed)),
     };
@@ -202,15 +266,18 @@ fn failure(error: sqlx::Error) -> Error {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::BeginFailed => true,
-        sqlx::Error::Database(cause) => cause.code().is_some_and(|code| {
-            // Postgres: connection, resources, operator, deadlock, serialization, lock timeout; and what refuses a new
-            // connection: the login, the database's name or its state. SQLite: busy, locked.
-            let postgres = ["08", "53", "57", "40", "55P03", "28", "3D000", "55000"]
-                .iter()
-                .any(|class| code.len() == 5 && code.starts_with(class));
-            let primary = code.parse::<u32>().map(|code| code & 0xff);
-            postgres || (code.len() < 5 && matches!(primary, Ok(5 | 6)))
-        }),
+        sqlx::Error::Database(cause) => {
+            cause.code().is_some_and(|code| {
+                // Postgres: connection, resources, operator, deadlock, serialization, lock timeout; and what refuses a new
+                // connection: the login, the database's name or its state; a standby. SQLite: busy, locked.
+                let postgres = ["08", "53", "57", "40", "55P03", "28", "3D000", "55000", "25006"]
+                    .iter()
+                    .any(|class| code.len() == 5 && code.starts_with(class));
+                let primary = code.parse::<u32>().map(|code| code & 0xff);
+                postgres || (code.len() < 5 && matches!(primary, Ok(5 | 6)))
+            }) || pool::is_end_of_session(&error)
+                || pool::is_stale_plan(&error)
+        }
         _ => false,
     };
     if away { Error::unavailable(error) } else { Error::internal(error) }
@@ -218,6 +285,10 @@ fn failure(error: sqlx::Error) -> Error {
 
 /// Whether an insert met a row that is there already.
 fn is_unique_violation(error: &Error) -> bool {
-    let source = error.source.as_deref().and_then(|source| source.downcast_ref::<sqlx::Error>());
-    matches!(source, Some(sqlx::Error::Database(cause)) if cause.is_unique_violation())
+    matches!(of_database(error), Some(sqlx::Error::Database(cause)) if cause.is_unique_violation())
+}
+
+/// The database's own error behind this one.
+fn of_database(error: &Error) -> Option<&sqlx::Error> {
+    error.source.as_deref().and_then(|source| source.downcast_ref())
 }

@@ -1,6 +1,6 @@
 //! What presence needs of the store: who may know of whom, and when somebody was last seen.
 
-use super::{Db, MapOkDrop, Store, Tx, failure, timed};
+use super::{Db, MapOkDrop, Store, Tx, ended, failure, lent, on_lease, timed};
 use crate::model::{Result, Timestamp, UserId};
 
 /// Somebody who may know whether another is online.
@@ -17,13 +17,13 @@ pub struct Acquaintance {
 impl Store {
     /// Which of these pairs of watcher and watched share a chat now.
     pub async fn acquaintances(&self, pairs: &[(UserId, UserId)]) -> Result<Vec<Acquaintance>> {
-        timed("acquaintances", async {
+        timed("acquaintances", || async {
             let rows: Vec<(UserId, UserId, Option<Timestamp>)> = match self.reader() {
-                Db::Postgres(db) => {
+                Db::Postgres(pool) => {
                     let (watchers, watched): (Vec<uuid::Uuid>, Vec<uuid::Uuid>) =
                         pairs.iter().map(|(watcher, watched)| (watcher.0, watched.0)).unzip();
                     // LATERAL with a limit: two index look-ups a pair, whatever the planner thinks of the tables.
-                    sqlx::query_as(
+                    lent!(pool, |db| sqlx::query_as(
                         "SELECT p.watcher, p.watched, u.last_seen_at_ms
                          FROM UNNEST($1::uuid[], $2::uuid[]) AS p (watcher, watched)
                          JOIN users u ON u.id = p.watched
@@ -35,9 +35,7 @@ impl Store {
                     )
                     .bind(watchers)
                     .bind(watched)
-                    .fetch_all(db)
-                    .await
-                    .map_err(failure)?
+                    .fetch_all(db))?
                 }
                 Db::Sqlite(db) => {
                     let mut found = Vec::with_capacity(pairs.len());
@@ -66,14 +64,14 @@ impl Store {
 
     /// Notes when users were last seen, each named once. It never moves back.
     pub async fn note_seen(&self, users: &[(UserId, Timestamp)]) -> Result<()> {
-        timed("note_seen", async {
+        timed("note_seen", || async {
             let mut work = self.begin().await?;
             match &mut work.inner {
-                Tx::Postgres(tx) => {
+                Tx::Postgres(lease) => {
                     let (ids, times): (Vec<uuid::Uuid>, Vec<i64>) =
                         users.iter().map(|(id, at)| (id.0, at.as_ms())).unzip();
                     // Locked in the order of their ids, as everywhere, so that two replicas can't block each other.
-                    sqlx::query(
+                    on_lease!(lease, |db| sqlx::query(
                         "WITH seen AS (
                              SELECT u.id, s.at_ms FROM UNNEST($1::uuid[], $2::bigint[]) AS s (id, at_ms)
                              JOIN users u ON u.id = s.id ORDER BY u.id FOR NO KEY UPDATE OF u
@@ -84,10 +82,8 @@ impl Store {
                     )
                     .bind(ids)
                     .bind(times)
-                    .execute(&mut **tx)
-                    .map_ok_drop()
-                    .await
-                    .map_err(failure)?;
+                    .execute(db)
+                    .map_ok_drop())?;
                 }
                 Tx::Sqlite(tx) => {
                     for (id, at) in users {
@@ -103,6 +99,7 @@ impl Store {
                         .map_err(failure)?;
                     }
                 }
+                Tx::Ended => return Err(ended()),
             }
             work.commit().await
         })

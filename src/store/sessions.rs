@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use sqlx::FromRow;
 
 use super::users::lock_users;
-use super::{Db, MapOkDrop, Store, Work, failure, on, timed, within};
+use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::limits::REFRESH_GRACE;
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
@@ -102,7 +102,7 @@ impl Store {
     /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
     /// oldest over the limit.
     pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<LoggedIn> {
-        timed("log_in", async {
+        timed("log_in", || async {
             let mut work = self.begin().await?;
             if lock_users(&mut work, &[new.user_id]).await?.is_empty() {
                 return Err(Code::InvalidCredentials.into());
@@ -144,7 +144,7 @@ impl Store {
         ip: Option<&str>,
         now: Timestamp,
     ) -> Result<Refreshed> {
-        timed("refresh", async {
+        timed("refresh", || async {
             let mut work = self.begin().await?;
             // The update locks the session's row, so two refreshes at once take turns.
             let found: Option<(SessionId, UserId, Vec<u8>)> = within!(work, |db| sqlx::query_as(
@@ -179,7 +179,7 @@ impl Store {
 
     /// Who a token stands for, if it is valid at `now`.
     pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
-        timed("resolve", async {
+        timed("resolve", || async {
             let row: Option<(SessionId, UserId, Timestamp, Timestamp)> = on!(self.reader(), |db| sqlx::query_as(
                 "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
                  WHERE token_hash = $1 AND token_expires_at_ms > $2"
@@ -199,7 +199,7 @@ impl Store {
 
     /// Notes that a session was seen.
     pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
-        timed("touch_session", async {
+        timed("touch_session", || async {
             on!(self.writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
                 .bind(id)
                 .bind(now)
@@ -211,7 +211,7 @@ impl Store {
 
     /// The live sessions of a user, newest first.
     pub async fn sessions(&self, caller: Caller, now: Timestamp) -> Result<Vec<Session>> {
-        timed("sessions", async {
+        timed("sessions", || async {
             let rows: Vec<SessionRow> = on!(self.reader(), |db| sqlx::query_as(
                 "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions
                  WHERE user_id = $1 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, id DESC LIMIT 1000"
@@ -226,7 +226,7 @@ impl Store {
 
     /// One session, as its owner sees it.
     pub async fn session(&self, id: SessionId) -> Result<Option<Session>> {
-        timed("session", async {
+        timed("session", || async {
             let row: Option<SessionRow> = on!(self.reader(), |db| {
                 sqlx::query_as("SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1")
                     .bind(id)
@@ -239,7 +239,7 @@ impl Store {
 
     /// Ends one session of a user, if there is such a one.
     pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<Option<EndedSession>> {
-        timed("end_session", async {
+        timed("end_session", || async {
             on!(self.writer(), |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id, token_hash"
             )
@@ -252,18 +252,17 @@ impl Store {
 
     /// Which of these sessions are over at `now`.
     pub async fn ended_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<Vec<SessionId>> {
-        timed("ended_sessions", async {
+        timed("ended_sessions", || async {
             let mut live: HashSet<SessionId> = HashSet::with_capacity(sessions.len());
             match self.reader() {
-                Db::Postgres(db) => {
+                Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
-                    let found: Vec<SessionId> =
-                        sqlx::query_scalar("SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2")
-                            .bind(ids)
-                            .bind(now)
-                            .fetch_all(db)
-                            .await
-                            .map_err(failure)?;
+                    let found: Vec<SessionId> = lent!(pool, |db| sqlx::query_scalar(
+                        "SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2"
+                    )
+                    .bind(ids)
+                    .bind(now)
+                    .fetch_all(db))?;
                     live.extend(found);
                 }
                 Db::Sqlite(db) => {
@@ -286,7 +285,7 @@ impl Store {
 
     /// Ends all sessions of a user but one. Returns those that ended.
     pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
-        timed("end_other_sessions", async {
+        timed("end_other_sessions", || async {
             let mut work = self.begin().await?;
             let ended = end_others(&mut work, user_id, kept).await?;
             work.commit().await?;

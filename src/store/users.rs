@@ -4,7 +4,7 @@ use sqlx::FromRow;
 
 use super::members::depart;
 use super::sessions::EndedSession;
-use super::{MapOkDrop, Store, Tx, Work, failure, is_unique_violation, on, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, is_unique_violation, on, on_lease, timed, within};
 use crate::model::user::REMOVED_NAME;
 use crate::model::{ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
 
@@ -66,7 +66,7 @@ impl Store {
     /// # Errors
     /// `login_taken`.
     pub async fn create_user(&self, user: &NewUser) -> Result<()> {
-        timed("create_user", async {
+        timed("create_user", || async {
             let mut work = self.begin().await?;
             insert(&mut work, user).await?;
             work.commit().await
@@ -79,7 +79,7 @@ impl Store {
     /// # Errors
     /// `invite_not_found` if the invite is unknown, expired or used up; `login_taken`.
     pub async fn register(&self, invite: &str, user: &NewUser, session: &super::NewSession) -> Result<()> {
-        timed("register", async {
+        timed("register", || async {
             let mut work = self.begin().await?;
             let consumed = within!(work, |db| sqlx::query_scalar::<_, i64>(
                 "UPDATE invites SET uses_left = uses_left - 1
@@ -100,7 +100,7 @@ impl Store {
 
     /// The account with this id, removed or not.
     pub async fn user(&self, id: UserId) -> Result<Option<User>> {
-        timed("user", async {
+        timed("user", || async {
             let row: Option<UserRow> = on!(self.reader(), |db| sqlx::query_as(
                 "SELECT id, login, name, created_at_ms FROM users WHERE id = $1"
             )
@@ -113,7 +113,7 @@ impl Store {
 
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
-        timed("credentials", async {
+        timed("credentials", || async {
             on!(self.reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
                 .bind(login)
                 .fetch_optional(db))
@@ -123,7 +123,7 @@ impl Store {
 
     /// The password hash of an account.
     pub async fn password_hash(&self, id: UserId) -> Result<Option<String>> {
-        timed("password_hash", async {
+        timed("password_hash", || async {
             on!(self.reader(), |db| sqlx::query_scalar(
                 "SELECT password_hash FROM users WHERE id = $1 AND removed_at_ms IS NULL"
             )
@@ -135,7 +135,7 @@ impl Store {
 
     /// Replaces a password hash by a stronger one of the same password, unless the password changed meanwhile.
     pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<()> {
-        timed("rehash_password", async {
+        timed("rehash_password", || async {
             on!(self.writer(), |db| sqlx::query(
                 "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2"
             )
@@ -150,7 +150,7 @@ impl Store {
 
     /// Whether nobody has registered yet.
     pub async fn is_empty(&self) -> Result<bool> {
-        timed("is_empty", async {
+        timed("is_empty", || async {
             let first: Option<UserId> =
                 on!(self.reader(), |db| sqlx::query_scalar("SELECT id FROM users LIMIT 1").fetch_optional(db))?;
             Ok(first.is_none())
@@ -160,7 +160,7 @@ impl Store {
 
     /// Up to `limit` accounts whose login or name begins with `prefix` (lower case), by login, after the login `after`.
     pub async fn directory(&self, prefix: &str, after: &str, limit: i64) -> Result<Vec<User>> {
-        timed("directory", async {
+        timed("directory", || async {
             // U+10FFFF sorts behind everything, so the range holds just what begins with the prefix.
             let end = format!("{prefix}\u{10FFFF}");
             let rows: Vec<UserRow> = on!(self.reader(), |db| sqlx::query_as(
@@ -183,7 +183,7 @@ impl Store {
     /// # Errors
     /// `login_taken`, `user_not_found`.
     pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<EndedSession>)> {
-        timed("change_account", async {
+        timed("change_account", || async {
             let mut work = self.begin().await?;
             let row: Option<UserRow> = within!(work, |db| sqlx::query_as(
                 "UPDATE users SET name = COALESCE($2, name), name_key = COALESCE($3, name_key), login = COALESCE($4, login),
@@ -210,7 +210,7 @@ impl Store {
 
     /// Removes an account: its sessions and invites end, it leaves its chats, its messages stay without a name.
     pub async fn remove_account(&self, id: UserId, now: Timestamp) -> Result<AccountRemoval> {
-        timed("remove_account", async {
+        timed("remove_account", || async {
             let mut work = self.begin().await?;
             lock_users(&mut work, &[id]).await?;
             let chats: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
@@ -265,15 +265,13 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
     sorted.sort_unstable();
     sorted.dedup();
     match &mut work.inner {
-        Tx::Postgres(tx) => {
+        Tx::Postgres(lease) => {
             let ids: Vec<uuid::Uuid> = sorted.iter().map(|id| id.0).collect();
-            sqlx::query_scalar(
+            on_lease!(lease, |db| sqlx::query_scalar(
                 "SELECT id FROM users WHERE id = ANY($1) AND removed_at_ms IS NULL ORDER BY id FOR NO KEY UPDATE",
             )
             .bind(ids)
-            .fetch_all(&mut **tx)
-            .await
-            .map_err(failure)
+            .fetch_all(db))
         }
         // SQLite has one writer, and this transaction is it.
         Tx::Sqlite(tx) => {
@@ -289,5 +287,6 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
             }
             Ok(found)
         }
+        Tx::Ended => Err(ended()),
     }
 }

@@ -2,10 +2,12 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
 
 mod api;
+mod chaos;
 mod cluster;
 mod documents;
 mod gateway;
 mod outages;
+mod postgres;
 mod process;
 mod store;
 mod support;

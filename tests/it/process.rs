@@ -5,4 +5,5 @@ mod configuration;
 mod crash;
 mod harness;
 mod logs;
+mod postgres;
 mod serve;

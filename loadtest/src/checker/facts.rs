@@ -1,8 +1,7 @@
 //! What several invariants need, gathered once.
 
-use std::collections::HashMap;
-
 use super::ledger::{Item, Ledger, Move};
+use super::quick::HashMap;
 use super::{Evidence, FinalChat, FinalMessage};
 use crate::history::{Kind, Name, Op, Record};
 
@@ -73,8 +72,8 @@ impl<'a> Facts<'a> {
     pub(super) fn gather(evidence: &'a Evidence<'a>) -> Self {
         let ledger = Ledger::read(evidence);
         let chats = evidence.log.chats.iter().map(|log| (log.chat, chat_facts(log, &ledger))).collect();
-        let mut changes: HashMap<_, Vec<_>> = HashMap::new();
-        let mut membership_ops: HashMap<_, Vec<_>> = HashMap::new();
+        let mut changes: HashMap<_, Vec<_>> = HashMap::default();
+        let mut membership_ops: HashMap<_, Vec<_>> = HashMap::default();
         for op in evidence.record.ops.iter().filter(|op| op.may_be_done()) {
             match op.kind {
                 Kind::Edit { chat, message_id, .. } | Kind::Remove { chat, message_id } => {

@@ -1,15 +1,14 @@
 //! I3: nothing is in the log that was never sent, or that was refused.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
 use crate::history::{Digest, Kind, Name, State};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     // Whether any try of it may have been done.
-    let mut sent: HashMap<(Name, Name, Digest), bool> = HashMap::new();
+    let mut sent: HashMap<(Name, Name, Digest), bool> = HashMap::default();
     for op in &facts.record.ops {
         if let Kind::Send { chat, text, .. } = op.kind {
             *sent.entry((chat, op.user, text)).or_default() |= op.may_be_done();

@@ -1,16 +1,15 @@
 //! I4: at most one message for a (chat, sender, key), and the same answer every time.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
 use crate::history::{Digest, Kind, Name};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut answers: HashMap<(Name, Name, Digest), u32> = HashMap::new();
+    let mut answers: HashMap<(Name, Name, Digest), u32> = HashMap::default();
     // Texts are unique, so one that comes twice was sent under one key.
-    let mut keyed_texts: HashMap<(Name, Name, Digest), Digest> = HashMap::new();
+    let mut keyed_texts: HashMap<(Name, Name, Digest), Digest> = HashMap::default();
     for op in &facts.record.ops {
         let Kind::Send { chat, text, client_id } = op.kind else { continue };
         if client_id == Digest::NONE {
@@ -27,7 +26,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
     for log in facts.chats.values() {
         let chat = log.log.chat;
-        let mut found: HashMap<(Name, Digest), u32> = HashMap::new();
+        let mut found: HashMap<(Name, Digest), u32> = HashMap::default();
         for message in &log.messages {
             let (id, sender) = (message.seen.id, message.seen.sender);
             let text = facts.ledger.origins.get(&(chat, id)).map_or(Digest::NONE, |origin| origin.text);

@@ -9,9 +9,8 @@
 //!
 //! From connection to connection the device names what it knows, so these stretches join: together they are everything.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::stand::{Delivery, Owed, Phase, Stand};
 use super::{Harm, Invariant, Place};
@@ -19,7 +18,7 @@ use crate::history::{DeviceRecord, Entry, Kind, Name, Told, Value};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for (number, device) in facts.record.devices.iter().enumerate() {
-        Walk { facts, sink, number, stands: HashMap::new(), connection: 0, asked: false }.run(device);
+        Walk { facts, sink, number, stands: HashMap::default(), connection: 0, asked: false }.run(device);
     }
     pages_are_whole(facts, sink);
 }

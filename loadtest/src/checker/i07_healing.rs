@@ -1,9 +1,8 @@
 //! I7: a bounded time after the last fault and the last change, every device has every event of its user's chats.
 //! Left out: devices that were stopped, that do not read, or whose session is over.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place, us};
 use crate::history::{DeviceRecord, Name, Told};
@@ -31,7 +30,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         });
         return;
     }
-    let mut chats_of: HashMap<Name, Vec<(Name, u32)>> = HashMap::new();
+    let mut chats_of: HashMap<Name, Vec<(Name, u32)>> = HashMap::default();
     for log in &facts.evidence.log.chats {
         for member in log.members.iter().filter(|member| member.left_rev.is_none()) {
             chats_of.entry(member.user).or_default().push((log.chat, log.rev));

@@ -1,8 +1,7 @@
 //! I8: a send that was acknowledged before another was first tried has the smaller id.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
 use crate::history::{Digest, Kind, Name};
@@ -19,7 +18,7 @@ struct Send {
 type Tries = (u64, Option<(u32, u64)>);
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut by_key: HashMap<(Name, Name, Digest), Tries> = HashMap::new();
+    let mut by_key: HashMap<(Name, Name, Digest), Tries> = HashMap::default();
     let mut sends: Vec<Send> = Vec::new();
     for op in &facts.record.ops {
         let Kind::Send { chat, client_id, .. } = op.kind else { continue };

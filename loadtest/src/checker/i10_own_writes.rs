@@ -1,8 +1,7 @@
 //! I10: a read sent after an own write was acknowledged shows it, on any replica. And a page of history has no holes.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::reads::{self, Page, Read};
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
@@ -30,7 +29,7 @@ struct Own<'a> {
 }
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut own: HashMap<(Name, Name), Own<'_>> = HashMap::new();
+    let mut own: HashMap<(Name, Name), Own<'_>> = HashMap::default();
     for read in reads::all(facts.record) {
         own.entry((read.user, read.chat)).or_default().reads.push(read);
     }
@@ -58,7 +57,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
 fn sweep(own: &Own<'_>, mut wrong: impl FnMut(String)) {
     let mut writes = own.writes.iter().peekable();
     let (mut last_id, mut rev) = (0, 0);
-    let mut changed: HashMap<u32, (u32, bool)> = HashMap::new();
+    let mut changed: HashMap<u32, (u32, bool)> = HashMap::default();
     for read in &own.reads {
         while let Some(write) = writes.next_if(|write| write.at_us < read.invoked_us) {
             rev = rev.max(write.rev);

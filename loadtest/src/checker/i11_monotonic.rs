@@ -1,8 +1,7 @@
 //! I11: reads never go back: what a user saw, in a read or on one of their devices, is there in every later read.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::reads::{self, Read};
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
@@ -23,7 +22,7 @@ impl Floor {
 }
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut by_user: HashMap<Name, Vec<Read<'_>>> = HashMap::new();
+    let mut by_user: HashMap<Name, Vec<Read<'_>>> = HashMap::default();
     for read in reads::all(facts.record) {
         if read.rev.is_some() || read.last_id.is_some() {
             by_user.entry(read.user).or_default().push(read);
@@ -33,7 +32,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         reads.sort_unstable_by_key(|read| read.invoked_us);
         let mut floors = floors_of_reads(&reads);
         for device in facts.record.devices.iter().filter(|device| device.user == user) {
-            let mut seen: HashMap<Name, Floor> = HashMap::new();
+            let mut seen: HashMap<Name, Floor> = HashMap::default();
             let mut entries = device.entries.iter().peekable();
             for (read, floor) in reads.iter().zip(&mut floors) {
                 while let Some(entry) = entries.next_if(|entry| entry.at_us < read.invoked_us) {
@@ -65,7 +64,7 @@ fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
     let mut completed: Vec<&Read<'_>> = reads.iter().collect();
     completed.sort_unstable_by_key(|read| read.completed_us);
     let mut completed = completed.into_iter().peekable();
-    let mut seen: HashMap<Name, Floor> = HashMap::new();
+    let mut seen: HashMap<Name, Floor> = HashMap::default();
     let mut floors = Vec::with_capacity(reads.len());
     for read in reads {
         while let Some(earlier) = completed.next_if(|earlier| earlier.completed_us < read.invoked_us) {

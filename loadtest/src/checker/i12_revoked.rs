@@ -1,15 +1,14 @@
 //! I12: after the bound a revoked session gets no success, and its sockets no frame.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place, us};
 use crate::history::{Kind, Name};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let bound = us(facts.evidence.limits.revoke);
-    let mut ended: HashMap<Name, u64> = HashMap::new();
+    let mut ended: HashMap<Name, u64> = HashMap::default();
     for op in &facts.record.ops {
         if let (Kind::Revoke { session }, Some(_), Some(at)) = (op.kind, op.value(), op.completed_us)
             && session != Name::NONE

@@ -1,9 +1,8 @@
 //! I13: whatever a user is told or fetches was theirs to see. Live events only of revs at which they were members; the
 //! history only while they are; strangers nothing.
 
-use std::collections::HashMap;
-
 use super::facts::{Facts, Membership};
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
 use crate::history::{Kind, Name, Op, Told, Value};
@@ -15,7 +14,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
 
 fn frames(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for (number, device) in facts.record.devices.iter().enumerate() {
-        let mut stranger: HashMap<Name, bool> = HashMap::new();
+        let mut stranger: HashMap<Name, bool> = HashMap::default();
         for entry in &device.entries {
             let (chat, rev) = match &entry.told {
                 Told::Added { chat, .. }

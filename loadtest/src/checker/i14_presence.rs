@@ -1,8 +1,7 @@
 //! I14: after the bound nobody is told online whose connections are all over, nor offline who is connected.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place, us};
 use crate::history::{DeviceRecord, Name, Record, Told};
@@ -30,7 +29,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         (at < end).then_some(start)
     };
     for (number, device) in record.devices.iter().enumerate() {
-        let mut believed: HashMap<Name, bool> = HashMap::new();
+        let mut believed: HashMap<Name, bool> = HashMap::default();
         let mut watching = false;
         for entry in &device.entries {
             match entry.told {
@@ -46,7 +45,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                     }
                 }
                 // It has to ask again on the next connection.
-                Told::Closed { .. } => (watching, believed) = (false, HashMap::new()),
+                Told::Closed { .. } => (watching, believed) = (false, HashMap::default()),
                 Told::Stopped => break,
                 _ => {}
             }
@@ -63,7 +62,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
 }
 
 fn connected(record: &Record) -> HashMap<Name, Spans> {
-    let mut spans: HashMap<Name, Spans> = HashMap::new();
+    let mut spans: HashMap<Name, Spans> = HashMap::default();
     for device in &record.devices {
         let of_user = spans.entry(device.user).or_default();
         let mut since = None;

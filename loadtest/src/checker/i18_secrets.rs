@@ -1,8 +1,7 @@
 //! I18: planted secrets appear in none of the texts that others may read. The secret itself is not repeated here.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
+use super::quick::HashMap;
 use super::report::Sink;
 use super::{Harm, Invariant, Place};
 
@@ -10,7 +9,7 @@ use super::{Harm, Invariant, Place};
 const HEAD_BYTES: usize = 8;
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut by_head: HashMap<&[u8], Vec<usize>> = HashMap::new();
+    let mut by_head: HashMap<&[u8], Vec<usize>> = HashMap::default();
     let mut short: Vec<usize> = Vec::new();
     let secrets = facts.evidence.secrets;
     for (number, secret) in secrets.iter().enumerate() {

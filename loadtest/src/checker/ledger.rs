@@ -1,8 +1,7 @@
 //! Who said what of which revision and which message: the first word counts, a different one is a conflict.
 
-use std::collections::HashMap;
-
 use super::Evidence;
+use super::quick::HashMap;
 use crate::history::{Digest, Name, Outcome, Seen, State, Told, Value};
 
 /// What a revision changed.

@@ -3,6 +3,10 @@
 //! Each invariant is a function in a module with its number. What several of them need is gathered once in
 //! [`facts::Facts`]. Everything is linear or sorts once. Where the record can't prove a violation (nobody saw a
 //! change that might explain it), none is reported: a finding is always real, as far as the record is.
+//!
+//! Two things a run must keep to: every send, edit, removal, joining and leaving goes through the recorder, setup
+//! included, and every text is used once. What the final log knows of revs (of members, of sending) sharpens I1, I6 and
+//! I13; read over HTTP it knows less than read from the database.
 
 mod facts;
 mod final_log;
@@ -25,6 +29,7 @@ mod i16_memory;
 mod i17_answers;
 mod i18_secrets;
 mod ledger;
+mod quick;
 mod reads;
 mod report;
 mod stand;

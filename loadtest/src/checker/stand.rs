@@ -1,9 +1,8 @@
 //! Where a device stands in a chat.
 
-use std::collections::HashMap;
-
 use super::facts::Facts;
 use super::ledger::Item;
+use super::quick::HashMap;
 use crate::history::Name;
 
 /// How a chat's events reach the device at the moment.

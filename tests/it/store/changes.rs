@@ -152,7 +152,7 @@ async fn a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev(benc
     let reading = async {
         let (mut seen, mut fold) = (Vec::new(), Fold::default());
         while !done.load(Ordering::Relaxed) {
-            fold.follow(&reader, chat, 3).await;
+            fold.follow(&reader, chat, 10).await;
             seen.push(fold.clone());
             let mut anew = Fold::default();
             anew.follow(&reader, chat, 20).await;

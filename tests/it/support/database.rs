@@ -22,20 +22,21 @@ pub enum Database {
 /// The template of this process, made by whichever test comes first.
 static TEMPLATE: OnceCell<String> = OnceCell::const_new();
 
-fn server_url() -> String {
+/// The superuser's URL of the test Postgres.
+pub fn postgres_url() -> String {
     std::env::vars()
         .find_map(|(key, value)| (key == "STARLING_TEST_POSTGRES").then_some(value))
         .expect("tests on Postgres need a server: run them by `make test`, or through tests/with-services.sh")
 }
 
 fn url_of(database: &str) -> String {
-    let url = server_url();
+    let url = postgres_url();
     let (base, _) = url.rsplit_once('/').expect("a Postgres URL ends in /database");
     format!("{base}/{database}")
 }
 
 async fn execute(sql: String) {
-    let mut connection = PgConnection::connect(&server_url()).await.expect("the test Postgres answers");
+    let mut connection = PgConnection::connect(&postgres_url()).await.expect("the test Postgres answers");
     connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("the statement runs");
     connection.close().await.expect("the connection closes");
 }

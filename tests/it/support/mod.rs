@@ -3,12 +3,16 @@
 mod client;
 mod contract;
 mod database;
+mod postgres;
+mod proxy;
 mod redis;
 mod round_robin;
 mod socket;
 
 pub use client::{Answer, User};
-pub use database::{Backend, Database};
+pub use database::{Backend, Database, postgres_url};
+pub use postgres::OwnPostgres;
+pub use proxy::{Mode, Proxy, Way};
 pub use redis::{OwnRedis, command as redis_command};
 use round_robin::RoundRobin;
 pub use socket::Socket;

@@ -1,0 +1,84 @@
+//! After the fire: everything mended, the log read from every replica, and all of it held against the invariants.
+
+use std::time::Duration;
+
+use starling_loadtest::checker::{Evidence, Exposed, Limits, Report, check};
+use starling_loadtest::history::{self, Record};
+use starling_loadtest::workload;
+
+use super::scene::Scene;
+use super::stage::Stage;
+use crate::support::Mode;
+
+/// How long after the last fault and the last change everybody may take to know everything.
+pub const HEAL: Duration = Duration::from_secs(10);
+/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been stopped for 5 s.
+const REVOKE: Duration = Duration::from_secs(15);
+/// Resident bytes of a replica at most: a debug build under this load.
+const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// What the checker says.
+pub struct Verdict {
+    pub report: Report,
+    record: Record,
+}
+
+impl Verdict {
+    /// Fails, and keeps the record, unless nothing is wrong.
+    #[track_caller]
+    pub fn must_be_clean(&self) {
+        if self.report.is_clean() {
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("starling-chaos-{}.jsonl", std::process::id()));
+        history::dump(&self.record, std::fs::File::create(&path).unwrap()).unwrap();
+        panic!("the record is in {}\n{}", path.display(), self.report);
+    }
+}
+
+/// Notes how much memory each replica takes.
+pub fn sample_memory(stage: &Stage, scene: &Scene) {
+    for (number, replica) in stage.replicas.iter().enumerate() {
+        if let Some(bytes) = replica.pid().and_then(resident_bytes) {
+            scene.history.sample_memory(scene.history.name(&format!("replica {number}")), bytes);
+        }
+    }
+}
+
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Mends everything, waits, and reads.
+pub async fn reach(stage: &mut Stage, scene: &Scene) -> Verdict {
+    for replica in &stage.replicas {
+        replica.to_postgres.set(Mode::Pass);
+        replica.to_redis.set(Mode::Pass);
+        replica.signal("-CONT");
+    }
+    stage.revive();
+    for replica in &stage.replicas {
+        replica.until_ready().await;
+    }
+    scene.work.finish().await;
+    stage.revive();
+    for replica in &stage.replicas {
+        replica.until_ready().await;
+    }
+    let healed_us = Some(scene.history.now_us());
+    tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
+    let log = workload::read_final_log(&scene.community.actors).await.unwrap();
+    scene.hang_up().await;
+    let keys: Vec<String> = stage.redis.command(&["KEYS", "*"]).await;
+    let exposed = [
+        Exposed { place: "the replicas' logs".to_owned(), text: stage.logs() },
+        Exposed { place: "the keys in Redis".to_owned(), text: keys.join("\n") },
+    ];
+    let limits =
+        Limits { healed_us, heal: HEAL, revoke: REVOKE, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
+    let record = scene.history.take();
+    let report = check(&Evidence { record: &record, log: &log, secrets: &scene.secrets, exposed: &exposed, limits });
+    Verdict { report, record }
+}
