@@ -103,6 +103,8 @@ keys! {
     refresh_life_s: u64, env "STARLING_REFRESH_LIFE_S", example "2592000";
     /// How often clients are told to ping, in milliseconds; silent for twice as long, they are closed.
     heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", example "30000";
+    /// How long a user whose last connection ended is still shown online, in milliseconds.
+    presence_linger_ms: u64, env "STARLING_PRESENCE_LINGER_MS", example "5000";
     /// How long a stopping process goes on as unready, so that a load balancer notices, in milliseconds; alone 0.
     unready_ms: u64, env "STARLING_UNREADY_MS", example "5000";
     /// How long a stopping process takes to send its clients away, in milliseconds; alone 2000.
@@ -245,6 +247,7 @@ impl Settings {
                 Some(ms) => Duration::from_millis(at_least_1("heartbeat_interval_ms", ms)?),
                 None => defaults.heartbeat_interval,
             },
+            presence_linger: self.presence_linger_ms.map_or(defaults.presence_linger, Duration::from_millis),
             rate_limits: self.rate_limits != Some(Switch::Off),
         };
         if limits.refresh_life < limits.token_life {

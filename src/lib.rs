@@ -6,7 +6,7 @@
 //! listener         accepts connections
 //! api   gateway    HTTP endpoints | WebSocket connections
 //! service   hub    the rules: check → store → publish | this replica's sockets: who follows which chat
-//! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, rate limits
+//! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, presence, rate limits
 //! model            what it is all about, without I/O
 //! config, metrics, telemetry   beside the layers
 //! ```

@@ -25,6 +25,9 @@ const HUB_CHATS: &str = "starling_hub_chats";
 const HUB_HEALS: &str = "starling_hub_heals_total";
 const RATE_LIMITED: &str = "starling_rate_limited_total";
 const SWEPT: &str = "starling_swept_rows_total";
+const PRESENCE_WATCHES: &str = "starling_presence_watches";
+const PRESENCE_TOLD: &str = "starling_presence_told_total";
+const PRESENCE_BLIND: &str = "starling_presence_blind_total";
 const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
 const REPLICAS: &str = "starling_replicas";
 const REDIS_SECONDS: &str = "starling_redis_seconds";
@@ -59,6 +62,9 @@ pub fn describe() {
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
+    describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
+    describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
+    describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
     describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
     describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
@@ -163,6 +169,22 @@ pub fn swept(swept: &Swept) {
     counter!(SWEPT, "kind" => "invites").increment(swept.invites);
     counter!(SWEPT, "kind" => "chats").increment(swept.chat_rows);
     counter!(SWEPT, "kind" => "tombstones").increment(swept.tombstones);
+}
+
+/// So many pairs of a connection and a user whom it watches.
+pub fn presence_watches(count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "exact far beyond what fits in memory")]
+    gauge!(PRESENCE_WATCHES).set(count as f64);
+}
+
+/// So many connections were told of somebody's presence.
+pub fn presence_told(count: u64) {
+    counter!(PRESENCE_TOLD).increment(count);
+}
+
+/// A connection was let in without Redis.
+pub fn presence_blind() {
+    counter!(PRESENCE_BLIND).increment(1);
 }
 
 /// A connection was refused at the door.

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
-use crate::cluster::memory::{MemoryBus, MemoryRateLimiter, MemorySessionCache};
+use crate::cluster::memory::{MemoryBus, MemoryPresence, MemoryRateLimiter, MemorySessionCache};
 use crate::cluster::redis::{BusHealth, ClusterKey, RedisCluster, ReplicaId};
-use crate::cluster::{Bus, BusInbox, RateLimiter, SessionCache};
+use crate::cluster::{Bus, BusInbox, Presence, RateLimiter, SessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
-use crate::hub::Hub;
+use crate::hub::{Attendance, Hub};
 use crate::listener;
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
@@ -107,6 +107,7 @@ struct Cluster {
     bus: Arc<dyn Bus>,
     session_cache: Arc<dyn SessionCache>,
     limiter: Arc<dyn RateLimiter>,
+    presence: Arc<dyn Presence>,
     /// Whether the bus works, where there is one to fail.
     health: Option<Arc<BusHealth>>,
 }
@@ -115,7 +116,8 @@ impl Cluster {
     fn of_one() -> (Self, BusInbox) {
         let (bus, inbox) = MemoryBus::new();
         let (session_cache, limiter) = (Arc::<MemorySessionCache>::default(), Arc::<MemoryRateLimiter>::default());
-        (Self { bus: Arc::new(bus), session_cache, limiter, health: None }, inbox)
+        let presence = Arc::<MemoryPresence>::default();
+        (Self { bus: Arc::new(bus), session_cache, limiter, presence, health: None }, inbox)
     }
 
     /// Joins the configured cluster.
@@ -131,8 +133,8 @@ impl Cluster {
         };
         let key = ClusterKey(store.cluster_key(rand::random()).await?);
         let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks, stop);
-        let RedisCluster { bus, inbox, session_cache, limiter, leases: _, health } = joined;
-        Ok((Self { bus, session_cache, limiter, health: Some(health) }, inbox))
+        let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
+        Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))
     }
 }
 
@@ -171,7 +173,8 @@ impl Server {
         set_clock(&store, &clock).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks, &stop).await?;
         tasks.spawn(keep_time(store.clone(), clock.clone(), stop.clone()));
-        let hub = Hub::new(store.clone(), cluster.bus.clone(), clock.clone(), tasks.clone(), stop.clone());
+        let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
+        let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone(), stop.clone());
         let service = Service::start(parts(store, &cluster, &config, clock, &tasks, &stop)?);
         tasks.spawn(hub.clone().run(inbox));
         tasks.spawn(service.clone().run_jobs(stop.clone()));

@@ -8,7 +8,8 @@ CREATE TABLE users (
     name_key      TEXT   COLLATE "C",                   -- lower case, for the directory; NULL once removed
     password_hash TEXT   NOT NULL,
     created_at_ms BIGINT NOT NULL,
-    removed_at_ms BIGINT
+    removed_at_ms BIGINT,
+    last_seen_at_ms BIGINT                              -- online then, to about a minute; NULL: never
 );
 CREATE INDEX users_by_name ON users (name_key);
 

@@ -8,7 +8,8 @@ CREATE TABLE users (
     name_key      TEXT  ,                   -- lower case, for the directory; NULL once removed
     password_hash TEXT   NOT NULL,
     created_at_ms INTEGER NOT NULL,
-    removed_at_ms INTEGER
+    removed_at_ms INTEGER,
+    last_seen_at_ms INTEGER                             -- online then, to about a minute; NULL: never
 );
 CREATE INDEX users_by_name ON users (name_key);
 

@@ -8,11 +8,12 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 use super::bus::BusFeeder;
-use super::{Arrival, BoxFuture, Bus, BusInbox, CacheTicket, RateLimiter, SessionCache};
+use super::presence::Places;
+use super::{Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Presence, RateLimiter, SessionCache, TooMany};
 use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
-use crate::model::{Error, Event, Result, Timestamp, Topic};
+use crate::model::{Error, Event, Result, Timestamp, Topic, UserId};
 
 /// A bus with one hub on it.
 #[derive(Debug)]
@@ -93,6 +94,28 @@ impl SessionCache for MemorySessionCache {
             self.callers.invalidate(token);
         }
         Box::pin(ready(()))
+    }
+}
+
+/// Who is connected to one process: its own places are all there are.
+#[derive(Debug, Default)]
+pub struct MemoryPresence(Places);
+
+impl Presence for MemoryPresence {
+    fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
+        Box::pin(ready(self.0.ask(user, max).map(|_| self.0.confirm(user))))
+    }
+
+    fn leave(&self, user: UserId) -> bool {
+        self.0.give_back(user)
+    }
+
+    fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>> {
+        Box::pin(ready(self.0.withdraw(users)))
+    }
+
+    fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
+        Box::pin(ready(Ok(users.iter().map(|user| self.0.is_here(*user)).collect())))
     }
 }
 

@@ -3,11 +3,13 @@
 pub mod bus;
 pub mod limiter;
 pub mod memory;
+pub mod presence;
 pub mod redis;
 pub mod session_cache;
 
 pub use bus::{Arrival, Bus, BusInbox};
 pub use limiter::RateLimiter;
+pub use presence::{Entered, Presence, TooMany};
 pub use session_cache::{CacheTicket, SessionCache};
 
 use std::future::Future;

@@ -6,14 +6,14 @@ use futures_util::future::BoxFuture;
 
 use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
-use crate::hub::ServerFrame;
+use crate::hub::{ServerFrame, TooManyWatched};
 use crate::metrics;
-use crate::model::limits::REQUEST_MAX;
+use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
-use crate::model::{Code, Error, Kind, Message, Result};
+use crate::model::{Code, Error, Kind, Message, Result, UserId};
 use crate::service::Outgoing;
 
-/// The answer of a frame that is being worked on, if it gets one.
+/// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
 
 impl Live {
@@ -52,10 +52,52 @@ impl Live {
                 let typing = self.bounded(async move { service.typing(caller, frame.chat_id).await });
                 self.inflight.push(async move { typing.await.err().map(|error| refusal(id, &error)) }.boxed());
             }
+            ClientFrame::WatchPresence(frame) => {
+                return self.watch_presence(id.clone(), &frame.user_ids).await.err().map(|error| refusal(id, &error));
+            }
             // The connection takes it: it needs the socket.
             ClientFrame::Sync(_) => {}
         }
         None
+    }
+
+    /// Watches users. The answer is told behind the `presence` of each, so it takes the same way: through the outbox.
+    async fn watch_presence(&mut self, id: Option<FrameId>, users: &[UserId]) -> Result<()> {
+        let ack = id.clone().map(|id| ServerFrame::Ack { id: Some(id), message: None }.encode());
+        let (hub, connection) = (self.gateway.hub.clone(), self.connection.clone());
+        if users.len() > WATCH_USERS_MAX {
+            return Err(Error::field("user_ids", format!("names more than {WATCH_USERS_MAX} users")));
+        }
+        if users.is_empty() {
+            hub.unwatch_all(&connection);
+            if let Some(ack) = ack {
+                connection.push_always(&ack);
+            }
+            return Ok(());
+        }
+        self.gateway.service.count_watch(self.caller).await?;
+        let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
+            Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
+        })?;
+        let (users, looking) = (users.to_vec(), hub.clone());
+        let looked = self.bounded(async move { looking.look(&users).await });
+        let told = async move {
+            match looked.await {
+                Ok(()) => {
+                    if let Some(ack) = ack {
+                        connection.push_always(&ack);
+                    }
+                    None
+                }
+                // Refused means that nothing was done.
+                Err(error) => {
+                    hub.unwatch(&connection, &new);
+                    Some(refusal(id, &error))
+                }
+            }
+        };
+        self.inflight.push(told.boxed());
+        Ok(())
     }
 
     /// Does work and acknowledges it.

@@ -54,7 +54,8 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
         Ok((caller, id)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
             let connection = Connection::new(number, caller.user_id, caller.session_id);
-            match gateway.hub.register(&connection, gateway.service.limits().connections_per_user_max) {
+            let per_user_max = gateway.service.limits().connections_per_user_max;
+            match Box::pin(gateway.hub.register(&connection, per_user_max)).await {
                 Ok(()) => {
                     let mut live = Live {
                         gateway,
@@ -65,12 +66,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
                         flooded_frames: 0,
                         bucket: Bucket::default(),
                     };
-                    let code = match live.still_valid().await {
+                    match live.still_valid().await {
                         Ok(()) => live.serve(&mut socket, id).await,
                         Err(code) => code,
-                    };
-                    live.gateway.hub.unregister(&live.connection);
-                    code
+                    }
                 }
                 Err(reason) => reason.into(),
             }
@@ -106,6 +105,13 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
     };
     let caller = gateway.service.authenticate(&frame.token).await.map_err(|error| CloseCode::of_error(&error))?;
     Ok((caller, incoming.id))
+}
+
+impl Drop for Live {
+    /// However it ends, a panic included: nobody stays online without a connection.
+    fn drop(&mut self) {
+        self.gateway.hub.unregister(&self.connection);
+    }
 }
 
 impl Live {

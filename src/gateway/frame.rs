@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use utoipa::ToSchema;
 
 pub use crate::hub::frame::FrameId;
-use crate::model::{ChatId, Code, Error, MessageId, Result, Rev, json};
+use crate::model::{ChatId, Code, Error, MessageId, Result, Rev, UserId, json};
 
 /// Longest `id` of a frame, in bytes.
 const FRAME_ID_BYTES_MAX: usize = 64;
@@ -108,6 +108,13 @@ client_frames! {
         chat_id: ChatId,
         /// The last message read.
         message_id: MessageId,
+    }
+    /// Watches whether users are online, besides those watched already: `presence` of each now, its changes from now on,
+    /// and, if this frame has an `id`, an `ack` once each now was told. Of users who share no chat with the caller nothing
+    /// is told; whoever comes to share one must be asked for again.
+    WatchPresence(WatchPresenceFrame) = "watch_presence" {
+        /// Up to 200 users, 1,000 on one connection. None: watch nobody any more.
+        user_ids: Vec<UserId>,
     }
     /// Says that the user is typing. No answer.
     Typing(TypingFrame) = "typing" {

@@ -90,6 +90,22 @@ pub enum Taken {
     Close(CloseReason),
 }
 
+impl State {
+    /// Counts one more frame. Whether it fits.
+    fn has_room_for(&mut self, frame: &Bytes) -> bool {
+        self.outbox_bytes += frame.len() + FRAME_COST_BYTES;
+        self.outbox_bytes <= OUTBOX_BYTES_MAX || faults::on(Mutant::UnboundedOutbox)
+    }
+
+    /// Closes, since the reader is too slow: nothing of what waits is of use to it any more.
+    fn give_up(&mut self) {
+        self.outbox_bytes = 0;
+        self.outbox = VecDeque::new();
+        self.phase = Phase::Silent;
+        self.closing = Some(CloseReason::TooSlow);
+    }
+}
+
 impl Connection {
     /// A connection that asked for nothing yet.
     pub fn new(id: u64, user_id: UserId, session_id: SessionId) -> Arc<Self> {
@@ -102,16 +118,12 @@ impl Connection {
         if state.closing.is_some() || matches!(state.phase, Phase::Silent) {
             return;
         }
-        state.outbox_bytes += frame.len() + FRAME_COST_BYTES;
-        if state.outbox_bytes > OUTBOX_BYTES_MAX && !faults::on(Mutant::UnboundedOutbox) {
+        if !state.has_room_for(frame) {
             if faults::on(Mutant::DropOnOverflow) {
                 state.outbox_bytes -= frame.len() + FRAME_COST_BYTES;
                 return;
             }
-            state.outbox_bytes = 0;
-            state.outbox = VecDeque::new();
-            state.phase = Phase::Silent;
-            state.closing = Some(CloseReason::TooSlow);
+            state.give_up();
         } else if let Phase::Holding(held) = &mut state.phase {
             held.push(Held { chat_id, mark, frame: frame.clone() });
             return;
@@ -122,12 +134,17 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Queues a frame that concerns the connection itself, whatever it asked for.
+    /// Queues a frame that is no part of the stream of events, under the same bound: neither `sync` nor its absence holds
+    /// it back.
     pub fn push_always(&self, frame: &Bytes) {
         let mut state = self.state.lock();
-        if state.closing.is_none() {
-            state.outbox_bytes += frame.len() + FRAME_COST_BYTES;
+        if state.closing.is_some() {
+            return;
+        }
+        if state.has_room_for(frame) {
             state.outbox.push_back(frame.clone());
+        } else {
+            state.give_up();
         }
         drop(state);
         self.wake.notify_one();

@@ -174,6 +174,16 @@ pub enum ServerFrame {
         /// Who.
         user_id: UserId,
     },
+    /// Whether a watched user is online: at once when asked for, then with every change.
+    Presence {
+        /// Who.
+        user_id: UserId,
+        /// Whether they have a connection, or had one a few seconds ago.
+        online: bool,
+        /// When they were last online, to about a minute: now, while they are. Absent if they never were.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        last_seen_at: Option<Timestamp>,
+    },
     /// The server is about to stop: connect again after this time, then `sync`.
     Reconnect {
         /// This client's share of the time that all are spread over.

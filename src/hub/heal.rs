@@ -107,6 +107,8 @@ impl Hub {
 
     /// Compares what the bus begins to tell of with the store: it may have missed what came before.
     pub(super) fn look_at(self: &Arc<Self>, topics: Vec<Topic>) {
+        let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
+        self.attendance.look_soon(watched);
         let hub = self.clone();
         self.tasks.spawn(async move {
             if topics.contains(&Topic::Everyone) {

@@ -9,7 +9,9 @@ mod feed;
 pub mod frame;
 mod heal;
 mod one_at_a_time;
+pub mod presence;
 mod registry;
+mod watchers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -31,7 +33,10 @@ pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
 use one_at_a_time::OneAtATime;
+pub use presence::Attendance;
 use registry::Registry;
+pub use watchers::TooManyWatched;
+use watchers::Watchers;
 
 /// Locks that the followed chats are spread over.
 const SHARDS: usize = 64;
@@ -42,6 +47,8 @@ pub struct Hub {
     bus: Arc<dyn Bus>,
     clock: Clock,
     registry: Registry,
+    attendance: Attendance,
+    watchers: Watchers,
     shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
     spread: RandomState,
     tasks: TaskTracker,
@@ -62,17 +69,21 @@ impl Hub {
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
+        attendance: Attendance,
         clock: Clock,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
+        let watchers = Watchers::new(bus.clone());
         Arc::new(Self {
             store,
             bus,
             clock,
             registry,
+            attendance,
+            watchers,
             shards,
             spread,
             tasks,
@@ -84,6 +95,8 @@ impl Hub {
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
+        self.tasks.spawn(self.clone().keep_attendance());
+        self.tasks.spawn(self.clone().tell_presence());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         loop {
@@ -99,7 +112,10 @@ impl Hub {
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
                 Some(Arrival::Look(topics)) => self.look_at(topics),
-                Some(Arrival::Lost) => self.check_all_now(),
+                Some(Arrival::Lost) => {
+                    self.look_at_all_watched();
+                    self.check_all_now();
+                }
                 None => return,
             }
         }
@@ -127,7 +143,7 @@ impl Hub {
                     connection.close(CloseReason::SessionEnded);
                 }
             }
-            Event::Presence(_) => {}
+            Event::Presence(user_id) => self.presence_may_have_changed(user_id),
         }
     }
 
@@ -179,12 +195,14 @@ impl Hub {
     /// Takes in an authenticated connection. From now on it closes when its session ends.
     ///
     /// # Errors
-    /// Refuses the connection over `per_user_max`, and every one once the hub drains.
-    pub fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
-        self.registry.add(connection, per_user_max)?;
+    /// Refuses the connection over `per_user_max` on all replicas, and every one once the hub drains.
+    pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+        self.enter(connection.user_id, per_user_max).await?;
+        self.registry.add(connection);
         // Looked at after it was added: either the drain finds it, or it finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
+            self.leave(connection.user_id);
             return Err(CloseReason::Restarting);
         }
         metrics::socket_opened();
@@ -194,6 +212,8 @@ impl Hub {
     /// Forgets a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
+        self.leave(connection.user_id);
+        self.unwatch_all(connection);
         for chat_id in connection.leave() {
             let mut feeds = self.feeds(chat_id);
             if let Some(feed) = feeds.get_mut(&chat_id) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::connection::{CloseReason, Connection};
+use super::connection::Connection;
 use crate::cluster::Bus;
 use crate::model::{SessionId, Topic, UserId};
 
@@ -27,19 +27,15 @@ impl Registry {
         Self { bus, inner: Mutex::default() }
     }
 
-    /// Takes in a connection, unless its user has `per_user_max`.
-    pub fn add(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+    /// Takes in a connection.
+    pub fn add(&self, connection: &Arc<Connection>) {
         let mut inner = self.inner.lock();
         let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
-        if of_user.len() >= per_user_max {
-            return Err(CloseReason::TooManyConnections);
-        }
         if of_user.is_empty() {
             self.bus.follow(Topic::User(connection.user_id));
         }
         of_user.push(connection.clone());
         inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
-        Ok(())
     }
 
     /// Forgets a connection.
@@ -70,6 +66,11 @@ impl Registry {
     /// Whether a user is connected here.
     pub fn has_user(&self, user_id: UserId) -> bool {
         self.inner.lock().by_user.contains_key(&user_id)
+    }
+
+    /// The users who are connected here.
+    pub fn users(&self) -> Vec<UserId> {
+        self.inner.lock().by_user.keys().copied().collect()
     }
 
     /// The connections of these sessions.

@@ -73,6 +73,16 @@ pub const SYNCS_AT_ONCE_MAX: usize = 16;
 
 /// Pause between two groups of connections that a stopping replica sends away.
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
+/// Users that one `watch_presence` may name: what a screen shows, a few times over.
+pub const WATCH_USERS_MAX: usize = 200;
+/// Users that one connection may watch: the members of every chat that somebody has in view, and more.
+pub const WATCHED_MAX: usize = 1000;
+/// Looks at presence that clients asked for at once: a herd of reconnecting clients queues here, not in the database.
+pub const LOOKS_AT_ONCE_MAX: usize = 16;
+/// Users looked at in one step, pairs of watcher and watched asked for and users noted as seen in one statement.
+pub const PRESENCE_BATCH: usize = 500;
+/// How long a connection waits for what replicas share to say whether it has a place; then it has one.
+pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Events that wait for the hub; over it the hub checks its chats against the store.
 pub const BUS_QUEUE_MAX: usize = 65_536;
@@ -112,7 +122,7 @@ pub const SESSION_FORGET_RETRY: Duration = Duration::from_millis(500);
 pub const RESOLVES_AT_ONCE_MAX: usize = 8;
 /// Sessions remembered.
 pub const SESSION_CACHE_MAX: u64 = 100_000;
-/// How often a session's `last_seen_at` is written at most.
+/// How often the `last_seen_at` of a session, or of a connected user, is written at most.
 pub const LAST_SEEN_EVERY: Duration = Duration::from_mins(1);
 /// How long a spent refresh token may come again, because its answer was lost.
 pub const REFRESH_GRACE: Duration = Duration::from_secs(10);
@@ -149,6 +159,8 @@ pub struct Limits {
     pub refresh_life: Duration,
     /// How often clients are told to `ping`; silent for twice as long, they are closed.
     pub heartbeat_interval: Duration,
+    /// How long a user whose last connection ended still counts as online: a change of networks takes a few seconds.
+    pub presence_linger: Duration,
     /// Whether rate limits apply.
     pub rate_limits: bool,
 }
@@ -166,6 +178,7 @@ impl Default for Limits {
             token_life: Duration::from_hours(24),
             refresh_life: Duration::from_hours(30 * 24),
             heartbeat_interval: Duration::from_secs(30),
+            presence_linger: Duration::from_secs(5),
             rate_limits: true,
         }
     }
@@ -254,3 +267,5 @@ pub const REFRESHES_PER_ADDRESS: Rate =
     Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500), alone: Alone::Strict };
 /// Frames of one connection.
 pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10), alone: Alone::AsEver };
+/// `watch_presence` of a user: a few devices that come back at once, each with what it shows.
+pub const WATCHES: Rate = Rate { name: "watches", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };

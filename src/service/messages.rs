@@ -2,7 +2,7 @@
 
 use super::Service;
 use super::appender::PendingSend;
-use crate::model::limits::SENDS;
+use crate::model::limits::{SENDS, WATCHES};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
@@ -140,5 +140,13 @@ impl Service {
         chat::permit(access.kind, access.role, chat::Action::Write)?;
         self.bus.publish(Event::Typing { chat_id, user_id: caller.user_id });
         Ok(())
+    }
+
+    /// Counts one `watch_presence` of the caller: each costs look-ups in the store.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub async fn count_watch(&self, caller: Caller) -> Result<()> {
+        self.limit(WATCHES, &caller.user_id.to_string()).await
     }
 }

@@ -3,6 +3,7 @@
 mod arrangements;
 mod bus;
 mod limiter;
+mod presence;
 mod session_cache;
 
 use starling::cluster::redis::{ClusterKey, RedisCluster, ReplicaId};

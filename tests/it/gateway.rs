@@ -7,5 +7,6 @@ mod limits;
 mod live;
 mod membership;
 mod order;
+mod presence;
 mod sessions;
 mod sync;

@@ -32,17 +32,33 @@ const RENEW: &str = "
     for index = 2, #all, 2 do all[index] = string.format('%d', now - all[index]) end
     return {held and 1 or 0, all}";
 
+/// Who is believed now, by the clock of Redis.
+const BELIEVE: &str = "
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - ARGV[1]), '+inf')";
+
+/// Ends one's own lease at once, by the clock of Redis.
+const END: &str = "
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    return redis.call('ZADD', KEYS[1], 'XX', now, ARGV[1])";
+
 /// What a renewal brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Renewal {
     /// A replica that was alive is not any more: it may have died with something untold.
     pub somebody_died: bool,
+    /// A replica whose word on its users counted does not count any more: they are offline, unless another has them.
+    pub somebody_is_gone: bool,
     /// One's own lease was gone: Redis lost what it knew, or this replica slept.
     pub own_was_lost: bool,
 }
 
 #[derive(Default)]
 struct Known {
+    /// Whether this replica held a lease before.
+    renewed: bool,
     alive: Vec<ReplicaId>,
     believed: Vec<ReplicaId>,
 }
@@ -52,14 +68,15 @@ pub struct Leases {
     redis: Arc<Redis>,
     own: ReplicaId,
     script: Script,
+    believe: Script,
     known: Mutex<Known>,
 }
 
 impl Leases {
     /// This replica's view. It holds no lease before the first renewal.
     pub fn new(redis: Arc<Redis>, own: ReplicaId) -> Self {
-        let known = Mutex::new(Known { alive: vec![own], believed: vec![own] });
-        Self { redis, own, script: Script::new(RENEW), known }
+        let known = Mutex::new(Known { renewed: false, alive: vec![own], believed: vec![own] });
+        Self { redis, own, script: Script::new(RENEW), believe: Script::new(BELIEVE), known }
     }
 
     /// This replica.
@@ -70,6 +87,22 @@ impl Leases {
     /// The replicas whose word on their users counts, this one among them.
     pub fn believed(&self) -> Vec<ReplicaId> {
         self.known.lock().believed.clone()
+    }
+
+    /// The same, as Redis has it now: one that started since the last renewal is among them, and this one only if its
+    /// lease was not lost.
+    ///
+    /// # Errors
+    /// [`Down`].
+    pub async fn believed_now(&self) -> Result<Vec<ReplicaId>, Down> {
+        if faults::on(Mutant::GhostsNeverExpire) {
+            return Ok(self.believed());
+        }
+        let late_ms = i64::try_from(BELIEVED.saturating_sub(LEASE).as_millis()).unwrap_or(i64::MAX);
+        let mut call = self.believe.prepare_invoke();
+        call.key(self.redis.key("replicas", "")).arg(late_ms);
+        let ids: Vec<String> = self.redis.script("lease", &call).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
     /// Renews until `stop`, then gives the lease back. Tells each renewal to `then`.
@@ -85,9 +118,11 @@ impl Leases {
                 then(renewal);
             }
         }
-        let mut withdraw = bb8_redis::redis::cmd("ZREM");
-        withdraw.arg(self.redis.key("replicas", "")).arg(self.own.to_string());
-        let _ = self.redis.command::<i64>("lease", &withdraw).await;
+        // Not as if it had never been: whose clients are on their way to another replica still count as online there.
+        let end = Script::new(END);
+        let mut call = end.prepare_invoke();
+        call.key(self.redis.key("replicas", "")).arg(self.own.to_string());
+        let _ = self.redis.script::<i64>("lease", &call).await;
     }
 
     /// Renews the lease once.
@@ -107,15 +142,19 @@ impl Leases {
         let (alive, believed) = (of(0), of(keep - lease));
         metrics::replicas(alive.len());
         let mut known = self.known.lock();
-        let own_was_lost = held == 0;
+        // The first renewal finds none, and that means nothing.
+        let own_was_lost = held == 0 && std::mem::replace(&mut known.renewed, true);
         let somebody_died = known.alive.iter().any(|id| !alive.contains(id));
         // After Redis forgot everything, those who were there have a moment to come back.
+        let mut somebody_is_gone = false;
         if faults::on(Mutant::GhostsNeverExpire) {
-            known.believed.extend(believed);
+            let new: Vec<ReplicaId> = believed.into_iter().filter(|id| !known.believed.contains(id)).collect();
+            known.believed.extend(new);
         } else if !own_was_lost {
+            somebody_is_gone = known.believed.iter().any(|id| !believed.contains(id));
             known.believed = believed;
         }
         known.alive = alive;
-        Ok(Renewal { somebody_died, own_was_lost })
+        Ok(Renewal { somebody_died, somebody_is_gone, own_was_lost })
     }
 }

@@ -7,6 +7,7 @@ mod envelope;
 mod lease;
 mod limiter;
 mod link;
+mod presence;
 mod session_cache;
 
 pub use address::RedisAddress;
@@ -16,6 +17,7 @@ pub use lease::{Leases, Renewal};
 pub use limiter::RedisRateLimiter;
 use link::Link;
 pub use link::Redis;
+pub use presence::RedisPresence;
 pub use session_cache::RedisSessionCache;
 
 use std::fmt;
@@ -42,6 +44,8 @@ pub struct RedisCluster {
     pub session_cache: Arc<RedisSessionCache>,
     /// Rate limits.
     pub limiter: Arc<RedisRateLimiter>,
+    /// Who is online.
+    pub presence: Arc<RedisPresence>,
     /// Who is alive.
     pub leases: Arc<Leases>,
     /// Whether the bus works.
@@ -63,15 +67,19 @@ impl RedisCluster {
         let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, tasks, stop);
         let bus = Arc::new(bus);
         let leases = Arc::new(Leases::new(redis.clone(), own));
-        let watcher = bus.clone();
+        let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
+        tasks.spawn(presence.clone().run(stop.clone()));
+        let (watcher, registered) = (bus.clone(), presence.clone());
         tasks.spawn(leases.clone().run(stop.clone(), move |renewal| {
-            if renewal.somebody_died && !faults::on(Mutant::NoLookOnDeath) {
+            registered.renewed(renewal);
+            let news = renewal.somebody_died || renewal.somebody_is_gone;
+            if news && !faults::on(Mutant::NoLookOnDeath) {
                 watcher.look_at_everything();
             }
         }));
         let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key, tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, clock.clone()));
-        Self { bus, inbox, session_cache, limiter, leases, health }
+        Self { bus, inbox, session_cache, limiter, presence, leases, health }
     }
 }
 

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
 use starling::cluster::bus::BusFeeder;
-use starling::cluster::memory::MemoryBus;
+use starling::cluster::memory::{MemoryBus, MemoryPresence};
 use starling::hub::connection::Taken;
-use starling::hub::{CloseReason, Connection, Hub};
+use starling::hub::{Attendance, CloseReason, Connection, Hub};
 use starling::model::message::Draft;
 use starling::model::{
     Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId, UserId,
@@ -64,8 +65,14 @@ impl Bench {
     async fn new(server: &TestServer) -> Self {
         let (store, clock) = (server.service().store().clone(), Clock::system());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (bus, _inbox) = MemoryBus::new();
-        let hub = Hub::new(store.clone(), Arc::new(bus), clock.clone(), tasks.clone(), stop.clone());
+        let hub = Hub::new(
+            store.clone(),
+            Arc::new(MemoryBus::new().0),
+            Attendance::new(Arc::new(MemoryPresence::default()), Duration::ZERO),
+            clock.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
@@ -105,7 +112,7 @@ impl Bench {
 
     fn connection_of(&self, user_id: UserId, session_id: SessionId) -> Arc<Connection> {
         let connection = Connection::new(self.numbers.fetch_add(1, Ordering::Relaxed), user_id, session_id);
-        self.hub.register(&connection, 100).unwrap();
+        self.hub.register(&connection, 100).now_or_never().unwrap().unwrap();
         connection
     }
 

@@ -215,6 +215,7 @@ pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
         rate_limits: Some(starling::config::Switch::Off),
         unready_ms: Some(0),
         drain_ms: Some(0),
+        presence_linger_ms: Some(250),
         ..Settings::default()
     }
 }

@@ -1,0 +1,248 @@
+//! Presence: who is online, and how many places a user has, on every implementation and over several replicas.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use starling::cluster::memory::MemoryPresence;
+use starling::cluster::{Entered, Presence, TooMany};
+use starling::model::{Clock, UserId};
+
+use super::{Replica, prefix};
+use crate::support::{OwnRedis, eventually, redis_url};
+
+/// After how long at the latest a killed replica's users are offline.
+const GHOSTS_MAX: Duration = Duration::from_secs(20);
+
+fn user() -> UserId {
+    UserId::new(Clock::system().now(), &mut rand::rng())
+}
+
+async fn is_online(presence: &dyn Presence, user: UserId) -> bool {
+    presence.online(&[user]).await.unwrap() == [true]
+}
+
+/// Two replicas that know each other.
+async fn pair(url: &str) -> (Replica, Replica) {
+    let prefix = prefix();
+    let (a, b) = (Replica::join(url, &prefix), Replica::join(url, &prefix));
+    acquainted(&[&a, &b]).await;
+    (a, b)
+}
+
+async fn acquainted(replicas: &[&Replica]) {
+    eventually("the replicas know each other", async || {
+        replicas.iter().all(|it| it.cluster.leases.believed().len() == replicas.len())
+    })
+    .await;
+}
+
+/// Both may be the same: a cluster of one.
+async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &dyn Presence) {
+    let (ada, bob) = (user(), user());
+    assert!(a.online(&[]).await.unwrap().is_empty());
+    assert_eq!(b.online(&[ada, bob]).await.unwrap(), [false, false]);
+    assert_eq!(a.enter(ada, 2).await, Ok(Entered::First));
+    assert_eq!(b.online(&[bob, ada]).await.unwrap(), [false, true]);
+    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again));
+    assert_eq!(b.enter(ada, 2).await, Err(TooMany));
+    assert_eq!((a.leave(ada), a.leave(ada)), (false, true));
+    assert!(is_online(a, ada).await && is_online(b, ada).await, "for as long as one is patient");
+    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again), "nobody noticed the absence");
+    assert_eq!(a.withdraw(&[ada, bob]).await, [], "she is back");
+    assert!(a.leave(ada));
+    assert_eq!(a.withdraw(&[ada, bob]).await, [ada]);
+    assert_eq!(a.withdraw(&[ada]).await, []);
+    assert!(!is_online(a, ada).await && !is_online(b, ada).await);
+    assert_eq!(b.enter(ada, 0).await, Err(TooMany));
+    assert!(!is_online(a, ada).await && !is_online(b, ada).await);
+}
+
+#[tokio::test]
+async fn a_user_is_online_until_withdrawn_in_memory() {
+    let presence = MemoryPresence::default();
+    a_user_is_online_until_withdrawn_everywhere(&presence, &presence).await;
+}
+
+#[tokio::test]
+async fn a_user_is_online_until_withdrawn_over_redis() {
+    let (a, b) = pair(&redis_url()).await;
+    let (a, b) = (&*a.cluster.presence, &*b.cluster.presence);
+    a_user_is_online_until_withdrawn_everywhere(a, b).await;
+    a_user_is_online_until_withdrawn_everywhere(b, b).await;
+    let ada = user();
+    assert_eq!((a.enter(ada, 9).await, b.enter(ada, 9).await), (Ok(Entered::First), Ok(Entered::First)));
+    a.leave(ada);
+    assert_eq!(a.withdraw(&[ada]).await, [ada]);
+    assert!(is_online(a, ada).await, "there is the other replica");
+}
+
+/// However many come in at once, over two replicas, just as many as may get a place.
+async fn the_number_of_places_is_exact(a: &dyn Presence, b: &dyn Presence) {
+    const MAX: usize = 20;
+    let ada = user();
+    let all = join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;
+    assert_eq!(all.iter().filter(|it| it.is_ok()).count(), MAX);
+    let on_a = all.iter().step_by(2).filter(|it| it.is_ok()).count();
+    // Each place that is given back is one for somebody else, elsewhere, at once or in a moment.
+    for _ in 0..on_a {
+        a.leave(ada);
+        eventually("there is a place", async || b.enter(ada, MAX).await.is_ok()).await;
+        assert_eq!(b.enter(ada, MAX).await, Err(TooMany));
+        assert_eq!(a.enter(ada, MAX).await, Err(TooMany));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_number_of_places_is_exact_in_memory() {
+    let presence = MemoryPresence::default();
+    the_number_of_places_is_exact(&presence, &presence).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_number_of_places_is_exact_over_redis() {
+    let (a, b) = pair(&redis_url()).await;
+    for _ in 0..5 {
+        the_number_of_places_is_exact(&*a.cluster.presence, &*b.cluster.presence).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_herd_is_let_in_and_found_within_seconds() {
+    let (a, b) = pair(&redis_url()).await;
+    let users: Vec<UserId> = (0..5_000).map(|_| user()).collect();
+    let start = Instant::now();
+    let entered = join_all(users.iter().map(|user| a.cluster.presence.enter(*user, 20))).await;
+    assert!(entered.iter().all(|it| *it == Ok(Entered::First)));
+    let online = b.cluster.presence.online(&users).await.unwrap();
+    assert!(online.iter().all(|it| *it), "{} of them", online.iter().filter(|it| **it).count());
+    for user in &users {
+        assert!(a.cluster.presence.leave(*user));
+    }
+    assert_eq!(a.cluster.presence.withdraw(&users).await.len(), users.len());
+    let online = b.cluster.presence.online(&users).await.unwrap();
+    assert!(online.iter().all(|it| !*it));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn without_redis_each_replica_counts_its_own_and_nobody_is_guessed_to_be_offline() {
+    let replica = Replica::join("redis://127.0.0.1:1", &prefix());
+    let (presence, ada) = (&replica.cluster.presence, user());
+    let start = Instant::now();
+    assert_eq!(presence.enter(ada, 2).await, Ok(Entered::First));
+    assert_eq!(presence.enter(ada, 2).await, Ok(Entered::Again));
+    assert_eq!(presence.enter(ada, 2).await, Err(TooMany));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    let error = presence.online(&[ada]).await.unwrap_err();
+    assert_eq!(error.code, starling::model::Code::Unavailable);
+    assert_eq!((presence.leave(ada), presence.leave(ada)), (false, true));
+    assert_eq!(presence.withdraw(&[ada]).await, [ada]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
+    let prefix = prefix();
+    let living = Replica::join(&redis_url(), &prefix);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let doomed = {
+        let _inside = runtime.enter();
+        Replica::join(&redis_url(), &prefix)
+    };
+    acquainted(&[&living, &doomed]).await;
+    let (ada, bob, both) = (user(), user(), user());
+    for user in [ada, both] {
+        doomed.cluster.presence.enter(user, 1_000).await.unwrap();
+    }
+    for user in [bob, both] {
+        living.cluster.presence.enter(user, 1_000).await.unwrap();
+    }
+    let online = async || living.cluster.presence.online(&[ada, bob, both]).await.unwrap();
+    assert_eq!(online().await, [true, true, true]);
+    // As a kill would: all of its tasks are gone at once, and say nothing more.
+    runtime.shutdown_background();
+    let killed = Instant::now();
+    loop {
+        let now = online().await;
+        assert_eq!(now[1..], [true, true], "they are elsewhere");
+        if !now[0] {
+            break;
+        }
+        assert!(killed.elapsed() < GHOSTS_MAX, "a ghost");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(killed.elapsed() > Duration::from_secs(3), "a stumble is no death");
+    // Its places are free again, too.
+    assert!(living.cluster.presence.enter(ada, 1).await.is_ok());
+    assert!(living.cluster.presence.enter(both, 2).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_stops_leaves_its_users_the_time_to_come_back_elsewhere() {
+    let prefix = prefix();
+    let (living, stopping) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
+    acquainted(&[&living, &stopping]).await;
+    let (moving, leaving) = (user(), user());
+    for user in [moving, leaving] {
+        stopping.cluster.presence.enter(user, 1).await.unwrap();
+        stopping.cluster.presence.leave(user);
+    }
+    drop(stopping);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let online = async || living.cluster.presence.online(&[moving, leaving]).await.unwrap();
+    assert_eq!(online().await, [true, true]);
+    living.cluster.presence.enter(moving, 1).await.unwrap();
+    let start = Instant::now();
+    while online().await != [true, false] {
+        assert!(start.elapsed() < GHOSTS_MAX, "a ghost");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_redis_forgets_everything_nobody_goes_offline_and_the_places_are_counted_again() {
+    let redis = OwnRedis::start().await;
+    let (a, b) = pair(&redis.url()).await;
+    let (ada, bob, eve) = (user(), user(), user());
+    a.cluster.presence.enter(ada, 2).await.unwrap();
+    b.cluster.presence.enter(bob, 2).await.unwrap();
+    for _ in 0..3 {
+        redis.command::<()>(&["FLUSHALL"]).await;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
+            for replica in [&a, &b] {
+                if let Ok(online) = replica.cluster.presence.online(&[ada, bob, eve]).await {
+                    assert_eq!(online, [true, true, false], "{:?} after", start.elapsed());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(b.cluster.presence.online(&[ada, eve]).await.unwrap(), [true, false]);
+    }
+    assert!(b.cluster.presence.enter(ada, 2).await.is_ok());
+    assert_eq!(b.cluster.presence.enter(ada, 2).await, Err(TooMany));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happened_while_redis_was_away_is_known_once_it_is_back() {
+    let mut redis = OwnRedis::start().await;
+    let (a, b) = pair(&redis.url()).await;
+    let (stays, comes, goes) = (user(), user(), user());
+    a.cluster.presence.enter(stays, 1).await.unwrap();
+    a.cluster.presence.enter(goes, 1).await.unwrap();
+    redis.kill();
+    assert!(a.cluster.presence.enter(comes, 1).await.is_ok());
+    a.cluster.presence.leave(goes);
+    assert_eq!(a.cluster.presence.withdraw(&[goes]).await, [goes]);
+    assert!(b.cluster.presence.online(&[stays]).await.is_err());
+    redis.restart().await;
+    eventually("they are known", async || {
+        let online = b.cluster.presence.online(&[stays, comes, goes]).await;
+        // Nobody is told offline who is not, not even for a moment.
+        online.is_ok_and(|online| {
+            assert_eq!(online, [true, true, false]);
+            true
+        })
+    })
+    .await;
+    assert_eq!(b.cluster.presence.enter(stays, 1).await, Err(TooMany));
+}
