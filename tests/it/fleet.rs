@@ -28,7 +28,7 @@ async fn users(stage: &Stage, replicas: &[usize]) -> Vec<User> {
 /// The same account through another replica.
 fn through(user: &User, stage: &Stage, replica: usize) -> User {
     let mut elsewhere = user.clone();
-    elsewhere.base = stage.bases()[replica].clone();
+    elsewhere.base.clone_from(&stage.bases()[replica]);
     elsewhere
 }
 
@@ -49,12 +49,20 @@ async fn hears(socket: &mut Socket, text: &str) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_replica_committed_and_died_before_it_told_is_heard_within_five_seconds() {
-    let mut stage = Stage::set(2, &Wrong::default()).await;
+    let slowest = last_words(&Wrong::default(), 10).await;
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// Has a replica die again and again after a commit that nobody heard of. How long the other replica's client took to
+/// hear of the slowest, up to 8 s.
+pub async fn last_words(wrong: &Wrong, rounds: usize) -> Duration {
+    let mut stage = Stage::set(2, wrong).await;
+    let mut slowest = Duration::ZERO;
     let people = users(&stage, &[0, 1]).await;
     let chat = people[0].private_chat(&people[1]).await;
     let mut socket = Socket::live(&people[1]).await;
     stage.replicas[0].set("STARLING_FAILPOINTS", "committed=crash/1");
-    for round in 0..10 {
+    for round in 0..rounds {
         stage.replicas[0].kill().await;
         stage.replicas[0].start();
         stage.replicas[0].until_ready().await;
@@ -62,9 +70,14 @@ async fn what_a_replica_committed_and_died_before_it_told_is_heard_within_five_s
         let http = reqwest::Client::new().post(format!("{base}/chats/{chat}/messages"));
         let cut = http.bearer_auth(&people[0].token).json(&json!({ "text": text })).send().await;
         assert!(cut.is_err(), "the replica dies on it");
-        let took = hears(&mut socket, &text).await;
-        assert!(took < Duration::from_secs(5), "round {round}: {took:?}");
+        let start = Instant::now();
+        let heard = tokio::time::timeout(Duration::from_secs(8), hears(&mut socket, &text)).await;
+        slowest = slowest.max(start.elapsed());
+        if heard.is_err() {
+            break;
+        }
     }
+    slowest
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
