@@ -244,7 +244,7 @@ impl Hub {
                     break;
                 }
                 if let Err(error) = self.look(&due).await {
-                    tracing::warn!(%error, "could not look who is online; trying again");
+                    tracing::debug!(%error, "could not look who is online; trying again");
                     self.attendance.look_soon(due);
                     tokio::time::sleep(HEAL_RETRY).await;
                     break;

@@ -7,7 +7,7 @@ mod fault;
 mod mutants;
 mod scene;
 pub mod stage;
-mod verdict;
+pub mod verdict;
 
 use std::time::{Duration, Instant};
 
@@ -131,7 +131,7 @@ const FAILPOINTS: &str = "committed=crash/4000,announced=crash/4000,committing=c
 async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
     let _turn = TURN.lock().await;
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or_else(rand::random);
-    let wrong = Wrong { mutant: None, failpoints: FAILPOINTS };
+    let wrong = Wrong { mutant: None, failpoints: FAILPOINTS, quick_heartbeat: true };
     let span = Duration::from_secs(75);
     let short = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(100), revoke: REVOKE };
     let (events, verdict) = run(&short).await;
@@ -145,7 +145,7 @@ async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
 async fn as_long_as_told() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or_else(rand::random);
     let span = Duration::from_secs(variable("STARLING_CHAOS_SECONDS").unwrap_or(1800));
-    let wrong = Wrong { mutant: None, failpoints: FAILPOINTS };
+    let wrong = Wrong { mutant: None, failpoints: FAILPOINTS, quick_heartbeat: true };
     let long = Run { seed, span, faults: Fault::ALL, wrong, pace: Duration::from_millis(60), revoke: REVOKE };
     let (events, verdict) = run(&long).await;
     print(&long, &events, &verdict);

@@ -6,12 +6,14 @@ use serde_json::json;
 use starling::config::Config;
 use starling::model::Clock;
 use starling::server::Server;
-use starling_loadtest::device::DeviceOptions;
+use starling_loadtest::checker::{Evidence, Limits, check};
+use starling_loadtest::device::{Device, DeviceOptions};
 use starling_loadtest::history::{Bounds, History};
 use starling_loadtest::workload::{self, Community, Work};
 use tokio_util::sync::CancellationToken;
 
 use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::verdict::HEAL;
 use crate::support::{Backend, Database, Mode, Socket, User, eventually, settings};
 
 /// Accounts on a stage, each speaking to the replica of this number.
@@ -150,18 +152,51 @@ async fn a_stopped_replica_that_redis_cuts_off_for_its_backlog_misses_nothing() 
     let stage = Stage::set(2, &Wrong::default()).await;
     let limit = "pubsub 65536 65536 0";
     let _: String = stage.redis.command(&["CONFIG", "SET", "client-output-buffer-limit", limit]).await;
-    let people = users(&stage, &[0, 1]).await;
-    let chat = people[0].private_chat(&people[1]).await;
-    let mut socket = Socket::live(&people[1]).await;
+    let herd = Herd::gather(&stage, 2).await;
+    let chat = herd.community.private(0, 1).await.unwrap();
     stage.replicas[1].signal("-STOP");
-    let (count, filler) = (1_500, "~".repeat(4_000));
+    // What the sockets' own buffers hold comes on top of the limit.
+    let (count, filler) = (3_000, "~".repeat(4_000));
     for number in 1..=count {
-        assert_eq!(send(&people[0], &chat, &format!("{number} {filler}")).await, 201);
+        let sent = herd.community.actors[0].send(0, &chat, &format!("{number} {filler}"), None).await;
+        assert!(sent.is_ok(), "{sent:?}");
     }
+    let stats: String = stage.redis.command(&["INFO", "stats"]).await;
+    let cut = stats.lines().find_map(|line| line.trim().strip_prefix("client_output_buffer_limit_disconnections:"));
+    assert_ne!(cut, Some("0"), "it was cut off");
     stage.replicas[1].signal("-CONT");
-    for number in 1..=count {
-        let frame = socket.expect("new_message").await;
-        assert_eq!(frame["message"]["id"], number);
+    herd.must_be_clean().await;
+}
+
+/// Users with a device each, on another replica in turn.
+struct Herd {
+    community: Community,
+    devices: Vec<Device>,
+    work: Work,
+}
+
+impl Herd {
+    async fn gather(stage: &Stage, count: usize) -> Self {
+        let accounts = workload::accounts_of_json_lines(&stage.make_users(count).await).unwrap();
+        let history = History::new(Bounds::default());
+        let community = Community::gather(&stage.bases(), Duration::from_secs(8), &history, accounts).await.unwrap();
+        let work = Work::new(1, Duration::ZERO, CancellationToken::new());
+        let devices = workload::connect_all(&work, &community.actors, DeviceOptions::default());
+        assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await);
+        Self { community, devices, work }
+    }
+
+    /// Ends it; everybody must know everything by now, or within ten seconds.
+    async fn must_be_clean(self) {
+        let history = self.community.actors[0].history().clone();
+        let healed_us = Some(history.now_us());
+        tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
+        let log = workload::read_final_log(&self.community.actors).await.unwrap();
+        self.work.finish().await;
+        let record = history.take();
+        let limits = Limits { healed_us, heal: HEAL, ..Limits::default() };
+        let report = check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
+        assert!(report.is_clean(), "{report}");
     }
 }
 
@@ -184,14 +219,9 @@ async fn a_replica_whose_machine_is_an_hour_off_follows_the_clock_of_the_databas
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_herd_that_lost_its_replica_is_back_within_thirty_seconds() {
     let mut stage = Stage::set(2, &Wrong::default()).await;
-    let accounts = workload::accounts_of_json_lines(&stage.make_users(100).await).unwrap();
-    let history = History::new(Bounds::default());
-    let community = Community::gather(&stage.bases(), Duration::from_secs(8), &history, accounts).await.unwrap();
-    let work = Work::new(1, Duration::ZERO, CancellationToken::new());
-    let devices = workload::connect_all(&work, &community.actors, DeviceOptions::default());
-    assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await);
+    let herd = Herd::gather(&stage, 100).await;
     stage.replicas[0].kill().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await);
-    work.finish().await;
+    assert!(workload::wait_until_live(&herd.devices, Duration::from_secs(30)).await);
+    herd.work.finish().await;
 }

@@ -297,7 +297,7 @@ impl Subscriptions {
         };
         let forgetful = faults::on(Mutant::NoResubscribe) && all.len() > 1;
         let all = if forgetful { vec![Topic::Everyone] } else { all };
-        if !in_time(link.subscribe(canary)).await || !self.subscribe(&mut link, &all, &mut subscribed).await {
+        if !in_time(link.subscribe(vec![canary])).await || !self.subscribe(&mut link, &all, &mut subscribed).await {
             return;
         }
         if !forgetful {

@@ -11,8 +11,10 @@ use bb8_redis::redis::cluster_async::ClusterConnection;
 use bb8_redis::redis::sentinel::{SentinelClient, SentinelServerType};
 use bb8_redis::redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, RedisError, RedisFuture,
-    RedisResult, ScriptInvocation, ToRedisArgs, Value,
+    RedisResult, ScriptInvocation, Value,
 };
+
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::address::RedisAddress;
 use crate::metrics;
@@ -23,6 +25,8 @@ const CALL_MAX: Duration = Duration::from_millis(500);
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Connections for commands. Each carries many at a time; more than one, so that a long answer holds up few.
 const POOL: u32 = 4;
+/// Commands on their way to the nodes of a Redis Cluster at once, where they can't go in one piece.
+const AT_ONCE: usize = 64;
 /// How long Redis is left alone after a failed call, so that no request waits for what just failed.
 const BREATHER: Duration = Duration::from_millis(500);
 
@@ -76,19 +80,31 @@ impl Link {
     }
 
     /// Subscribes to channels; returns once Redis said so. In a Redis Cluster they are sharded channels, which only the
-    /// node that owns them carries.
-    pub async fn subscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+    /// node that owns them carries, and each is asked for by itself.
+    pub async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.subscribe(channels).await,
-            Self::Cluster(link) => link.ssubscribe(channels).await,
+            Self::Cluster(link) => {
+                let subscribe = |channel| {
+                    let mut link = link.clone();
+                    async move { link.ssubscribe(channel).await }
+                };
+                stream::iter(channels.into_iter().map(subscribe)).buffered(AT_ONCE).try_collect().await
+            }
         }
     }
 
     /// Unsubscribes from channels.
-    pub async fn unsubscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+    pub async fn unsubscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.unsubscribe(channels).await,
-            Self::Cluster(link) => link.sunsubscribe(channels).await,
+            Self::Cluster(link) => {
+                let unsubscribe = |channel| {
+                    let mut link = link.clone();
+                    async move { link.sunsubscribe(channel).await }
+                };
+                stream::iter(channels.into_iter().map(unsubscribe)).buffered(AT_ONCE).try_collect().await
+            }
         }
     }
 }
@@ -209,10 +225,11 @@ impl Redis {
     pub async fn all(&self, unit: &'static str, commands: &[Cmd]) -> Result<(), Down> {
         self.call(unit, async |link| {
             if self.is_cluster {
-                for cmd in commands {
-                    cmd.exec_async(link).await?;
-                }
-                return Ok(());
+                let run = |cmd: &Cmd| {
+                    let (mut link, cmd) = (link.clone(), cmd.clone());
+                    async move { cmd.exec_async(&mut link).await }
+                };
+                return stream::iter(commands.iter().map(run)).buffered(AT_ONCE).try_collect().await;
             }
             let mut pipeline = Pipeline::with_capacity(commands.len());
             for cmd in commands {

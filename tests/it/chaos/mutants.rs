@@ -15,7 +15,7 @@ async fn is_noticed(mutant: Mutant, faults: &'static [Fault], failpoints: &'stat
     let _turn = TURN.lock().await;
     let mut reports = String::new();
     for seed in 1..=3 {
-        let wrong = Wrong { mutant: Some(mutant.word()), failpoints };
+        let wrong = Wrong { mutant: Some(mutant.word()), failpoints, quick_heartbeat: true };
         let (span, pace, revoke) = (Duration::from_secs(12), Duration::from_millis(60), Duration::from_secs(5));
         let (_, verdict) = run(&Run { seed, span, faults, wrong, pace, revoke }).await;
         if by.iter().any(|invariant| verdict.report.count(*invariant) > 0) {
@@ -30,7 +30,7 @@ async fn is_noticed(mutant: Mutant, faults: &'static [Fault], failpoints: &'stat
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_looking_when_a_replica_dies_is_noticed() {
     let _turn = TURN.lock().await;
-    let wrong = Wrong { mutant: Some(Mutant::NoLookOnDeath.word()), failpoints: "" };
+    let wrong = Wrong { mutant: Some(Mutant::NoLookOnDeath.word()), ..Wrong::default() };
     // The slow check of all chats may come in time by chance, now and then.
     let slowest = crate::fleet::last_words(&wrong, 6).await;
     assert!(slowest > Duration::from_secs(5), "it survives: {slowest:?}");

@@ -20,6 +20,8 @@ pub struct Wrong {
     pub mutant: Option<&'static str>,
     /// `STARLING_FAILPOINTS`.
     pub failpoints: &'static str,
+    /// Clients ping every three seconds, so that what is dead is soon known to be.
+    pub quick_heartbeat: bool,
 }
 
 /// Everything.
@@ -114,7 +116,7 @@ impl Replica {
             ("STARLING_INTERNAL_LISTEN", "127.0.0.1:0".to_owned()),
             ("STARLING_RATE_LIMITS", "off".to_owned()),
             ("STARLING_DATABASE_CONNECTIONS_MAX", "12".to_owned()),
-            ("STARLING_HEARTBEAT_INTERVAL_MS", "3000".to_owned()),
+            ("STARLING_HEARTBEAT_INTERVAL_MS", if wrong.quick_heartbeat { "3000" } else { "30000" }.to_owned()),
             ("STARLING_UNREADY_MS", "200".to_owned()),
             ("STARLING_DRAIN_MS", "1000".to_owned()),
             ("STARLING_FAILPOINTS", wrong.failpoints.to_owned()),
