@@ -15,11 +15,14 @@ help: ## List the targets
 run: ## Run the server: SQLite in ./data, nothing to install; it prints a link to join by
 	cargo run --locked --release -- serve
 
-# Cargo runs the unit tests first and the integration tests last, so the last line is their count.
+# First the tests that start fleets of processes and break them, one at a time, since they need the machine; then all
+# others. Cargo runs the unit tests first and the integration tests last, so the last line is their count.
+IT := cargo test --locked --features faults
 test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
 	tests/install.sh test
 	cargo test --locked -p starling-loadtest --lib
-	tests/with-services.sh cargo test --locked --features faults --lib --bins --test it
+	tests/with-services.sh $(IT) --test it -- chaos:: breakdown:: --test-threads 1
+	tests/with-services.sh $(IT) --lib --bins --test it -- --skip chaos:: --skip breakdown::
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
 	tests/install.sh check

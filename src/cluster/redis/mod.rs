@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::BusInbox;
+use crate::metrics;
 use crate::model::Clock;
 use crate::model::faults::{self, Mutant};
 
@@ -77,8 +78,8 @@ impl RedisCluster {
                 watcher.look_at_everything();
             }
         }));
-        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key, tasks.clone()));
-        let limiter = Arc::new(RedisRateLimiter::new(redis, clock.clone()));
+        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), tasks.clone()));
+        let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
     }
 }
@@ -165,10 +166,12 @@ impl BusHealth {
 
     fn connected(&self) {
         self.connected.store(true, Ordering::Relaxed);
+        metrics::bus_connected(true);
     }
 
     fn cut(&self) {
         self.connected.store(false, Ordering::Relaxed);
+        metrics::bus_connected(false);
     }
 
     /// The present, to count a connection's silence from.
