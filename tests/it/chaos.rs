@@ -3,6 +3,7 @@
 //! `make chaos` runs [`as_long_as_told`]; `make test` a short one, and one for each deliberate fault of the server that the
 //! checker must notice.
 
+mod database;
 mod fault;
 mod mutants;
 mod scene;

@@ -188,10 +188,10 @@ fn every_test_that_is_promised_is_there() {
     assert!(named.len() > 50, "{}", named.len());
     for name in named {
         let mut path: Vec<&str> = name.split("::").collect();
-        let test = path.pop().unwrap();
+        let function = path.pop().unwrap();
         let file = root.join("tests/it").join(path.join("/")).with_extension("rs");
         let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
-        let is_there = text.contains(&format!("fn {test}(")) || text.contains(&format!("    {test}: "));
+        let is_there = text.contains(&format!("fn {function}(")) || text.contains(&format!("    {function}: "));
         assert!(is_there, "{name} is not in {}", file.display());
     }
 }

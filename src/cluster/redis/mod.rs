@@ -185,3 +185,22 @@ impl BusHealth {
         Duration::from_millis(self.now_ms().saturating_sub(heard))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_deaf_if_it_speaks_for_long_without_hearing_itself_and_not_if_it_can_not_speak() {
+        let health = BusHealth::new();
+        let at = |sang_at_ms, heard_at_ms| {
+            health.sang_at_ms.store(sang_at_ms, Ordering::Relaxed);
+            health.heard_at_ms.store(heard_at_ms, Ordering::Relaxed);
+            health.is_deaf()
+        };
+        assert!(!at(0, 0), "it has just begun");
+        assert!(!at(60_000, 59_000), "it hears itself");
+        assert!(at(60_000, 44_000), "it spoke, and heard nothing for 16 s");
+        assert!(!at(60_000, 60_000), "Redis went away at 60 s, and time passes");
+    }
+}
