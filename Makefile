@@ -15,20 +15,20 @@ help: ## List the targets
 run: ## Run the server: SQLite in ./data, nothing to install; it prints a link to join by
 	cargo run --locked --release -- serve
 
-# First the tests that start fleets of processes and break them, one at a time, since they need the machine; then all
-# others. Cargo runs the unit tests first and the integration tests last, so the last line is their count.
-IT := cargo test --locked --features faults
+# First the unit tests; then the tests that start fleets of processes and break them, one at a time, since they need the
+# machine; then all others, so that the last line is their count.
+TEST := cargo test --locked --workspace --features starling/faults
 test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
 	tests/install.sh test
-	cargo test --locked -p starling-loadtest --lib
-	tests/with-services.sh $(IT) --test it -- chaos:: breakdown:: --test-threads 1
-	tests/with-services.sh $(IT) --lib --bins --test it -- --skip chaos:: --skip breakdown::
+	$(TEST) --lib --bins
+	tests/with-services.sh $(TEST) --test it -- chaos:: breakdown:: --test-threads 1
+	tests/with-services.sh $(TEST) --test it -- --skip chaos:: --skip breakdown::
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
 	tests/install.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
-	cargo test --locked --features faults --test it tidy
+	cargo test --locked --workspace --features starling/faults --test it tidy
 	cargo deny --locked --all-features check --hide-inclusion-graph bans licenses sources
 
 # Apart from `check`, because the database of advisories is fetched with git: it needs the open internet.
@@ -45,7 +45,7 @@ MINUTES ?= 30
 chaos: ## Break a fleet of processes in every way for half an hour, and check that it kept its promises
 	tests/install.sh test
 	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
-		cargo test --locked --features faults --test it chaos::as_long_as_told -- --ignored --nocapture
+		cargo test --locked --workspace --features starling/faults --test it chaos::as_long_as_told -- --ignored --nocapture
 
 bench: ## Measure speed and memory, on a Postgres that really writes to disk
 	tests/install.sh test
