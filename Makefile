@@ -7,10 +7,10 @@ export CARGO_BUILD_JOBS = $(JOBS)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit conformance chaos bench
+.PHONY: help run test check audit conformance chaos bench bench-gate
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Run the server: SQLite in ./data, nothing to install; it prints a link to join by
 	cargo run --locked --release -- serve
@@ -18,7 +18,7 @@ run: ## Run the server: SQLite in ./data, nothing to install; it prints a link t
 # Cargo runs the unit tests first and the integration tests last, so the last line is their count.
 test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
 	tests/install.sh test
-	cargo test --locked -p starling-loadtest --lib
+	cargo test --locked -p starling-loadtest --lib --bins --tests
 	tests/with-services.sh cargo test --locked --features faults --lib --bins --test it
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
@@ -47,3 +47,11 @@ chaos: ## Break a fleet of processes in every way for half an hour, and check th
 bench: ## Measure speed and memory, on a Postgres that really writes to disk
 	tests/install.sh test
 	STARLING_TEST_FSYNC=on tests/with-services.sh cargo bench --locked
+
+# The ratios are comparable between machines of one kind, the figures are not. To commit what was measured:
+#   target/release/starling-loadtest gate target/bench.json --accept
+bench-gate: ## Measure against bare servers; fail if a ratio is more than 25 % worse than loadtest/ratios.json
+	tests/install.sh test
+	cargo build --locked --release -p starling -p starling-loadtest
+	target/release/starling-loadtest local --replicas 3 --embedded --floors sends fanout idle --json target/bench.json
+	target/release/starling-loadtest gate target/bench.json
