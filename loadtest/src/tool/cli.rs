@@ -28,6 +28,10 @@ pub enum Command {
         /// The JSON lines that `starling user create --count K --with-session` printed.
         #[arg(long)]
         accounts: PathBuf,
+        /// Where the servers tell their metrics, as `http://host:port/metrics`, separated by commas: what they counted is
+        /// printed with each workload.
+        #[arg(long, value_delimiter = ',')]
+        metrics: Vec<String>,
         /// Load a target that is not this machine.
         #[arg(long)]
         i_own_this: bool,
@@ -82,6 +86,9 @@ pub enum Command {
         /// Insert what comes into a table of this database; without it, echo.
         #[arg(long)]
         database: Option<String>,
+        /// Append what comes to this file and write it to disk.
+        #[arg(long, conflicts_with = "database")]
+        file: Option<PathBuf>,
     },
 }
 

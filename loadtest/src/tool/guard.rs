@@ -14,7 +14,7 @@ pub fn check_targets(targets: &[String], own: bool) -> Result<(), String> {
         let Some(authority) = target.strip_prefix("http://") else {
             return Err(format!("{target} does not begin with http:// (for TLS, measure behind its end)"));
         };
-        if !own && !is_loopback(authority.trim_end_matches('/')) {
+        if !own && !is_loopback(authority.split('/').next().unwrap_or_default()) {
             return Err(format!("{target} is not this machine: say --i-own-this if you may load it"));
         }
     }
@@ -55,7 +55,13 @@ mod tests {
     #[test]
     fn only_this_machine_is_loaded_without_a_word() {
         let check = |target: &str, own| check_targets(&[target.to_owned()], own).is_ok();
-        for near in ["http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:80/", "http://127.9.9.9"] {
+        for near in [
+            "http://127.0.0.1:8080",
+            "http://localhost:1",
+            "http://[::1]:80/",
+            "http://127.9.9.9",
+            "http://127.0.0.1:9090/metrics",
+        ] {
             assert!(check(near, false), "{near}");
         }
         for far in [
@@ -63,6 +69,7 @@ mod tests {
             "http://example.org",
             "http://127.0.0.1.example.org:80",
             "http://localhost.example:1",
+            "http://10.0.0.1/127.0.0.1",
         ] {
             assert!(!check(far, false), "{far}");
             assert!(check(far, true), "{far}");

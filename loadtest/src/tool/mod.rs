@@ -8,6 +8,7 @@
 //! | [`load`] | the workloads |
 //! | [`light`] | a connection for speed, which checks revs on the way |
 //! | [`meter`], [`watch`], [`proc`] | latencies; a line a second; CPU and memory |
+//! | [`metrics`] | what the servers count of themselves |
 //! | [`site`] | a deployment of one's own |
 //! | [`floor`] | what the hardware gives without a chat server |
 //! | [`report`], [`gate`] | table, JSON, page, Markdown; ratios against committed ones |
@@ -20,6 +21,7 @@ mod guard;
 mod light;
 mod load;
 mod meter;
+mod metrics;
 mod proc;
 mod report;
 mod runs;
@@ -77,12 +79,17 @@ async fn interrupted() {
 /// Whether everything held.
 async fn obey(command: Command) -> Result<bool, String> {
     match command {
-        Command::Run { workloads, target, accounts, i_own_this, load, output } => {
+        Command::Run { workloads, target, accounts, metrics, i_own_this, load, output } => {
             guard::check_targets(&target, i_own_this)?;
+            if !metrics.is_empty() {
+                guard::check_targets(&metrics, i_own_this)?;
+            }
             let lines = std::fs::read_to_string(&accounts).map_err(|it| format!("{}: {it}", accounts.display()))?;
             let accounts = starling_loadtest::workload::accounts_of_json_lines(&lines)?;
             let mut report = report::Report::new(&load, Vec::new());
-            report.runs.push(runs::on_target(target, accounts, &workloads, load).await?);
+            report
+                .runs
+                .push(runs::on_target(runs::Target { bases: target, metrics }, accounts, &workloads, load).await?);
             report.finish(&output)
         }
         Command::Local { workloads, replicas, embedded, starling, users, floors, load, output } => {
@@ -90,6 +97,6 @@ async fn obey(command: Command) -> Result<bool, String> {
             runs::locally(local, load).await?.finish(&output)
         }
         Command::Gate { json, against, accept } => gate::run(&json, &against, accept),
-        Command::Floor { database } => floor::serve(database).await.map(|()| true),
+        Command::Floor { database, file } => floor::serve(database, file).await.map(|()| true),
     }
 }

@@ -8,6 +8,7 @@ use super::cli::{Load, Workload};
 use super::floor::{self, Floors};
 use super::guard::raise_file_limit;
 use super::load::{self, accounts_needed};
+use super::metrics;
 use super::report::{Report, Run};
 use super::site::{Shape, Site, versions};
 use super::stage::Stage;
@@ -32,20 +33,30 @@ pub struct Local {
     pub floors: bool,
 }
 
+/// A deployment that runs already.
+#[derive(Debug)]
+pub struct Target {
+    /// The addresses of its replicas.
+    pub bases: Vec<String>,
+    /// Where they tell their metrics, if that is known.
+    pub metrics: Vec<String>,
+}
+
 /// Loads a deployment that runs already.
 ///
 /// # Errors
 /// In a sentence, if it can't.
 pub async fn on_target(
-    bases: Vec<String>,
+    target: Target,
     accounts: Vec<Account>,
     workloads: &[Workload],
     load: Load,
 ) -> Result<Run, String> {
+    let Target { bases, metrics } = target;
     let site = bases.join(", ");
     raise_file_limit(files(&load))?;
     let stage = Stage::new(bases, accounts, Vec::new(), load)?;
-    all(&stage, site, workloads, Floors::default()).await
+    all(&stage, site, workloads, Floors::default(), &metrics).await
 }
 
 /// Starts what is to be measured, loads it, and removes it.
@@ -74,16 +85,27 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
             Floors::default()
         };
         let stage = Stage::new(site.bases(), accounts, site.processes(), load.clone())?;
-        report.runs.push(all(&stage, shape.words(), &local.workloads, floors).await?);
+        report.runs.push(all(&stage, shape.words(), &local.workloads, floors, &[]).await?);
     }
     Ok(report)
 }
 
-async fn all(stage: &Stage, site: String, workloads: &[Workload], floors: Floors) -> Result<Run, String> {
+async fn all(
+    stage: &Stage,
+    site: String,
+    workloads: &[Workload],
+    floors: Floors,
+    metrics: &[String],
+) -> Result<Run, String> {
     let mut outcomes = Vec::new();
-    for workload in workloads {
+    // Connections that reuse what earlier work has freed would look smaller than they are.
+    let (idle, others): (Vec<Workload>, Vec<Workload>) = workloads.iter().partition(|it| **it == Workload::Idle);
+    for workload in idle.into_iter().chain(others) {
         eprintln!("{site}: {}", workload.word());
-        outcomes.push(load::run(stage, *workload).await?);
+        let before = metrics::read(metrics).await?;
+        let mut outcome = load::run(stage, workload).await?;
+        outcome.counted = metrics::growth(&before, &metrics::read(metrics).await?);
+        outcomes.push(outcome);
     }
     Ok(Run { site, outcomes, floors })
 }

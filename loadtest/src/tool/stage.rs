@@ -41,7 +41,7 @@ pub enum FloorKind {
     Frames,
     /// Frames a second that a bare server writes to all its connections.
     FanOut,
-    /// Inserts a second of a bare socket server that groups them into commits.
+    /// Sends a second that a bare socket server makes durable, grouped into commits.
     GroupedSends,
 }
 

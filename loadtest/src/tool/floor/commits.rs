@@ -1,5 +1,7 @@
-//! Inserts into a table with one index: what a durable send costs at least.
+//! Inserts into a table with one index, or lines at the end of a file: what a durable send costs at least.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Executor, PgConnection};
@@ -37,11 +39,23 @@ impl Commits {
     ///
     /// # Errors
     /// If the database does not answer.
-    pub async fn open(url: &str) -> Result<Self, String> {
+    pub async fn to_database(url: &str) -> Result<Self, String> {
         let connection = connect(url).await?;
         let (waiting, inbox) = mpsc::channel(WAITING_MAX);
         let task = TaskTracker::new();
         task.spawn(commit_on(connection, inbox));
+        Ok(Self { waiting, _task: task })
+    }
+
+    /// Makes the file.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn to_file(path: &Path) -> Result<Self, String> {
+        let file = std::fs::File::create(path).map_err(|error| error.to_string())?;
+        let (waiting, inbox) = mpsc::channel(WAITING_MAX);
+        let task = TaskTracker::new();
+        task.spawn_blocking(|| append_to(file, inbox));
         Ok(Self { waiting, _task: task })
     }
 
@@ -63,6 +77,24 @@ async fn commit_on(mut connection: PgConnection, mut inbox: mpsc::Receiver<Waiti
             return;
         }
         for done in done {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// As a database without tables would: all that is there in one write, then one sync.
+fn append_to(mut file: std::fs::File, mut inbox: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while inbox.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+        let mut lines = String::new();
+        for (text, _) in &batch {
+            lines.push_str(text);
+            lines.push('\n');
+        }
+        if file.write_all(lines.as_bytes()).and_then(|()| file.sync_data()).is_err() {
+            return;
+        }
+        for (_, done) in batch.drain(..) {
             let _ = done.send(());
         }
     }

@@ -46,7 +46,8 @@ impl Floors {
     }
 }
 
-/// Measures the floors, a few seconds each: those of sockets always, those of Postgres and Redis where there are any.
+/// Measures the floors, a few seconds each: those of sockets always, those of Postgres and Redis where there are any;
+/// without Postgres, a file stands in for the floor of a durable send.
 ///
 /// # Errors
 /// If a bare server does not start or does not answer.
@@ -72,6 +73,14 @@ pub async fn measure(load: &Load, database: Option<String>, redis_port: Option<u
         drop(commits);
         let single = commits::single_rows(url).await?;
         floors.add(None, "commits of one row, one at a time", single, "/s");
+    }
+    if database.is_none() {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = dir.path().join("lines").display().to_string();
+        let file = bare(&["--file", &path]).await?;
+        let sends = drive::round_trips(&file, usize::from(load.senders)).await?;
+        let name = "appends of a bare server that groups them into syncs of a file";
+        floors.add(Some(FloorKind::GroupedSends), name, sends, "/s");
     }
     if let Some(port) = redis_port {
         floors.add(None, "PUBLISH on one connection, 64 at once", publish::rate(port).await?, "/s");

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub errors: u64,
     /// What was proven, in words.
     pub proven: String,
+    /// What the servers counted meanwhile, in words; empty where they were not asked.
+    pub counted: String,
     /// Promises that were broken.
     pub violations: u64,
     /// The first of them.
@@ -75,7 +77,7 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
     };
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven } = measured;
-    Ok(Outcome { workload, figures, meters, spent, errors, proven, violations, sentences })
+    Ok(Outcome { workload, figures, meters, spent, errors, proven, counted: String::new(), violations, sentences })
 }
 
 /// How many accounts a workload needs.

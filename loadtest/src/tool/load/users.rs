@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Measured;
 use crate::tool::arith::{ratio, real};
+use crate::tool::meter::{Second, Summary};
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
@@ -90,7 +91,7 @@ impl Users {
             counts.operations, counts.frames, counts.devices, counts.acknowledged, counts.chats
         );
         let (figures, errors) = figures(&record, from_us, until_us);
-        Ok(Measured { figures, meters: Vec::new(), spent, errors, proven })
+        Ok(Measured { figures, meters: vec![over_time(&record, from_us, until_us)], spent, errors, proven })
     }
 
     /// Chats that were there before hold what this record can't know.
@@ -157,6 +158,26 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     (figures, unknown)
 }
 
+/// All operations that were answered in a span, second by second.
+fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
+    let mut seconds: Vec<Vec<u64>> = Vec::new();
+    for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
+        let (Some(completed_us), Some(Outcome::Ok(_))) = (op.completed_us, &op.outcome) else { continue };
+        let second = usize::try_from((op.invoked_us - from_us) / 1_000_000).unwrap_or(0);
+        seconds.resize_with(seconds.len().max(second + 1), Vec::new);
+        seconds[second].push(completed_us.saturating_sub(op.invoked_us));
+    }
+    let count = seconds.iter().map(|second| second.len() as u64).sum();
+    let second = |mut took: Vec<u64>| {
+        took.sort_unstable();
+        let at = |percent: usize| took.get(took.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
+        Second { count: took.len() as u64, p50_us: at(50), p99_us: at(99) }
+    };
+    let rate = ratio(real(count), real(until_us.saturating_sub(from_us)) / 1e6);
+    let seconds = seconds.into_iter().map(second).collect();
+    Summary { name: "operations".to_owned(), count, count_with_warm_up: count, rate, seconds, ..Summary::default() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,5 +195,7 @@ mod tests {
         assert_eq!((found.len(), unknown), (3, 1));
         assert!((found[0].value - 1.0).abs() < 1e-9, "{found:?}");
         assert_eq!(figures(&record, 5_000_000, 6_000_000), (Vec::new(), 0));
+        let summary = over_time(&record, 0, 1_000_000);
+        assert_eq!((summary.count, summary.seconds.len(), summary.seconds[0].count), (1, 1, 1));
     }
 }

@@ -18,7 +18,7 @@ pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); bor
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; } figure { margin: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; } figure { margin: 0; }
 figcaption { font-weight: 600; } svg { width: 100%; } svg text { font-size: 11px; fill: var(--soft); }
 .grid { stroke: var(--line); } .line { fill: none; stroke: var(--a); stroke-width: 1.8; } .line.s1 { stroke: var(--b); }
 svg text.name { fill: var(--a); } svg text.name.s1 { fill: var(--b); } rect { fill: var(--a); }

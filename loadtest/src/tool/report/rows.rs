@@ -69,6 +69,9 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     if outcome.errors > 0 {
         remarks.push(format!("errors (refused, unanswered, disconnected): {}", thousands(outcome.errors)));
     }
+    if !outcome.counted.is_empty() {
+        remarks.push(format!("the servers counted: {}", outcome.counted));
+    }
     let busy = outcome.spent.machine_busy * 100.0;
     let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;
     remarks.push(format!("the generator used {own:.0} % of a core; all cores were {busy:.0} % busy"));
@@ -79,7 +82,8 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
 /// The table of a run.
 pub fn table(run: &Run) -> String {
     let rows: Vec<Row<'_>> = of(run).collect();
-    let width = rows.iter().map(|row| row.figure.name.chars().count()).max().unwrap_or(0).max(20);
+    let names = rows.iter().map(|row| row.figure.name.as_str()).chain(run.floors.rows.iter().map(|row| row.name));
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
     let mut table = format!("\n{}\n", run.site);
     for outcome in &run.outcomes {
         let word = outcome.workload.word();
