@@ -7,25 +7,29 @@ export CARGO_BUILD_JOBS = $(JOBS)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit conformance chaos bench bench-gate
+.PHONY: help run test check audit conformance chaos bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Run the server: SQLite in ./data, nothing to install; it prints a link to join by
 	cargo run --locked --release -- serve
 
-# Cargo runs the unit tests first and the integration tests last, so the last line is their count.
+# First the unit tests; then the tests that start fleets of processes and break them, one at a time, since they need the
+# machine; then all others, so that the last line is their count.
+TEST := cargo test --locked --workspace --features starling/faults
 test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
 	tests/install.sh test
-	cargo test --locked -p starling-loadtest --lib --bins --tests
-	tests/with-services.sh cargo test --locked --features faults --lib --bins --test it
+	$(TEST) --lib --bins
+	tests/with-services.sh $(TEST) --test it -- chaos:: breakdown:: --test-threads 1
+	$(TEST) --test local
+	tests/with-services.sh $(TEST) --test it -- --skip chaos:: --skip breakdown::
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
 	tests/install.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
-	cargo test --locked --features faults --test it tidy
+	cargo test --locked --workspace --features starling/faults --test it tidy
 	cargo deny --locked --all-features check --hide-inclusion-graph bans licenses sources
 
 # Apart from `check`, because the database of advisories is fetched with git: it needs the open internet.
@@ -42,16 +46,8 @@ MINUTES ?= 30
 chaos: ## Break a fleet of processes in every way for half an hour, and check that it kept its promises
 	tests/install.sh test
 	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
-		cargo test --locked --features faults --test it chaos::as_long_as_told -- --ignored --nocapture
+		cargo test --locked --workspace --features starling/faults --test it chaos::as_long_as_told -- --ignored --nocapture
 
 bench: ## Measure speed and memory, on a Postgres that really writes to disk
 	tests/install.sh test
 	STARLING_TEST_FSYNC=on tests/with-services.sh cargo bench --locked
-
-# The ratios are comparable between machines of one kind, the figures are not. To commit what was measured:
-#   target/release/starling-loadtest gate target/bench.json --accept
-bench-gate: ## Measure against bare servers; fail if a ratio is more than 25 % worse than loadtest/ratios.json
-	tests/install.sh test
-	cargo build --locked --release -p starling -p starling-loadtest
-	target/release/starling-loadtest local --replicas 3 --embedded --floors sends fanout idle --json target/bench.json
-	target/release/starling-loadtest gate target/bench.json

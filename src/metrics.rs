@@ -32,6 +32,7 @@ const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
 const REPLICAS: &str = "starling_replicas";
 const REDIS_SECONDS: &str = "starling_redis_seconds";
 const REDIS_ERRORS: &str = "starling_redis_errors_total";
+const BUS_CONNECTED: &str = "starling_bus_connected";
 const BUS_UNTOLD: &str = "starling_bus_events_untold_total";
 const BUS_RECONNECTS: &str = "starling_bus_reconnects_total";
 const BUS_DEAF: &str = "starling_bus_deaf_total";
@@ -69,6 +70,10 @@ pub fn describe() {
     describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
     describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
     describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
+    describe_gauge!(
+        BUS_CONNECTED,
+        "1 while the subscribed connection to Redis is up; while 0, the store is asked every second"
+    );
     describe_counter!(BUS_UNTOLD, "Events that could not be published; the other replicas were told to look");
     describe_counter!(BUS_RECONNECTS, "Times that the subscribed connection was lost");
     describe_counter!(
@@ -204,6 +209,11 @@ pub fn redis_call(unit: &'static str, took: Duration, done: bool) {
     if !done {
         counter!(REDIS_ERRORS, "unit" => unit).increment(1);
     }
+}
+
+/// The subscribed connection came up, or went.
+pub fn bus_connected(connected: bool) {
+    gauge!(BUS_CONNECTED).set(f64::from(u8::from(connected)));
 }
 
 /// Events could not be published.

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
+use rand::Rng;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -131,7 +134,9 @@ impl Cluster {
         let Some(redis) = config.redis.clone() else {
             return Ok(Self::of_one());
         };
-        let key = ClusterKey(store.cluster_key(rand::random()).await?);
+        let mut fresh = [0; 32];
+        UnwrapErr(SysRng).fill_bytes(&mut fresh);
+        let key = ClusterKey(store.cluster_key(fresh).await?);
         let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks, stop);
         let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
         Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))

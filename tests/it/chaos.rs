@@ -3,6 +3,7 @@
 //! `make chaos` runs [`as_long_as_told`]; `make test` a short one, and one for each deliberate fault of the server that the
 //! checker must notice.
 
+mod database;
 mod fault;
 mod mutants;
 mod scene;
@@ -50,6 +51,7 @@ struct Events {
 }
 
 async fn run(run: &Run) -> (Events, Verdict) {
+    announce(run);
     let mut stage = Stage::set(REPLICAS, &run.wrong).await;
     let scene = Scene::set(&stage, run.seed, run.pace).await;
     scene.begin();
@@ -99,6 +101,11 @@ async fn recover(scene: &Scene, stage: &mut Stage, events: &mut Events) -> Durat
     start.elapsed()
 }
 
+#[expect(clippy::print_stdout, reason = "who wants to see a failure again needs the seed")]
+fn announce(run: &Run) {
+    println!("seed {}: {} s, {REPLICAS} replicas", run.seed, run.span.as_secs());
+}
+
 #[expect(clippy::print_stdout, reason = "a long run shows that it lives")]
 fn report_progress(start: Instant, events: &Events, scene: &Scene) {
     let (operations, frames) = scene.history.len();
@@ -108,7 +115,7 @@ fn report_progress(start: Instant, events: &Events, scene: &Scene) {
 
 #[expect(clippy::print_stdout, reason = "the figures are what the run is for")]
 fn print(run: &Run, events: &Events, verdict: &Verdict) {
-    println!("seed {}: {} s, {REPLICAS} replicas", run.seed, run.span.as_secs());
+    println!("seed {}", run.seed);
     println!("faults: {} of {} kinds", events.faults.values().sum::<u64>(), events.faults.len());
     for (fault, count) in &events.faults {
         println!("  {count:>4} {fault:?}");

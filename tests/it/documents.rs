@@ -177,3 +177,21 @@ fn error_codes_are_words_that_differ() {
         assert!(!code.title().is_empty());
     }
 }
+
+/// `RELIABILITY.md` names a test for each promise; none of the names may be made up.
+#[test]
+fn every_test_that_is_promised_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("RELIABILITY.md")).unwrap();
+    let named: BTreeSet<&str> =
+        page.split('`').filter(|word| word.contains("::") && word.bytes().all(|it| it != b' ')).collect();
+    assert!(named.len() > 50, "{}", named.len());
+    for name in named {
+        let mut path: Vec<&str> = name.split("::").collect();
+        let function = path.pop().unwrap();
+        let file = root.join("tests/it").join(path.join("/")).with_extension("rs");
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
+        let is_there = text.contains(&format!("fn {function}(")) || text.contains(&format!("    {function}: "));
+        assert!(is_there, "{name} is not in {}", file.display());
+    }
+}

@@ -2,10 +2,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
 
 mod api;
+mod breakdown;
 mod chaos;
 mod cluster;
 mod documents;
-mod fleet;
 mod gateway;
 mod outages;
 mod postgres;

@@ -4,6 +4,8 @@
 //! holders of the cluster's key can make (HMAC-SHA256, RFC 2104). The key is in the database, never in Redis. What is
 //! replayed is harmless: durable events are known by their `rev`, and the rest only repeats what was so.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -36,6 +38,12 @@ impl ClusterKey {
         sealed.extend_from_slice(&self.code(context, body).finalize().into_bytes());
         sealed.extend_from_slice(body);
         sealed
+    }
+
+    /// A name for something that must not be readable in Redis: a login, an address.
+    pub fn veil(&self, context: &str, secret: &str) -> String {
+        let code = self.code(context, secret.as_bytes()).finalize().into_bytes();
+        URL_SAFE_NO_PAD.encode(&code[..16])
     }
 
     /// The body, if its seal is true.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bb8_redis::redis::Script;
 
+use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
 use crate::cluster::memory::MemoryRateLimiter;
 use crate::cluster::{BoxFuture, RateLimiter};
@@ -27,6 +28,7 @@ const TAKE: &str = "
 /// [`Rate::alone`].
 pub struct RedisRateLimiter {
     redis: Arc<Redis>,
+    key: ClusterKey,
     clock: Clock,
     script: Script,
     alone: MemoryRateLimiter,
@@ -34,8 +36,8 @@ pub struct RedisRateLimiter {
 
 impl RedisRateLimiter {
     /// Rate limits in this Redis.
-    pub fn new(redis: Arc<Redis>, clock: Clock) -> Self {
-        Self { redis, clock, script: Script::new(TAKE), alone: MemoryRateLimiter::default() }
+    pub fn new(redis: Arc<Redis>, key: ClusterKey, clock: Clock) -> Self {
+        Self { redis, key, clock, script: Script::new(TAKE), alone: MemoryRateLimiter::default() }
     }
 }
 
@@ -44,7 +46,7 @@ impl RateLimiter for RedisRateLimiter {
         Box::pin(async move {
             let every = u64::try_from(rate.every.as_millis()).unwrap_or(u64::MAX);
             let mut call = self.script.prepare_invoke();
-            call.key(self.redis.key("rate", &format!("{}:{key}", rate.name)));
+            call.key(self.redis.key("rate", &format!("{}:{}", rate.name, self.key.veil(rate.name, key))));
             call.arg(every).arg(rate.burst).arg(self.clock.advanced_ms());
             match self.redis.script::<u64>("rate", &call).await {
                 Ok(0) => Ok(()),

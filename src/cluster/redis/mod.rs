@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::BusInbox;
+use crate::metrics;
 use crate::model::Clock;
 use crate::model::faults::{self, Mutant};
 
@@ -77,8 +78,8 @@ impl RedisCluster {
                 watcher.look_at_everything();
             }
         }));
-        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key, tasks.clone()));
-        let limiter = Arc::new(RedisRateLimiter::new(redis, clock.clone()));
+        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), tasks.clone()));
+        let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
     }
 }
@@ -165,10 +166,12 @@ impl BusHealth {
 
     fn connected(&self) {
         self.connected.store(true, Ordering::Relaxed);
+        metrics::bus_connected(true);
     }
 
     fn cut(&self) {
         self.connected.store(false, Ordering::Relaxed);
+        metrics::bus_connected(false);
     }
 
     /// The present, to count a connection's silence from.
@@ -180,5 +183,24 @@ impl BusHealth {
     fn silence(&self, mark: u64) -> Duration {
         let heard = self.heard_at_ms.load(Ordering::Relaxed).max(mark);
         Duration::from_millis(self.now_ms().saturating_sub(heard))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_deaf_if_it_speaks_for_long_without_hearing_itself_and_not_if_it_can_not_speak() {
+        let health = BusHealth::new();
+        let at = |sang_at_ms, heard_at_ms| {
+            health.sang_at_ms.store(sang_at_ms, Ordering::Relaxed);
+            health.heard_at_ms.store(heard_at_ms, Ordering::Relaxed);
+            health.is_deaf()
+        };
+        assert!(!at(0, 0), "it has just begun");
+        assert!(!at(60_000, 59_000), "it hears itself");
+        assert!(at(60_000, 44_000), "it spoke, and heard nothing for 16 s");
+        assert!(!at(60_000, 60_000), "Redis went away at 60 s, and time passes");
     }
 }

@@ -32,8 +32,29 @@ async fn not_looking_when_a_replica_dies_is_noticed() {
     let _turn = TURN.lock().await;
     let wrong = Wrong { mutant: Some(Mutant::NoLookOnDeath.word()), ..Wrong::default() };
     // The slow check of all chats may come in time by chance, now and then.
-    let slowest = crate::fleet::last_words(&wrong, 6).await;
+    let slowest = crate::breakdown::last_words(&wrong, 6).await;
     assert!(slowest > Duration::from_secs(5), "it survives: {slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn believing_the_dead_is_noticed() {
+    let _turn = TURN.lock().await;
+    let wrong = Wrong { mutant: Some(Mutant::GhostsNeverExpire.word()), ..Wrong::default() };
+    assert_eq!(crate::breakdown::ghosts_go(&wrong).await, None, "it survives");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letting_an_outbox_grow_is_noticed() {
+    let _turn = TURN.lock().await;
+    let wrong = Wrong { mutant: Some(Mutant::UnboundedOutbox.word()), ..Wrong::default() };
+    assert_eq!(crate::breakdown::stalled(&wrong).await.0, None, "it survives");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_what_does_not_fit_is_noticed() {
+    let _turn = TURN.lock().await;
+    let wrong = Wrong { mutant: Some(Mutant::DropOnOverflow.word()), ..Wrong::default() };
+    assert!(!crate::breakdown::stalled(&wrong).await.1, "it survives");
 }
 
 macro_rules! mutants {

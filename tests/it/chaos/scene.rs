@@ -76,6 +76,10 @@ impl Scene {
         let comers: Vec<Actor> = actors[WRITERS..].to_vec();
         let churn = work.at_pace(work.pace * 3);
         work.spawn(workload::churn_membership(churn, actors[0].clone(), comers, self.churned.clone()));
+        let users: Vec<String> = actors.iter().map(|actor| actor.account().user_id.clone()).collect();
+        for device in &devices[4..7] {
+            work.spawn(watch(work.at_pace(Duration::from_secs(3)), device.clone(), users.clone()));
+        }
         let slow = work.at_pace(Duration::from_millis(1500));
         work.spawn(workload::churn_sessions(slow.clone(), actors[15].clone(), self.hot.clone()));
         work.spawn(workload::cut_now_and_then(work.at_pace(Duration::from_millis(500)), devices.clone()));
@@ -97,5 +101,14 @@ impl Scene {
     /// The devices hang up.
     pub async fn hang_up(&self) {
         self.watching.finish().await;
+    }
+}
+
+/// A device asks who is online, again and again, since each connection has to ask anew.
+async fn watch(work: Work, device: Device, users: Vec<String>) {
+    let mut rng = work.rng();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    while work.rest(&mut rng).await {
+        device.watch_presence(&users).await;
     }
 }

@@ -6,6 +6,7 @@ use starling_loadtest::checker::{Evidence, Exposed, Limits, Report, check};
 use starling_loadtest::history::{self, Record};
 use starling_loadtest::workload;
 
+use super::database;
 use super::scene::Scene;
 use super::stage::Stage;
 use crate::support::Mode;
@@ -67,7 +68,8 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
     }
     let healed_us = Some(scene.history.now_us());
     tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
-    let log = workload::read_final_log(&scene.community.actors).await.unwrap();
+    let mut log = workload::read_final_log(&scene.community.actors).await.unwrap();
+    database::complete(&mut log, &scene.history, &stage.postgres.url()).await;
     scene.hang_up().await;
     let keys: Vec<String> = stage.redis.command(&["KEYS", "*"]).await;
     let exposed = [

@@ -58,6 +58,18 @@ async fn two_replicas_grant_one_burst_between_them() {
 }
 
 #[tokio::test]
+async fn who_is_limited_can_not_be_read_in_redis() {
+    let (redis, now) = (OwnRedis::start().await, Clock::system().now());
+    let replica = Replica::join(&redis.url(), &prefix());
+    for key in ["ada.lovelace", "203.0.113.7"] {
+        replica.cluster.limiter.take(RATE, key, now).await.unwrap();
+    }
+    let keys: Vec<String> = redis.command(&["KEYS", "*:rate:*"]).await;
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    assert!(keys.iter().all(|key| !key.contains("lovelace") && !key.contains("203.0")), "{keys:?}");
+}
+
+#[tokio::test]
 async fn a_wrong_clock_of_one_replica_changes_nothing() {
     let prefix = prefix();
     let (right, wrong) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));

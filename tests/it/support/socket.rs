@@ -109,6 +109,19 @@ impl Socket {
         next.and_then(Result::ok)
     }
 
+    /// The next message of any kind, if one comes within `span` and the connection is there.
+    pub async fn next_raw_in(&mut self, span: Duration) -> Option<Message> {
+        tokio::time::timeout(span, self.stream.next()).await.ok()?.and_then(Result::ok)
+    }
+
+    /// The next frame, if it is there already.
+    pub async fn next_now(&mut self) -> Option<Value> {
+        match self.next_raw_in(Duration::from_millis(10)).await? {
+            Message::Text(text) => serde_json::from_str(&text).ok(),
+            _ => None,
+        }
+    }
+
     /// The next frame.
     pub async fn next(&mut self) -> Value {
         loop {

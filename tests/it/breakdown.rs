@@ -10,6 +10,7 @@ use starling_loadtest::checker::{Evidence, Limits, check};
 use starling_loadtest::device::{Device, DeviceOptions};
 use starling_loadtest::history::{Bounds, History};
 use starling_loadtest::workload::{self, Community, Work};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::chaos::stage::{Stage, Wrong};
@@ -224,4 +225,70 @@ async fn a_herd_that_lost_its_replica_is_back_within_thirty_seconds() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(workload::wait_until_live(&herd.devices, Duration::from_secs(30)).await);
     herd.work.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_users_of_a_killed_replica_are_shown_offline_within_twenty_seconds_and_nobody_else() {
+    assert!(ghosts_go(&Wrong::default()).await.is_some_and(|took| took < Duration::from_secs(20)));
+}
+
+/// Kills a replica for good. How long it took until its user was shown offline, up to 25 s; a user of the other replica
+/// must not be.
+pub async fn ghosts_go(wrong: &Wrong) -> Option<Duration> {
+    let mut stage = Stage::set(2, wrong).await;
+    let people = users(&stage, &[0, 0, 1]).await;
+    let [watcher, neighbour, ghost] = people.as_slice() else { panic!("three were made") };
+    watcher.group(&[neighbour, ghost]).await;
+    let (_near, _far) = (Socket::live(neighbour).await, Socket::live(ghost).await);
+    let mut socket = Socket::live(watcher).await;
+    socket.send(json!({ "type": "watch_presence", "user_ids": [neighbour.id, ghost.id] })).await;
+    for _ in 0..2 {
+        assert_eq!(socket.expect("presence").await["online"], true);
+    }
+    stage.replicas[1].kill().await;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(25) {
+        socket.send(json!({ "type": "ping" })).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        while let Some(frame) = socket.next_now().await {
+            if frame["type"] == "presence" {
+                assert_eq!((&frame["user_id"], &frame["online"]), (&json!(ghost.id), &json!(false)));
+                return Some(start.elapsed());
+            }
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stalls_is_closed_before_it_costs_much_and_gets_nothing_out_of_the_middle() {
+    assert_eq!(stalled(&Wrong::default()).await, (Some(4413), true));
+}
+
+/// Sends more to a reader than its bound and the sockets hold, while it does not read. The code that it is closed with in
+/// the end, and whether what it got was without a gap.
+pub async fn stalled(wrong: &Wrong) -> (Option<u16>, bool) {
+    let stage = Stage::set(1, wrong).await;
+    let people = users(&stage, &[0, 0]).await;
+    let chat = people[0].private_chat(&people[1]).await;
+    let mut socket = Socket::narrow(&people[1]).await;
+    socket.send(json!({ "type": "sync" })).await;
+    socket.until("synced").await;
+    let filler = "🐢".repeat(4_000);
+    for number in 0..700 {
+        assert_eq!(send(&people[0], &chat, &format!("{number} {filler}")).await, 201);
+    }
+    let (mut last, mut whole) = (1, true);
+    while let Some(message) = socket.next_raw_in(Duration::from_secs(3)).await {
+        match message {
+            Message::Text(text) => {
+                let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+                whole &= frame["rev"] == last + 1;
+                last = frame["rev"].as_i64().unwrap();
+            }
+            Message::Close(frame) => return (frame.map(|frame| frame.code.into()), whole),
+            _ => {}
+        }
+    }
+    (None, whole && last == 701)
 }
