@@ -11,7 +11,7 @@
 //! | [`checker`] | a pure function from a record and the final log to what is wrong with them |
 //! | [`workload`] | users and what they do, bounded and seeded |
 //!
-//! It knows nothing of the server but its protocol.
+//! It knows nothing of the server but its protocol. The program `starling-loadtest` is built around it, in `tool`.
 
 pub mod actor;
 pub mod checker;

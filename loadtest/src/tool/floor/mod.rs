@@ -1,0 +1,98 @@
+//! What the same hardware gives without a chat server: every result is held against these.
+
+mod commits;
+mod drive;
+mod publish;
+mod server;
+
+use serde::Serialize;
+use tokio::process::Command;
+
+use super::cli::Load;
+use super::site::child::ending_with_us;
+use super::site::replica::Replica;
+use super::stage::FloorKind;
+
+pub use server::serve;
+
+/// One floor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Floor {
+    /// What is held against it; absent for one that only informs.
+    pub kind: Option<FloorKind>,
+    /// What it says.
+    pub name: &'static str,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+/// The floors of a run; none if they were not asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Floors {
+    /// One a row.
+    pub rows: Vec<Floor>,
+}
+
+impl Floors {
+    /// The value of a floor, if it was measured.
+    pub fn of(&self, kind: FloorKind) -> Option<f64> {
+        self.rows.iter().find(|row| row.kind == Some(kind)).map(|row| row.value)
+    }
+
+    fn add(&mut self, kind: Option<FloorKind>, name: &'static str, value: f64, unit: &'static str) {
+        self.rows.push(Floor { kind, name, value, unit });
+    }
+}
+
+/// Measures the floors, a few seconds each: those of sockets always, those of Postgres and Redis where there are any;
+/// without Postgres, a file stands in for the floor of a durable send.
+///
+/// # Errors
+/// If a bare server does not start or does not answer.
+pub async fn measure(load: &Load, database: Option<String>, redis_port: Option<u16>) -> Result<Floors, String> {
+    let mut floors = Floors::default();
+    let echo = bare(&[]).await?;
+    let kib = drive::connection_kib(&echo, usize::from(load.connections)).await?;
+    floors.add(Some(FloorKind::Connection), "memory of a connection of a bare WebSocket server", kib, "KiB");
+    let echoes = drive::round_trips(&echo, usize::from(load.senders)).await?;
+    floors.add(Some(FloorKind::Frames), "echoes of a bare WebSocket server", echoes, "/s");
+    let writes = drive::fan_out(&echo, usize::from(load.members)).await?;
+    floors.add(Some(FloorKind::FanOut), "deliveries of a bare WebSocket server", writes, "/s");
+    drop(echo);
+    if let Some(url) = &database {
+        let commits = bare(&["--database", url]).await?;
+        let sends = drive::round_trips(&commits, usize::from(load.senders)).await?;
+        floors.add(
+            Some(FloorKind::GroupedSends),
+            "inserts of a bare server that groups them into commits",
+            sends,
+            "/s",
+        );
+        drop(commits);
+        let single = commits::single_rows(url).await?;
+        floors.add(None, "commits of one row, one at a time", single, "/s");
+    }
+    if database.is_none() {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = dir.path().join("lines").display().to_string();
+        let file = bare(&["--file", &path]).await?;
+        let sends = drive::round_trips(&file, usize::from(load.senders)).await?;
+        let name = "appends of a bare server that groups them into syncs of a file";
+        floors.add(Some(FloorKind::GroupedSends), name, sends, "/s");
+    }
+    if let Some(port) = redis_port {
+        floors.add(None, "PUBLISH on one connection, 64 at once", publish::rate(port).await?, "/s");
+    }
+    Ok(floors)
+}
+
+/// A bare server in a process of its own, so that its memory can be told from this program's.
+async fn bare(args: &[&str]) -> Result<Replica, String> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command: Command = ending_with_us(&own);
+    command.arg("floor").args(args).stdin(std::process::Stdio::null());
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    Replica::start(command, &dir.path().join("log")).await
+}

@@ -1,0 +1,111 @@
+//! The gate: ratios to floors, against those that were committed. Ratios and not figures, so that another machine's are
+//! comparable.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::stage::Better;
+
+/// How much worse a ratio may get.
+const WORSE_MAX: f64 = 0.25;
+
+/// A row of the committed file.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// The figure, divided by its floor.
+    pub ratio: f64,
+    /// Which way it is good.
+    pub better: Better,
+}
+
+/// Ratios by their row: deployment, workload, figure.
+pub type Ratios = BTreeMap<String, Ratio>;
+
+#[derive(Deserialize)]
+struct Measured {
+    ratios: Ratios,
+}
+
+/// Compares what a run wrote with what is committed, or commits it. Whether nothing got too much worse.
+///
+/// # Errors
+/// If a file can't be read or written.
+pub fn run(json: &Path, against: &Path, accept: bool) -> Result<bool, String> {
+    let measured: Measured = read(json)?;
+    if accept {
+        let text = serde_json::to_string_pretty(&measured.ratios).map_err(|error| error.to_string())?;
+        std::fs::write(against, text + "\n").map_err(|error| format!("{}: {error}", against.display()))?;
+        println!("{} ratios are written to {}", measured.ratios.len(), against.display());
+        return Ok(true);
+    }
+    let committed: Ratios = read(against)?;
+    let worse = worse(&committed, &measured.ratios);
+    for sentence in &worse {
+        println!("{sentence}");
+    }
+    if worse.is_empty() {
+        println!("{} ratios hold within {:.0} %", committed.len(), WORSE_MAX * 100.0);
+    }
+    Ok(worse.is_empty())
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// What is more than a quarter worse, or was not measured, in sentences that name the row.
+fn worse(committed: &Ratios, measured: &Ratios) -> Vec<String> {
+    let mut worse = Vec::new();
+    for (row, Ratio { ratio: was, better }) in committed {
+        let Some(Ratio { ratio: is, .. }) = measured.get(row) else {
+            worse.push(format!("{row}: was not measured"));
+            continue;
+        };
+        // How many times worse: a rate that falls to four fifths and a cost that grows by a quarter weigh the same.
+        let times = match better {
+            Better::Higher if *is > 0.0 => was / is,
+            Better::Lower if *was > 0.0 => is / was,
+            Better::Higher => f64::INFINITY,
+            Better::Lower => 1.0,
+        };
+        if times > 1.0 + WORSE_MAX {
+            worse.push(format!("{row}: {is:.3} times its floor, was {was:.3}: {times:.2} times worse"));
+        }
+    }
+    worse
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(ratio: f64, better: Better) -> Ratios {
+        Ratios::from([("embedded / sends / durable".to_owned(), Ratio { ratio, better })])
+    }
+
+    #[test]
+    fn a_quarter_is_let_through_and_more_is_named() {
+        for (was, is, better, fine) in [
+            (0.5, 0.41, Better::Higher, true),
+            (0.5, 0.39, Better::Higher, false),
+            (0.5, 0.9, Better::Higher, true),
+            (0.5, 0.0, Better::Higher, false),
+            (2.0, 2.4, Better::Lower, true),
+            (2.0, 2.6, Better::Lower, false),
+            (2.0, 0.1, Better::Lower, true),
+        ] {
+            let found = worse(&one(was, better), &one(is, better));
+            assert_eq!(found.is_empty(), fine, "{was} {is} {better:?}: {found:?}");
+            assert!(found.iter().all(|it| it.starts_with("embedded / sends / durable: ")));
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_not_measured_fails_and_a_new_one_does_not() {
+        assert_eq!(worse(&one(1.0, Better::Lower), &Ratios::new()).len(), 1);
+        assert!(worse(&Ratios::new(), &one(1.0, Better::Lower)).is_empty());
+    }
+}

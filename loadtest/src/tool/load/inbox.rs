@@ -1,0 +1,104 @@
+//! Lists and history over a seeded community: what people look at when they open the program.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use starling_loadtest::wire::{ChatList, MessageList};
+use tokio::task::JoinSet;
+
+use super::Measured;
+use super::seed::{Seeded, fill};
+use crate::tool::arith::real;
+use crate::tool::meter::Meter;
+use crate::tool::stage::{Figure, Stage};
+use crate::tool::watch::Watch;
+
+/// Readers at once.
+const READERS: usize = 8;
+/// Messages of a page.
+const PAGE: u32 = 50;
+
+pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
+    let (chats, seeded) = fill(stage).await?;
+    let chats = Arc::new(chats);
+    let warm_up = Duration::from_secs(stage.load.warm_up);
+    let (lists, pages) = (Meter::new("lists", warm_up)?, Meter::new("pages", warm_up)?);
+    let watch = Watch::begin(&stage.processes, vec![lists.clone(), pages.clone()]);
+    let until = Instant::now() + warm_up + Duration::from_secs(stage.load.seconds);
+    let mut readers = JoinSet::new();
+    for number in 0..READERS {
+        let reader = Reader { number, until, chats: chats.clone(), lists: lists.clone(), pages: pages.clone() };
+        readers.spawn(reader.run(stage.clone()));
+    }
+    let mut errors = seeded.errors;
+    for read in readers.join_all().await {
+        errors += read?;
+    }
+    lists.stop();
+    pages.stop();
+    let spent = watch.finish();
+    let mut figures = Vec::new();
+    for (word, meter) in [("list of chats", &lists), ("page of history", &pages)] {
+        let summary = meter.summary();
+        figures.push(Figure::rate(word, summary.rate, "/s"));
+        figures.push(Figure::cost(format!("{word}, p50"), real(summary.p50_us) / 1e3, "ms"));
+        figures.push(Figure::cost(format!("{word}, p99"), real(summary.p99_us) / 1e3, "ms"));
+    }
+    let (lists, pages) = (lists.summary(), pages.summary());
+    let proven =
+        format!("{} lists and {} pages were whole and in order", lists.count_with_warm_up, pages.count_with_warm_up);
+    Ok(Measured { figures, meters: vec![lists, pages], spent, errors, proven })
+}
+
+struct Reader {
+    number: usize,
+    until: Instant,
+    chats: Arc<Vec<Seeded>>,
+    lists: Arc<Meter>,
+    pages: Arc<Meter>,
+}
+
+impl Reader {
+    /// Reads on until the end. Returns how many requests failed.
+    async fn run(self, stage: Stage) -> Result<u64, String> {
+        let mut errors = 0;
+        let turns = self.chats.iter().cycle().skip(self.number * self.chats.len() / READERS);
+        for (turn, Seeded { owner, chat_id }) in turns.enumerate() {
+            if Instant::now() >= self.until {
+                break;
+            }
+            let begun = Instant::now();
+            match stage.request::<ChatList>(turn, *owner, Method::GET, "/chats", None).await {
+                Ok(list) => {
+                    self.lists.record(begun.elapsed());
+                    if !list.chats.iter().any(|chat| chat.id == *chat_id) && list.next_cursor.is_none() {
+                        stage.verdict.chat(chat_id, 1, "is missing from its member's list");
+                    }
+                }
+                Err(_) => errors += 1,
+            }
+            let begun = Instant::now();
+            let path = format!("/chats/{chat_id}/messages?max={PAGE}");
+            match stage.request::<MessageList>(turn + 1, *owner, Method::GET, &path, None).await {
+                Ok(page) => {
+                    self.pages.record(begun.elapsed());
+                    judge(&stage, chat_id, &page);
+                }
+                Err(_) => errors += 1,
+            }
+        }
+        Ok(errors)
+    }
+}
+
+/// Nobody writes any more, so the newest page is full and without a gap.
+fn judge(stage: &Stage, chat_id: &str, page: &MessageList) {
+    let ids: Vec<u32> = page.messages.iter().map(|message| message.id).collect();
+    if let Some(two) = ids.windows(2).find(|two| two[1] != two[0] + 1) {
+        stage.verdict.chat(chat_id, two[0] + 1, &format!("the page goes from message {} to {}", two[0], two[1]));
+    }
+    if ids.last().is_none_or(|last| *last < stage.load.messages) || ids.len() < PAGE as usize {
+        stage.verdict.chat(chat_id, stage.load.messages, &format!("the newest page ends early: {ids:?}"));
+    }
+}

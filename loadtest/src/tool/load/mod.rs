@@ -1,0 +1,108 @@
+//! The workloads.
+
+mod idle;
+mod inbox;
+mod listeners;
+mod pace;
+mod proof;
+mod recorded;
+mod seed;
+mod sender;
+mod slo;
+mod speed;
+mod users;
+
+use serde::Serialize;
+
+use super::cli::{Load, Workload};
+use super::meter::Summary;
+use super::stage::{Figure, Stage};
+use super::watch::Spent;
+
+/// Connections that one user may have.
+const CONNECTIONS_PER_USER: usize = 20;
+/// A seeded user has a private chat with so many of the next ones.
+const PEERS: usize = 4;
+
+/// What a workload measured and found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Which.
+    pub workload: Workload,
+    /// What it measured.
+    pub figures: Vec<Figure>,
+    /// Latencies.
+    pub meters: Vec<Summary>,
+    /// What was used.
+    pub spent: Spent,
+    /// What went wrong without breaking a promise: refusals, connections that ended.
+    pub errors: u64,
+    /// What was proven, in words.
+    pub proven: String,
+    /// What the servers counted meanwhile, in words; empty where they were not asked.
+    pub counted: String,
+    /// Promises that were broken.
+    pub violations: u64,
+    /// The first of them.
+    pub sentences: Vec<String>,
+}
+
+/// What a workload hands back.
+#[derive(Debug, Default)]
+struct Measured {
+    figures: Vec<Figure>,
+    meters: Vec<Summary>,
+    spent: Spent,
+    errors: u64,
+    proven: String,
+}
+
+/// Runs one workload.
+///
+/// # Errors
+/// In a sentence, if it can't be run. What a run finds wrong is part of its outcome.
+pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
+    let measured = match workload {
+        Workload::Idle => idle::run(stage).await?,
+        Workload::Sends => match stage.load.until_slo {
+            Some(objective_ms) => slo::search(stage, objective_ms).await?,
+            None => speed::sends(stage).await?,
+        },
+        Workload::Fanout => speed::fan_out(stage).await?,
+        Workload::Seed => seed::run(stage).await?,
+        Workload::Inbox => inbox::run(stage).await?,
+        Workload::Storm => recorded::storm(stage).await?,
+        Workload::Mix => recorded::mix(stage).await?,
+        Workload::Churn => recorded::churn(stage).await?,
+    };
+    let (violations, sentences) = stage.verdict.take();
+    let Measured { figures, meters, spent, errors, proven } = measured;
+    Ok(Outcome { workload, figures, meters, spent, errors, proven, counted: String::new(), violations, sentences })
+}
+
+/// How many accounts a workload needs.
+pub fn accounts_needed(load: &Load, workload: Workload) -> usize {
+    match workload {
+        Workload::Idle => usize::from(load.connections).div_ceil(CONNECTIONS_PER_USER),
+        Workload::Sends => 2 * usize::from(load.senders),
+        Workload::Fanout => usize::from(load.members) + 1,
+        Workload::Seed | Workload::Inbox | Workload::Storm | Workload::Mix | Workload::Churn => {
+            usize::from(load.people)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tool::cli::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn a_workload_asks_for_the_accounts_that_it_uses() {
+        let line = ["starling-loadtest", "local", "idle", "--connections", "41", "--senders", "3", "--members", "9"];
+        let Command::Local { load, .. } = Cli::parse_from(line).command else { panic!("not local") };
+        let needed = [Workload::Idle, Workload::Sends, Workload::Fanout].map(|it| accounts_needed(&load, it));
+        assert_eq!(needed, [3, 6, 10]);
+    }
+}

@@ -1,0 +1,57 @@
+//! Builds a community: private chats between neighbours, each with messages. Fast, since messages are sent before the
+//! ones before them are answered.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use starling_loadtest::wire::Chat;
+
+use super::speed::{REQUESTS_MAX, chat, drive, sender};
+use super::{Measured, PEERS};
+use crate::tool::arith::{ratio, real, real_len};
+use crate::tool::stage::{Figure, Stage};
+
+/// Chats that are filled at once, each on a connection of its own.
+const CHATS_AT_ONCE: usize = 64;
+
+pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
+    let (chats, mut measured) = fill(stage).await?;
+    let sends = measured.meters.first().ok_or("nothing was measured")?;
+    measured.figures.insert(0, Figure::rate("messages seeded", sends.rate, "/s"));
+    measured.figures.insert(1, Figure::rate("chats seeded", real_len(chats.len()), ""));
+    Ok(measured)
+}
+
+/// A chat that was filled, and who owns it.
+#[derive(Clone, Debug)]
+pub(super) struct Seeded {
+    /// The number of the account that wrote.
+    pub owner: usize,
+    /// The chat.
+    pub chat_id: String,
+}
+
+/// Makes the chats of the first people, and writes into each what it lacks. What was measured is of the last part.
+pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), String> {
+    let people = usize::from(stage.load.people);
+    stage.need_accounts(people)?;
+    let pairs = (0..people).flat_map(|owner| (1..=PEERS).map(move |step| (owner, (owner + step) % people)));
+    let making = pairs.map(|(owner, peer)| async move { Ok((owner, chat(stage, owner, "private", &[peer]).await?)) });
+    let making: Vec<_> = making.collect();
+    let made: Vec<(usize, Chat)> =
+        stream::iter(making).buffered(REQUESTS_MAX).try_collect::<Vec<_>>().await.map_err(|it: String| it)?;
+    let chats = made.iter().map(|(owner, chat)| Seeded { owner: *owner, chat_id: chat.id.clone() }).collect();
+    let mut all = Measured::default();
+    let mut messages = 0;
+    for some in made.chunks(CHATS_AT_ONCE) {
+        let lights = stage.connect_all(some.iter().map(|(owner, _)| *owner)).await?;
+        let with_users = lights.into_iter().zip(some.iter().map(|(owner, _)| *owner));
+        let senders = with_users.zip(some.iter().map(|(_, chat)| chat.clone()));
+        let senders: Vec<_> = senders.map(|(user, chat)| sender(stage, user, chat)).collect();
+        let measured = drive(stage, senders, Vec::new(), None, Some(stage.load.messages)).await?.measured(Vec::new());
+        messages += measured.meters.first().map_or(0, |meter| meter.count);
+        let errors = all.errors + measured.errors;
+        all = Measured { errors, ..measured };
+    }
+    all.proven = format!("{messages} messages were written and read back, each once and in its place");
+    all.figures = vec![Figure::cost("errors", 100.0 * ratio(real(all.errors), real(messages + all.errors)), "%")];
+    Ok((chats, all))
+}

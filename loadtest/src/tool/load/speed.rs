@@ -1,0 +1,221 @@
+//! How fast messages become durable and reach who is online: `sends` and `fanout`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::Method;
+use serde_json::json;
+use starling_loadtest::wire::Chat;
+use tokio::task::JoinSet;
+
+use super::Measured;
+use super::listeners::Listeners;
+use super::pace::Pace;
+use super::proof::prove;
+use super::sender::{Deliveries, Plan, Sender};
+use crate::tool::arith::{ratio, real};
+use crate::tool::light::Light;
+use crate::tool::meter::{Meter, Summary};
+use crate::tool::stage::{Figure, FloorKind, Stage};
+use crate::tool::watch::{Spent, Watch};
+
+/// Requests at once while a workload is set up, and while it is proven.
+pub(super) const REQUESTS_MAX: usize = 16;
+/// Members named when a channel is made; the server takes no more at once.
+const MEMBERS_AT_ONCE: usize = 100;
+/// How long a sender's own connection may take to be told its last message.
+const SETTLE: Duration = Duration::from_secs(15);
+/// How long a burst may take at most.
+const BURST: Duration = Duration::from_hours(1);
+
+/// Makes a chat, or finds the one private chat of a pair.
+pub(super) async fn chat(stage: &Stage, owner: usize, kind: &str, members: &[usize]) -> Result<Chat, String> {
+    let ids: Vec<&str> = members.iter().map(|user| stage.accounts[*user].user_id.as_str()).collect();
+    let mut body = json!({ "kind": kind, "member_ids": ids });
+    if kind != "private" {
+        body["name"] = json!("Load test");
+    }
+    stage.request(owner, owner, Method::POST, "/chats", Some(&body)).await
+}
+
+pub(super) fn sender(stage: &Stage, (light, user): (Light, usize), chat: Chat) -> Sender {
+    Sender {
+        light,
+        user,
+        chat: chat.id,
+        first_id: chat.last_message_id,
+        key: format!("{}-{user}", stage.tag),
+        acknowledged: Vec::new(),
+        sent: 0,
+        errors: 0,
+        deliveries: None,
+    }
+}
+
+/// Senders, each in a private chat of their own.
+pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
+    let senders = usize::from(stage.load.senders);
+    stage.need_accounts(2 * senders)?;
+    let making = (0..senders).map(|number| {
+        let members = [2 * number + 1];
+        async move { chat(stage, 2 * number, "private", &members).await }
+    });
+    let chats: Vec<Chat> = stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    let mut listening = Vec::new();
+    if stage.load.peers_online {
+        let lights = stage.connect_all((0..senders).map(|number| 2 * number + 1)).await?;
+        listening = lights.into_iter().zip(chats.iter().map(|chat| chat.id.clone())).collect();
+    }
+    let lights = stage.connect_all((0..senders).map(|number| 2 * number)).await?;
+    let users = lights.into_iter().enumerate().map(|(number, light)| (light, 2 * number));
+    let senders = users.zip(chats).map(|(user, chat)| sender(stage, user, chat)).collect();
+    let ran = drive(stage, senders, listening, None, None).await?;
+    let (sends, count) = (&ran.sends, ran.sends.count_with_warm_up);
+    let kind = if stage.load.rate.is_some() { "open loop" } else { "closed loop" };
+    let mut figures = vec![
+        Figure::rate(format!("durable sends, {kind}"), sends.rate, "/s").over(FloorKind::GroupedSends),
+        Figure::cost("send to acknowledgement, p50", real(sends.p50_us) / 1e3, "ms"),
+        Figure::cost("send to acknowledgement, p99", real(sends.p99_us) / 1e3, "ms"),
+        Figure::cost("send to acknowledgement, p99.9", real(sends.p999_us) / 1e3, "ms"),
+    ];
+    if let Some(deliveries) = &ran.deliveries {
+        figures.push(Figure::cost("send to delivery, p50", real(deliveries.p50_us) / 1e3, "ms"));
+        figures.push(Figure::cost("send to delivery, p99", real(deliveries.p99_us) / 1e3, "ms"));
+    }
+    costs(&mut figures, &ran.spent, "send", count);
+    Ok(ran.measured(figures))
+}
+
+/// A channel in which one writes and many are online.
+pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
+    let members: Vec<usize> = (1..=usize::from(stage.load.members)).collect();
+    stage.need_accounts(members.len() + 1)?;
+    let (first, later) = members.split_at(members.len().min(MEMBERS_AT_ONCE));
+    let made = chat(stage, 0, "channel", first).await?;
+    for user in later {
+        let body = json!({ "user_id": stage.accounts[*user].user_id });
+        let path = format!("/chats/{}/members", made.id);
+        let _: serde_json::Value = stage.request(0, 0, Method::POST, &path, Some(&body)).await?;
+    }
+    let chat_id = made.id.clone();
+    let listening = stage.connect_all(members.iter().copied()).await?;
+    let listening: Vec<_> = listening.into_iter().map(|light| (light, chat_id.clone())).collect();
+    let light = stage.connect_all(std::iter::once(0)).await?.pop().ok_or("no connection")?;
+    let deliveries = Deliveries::new(members.len());
+    let mut owner = sender(stage, (light, 0), made);
+    owner.deliveries = stage.load.rate.is_none().then(|| deliveries.clone());
+    let ran = drive(stage, vec![owner], listening, Some(deliveries), None).await?;
+    let mut figures = Vec::new();
+    if let Some(delivered) = &ran.deliveries {
+        figures = vec![
+            Figure::rate(format!("deliveries to {} members", members.len()), delivered.rate, "/s")
+                .over(FloorKind::FanOut),
+            Figure::rate("messages into the channel", ran.sends.rate, "/s"),
+            Figure::cost("send to delivery, p50", real(delivered.p50_us) / 1e3, "ms"),
+            Figure::cost("send to delivery, p99", real(delivered.p99_us) / 1e3, "ms"),
+        ];
+        costs(&mut figures, &ran.spent, "delivery", delivered.count_with_warm_up);
+    }
+    Ok(ran.measured(figures))
+}
+
+/// CPU of each role for each of `count`, where it is known.
+fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64) {
+    for role in &spent.roles {
+        let each = spent.cpu_us_each(role.role, count);
+        figures.push(Figure::cost(format!("CPU of {} a {what}", role.role), each, "us"));
+    }
+}
+
+pub(super) struct Ran {
+    sends: Summary,
+    deliveries: Option<Summary>,
+    spent: Spent,
+    errors: u64,
+    acknowledged: u64,
+    read: u64,
+    listeners: u64,
+}
+
+impl Ran {
+    pub(super) fn measured(self, mut figures: Vec<Figure>) -> Measured {
+        let Self { sends, deliveries, spent, errors, acknowledged, read, listeners } = self;
+        let tried = acknowledged + errors;
+        figures.push(Figure::cost("errors", 100.0 * ratio(real(errors), real(tried)), "%"));
+        let mut proven = format!("{acknowledged} acknowledged sends are among {read} messages read back");
+        if listeners > 0 {
+            proven = format!("{proven}; {listeners} listeners were told every rev in order, up to the last");
+        }
+        let meters = std::iter::once(sends).chain(deliveries).collect();
+        Measured { figures, meters, spent, errors, proven }
+    }
+}
+
+/// Sends for the time of the run, or until each has sent what `burst` says, then proves what was acknowledged and
+/// delivered.
+pub(super) async fn drive(
+    stage: &Stage,
+    senders: Vec<Sender>,
+    listening: Vec<(Light, String)>,
+    deliveries: Option<Arc<Deliveries>>,
+    burst: Option<u32>,
+) -> Result<Ran, String> {
+    let warm_up = if burst.is_some() { Duration::ZERO } else { Duration::from_secs(stage.load.warm_up) };
+    let sends = Meter::new("sends", warm_up)?;
+    let delivered = if listening.is_empty() { None } else { Some(Meter::new("deliveries", warm_up)?) };
+    let listeners = Listeners::start(stage, listening, delivered.as_ref(), deliveries.as_ref());
+    let watch = Watch::begin(&stage.processes, std::iter::once(sends.clone()).chain(delivered.clone()).collect());
+    let start = Instant::now();
+    let span = if burst.is_some() { BURST } else { Duration::from_secs(stage.load.seconds) };
+    let until = start + warm_up + span;
+    let count = senders.len();
+    let mut sending = JoinSet::new();
+    for (number, sender) in senders.into_iter().enumerate() {
+        let pace = match (burst, stage.load.rate) {
+            // The chat may hold some already.
+            (Some(messages), _) => Pace::Burst(messages.saturating_sub(sender.first_id)),
+            (None, Some(rate)) => Pace::open(start, rate, number, count),
+            (None, None) => Pace::Closed,
+        };
+        sending.spawn(sender.run(Plan { pace, until, epoch: stage.epoch, meter: sends.clone() }));
+    }
+    let ending = async {
+        if burst.is_none() {
+            tokio::time::sleep_until(until.into()).await;
+            sends.stop();
+            if let Some(delivered) = &delivered {
+                delivered.stop();
+            }
+        }
+    };
+    let ((), mut senders) = tokio::join!(ending, sending.join_all());
+    sends.stop();
+    let spent = watch.finish();
+    for sender in &mut senders {
+        let rev = last_rev(stage, sender).await?;
+        if !sender.until_rev(rev, SETTLE).await {
+            let next = sender.light.rev(&sender.chat) + 1;
+            stage.verdict.chat(&sender.chat, next, &format!("its sender was not told it; the chat is at {rev}"));
+        }
+    }
+    let rev_of = |chat: &str| senders.iter().find(|it| it.chat == chat).map_or(0, |it| it.light.rev(chat));
+    let (listeners, lost) = listeners.finish(stage, rev_of).await;
+    let proving = senders.iter().enumerate().map(|(number, sender)| prove(stage, number + 1, sender));
+    let read: Vec<u64> = stream::iter(proving.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    Ok(Ran {
+        sends: sends.summary(),
+        deliveries: delivered.map(|meter| meter.summary()),
+        spent,
+        errors: lost + senders.iter().map(|sender| sender.errors).sum::<u64>(),
+        acknowledged: senders.iter().map(|sender| sender.acknowledged.len() as u64).sum(),
+        read: read.iter().sum(),
+        listeners,
+    })
+}
+
+async fn last_rev(stage: &Stage, sender: &Sender) -> Result<u32, String> {
+    let path = format!("/chats/{}", sender.chat);
+    let chat: Chat = stage.request(sender.user, sender.user, Method::GET, &path, None).await?;
+    Ok(chat.rev)
+}

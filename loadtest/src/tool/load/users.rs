@@ -1,0 +1,201 @@
+//! Recorded users, for workloads that are about being right: everything goes through the record and the checker.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use starling_loadtest::checker::{Evidence, FinalLog, Limits, check};
+use starling_loadtest::device::{Device, DeviceOptions};
+use starling_loadtest::history::{Bounds, History, Kind, Name, Outcome, Record};
+use starling_loadtest::workload::{self, Community, Work};
+use tokio_util::sync::CancellationToken;
+
+use super::Measured;
+use crate::tool::arith::{ratio, real};
+use crate::tool::meter::{Second, Summary};
+use crate::tool::stage::{Figure, Stage};
+use crate::tool::watch::Watch;
+
+/// How long a request may take.
+const REQUEST: Duration = Duration::from_secs(15);
+/// How long all devices may take to connect.
+const CONNECT: Duration = Duration::from_mins(1);
+/// After the last change everybody knows everything within this.
+const HEAL: Duration = Duration::from_secs(10);
+
+/// Users with a device each.
+pub(super) struct Users {
+    pub community: Community,
+    pub devices: Vec<Device>,
+    pub history: Arc<History>,
+    /// The chats of this run, whose every change is in the record.
+    pub chats: Vec<String>,
+    devices_work: Work,
+}
+
+impl Users {
+    /// Connects as many users as the load asks for.
+    pub(super) async fn gather(stage: &Stage) -> Result<Self, String> {
+        let count = usize::from(stage.load.people);
+        stage.need_accounts(count)?;
+        let history = History::new(Bounds::default());
+        let accounts = stage.accounts[..count].to_vec();
+        let community = Community::gather(&stage.bases, REQUEST, &history, accounts).await?;
+        Ok(Self {
+            community,
+            devices: Vec::new(),
+            history,
+            chats: Vec::new(),
+            devices_work: work(stage, Duration::ZERO),
+        })
+    }
+
+    /// A group of these users. It is new, unlike a private chat, so the record knows all of it.
+    pub(super) async fn group(&mut self, users: &[usize]) -> Result<String, String> {
+        let chat = self.community.group(users).await?;
+        self.chats.push(chat.clone());
+        Ok(chat)
+    }
+
+    /// Connects a device for each user.
+    pub(super) async fn connect(&mut self, stage: &Stage) -> Result<(), String> {
+        let options = DeviceOptions { seed: stage.load.seed, ..DeviceOptions::default() };
+        self.devices = workload::connect_all(&self.devices_work, &self.community.actors, options);
+        if workload::wait_until_live(&self.devices, CONNECT).await {
+            return Ok(());
+        }
+        self.devices_work.finish().await;
+        Err("not every device could connect".to_owned())
+    }
+
+    /// Waits until nothing more can come, and lets the checker judge the record.
+    pub(super) async fn finish(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<Measured, String> {
+        let until_us = self.history.now_us();
+        let spent = watch.finish();
+        tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
+        let mut log = workload::read_final_log(&self.community.actors).await?;
+        self.devices_work.finish().await;
+        let record = self.history.take();
+        self.keep_own_chats(&mut log);
+        let limits = Limits { healed_us: Some(until_us), heal: HEAL, ..Limits::default() };
+        let report = check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
+        for (invariant, finding) in &report.findings {
+            for example in &finding.examples {
+                stage.verdict.say(format!("{}: {example}", invariant.words()));
+            }
+        }
+        let counts = report.counts;
+        let proven = format!(
+            "{} operations and {} frames of {} devices hold against every invariant; {} acknowledged sends in {} chats",
+            counts.operations, counts.frames, counts.devices, counts.acknowledged, counts.chats
+        );
+        let (figures, errors) = figures(&record, from_us, until_us);
+        Ok(Measured { figures, meters: vec![over_time(&record, from_us, until_us)], spent, errors, proven })
+    }
+
+    /// Chats that were there before hold what this record can't know.
+    fn keep_own_chats(&self, log: &mut FinalLog) {
+        let own: HashSet<Name> = self.chats.iter().map(|chat| self.history.name(chat)).collect();
+        log.chats.retain(|chat| own.contains(&chat.chat));
+        log.views.retain(|view| own.contains(&view.chat.chat));
+    }
+}
+
+/// Work of this run at a pace.
+pub(super) fn work(stage: &Stage, pace: Duration) -> Work {
+    // Texts are used once in a run; the tag makes them different from those of other runs.
+    let tag = u64::from_str_radix(&stage.tag, 16).unwrap_or(0);
+    Work::new(stage.load.seed ^ (tag << 32), pace, CancellationToken::new())
+}
+
+/// What an operation is called in the table.
+fn word(kind: &Kind) -> Option<&'static str> {
+    Some(match kind {
+        Kind::Send { .. } => "send",
+        Kind::Edit { .. } => "edit",
+        Kind::Remove { .. } => "remove",
+        Kind::Join { .. } => "join",
+        Kind::Leave { .. } => "leave",
+        Kind::MarkRead { .. } => "read marker",
+        Kind::History { .. } => "history page",
+        Kind::Changes { .. } => "changes",
+        Kind::Chat { .. } => "one chat",
+        Kind::Chats => "list of chats",
+        Kind::Login => "login",
+        Kind::Revoke { .. } => "revocation",
+        _ => return None,
+    })
+}
+
+/// Rate and latency of each kind of operation in a span of the record, and how many nobody answered.
+fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
+    let mut kinds: Vec<(&'static str, Histogram<u64>)> = Vec::new();
+    let mut unknown = 0;
+    for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
+        let (Some(word), Some(completed_us)) = (word(&op.kind), op.completed_us) else { continue };
+        unknown += u64::from(matches!(op.outcome, Some(Outcome::Unknown)));
+        if !matches!(op.outcome, Some(Outcome::Ok(_))) {
+            continue;
+        }
+        let took_us = completed_us.saturating_sub(op.invoked_us).max(1);
+        if let Some((_, histogram)) = kinds.iter_mut().find(|(kind, _)| *kind == word) {
+            histogram.saturating_record(took_us);
+        } else if let Ok(mut histogram) = Histogram::new_with_max(60_000_000, 3) {
+            histogram.saturating_record(took_us);
+            kinds.push((word, histogram));
+        }
+    }
+    kinds.sort_unstable_by_key(|(word, _)| *word);
+    let span_s = real(until_us.saturating_sub(from_us)) / 1e6;
+    let mut figures = Vec::new();
+    for (word, histogram) in &kinds {
+        figures.push(Figure::rate(*word, ratio(real(histogram.len()), span_s), "/s"));
+        let quantile = |quantile| real(histogram.value_at_quantile(quantile)) / 1e3;
+        figures.push(Figure::cost(format!("{word}, p50"), quantile(0.5), "ms"));
+        figures.push(Figure::cost(format!("{word}, p99"), quantile(0.99), "ms"));
+    }
+    (figures, unknown)
+}
+
+/// All operations that were answered in a span, second by second.
+fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
+    let mut seconds: Vec<Vec<u64>> = Vec::new();
+    for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
+        let (Some(completed_us), Some(Outcome::Ok(_))) = (op.completed_us, &op.outcome) else { continue };
+        let second = usize::try_from((op.invoked_us - from_us) / 1_000_000).unwrap_or(0);
+        seconds.resize_with(seconds.len().max(second + 1), Vec::new);
+        seconds[second].push(completed_us.saturating_sub(op.invoked_us));
+    }
+    let count = seconds.iter().map(|second| second.len() as u64).sum();
+    let second = |mut took: Vec<u64>| {
+        took.sort_unstable();
+        let at = |percent: usize| took.get(took.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
+        Second { count: took.len() as u64, p50_us: at(50), p99_us: at(99) }
+    };
+    let rate = ratio(real(count), real(until_us.saturating_sub(from_us)) / 1e6);
+    let seconds = seconds.into_iter().map(second).collect();
+    Summary { name: "operations".to_owned(), count, count_with_warm_up: count, rate, seconds, ..Summary::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_those_of_what_was_done_in_the_span() {
+        let history = History::new(Bounds::default());
+        let user = history.name("u");
+        for outcome in [Outcome::Ok(starling_loadtest::history::Value::Done), Outcome::Unknown] {
+            let op = history.invoke(user, user, None, Kind::Chats);
+            history.complete(op, outcome);
+        }
+        let record = history.take();
+        let (found, unknown) = figures(&record, 0, 1_000_000);
+        assert_eq!((found.len(), unknown), (3, 1));
+        assert!((found[0].value - 1.0).abs() < 1e-9, "{found:?}");
+        assert_eq!(figures(&record, 5_000_000, 6_000_000), (Vec::new(), 0));
+        let summary = over_time(&record, 0, 1_000_000);
+        assert_eq!((summary.count, summary.seconds.len(), summary.seconds[0].count), (1, 1, 1));
+    }
+}

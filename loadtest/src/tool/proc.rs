@@ -1,0 +1,161 @@
+//! What processes use, as `/proc` tells it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::arith::{ratio, real};
+
+/// A process, with those that it started: Postgres has one for each connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// What it is: `server`, `postgres`, `redis`.
+    pub role: &'static str,
+    /// Its id.
+    pub pid: u32,
+}
+
+/// What a process and its children used so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Use {
+    /// CPU seconds. Of children that ended, what the process has waited for.
+    pub cpu_s: f64,
+    /// Resident bytes; pages that several of them share count once, where the kernel tells.
+    pub memory_bytes: u64,
+}
+
+/// How busy the whole machine was so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Machine {
+    /// CPU seconds that were worked, of all cores.
+    pub busy_s: f64,
+    /// CPU seconds in all, of all cores.
+    pub all_s: f64,
+}
+
+fn tick_s() -> f64 {
+    1.0 / real(rustix::param::clock_ticks_per_second().max(1))
+}
+
+/// What this program used so far.
+pub fn own() -> Use {
+    of_one(std::process::id()).unwrap_or_default()
+}
+
+/// What a process and all below it used so far. Nothing of one that is gone.
+pub fn of_tree(pid: u32) -> Use {
+    let parents = parents();
+    let is_below = |mut child: u32| {
+        // A chain of parents is short; the bound is for a table that changed while it was read.
+        for _ in 0..64 {
+            if child == pid {
+                return true;
+            }
+            match parents.get(&child) {
+                Some(parent) => child = *parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    let mut all = Use::default();
+    for each in parents.keys().filter(|child| is_below(**child)).filter_map(|child| of_one(*child)) {
+        all.cpu_s += each.cpu_s;
+        all.memory_bytes += each.memory_bytes;
+    }
+    all
+}
+
+fn parents() -> BTreeMap<u32, u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let parent = |pid: u32| Some((pid, stat_field(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 1)?));
+    pids.filter_map(parent).map(|(pid, parent)| (pid, u32::try_from(parent).unwrap_or(0))).collect()
+}
+
+/// A field after the command's name, which may hold spaces and brackets; the state is number 0.
+fn stat_field(stat: &str, number: usize) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number)?.parse().ok()
+}
+
+fn of_one(pid: u32) -> Option<Use> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // User and system time, its own and that of children it has waited for.
+    let ticks: u64 = (11..15).filter_map(|number| stat_field(&stat, number)).sum();
+    let read = |file: &str, key: &str| kib_field(&std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?, key);
+    let kib = read("smaps_rollup", "Pss:").or_else(|| read("status", "VmRSS:")).unwrap_or(0);
+    Some(Use { cpu_s: real(ticks) * tick_s(), memory_bytes: kib * 1024 })
+}
+
+/// Resident bytes of a process alone.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    kib_field(&status, "VmRSS:").unwrap_or(0) * 1024
+}
+
+fn kib_field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key))?.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// How busy the machine was so far.
+pub fn machine() -> Machine {
+    machine_of(&std::fs::read_to_string("/proc/stat").unwrap_or_default())
+}
+
+fn machine_of(stat: &str) -> Machine {
+    let line = stat.lines().next().unwrap_or_default();
+    // user nice system idle iowait irq softirq steal; what guests used is in the first two.
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
+    let all: u64 = ticks.iter().sum();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    Machine { busy_s: real(all - idle) * tick_s(), all_s: real(all) * tick_s() }
+}
+
+/// A word when the generator itself was what limited the run: the machine had nothing left, and a good part of it went
+/// to the generator.
+pub fn bottleneck(machine_busy: f64, generator_of_machine: f64) -> Option<String> {
+    const BUSY: f64 = 0.9;
+    const SHARE: f64 = 0.25;
+    (machine_busy >= BUSY && generator_of_machine >= SHARE).then(|| {
+        format!(
+            "the generator may have been the bottleneck: the cores were {:.0} % busy, {:.0} % of them with the generator",
+            machine_busy * 100.0,
+            generator_of_machine * 100.0
+        )
+    })
+}
+
+/// Shares of the machine between two moments: how busy it was, and how much of it `cpu_s` is.
+pub fn shares(before: Machine, after: Machine, cpu_s: f64) -> (f64, f64) {
+    let all_s = after.all_s - before.all_s;
+    (ratio(after.busy_s - before.busy_s, all_s), ratio(cpu_s, all_s))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_memory_and_is_its_own_tree() {
+        let own = own();
+        assert!(own.memory_bytes > 100_000, "{own:?}");
+        assert!(of_tree(std::process::id()).memory_bytes > 100_000);
+        assert_eq!(of_tree(u32::MAX), Use::default());
+    }
+
+    #[test]
+    fn a_command_with_a_bracket_in_its_name_is_read() {
+        assert_eq!(stat_field("12 (a) b (c) S 7 8 9", 1), Some(7));
+        assert_eq!(kib_field("Name:\tx\nVmRSS:\t  123 kB\n", "VmRSS:"), Some(123));
+    }
+
+    #[test]
+    fn the_machines_idle_time_is_not_busy() {
+        let machine = machine_of("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1");
+        assert!((machine.busy_s / machine.all_s - 0.2).abs() < 1e-9);
+        let (busy, share) = shares(Machine::default(), Machine { busy_s: 9.5, all_s: 10.0 }, 4.0);
+        assert!(bottleneck(busy, share).is_some_and(|word| word.contains("95 %") && word.contains("40 %")));
+        assert_eq!(bottleneck(0.5, 0.4), None);
+        assert_eq!(bottleneck(0.99, 0.1), None);
+    }
+}

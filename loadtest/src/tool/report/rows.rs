@@ -1,0 +1,109 @@
+//! Figures as rows: with their floor, and the ratio to it.
+
+use std::fmt::Write;
+
+use crate::tool::arith::{ratio, shown, thousands};
+use crate::tool::gate::Ratio;
+use crate::tool::load::Outcome;
+use crate::tool::stage::Figure;
+
+use super::Run;
+
+/// A figure and what it is held against.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// The deployment.
+    pub site: &'a str,
+    /// The workload.
+    pub workload: &'static str,
+    /// The figure.
+    pub figure: &'a Figure,
+    /// The floor, if it was measured.
+    pub floor: Option<f64>,
+}
+
+impl Row<'_> {
+    /// The figure's share or multiple of its floor, by the row's name.
+    pub fn ratio(&self) -> Option<(String, Ratio)> {
+        let floor = self.floor?;
+        let name = format!("{} / {} / {}", self.site, self.workload, self.figure.name);
+        Some((name, Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better }))
+    }
+
+    /// The ratio in words.
+    pub fn ratio_words(&self) -> String {
+        self.ratio().map_or_else(String::new, |(_, ratio)| format!("{:.2}", ratio.ratio))
+    }
+
+    /// The floor in words.
+    pub fn floor_words(&self) -> String {
+        self.floor.map_or_else(String::new, |floor| format!("{} {}", shown(floor), self.figure.unit))
+    }
+
+    /// The figure in words.
+    pub fn value_words(&self) -> String {
+        format!("{} {}", shown(self.figure.value), self.figure.unit)
+    }
+}
+
+/// The rows of a run.
+pub fn of(run: &Run) -> impl Iterator<Item = Row<'_>> {
+    run.outcomes.iter().flat_map(move |outcome| {
+        outcome.figures.iter().map(move |figure| Row {
+            site: &run.site,
+            workload: outcome.workload.word(),
+            figure,
+            floor: figure.floor.and_then(|kind| run.floors.of(kind)),
+        })
+    })
+}
+
+/// What is to be said of an outcome besides its figures.
+pub fn remarks(outcome: &Outcome) -> Vec<String> {
+    let mut remarks = vec![if outcome.violations == 0 {
+        format!("correct: {}", outcome.proven)
+    } else {
+        format!("NOT CORRECT: {} promises were broken", thousands(outcome.violations))
+    }];
+    remarks.extend(outcome.sentences.iter().cloned());
+    if outcome.errors > 0 {
+        remarks.push(format!("errors (refused, unanswered, disconnected): {}", thousands(outcome.errors)));
+    }
+    if !outcome.counted.is_empty() {
+        remarks.push(format!("the servers counted: {}", outcome.counted));
+    }
+    let busy = outcome.spent.machine_busy * 100.0;
+    let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;
+    remarks.push(format!("the generator used {own:.0} % of a core; all cores were {busy:.0} % busy"));
+    remarks.extend(outcome.spent.bottleneck.clone());
+    remarks
+}
+
+/// The table of a run.
+pub fn table(run: &Run) -> String {
+    let rows: Vec<Row<'_>> = of(run).collect();
+    let names = rows.iter().map(|row| row.figure.name.as_str()).chain(run.floors.rows.iter().map(|row| row.name));
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
+    let mut table = format!("\n{}\n", run.site);
+    for outcome in &run.outcomes {
+        let word = outcome.workload.word();
+        let _ = writeln!(table, "\n  {word:<width$}  {:>16}  {:>16}  {:>8}", "", "floor", "ratio");
+        for row in rows.iter().filter(|row| row.workload == word) {
+            let (name, value) = (&row.figure.name, row.value_words());
+            let (floor, ratio) = (row.floor_words(), row.ratio_words());
+            let line = format!("  {name:<width$}  {value:>16}  {floor:>16}  {ratio:>8}");
+            let _ = writeln!(table, "{}", line.trim_end());
+        }
+        for remark in remarks(outcome) {
+            let _ = writeln!(table, "  {remark}");
+        }
+    }
+    if !run.floors.rows.is_empty() {
+        let _ = writeln!(table, "\n  floors");
+        for floor in &run.floors.rows {
+            let _ =
+                writeln!(table, "  {:<width$}  {:>16}", floor.name, format!("{} {}", shown(floor.value), floor.unit));
+        }
+    }
+    table
+}

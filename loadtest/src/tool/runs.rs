@@ -1,0 +1,127 @@
+//! One run after the other.
+
+use std::path::PathBuf;
+
+use starling_loadtest::actor::Account;
+
+use super::cli::{Load, Workload};
+use super::floor::{self, Floors};
+use super::guard::raise_file_limit;
+use super::load::{self, accounts_needed};
+use super::metrics;
+use super::report::{Report, Run};
+use super::site::{Shape, Site, versions};
+use super::stage::Stage;
+
+/// Files that are open besides connections.
+const OTHER_FILES: u64 = 128;
+
+/// What to start and to do.
+#[derive(Debug)]
+pub struct Local {
+    /// What to do, one after the other.
+    pub workloads: Vec<Workload>,
+    /// How many replicas to measure, if any.
+    pub replicas: Option<u16>,
+    /// Whether to measure embedded mode.
+    pub embedded: bool,
+    /// The server's program, if it is not the one beside this.
+    pub starling: Option<PathBuf>,
+    /// How many accounts to make, if not as many as are needed.
+    pub users: Option<u32>,
+    /// Whether to measure the floors.
+    pub floors: bool,
+}
+
+/// A deployment that runs already.
+#[derive(Debug)]
+pub struct Target {
+    /// The addresses of its replicas.
+    pub bases: Vec<String>,
+    /// Where they tell their metrics, if that is known.
+    pub metrics: Vec<String>,
+}
+
+/// Loads a deployment that runs already.
+///
+/// # Errors
+/// In a sentence, if it can't.
+pub async fn on_target(
+    target: Target,
+    accounts: Vec<Account>,
+    workloads: &[Workload],
+    load: Load,
+) -> Result<Run, String> {
+    let Target { bases, metrics } = target;
+    let site = bases.join(", ");
+    raise_file_limit(files(&load))?;
+    let stage = Stage::new(bases, accounts, Vec::new(), load)?;
+    all(&stage, site, workloads, Floors::default(), &metrics).await
+}
+
+/// Starts what is to be measured, loads it, and removes it.
+///
+/// # Errors
+/// In a sentence, if it can't.
+pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
+    let program = program(local.starling.clone())?;
+    raise_file_limit(files(&load))?;
+    let mut shapes: Vec<Shape> = local.replicas.map(Shape::Replicas).into_iter().collect();
+    if local.embedded || shapes.is_empty() {
+        shapes.push(Shape::Embedded);
+    }
+    let mut report = Report::new(&load, versions(&program).await);
+    for shape in shapes {
+        eprintln!("starting: {}", shape.words());
+        let site = Site::start(shape, &program).await?;
+        let needed = local.workloads.iter().map(|workload| accounts_needed(&load, *workload)).max().unwrap_or(1);
+        let count = local.users.map_or(needed, |users| users as usize);
+        eprintln!("making {count} accounts");
+        let accounts = site.make_accounts(count).await?;
+        let floors = if local.floors {
+            eprintln!("measuring the floors");
+            floor::measure(&load, site.database_url(), site.redis_port()).await?
+        } else {
+            Floors::default()
+        };
+        let stage = Stage::new(site.bases(), accounts, site.processes(), load.clone())?;
+        report.runs.push(all(&stage, shape.words(), &local.workloads, floors, &[]).await?);
+    }
+    Ok(report)
+}
+
+async fn all(
+    stage: &Stage,
+    site: String,
+    workloads: &[Workload],
+    floors: Floors,
+    metrics: &[String],
+) -> Result<Run, String> {
+    let mut outcomes = Vec::new();
+    // Connections that reuse what earlier work has freed would look smaller than they are.
+    let (idle, others): (Vec<Workload>, Vec<Workload>) = workloads.iter().partition(|it| **it == Workload::Idle);
+    for workload in idle.into_iter().chain(others) {
+        eprintln!("{site}: {}", workload.word());
+        let before = metrics::read(metrics).await?;
+        let mut outcome = load::run(stage, workload).await?;
+        outcome.counted = metrics::growth(&before, &metrics::read(metrics).await?);
+        outcomes.push(outcome);
+    }
+    Ok(Run { site, outcomes, floors })
+}
+
+/// Connections are the most of what is open; those of a floor are as many again.
+fn files(load: &Load) -> u64 {
+    let most = [load.connections, load.members, load.senders * 2, load.people].into_iter().max().unwrap_or(0);
+    u64::from(most) + OTHER_FILES
+}
+
+/// The server's program: the one named, or the one beside this.
+fn program(named: Option<PathBuf>) -> Result<PathBuf, String> {
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("starling"));
+    let program = named.or_else(beside).ok_or("where is the starling program? give --starling")?;
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(format!("{} is not there: build it, or give --starling", program.display()))
+}

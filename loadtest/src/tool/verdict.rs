@@ -1,0 +1,54 @@
+//! What was found wrong during a run.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// Sentences that are kept; the rest is counted.
+const SENTENCES_MAX: usize = 20;
+
+/// Gathers violations from everywhere.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    count: AtomicU64,
+    sentences: Mutex<Vec<String>>,
+}
+
+impl Verdict {
+    /// Notes that a promise about a chat was broken at a revision.
+    pub fn chat(&self, chat: &str, rev: u32, what: &str) {
+        self.say(format!("chat {chat}: {what} (rev {rev})"));
+    }
+
+    /// Notes that a promise was broken.
+    pub fn say(&self, sentence: String) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut sentences = self.sentences.lock();
+        if sentences.len() < SENTENCES_MAX {
+            sentences.push(sentence);
+        }
+    }
+
+    /// How many, and the first of them in words.
+    pub fn take(&self) -> (u64, Vec<String>) {
+        (self.count.swap(0, Ordering::Relaxed), std::mem::take(&mut *self.sentences.lock()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_names_chat_and_rev_and_many_are_counted() {
+        let verdict = Verdict::default();
+        for rev in 1..=30 {
+            verdict.chat("c", rev, "it is missing");
+        }
+        let (count, sentences) = verdict.take();
+        assert_eq!(
+            (count, sentences.len(), sentences[0].as_str()),
+            (30, SENTENCES_MAX, "chat c: it is missing (rev 1)")
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Watches a run: a line a second, and what everything used.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::arith::{ratio, real, shown, thousands};
+use super::meter::Meter;
+use super::proc::{self, Machine, Process, Use};
+
+/// What the processes of one role used.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RoleUse {
+    /// `server`, `postgres` or `redis`.
+    pub role: &'static str,
+    /// CPU seconds.
+    pub cpu_s: f64,
+    /// Memory at the end, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What a run used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Spent {
+    /// How long it went, in seconds.
+    pub seconds: f64,
+    /// What was measured of the deployment; empty for one that is not on this machine.
+    pub roles: Vec<RoleUse>,
+    /// CPU seconds of this program.
+    pub generator_cpu_s: f64,
+    /// How much of the machine's CPU was at work, from 0 to 1.
+    pub machine_busy: f64,
+    /// A word when the generator was what limited the run.
+    pub bottleneck: Option<String>,
+    /// The servers' resident bytes, second by second.
+    pub memory_bytes: Vec<u64>,
+}
+
+impl Spent {
+    /// CPU microseconds of a role for each of `count`.
+    pub fn cpu_us_each(&self, role: &str, count: u64) -> f64 {
+        let cpu_s: f64 = self.roles.iter().filter(|it| it.role == role).map(|it| it.cpu_s).sum();
+        ratio(cpu_s * 1e6, real(count))
+    }
+}
+
+/// What each role used so far.
+pub fn used(processes: &[Process]) -> Vec<(&'static str, Use)> {
+    let mut roles: Vec<(&'static str, Use)> = Vec::new();
+    for process in processes {
+        let used = proc::of_tree(process.pid);
+        match roles.iter_mut().find(|(role, _)| *role == process.role) {
+            Some((_, sum)) => {
+                sum.cpu_s += used.cpu_s;
+                sum.memory_bytes += used.memory_bytes;
+            }
+            None => roles.push((process.role, used)),
+        }
+    }
+    roles
+}
+
+/// Resident bytes of the servers alone, read cheaply.
+fn server_bytes(processes: &[Process]) -> u64 {
+    processes.iter().filter(|it| it.role == "server").map(|it| proc::resident_bytes(it.pid)).sum()
+}
+
+/// A run that is watched. Dropped, it watches no more.
+#[derive(Debug)]
+pub struct Watch {
+    processes: Vec<Process>,
+    began: Instant,
+    before: Vec<(&'static str, Use)>,
+    own: Use,
+    machine: Machine,
+    memory: Arc<Mutex<Vec<u64>>>,
+    ticker: JoinSet<()>,
+}
+
+impl Watch {
+    /// Begins to watch these meters, and prints a line a second.
+    pub fn begin(processes: &[Process], meters: Vec<Arc<Meter>>) -> Self {
+        let memory = Arc::new(Mutex::new(Vec::new()));
+        let mut ticker = JoinSet::new();
+        ticker.spawn(tick(processes.to_vec(), meters, memory.clone()));
+        Self {
+            processes: processes.to_vec(),
+            began: Instant::now(),
+            before: used(processes),
+            own: proc::own(),
+            machine: proc::machine(),
+            memory,
+            ticker,
+        }
+    }
+
+    /// What was used since it began.
+    pub fn finish(mut self) -> Spent {
+        self.ticker.abort_all();
+        let (own, machine) = (proc::own(), proc::machine());
+        let before = |role: &str| self.before.iter().find(|it| it.0 == role).map_or(0.0, |it| it.1.cpu_s);
+        let roles = used(&self.processes).into_iter().map(|(role, now)| RoleUse {
+            role,
+            // A backend of Postgres that ended meanwhile takes its time with it until its parent has waited for it.
+            cpu_s: (now.cpu_s - before(role)).max(0.0),
+            memory_bytes: now.memory_bytes,
+        });
+        let generator_cpu_s = own.cpu_s - self.own.cpu_s;
+        let (machine_busy, share) = proc::shares(self.machine, machine, generator_cpu_s);
+        Spent {
+            seconds: self.began.elapsed().as_secs_f64(),
+            roles: roles.collect(),
+            generator_cpu_s,
+            machine_busy,
+            bottleneck: proc::bottleneck(machine_busy, share),
+            memory_bytes: self.memory.lock().clone(),
+        }
+    }
+}
+
+async fn tick(processes: Vec<Process>, meters: Vec<Arc<Meter>>, memory: Arc<Mutex<Vec<u64>>>) {
+    let mut each_second = interval(Duration::from_secs(1));
+    each_second.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    each_second.tick().await;
+    let mut cpu_s = proc::own().cpu_s;
+    for second in 1.. {
+        each_second.tick().await;
+        let own = proc::own().cpu_s;
+        let bytes = server_bytes(&processes);
+        memory.lock().push(bytes);
+        let mut line = format!("{second:>4} s");
+        for meter in &meters {
+            let past = meter.tick();
+            line = format!(
+                "{line}  {} {}/s (p50 {} ms, p99 {} ms)",
+                meter.name(),
+                thousands(past.count),
+                shown(real(past.p50_us) / 1e3),
+                shown(real(past.p99_us) / 1e3)
+            );
+        }
+        if bytes > 0 {
+            line = format!("{line}  server {} MiB", shown(real(bytes) / 1_048_576.0));
+        }
+        eprintln!("{line}  generator {:.0} % CPU", (own - cpu_s) * 100.0);
+        cpu_s = own;
+    }
+}
