@@ -47,7 +47,7 @@ async fn believing_the_dead_is_noticed() {
 async fn letting_an_outbox_grow_is_noticed() {
     let _turn = TURN.lock().await;
     let wrong = Wrong { mutant: Some(Mutant::UnboundedOutbox.word()), ..Wrong::default() };
-    assert_eq!(crate::breakdown::stalled(&wrong).await.0, crate::breakdown::MANY, "it survives");
+    assert!(crate::breakdown::stalled(&wrong).await.0 > crate::breakdown::MANY, "it survives");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
