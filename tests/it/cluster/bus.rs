@@ -10,7 +10,7 @@ use starling::model::{
 };
 
 use super::{Replica, prefix};
-use crate::support::{OwnRedis, eventually, redis_url};
+use crate::support::{Mode, OwnRedis, Proxy, eventually, redis_url};
 
 /// How long an arrival may take.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
@@ -211,16 +211,18 @@ async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again
 
 #[tokio::test]
 async fn what_could_not_be_published_is_looked_for_once_it_can() {
-    let mut redis = OwnRedis::start().await;
-    let prefix = prefix();
-    let speaker = Replica::join(&redis.url(), &prefix);
-    let mut listener = Replica::join(&redis.url(), &prefix);
+    let (url, prefix) = (redis_url(), prefix());
+    let way = Proxy::to(&Proxy::target_of(&url)).await;
+    let speaker = Replica::join(&way.in_url(&url), &prefix);
+    let mut listener = Replica::join(&url, &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
-    redis.kill();
+    connected(&speaker).await;
+    // The listener hears all the while, and has no other reason to look at this chat.
+    way.set(Mode::Refuse);
     speaker.cluster.bus.publish(sent(chat_id, 1, "into the void"));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    redis.restart().await;
+    way.set(Mode::Pass);
     heard(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
 }
 
