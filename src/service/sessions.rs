@@ -145,8 +145,10 @@ impl Service {
         let caller = match self.session_cache.get(token).await {
             Ok(caller) => caller,
             Err(ticket) => {
-                let _turn = self.resolves.acquire().await.map_err(Error::internal)?;
-                let caller = self.store.resolve(token, now).await?.ok_or_else(refused)?;
+                let caller = {
+                    let _turn = self.resolves.acquire().await.map_err(Error::internal)?;
+                    self.store.resolve(token, now).await?.ok_or_else(refused)?
+                };
                 faults::at(Point::Resolved).await;
                 self.session_cache.put(token, caller, ticket).await;
                 if caller.last_seen_at < now.minus(LAST_SEEN_EVERY) {

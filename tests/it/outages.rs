@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use crate::support::{Answer, Backend, Socket, TestServer, User, eventually};
 
 /// How long any request may take, whatever the database does.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+pub const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// The superuser's connection to another database of the same server.
 async fn superuser(server: &TestServer) -> (PgConnection, String) {
@@ -22,8 +22,21 @@ async fn execute(db: &mut PgConnection, sql: String) {
     db.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
-async fn send(user: &User, chat: &str, key: &str) -> Answer {
+/// Sends with a key.
+pub async fn send(user: &User, chat: &str, key: &str) -> Answer {
     user.post(&format!("/chats/{chat}/messages"), json!({ "text": key, "client_id": key })).await
+}
+
+/// Asks for one of several things, and goes away before the answer: the numbers spread both.
+pub async fn abort(ada: &User, bob: &User, chat: &str, n: usize) {
+    let work = async {
+        match n % 3 {
+            0 => drop(ada.get(&format!("/chats/{chat}/messages")).await),
+            1 => drop(send(ada, chat, &format!("k{n}")).await),
+            _ => drop(bob.get("/chats").await),
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_micros(200 + (n as u64 % 40) * 150), work).await;
 }
 
 /// Fails unless it went well or was refused as one that may be sent again.
@@ -174,18 +187,8 @@ async fn aborted_requests_give_their_connections_back() {
     let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3)).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
-    let abort = async |n: usize| {
-        let work = async {
-            match n % 3 {
-                0 => drop(ada.get(&format!("/chats/{chat}/messages")).await),
-                1 => drop(send(&ada, &chat, &format!("k{n}")).await),
-                _ => drop(bob.get("/chats").await),
-            }
-        };
-        let _ = tokio::time::timeout(Duration::from_micros(200 + (n as u64 % 40) * 150), work).await;
-    };
     for round in 0..20 {
-        join_all((0..30).map(|n| abort(round * 30 + n))).await;
+        join_all((0..30).map(|n| abort(&ada, &bob, &chat, round * 30 + n))).await;
     }
     let start = Instant::now();
     bob.get("/chats").await.expect(200);

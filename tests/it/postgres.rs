@@ -9,10 +9,9 @@ use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::outages::{ANSWER_MAX, abort, send};
 use crate::support::{Answer, Backend, Mode, Proxy, Socket, TestServer, User, eventually, postgres_url};
 
-/// How long any call may take, whatever the database does.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long until all is well again once the network is.
 const HEAL_MAX: Duration = Duration::from_secs(10);
 
@@ -40,10 +39,6 @@ async fn sessions(db: &mut PgConnection) -> BTreeSet<i32> {
 
 async fn execute(db: &mut PgConnection, sql: &str) {
     db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
-}
-
-async fn send(user: &User, chat: &str, key: &str) -> Answer {
-    user.post(&format!("/chats/{chat}/messages"), json!({ "text": key, "client_id": key })).await
 }
 
 /// What a call came to: fine, or to be done again; anything else fails the test. And how long it took.
@@ -209,21 +204,11 @@ async fn two_thousand_aborted_requests_break_off_no_statement_and_take_no_connec
     let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3)).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
-    let abort = async |n: usize| {
-        let work = async {
-            match n % 3 {
-                0 => drop(ada.get(&format!("/chats/{chat}/messages")).await),
-                1 => drop(send(&ada, &chat, &format!("k{n}")).await),
-                _ => drop(bob.get("/chats").await),
-            }
-        };
-        let _ = tokio::time::timeout(Duration::from_micros(200 + (n as u64 % 40) * 150), work).await;
-    };
     join_all((0..30).map(|_| bob.get("/chats"))).await;
     let mut db = direct(&server).await;
     let before = sessions(&mut db).await;
     for round in 0..67 {
-        join_all((0..30).map(|n| abort(round * 30 + n))).await;
+        join_all((0..30).map(|n| abort(&ada, &bob, &chat, round * 30 + n))).await;
     }
     let start = Instant::now();
     bob.get("/chats").await.expect(200);

@@ -261,25 +261,46 @@ async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_
 }
 
 #[tokio::test]
-async fn a_deaf_replica_connects_anew() {
+async fn a_replica_that_redis_cuts_off_connects_anew() {
     let redis = OwnRedis::start().await;
-    let prefix = prefix();
-    let mut replica = Replica::join(&redis.url(), &prefix);
+    let mut replica = Replica::join(&redis.url(), &prefix());
     connected(&replica).await;
-    let canary = format!("{prefix}:canary:{{{}}}", replica.cluster.leases.own());
-    let id = async || -> HashSet<String> {
+    let listeners = async || -> HashSet<String> {
         let list: String = redis.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
         list.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
     };
-    let before = id().await;
-    // Redis takes the subscription away without a word to the connection's owner: an ACL rule does that.
+    let before = listeners().await;
+    // Whose channels are forbidden is cut off.
     let _: String = redis.command(&["ACL", "SETUSER", "default", "resetchannels"]).await;
     let _: String = redis.command(&["ACL", "SETUSER", "default", "allchannels"]).await;
-    let _ = canary;
     while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Lost) {}
     eventually("another connection listens", async || {
-        let now = id().await;
+        let now = listeners().await;
         !now.is_empty() && now.is_disjoint(&before)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_deaf_replica_connects_anew() {
+    let (url, prefix) = (redis_url(), prefix());
+    let way = Proxy::to(&Proxy::target_of(&url)).await;
+    let speaker = Replica::join(&url, &prefix);
+    let mut listener = Replica::join(&way.in_url(&url), &prefix);
+    let chat_id = chat();
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    // Its connections stay open and carry nothing any more; new ones do. Nobody says a word of it.
+    way.set(Mode::Strand);
+    let start = std::time::Instant::now();
+    let mut rev = 0;
+    loop {
+        rev += 1;
+        speaker.cluster.bus.publish(sent(chat_id, rev, "can you hear me"));
+        let waiting = tokio::time::timeout(Duration::from_millis(500), next_event(&mut listener.cluster.inbox));
+        if waiting.await.is_ok() {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "it stays deaf");
+    }
+    assert!(start.elapsed() > Duration::from_secs(1), "it was deaf for a while: {:?}", start.elapsed());
 }
