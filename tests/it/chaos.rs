@@ -115,7 +115,7 @@ fn report_progress(start: Instant, events: &Events, scene: &Scene) {
 
 #[expect(clippy::print_stdout, reason = "the figures are what the run is for")]
 fn print(run: &Run, events: &Events, verdict: &Verdict) {
-    println!("seed {}", run.seed);
+    announce(run);
     println!("faults: {} of {} kinds", events.faults.values().sum::<u64>(), events.faults.len());
     for (fault, count) in &events.faults {
         println!("  {count:>4} {fault:?}");
