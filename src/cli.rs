@@ -158,9 +158,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let reason = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
-        evicted = server.must_stop() => Err(evicted),
+        error = server.must_stop() => Err(error),
     };
-    tracing::info!(reason = reason.as_ref().map_or("another replica", |signal| signal), "stopping");
+    let why = reason.as_ref().map_or_else(in_words, |signal| (*signal).to_owned());
+    tracing::info!(reason = why, "stopping");
     server.stop().await;
     reason.map(drop).map_err(Failure::from)
 }

@@ -8,7 +8,7 @@
 //! service   hub    the rules: check → store → publish | this replica's sockets: who follows which chat
 //! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, presence, rate limits
 //! model            what it is all about, without I/O
-//! config, metrics, telemetry   beside the layers
+//! config, metrics, tasks, telemetry   beside the layers
 //! ```
 //!
 //! "A message is sent" goes through `gateway::connection` (a frame comes in), `service::messages` and
@@ -26,4 +26,5 @@ pub mod model;
 pub mod server;
 pub mod service;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;

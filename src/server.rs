@@ -28,6 +28,7 @@ use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
+use crate::tasks::Tasks;
 use crate::telemetry;
 
 /// How long requests and the work behind them may take to end once the process stops.
@@ -53,10 +54,9 @@ pub struct Server {
     drain: Duration,
     /// Ends accepting and idle connections.
     stop_listening: CancellationToken,
-    /// Ends the work behind the requests.
-    stop: CancellationToken,
     listeners: TaskTracker,
-    tasks: TaskTracker,
+    /// The work behind the requests.
+    tasks: Tasks,
     right_to_serve: RightToServe,
 }
 
@@ -89,7 +89,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>,
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
     let (cluster, _inbox) = Cluster::of_one();
-    Ok(Service::start(parts(store, &cluster, config, clock, &TaskTracker::new(), &CancellationToken::new())?))
+    Ok(Service::start(parts(store, &cluster, config, clock, &Tasks::default())?))
 }
 
 /// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
@@ -124,33 +124,20 @@ impl Cluster {
     }
 
     /// Joins the configured cluster.
-    async fn join(
-        config: &Config,
-        store: &Store,
-        clock: &Clock,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Result<(Self, BusInbox), Error> {
+    async fn join(config: &Config, store: &Store, clock: &Clock, tasks: &Tasks) -> Result<(Self, BusInbox), Error> {
         let Some(redis) = config.redis.clone() else {
             return Ok(Self::of_one());
         };
         let mut fresh = [0; 32];
         UnwrapErr(SysRng).fill_bytes(&mut fresh);
         let key = ClusterKey(store.cluster_key(fresh).await?);
-        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks, stop);
+        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks);
         let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
         Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))
     }
 }
 
-fn parts(
-    store: Store,
-    cluster: &Cluster,
-    config: &Config,
-    clock: Clock,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Parts, Error> {
+fn parts(store: Store, cluster: &Cluster, config: &Config, clock: Clock, tasks: &Tasks) -> Result<Parts, Error> {
     Ok(Parts {
         store,
         bus: cluster.bus.clone(),
@@ -160,7 +147,6 @@ fn parts(
         limits: config.limits.clone(),
         hasher: Hasher::new(config.hashes_at_once_max)?,
         tasks: tasks.clone(),
-        stop: stop.clone(),
     })
 }
 
@@ -173,16 +159,15 @@ impl Server {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
         let lock = store.hold_replica_lock(config.redis.is_some()).await?;
-        let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
-        let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
+        let (tasks, listeners, stop_listening) = (Tasks::default(), TaskTracker::new(), CancellationToken::new());
         set_clock(&store, &clock).await?;
-        let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks, &stop).await?;
-        tasks.spawn(keep_time(store.clone(), clock.clone(), stop.clone()));
+        let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
+        tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
-        let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone(), stop.clone());
-        let service = Service::start(parts(store, &cluster, &config, clock, &tasks, &stop)?);
-        tasks.spawn(hub.clone().run(inbox));
-        tasks.spawn(service.clone().run_jobs(stop.clone()));
+        let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone());
+        let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
+        tasks.spawn_vital("hub", hub.clone().run(inbox));
+        tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
         let draining = Arc::<AtomicBool>::default();
         let api = Arc::new(Api {
             service: service.clone(),
@@ -194,13 +179,18 @@ impl Server {
         let public = public_router(&api, gateway, config.listen);
         let internal =
             api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
-        tasks.spawn(upkeep(stop.clone()));
+        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
         let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
         let address = listener.local_addr().map_err(Error::internal)?;
         let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
         let connections_max = config.limits.connections_max;
         listeners.spawn(listener::serve(listener, public, connections_max, stop_listening.clone()));
-        listeners.spawn(listener::serve(internal_listener, internal, listener::INTERNAL_CONNECTIONS_MAX, stop.clone()));
+        listeners.spawn(listener::serve(
+            internal_listener,
+            internal,
+            listener::INTERNAL_CONNECTIONS_MAX,
+            tasks.stop_token(),
+        ));
         Ok(Self {
             address,
             internal_address,
@@ -210,21 +200,32 @@ impl Server {
             unready: config.unready,
             drain: config.drain,
             stop_listening,
-            stop,
             listeners,
             tasks,
             right_to_serve: RightToServe::keep(lock),
         })
     }
 
-    /// Ends only if this process must not go on to serve, with the reason: another one serves on its database.
+    /// Ends only if this process must not go on to serve, with the reason: another one serves on its database, or a part
+    /// of this one is broken.
     pub async fn must_stop(&mut self) -> Error {
-        if let Some(keeping) = self.right_to_serve.keeping.take()
-            && let Ok(Err(error)) = keeping.await
-        {
-            return error;
+        let keeping = self.right_to_serve.keeping.take();
+        let losing_the_right = async {
+            if let Some(keeping) = keeping
+                && let Ok(Err(error)) = keeping.await
+            {
+                return error;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            error = losing_the_right => error,
+            () = self.tasks.broken() => {
+                // Whoever is still here is not served: the sooner they go elsewhere, the better.
+                (self.unready, self.drain) = (Duration::ZERO, Duration::ZERO);
+                Error::internal("a part of the server broke (see the log), so it ends, to be started anew")
+            }
         }
-        std::future::pending().await
     }
 
     /// Sends the clients away, lets what is under way end, and stops.
@@ -234,7 +235,6 @@ impl Server {
         tokio::time::sleep(self.unready).await;
         self.hub.drain(self.drain).await;
         self.stop_listening.cancel();
-        self.tasks.close();
         self.listeners.close();
         let finished = async {
             // Sockets and requests first: the appenders must still answer them.
@@ -243,7 +243,7 @@ impl Server {
             }
         };
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;
-        self.stop.cancel();
+        self.tasks.stop();
         if tokio::time::timeout(FINISH_MAX, async { tokio::join!(self.listeners.wait(), self.tasks.wait()) })
             .await
             .is_err()

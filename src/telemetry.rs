@@ -19,7 +19,7 @@ pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// The facade that metrics go through has one recorder a process, so its handle is kept once a process too.
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
-/// Starts logging to stderr.
+/// Starts logging to stderr, panics included.
 ///
 /// # Errors
 /// A sentence, if the filter can't be read.
@@ -31,7 +31,14 @@ pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Json => lines.json().boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets)).with(lines);
-    subscriber.try_init().map_err(|error| error.to_string())
+    subscriber.try_init().map_err(|error| error.to_string())?;
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        // Words that were put together may hold what was worked on, tokens and texts: only those of the source are told.
+        let said = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
+        tracing::error!(at, said, "panicked");
+    }));
+    Ok(())
 }
 
 /// The WebSocket codec logs frames with what is in them, tokens and texts: that is not let through at any level.

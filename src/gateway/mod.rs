@@ -100,7 +100,7 @@ impl Gateway {
 
     fn serve(self: Arc<Self>, socket: WebSocket, caller: Option<Caller>) -> impl Future<Output = ()> {
         let tasks = self.service.tasks().clone();
-        tasks.track_future(connection::run(self, socket, caller))
+        tasks.track(connection::run(self, socket, caller))
     }
 
     /// Browsers say which page connects; other clients say nothing and are let through.

@@ -21,7 +21,6 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
@@ -29,6 +28,7 @@ use crate::model::faults::{self, Mutant};
 use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
+use crate::tasks::Tasks;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
@@ -51,7 +51,7 @@ pub struct Hub {
     watchers: Watchers,
     shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
     spread: RandomState,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
     draining: CancellationToken,
     checking: Checks,
@@ -66,17 +66,10 @@ struct Checks {
 
 impl Hub {
     /// A hub without connections.
-    pub fn new(
-        store: Store,
-        bus: Arc<dyn Bus>,
-        attendance: Attendance,
-        clock: Clock,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    pub fn new(store: Store, bus: Arc<dyn Bus>, attendance: Attendance, clock: Clock, tasks: Tasks) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
-        let watchers = Watchers::new(bus.clone());
+        let (watchers, stop) = (Watchers::new(bus.clone()), tasks.stop_token());
         Arc::new(Self {
             store,
             bus,
@@ -95,8 +88,8 @@ impl Hub {
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
-        self.tasks.spawn(self.clone().keep_attendance());
-        self.tasks.spawn(self.clone().tell_presence());
+        self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
+        self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         loop {

@@ -2,7 +2,8 @@
 //! has, all of this is nothing.
 //!
 //! `STARLING_MUTANT=no_gap_fill` makes the process wrong in one way ([`Mutant`]). `STARLING_FAILPOINTS=committed=crash/200`
-//! makes it crash or wait at a [`Point`], about once in 200 times: `point=crash/N` or `point=wait:MS/N`, comma-separated.
+//! makes it crash, panic or wait at a [`Point`], about once in 200 times: `point=crash/N`, `point=panic/N` or
+//! `point=wait:MS/N`, comma-separated.
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])+ $variant:ident = $word:literal),+ $(,)? }) => {
@@ -27,6 +28,8 @@ named! {
     Mutant {
         /// Acknowledges some messages that it does not commit.
         AckBeforeCommit = "ack_before_commit",
+        /// Gives places in a chat before the commit that fills them, as a sequence does.
+        SequenceOrder = "sequence_order",
         /// Does not fetch what the bus lost.
         NoGapFill = "no_gap_fill",
         /// Follows a chat after it read what the client missed.
@@ -106,6 +109,7 @@ mod enabled {
     #[derive(Clone, Copy)]
     enum Act {
         Crash,
+        Panic,
         Wait(Duration),
     }
 
@@ -124,6 +128,7 @@ mod enabled {
     }
 
     /// Comes by a step.
+    #[expect(clippy::panic, reason = "that is what is asked for")]
     pub async fn at(point: Point) {
         static CHOSEN: OnceLock<Vec<(Point, Act, u32)>> = OnceLock::new();
         let chosen = CHOSEN.get_or_init(|| read(&variable("STARLING_FAILPOINTS").unwrap_or_default()));
@@ -132,6 +137,7 @@ mod enabled {
                 match act {
                     // As SIGKILL would: nothing is cleaned up.
                     Act::Crash => std::process::abort(),
+                    Act::Panic => panic!("a failpoint"),
                     Act::Wait(span) => tokio::time::sleep(*span).await,
                 }
             }
@@ -145,6 +151,7 @@ mod enabled {
             let (act, one_in) = act.split_once('/').unwrap_or((act, "1"));
             let act = match act.split_once(':') {
                 Some(("wait", ms)) => Act::Wait(Duration::from_millis(ms.parse().ok()?)),
+                _ if act == "panic" => Act::Panic,
                 _ => Act::Crash,
             };
             Some((point, act, one_in.parse().ok().filter(|one_in| *one_in > 0)?))

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cluster::Bus;
 use crate::metrics;
@@ -21,6 +20,7 @@ use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX
 use crate::model::message::{Draft, Sent};
 use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
 use crate::store::Store;
+use crate::tasks::Tasks;
 
 struct Job {
     draft: Draft,
@@ -52,21 +52,15 @@ impl PendingSend {
 }
 
 impl Appender {
-    /// Starts the appenders; they run until `stop` and finish what they hold.
-    pub fn start(
-        store: &Store,
-        bus: &Arc<dyn Bus>,
-        clock: &Clock,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Self {
+    /// Starts the appenders; they run until the tasks are stopped, and finish what they hold.
+    pub fn start(store: &Store, bus: &Arc<dyn Bus>, clock: &Clock, tasks: &Tasks) -> Self {
         // SQLite has one writer: a second appender would only make smaller batches.
         let count = if store.is_embedded() { 1 } else { APPENDERS };
         let queues = (0..count)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(APPEND_QUEUE_MAX);
                 let worker = Worker { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
-                tasks.spawn(worker.run(queue, stop.clone()));
+                tasks.spawn_vital("appender", worker.run(queue, tasks.stop_token()));
                 sender
             })
             .collect();

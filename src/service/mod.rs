@@ -22,14 +22,13 @@ use std::sync::Arc;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
 use crate::model::limits::{self, Rate};
 use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
+use crate::tasks::Tasks;
 use appender::Appender;
 
 /// What the service is made of.
@@ -49,9 +48,7 @@ pub struct Parts {
     /// Hashes passwords.
     pub hasher: Hasher,
     /// Tasks that outlive a request and end before the process does.
-    pub tasks: TaskTracker,
-    /// Cancelled when the process stops.
-    pub stop: CancellationToken,
+    pub tasks: Tasks,
 }
 
 /// The rules, over one store and one cluster.
@@ -66,14 +63,14 @@ pub struct Service {
     appender: Appender,
     /// Turns to ask the store about tokens.
     resolves: Semaphore,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Service {
     /// Starts the service: its appenders run until `stop`.
     pub fn start(parts: Parts) -> Arc<Self> {
-        let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks, stop } = parts;
-        let appender = Appender::start(&store, &bus, &clock, &tasks, &stop);
+        let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
+        let appender = Appender::start(&store, &bus, &clock, &tasks);
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
         Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, tasks })
     }
@@ -94,7 +91,7 @@ impl Service {
     }
 
     /// Where long-lived work is tracked.
-    pub fn tasks(&self) -> &TaskTracker {
+    pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 

@@ -62,6 +62,10 @@ impl Store {
             } else {
                 drafts
             };
+            #[cfg(feature = "faults")]
+            if faults::on(Mutant::SequenceOrder) {
+                return self.append_numbered_first(drafts, now).await;
+            }
             if faults::on(Mutant::AckBeforeCommit) {
                 return self.append_checked(drafts, now, true).await;
             }
@@ -100,7 +104,7 @@ impl Store {
         Ok(appended.into_iter().map(|sent| sent.or_else(|| checked.next()).unwrap_or_else(lost)).collect())
     }
 
-    async fn append_checked(&self, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
+    pub(super) async fn append_checked(&self, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
         let mut work = self.begin().await?;
         let mut placement = Placement {
             heads: lock_heads(&mut work, drafts).await?,
@@ -177,7 +181,7 @@ impl<'a> Placement<'a> {
     }
 }
 
-fn message(draft: &Draft, id: MessageId, rev: Rev, now: Timestamp) -> Message {
+pub(super) fn message(draft: &Draft, id: MessageId, rev: Rev, now: Timestamp) -> Message {
     Message {
         chat_id: draft.chat_id,
         id,

@@ -15,6 +15,8 @@ mod jobs;
 mod members;
 mod messages;
 mod migrate;
+#[cfg(feature = "faults")]
+mod numbered_first;
 mod pool;
 mod presence;
 mod replica_lock;

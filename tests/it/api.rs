@@ -1,6 +1,6 @@
 //! The HTTP API: what sections 1 and 2 of the protocol promise.
 
-mod authorisation;
+pub mod authorisation;
 mod bad_input;
 mod changes;
 mod chats;
@@ -8,6 +8,7 @@ mod inbox;
 mod invites;
 mod members;
 mod messages;
+mod passwords;
 mod rates;
 mod service;
 mod sessions;

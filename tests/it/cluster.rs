@@ -8,14 +8,13 @@ mod session_cache;
 
 use starling::cluster::redis::{ClusterKey, RedisCluster, ReplicaId};
 use starling::model::Clock;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use starling::tasks::Tasks;
 
 /// A replica's part of a cluster, without a server around it.
 pub struct Replica {
     pub cluster: RedisCluster,
     pub clock: Clock,
-    stop: CancellationToken,
+    tasks: Tasks,
 }
 
 impl Replica {
@@ -25,17 +24,17 @@ impl Replica {
     }
 
     pub fn with_key(url: &str, prefix: &str, key: [u8; 32]) -> Self {
-        let (clock, tasks, stop) = (Clock::system(), TaskTracker::new(), CancellationToken::new());
+        let (clock, tasks) = (Clock::system(), Tasks::default());
         let address = (url.parse().unwrap(), prefix.to_owned());
         let own = ReplicaId(rand::random());
-        let cluster = RedisCluster::join(address, own, ClusterKey(key), &clock, &tasks, &stop);
-        Self { cluster, clock, stop }
+        let cluster = RedisCluster::join(address, own, ClusterKey(key), &clock, &tasks);
+        Self { cluster, clock, tasks }
     }
 }
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.tasks.stop();
     }
 }
 

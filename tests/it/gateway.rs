@@ -1,6 +1,7 @@
 //! The WebSocket gateway.
 
 mod authentication;
+mod authorisation;
 mod closing;
 mod frames;
 mod limits;

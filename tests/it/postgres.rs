@@ -431,3 +431,46 @@ async fn a_refusal_in_the_middle_of_a_transaction_keeps_the_connection_and_holds
     .await;
     server.stop().await;
 }
+
+/// A place was given out by a transaction that is still open: what comes later in the chat must wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_stays_open_holds_its_chat_up_and_leaves_no_gap() {
+    let server = TestServer::start(Backend::Postgres).await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    send(&ada, &chat, "first").await.expect(201);
+    let mut socket = Socket::live(&bob).await;
+    let mut db = direct(&server).await;
+    let place = format!("UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1 WHERE id = '{chat}'");
+    let fill = format!(
+        "INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, sent_at_ms)
+         SELECT id, last_message_id, rev, rev, '{}', 'text', 'by another', 0 FROM chats WHERE id = '{chat}'",
+        ada.id
+    );
+    for (round, (end, texts)) in [("ROLLBACK", &["0"][..]), ("COMMIT", &["by another", "1"])].into_iter().enumerate() {
+        execute(&mut db, "BEGIN").await;
+        execute(&mut db, &place).await;
+        let holding = async {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let shown = bob.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
+                assert_eq!(shown["rev"], round + 2, "nobody sees past it: {shown}");
+                socket.expect_silence().await;
+            }
+            execute(&mut db, &fill).await;
+            execute(&mut db, end).await;
+        };
+        // As a client does: again with the same key, if it was told that this takes too long.
+        let key = round.to_string();
+        let sending = async { while !outcome(send(&ada, &chat, &key)).await.0 {} };
+        tokio::join!(sending, holding);
+        for text in texts {
+            assert_eq!(socket.expect("new_message").await["message"]["text"], *text, "in its order");
+        }
+    }
+    let log = bob.get(&format!("/chats/{chat}/messages")).await.expect(200);
+    let place = |message: &serde_json::Value| (message["id"].as_i64().unwrap(), message["rev"].as_i64().unwrap());
+    let places: Vec<(i64, i64)> = log["messages"].as_array().unwrap().iter().map(place).collect();
+    assert_eq!(places, [(1, 2), (2, 3), (3, 4), (4, 5)]);
+    server.stop().await;
+}

@@ -5,5 +5,6 @@ mod configuration;
 mod crash;
 mod harness;
 mod logs;
+mod panics;
 mod postgres;
 mod serve;

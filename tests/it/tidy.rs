@@ -66,6 +66,7 @@ fn beside(module: &str) -> Option<(&'static [&'static str], &'static [&'static s
             &["model", "store"],
             &["store", "cluster", "blob", "service", "hub", "api", "gateway", "listener", "server", "telemetry"],
         )),
+        "tasks" => Some((&[], &["cluster", "service", "hub", "api", "gateway", "server"])),
         "config" => Some((&["model", "store", "cluster"], &["server", "cli", "main", "telemetry"])),
         "telemetry" => Some((&["model", "config", "metrics"], &["server", "cli", "main"])),
         _ => None,

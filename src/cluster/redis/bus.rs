@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::address::RedisAddress;
 use super::envelope::{ClusterKey, Envelope, Said};
@@ -27,6 +26,7 @@ use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::BUS_QUEUE_MAX;
 use crate::model::{Event, Topic};
+use crate::tasks::Tasks;
 
 /// Events announced in one round trip.
 const PUBLISH_BATCH: usize = 128;
@@ -97,8 +97,7 @@ impl RedisBus {
         key: ClusterKey,
         redis: Arc<Redis>,
         address: RedisAddress,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
+        tasks: &Tasks,
     ) -> (Self, BusInbox, Arc<BusHealth>) {
         let (local, inbox) = BusFeeder::new();
         let (untold, events) = mpsc::channel(BUS_QUEUE_MAX);
@@ -112,7 +111,7 @@ impl RedisBus {
             overflowed: overflowed.clone(),
             health: health.clone(),
         };
-        tasks.spawn(publisher.run(events, stop.clone()));
+        tasks.spawn_vital("publisher", publisher.run(events, tasks.stop_token()));
         let subscriptions = Arc::new(Subscriptions {
             own,
             key,
@@ -124,7 +123,7 @@ impl RedisBus {
             news: Notify::new(),
             health: health.clone(),
         });
-        tasks.spawn(subscriptions.clone().run(stop.clone()));
+        tasks.spawn_vital("subscriber", subscriptions.clone().run(tasks.stop_token()));
         (Self { local, untold, overflowed, subscriptions }, inbox, health)
     }
 

@@ -27,13 +27,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::BusInbox;
 use crate::metrics;
 use crate::model::Clock;
 use crate::model::faults::{self, Mutant};
+use crate::tasks::Tasks;
 
 /// This replica's part of a cluster over Redis.
 pub struct RedisCluster {
@@ -61,23 +60,25 @@ impl RedisCluster {
         own: ReplicaId,
         key: ClusterKey,
         clock: &Clock,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let redis = Arc::new(Redis::new(address.clone(), prefix));
-        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, tasks, stop);
+        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, tasks);
         let bus = Arc::new(bus);
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
-        tasks.spawn(presence.clone().run(stop.clone()));
+        tasks.spawn_vital("presence", presence.clone().run(tasks.stop_token()));
         let (watcher, registered) = (bus.clone(), presence.clone());
-        tasks.spawn(leases.clone().run(stop.clone(), move |renewal| {
-            registered.renewed(renewal);
-            let news = renewal.somebody_died || renewal.somebody_is_gone;
-            if news && !faults::on(Mutant::NoLookOnDeath) {
-                watcher.look_at_everything();
-            }
-        }));
+        tasks.spawn_vital(
+            "leases",
+            leases.clone().run(tasks.stop_token(), move |renewal| {
+                registered.renewed(renewal);
+                let news = renewal.somebody_died || renewal.somebody_is_gone;
+                if news && !faults::on(Mutant::NoLookOnDeath) {
+                    watcher.look_at_everything();
+                }
+            }),
+        );
         let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
         Self { bus, inbox, session_cache, limiter, presence, leases, health }

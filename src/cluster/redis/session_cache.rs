@@ -6,7 +6,6 @@ use std::time::Duration;
 use bb8_redis::redis::{Cmd, cmd};
 use moka::sync::Cache;
 use rand::RngExt;
-use tokio_util::task::TaskTracker;
 
 use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
@@ -15,6 +14,7 @@ use crate::model::faults::{self, Mutant};
 use crate::model::limits::{SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
+use crate::tasks::Tasks;
 
 /// How long a forgotten token is kept as forgotten: longer than anyone can be about to remember it.
 const TOMBSTONE: Duration = Duration::from_mins(1);
@@ -30,12 +30,12 @@ pub struct RedisSessionCache {
     redis: Arc<Redis>,
     key: ClusterKey,
     local: Cache<TokenHash, Caller>,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl RedisSessionCache {
     /// A cache in this Redis.
-    pub fn new(redis: Arc<Redis>, key: ClusterKey, tasks: TaskTracker) -> Self {
+    pub fn new(redis: Arc<Redis>, key: ClusterKey, tasks: Tasks) -> Self {
         let local = Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_LOCAL_LIFE).build();
         Self { redis, key, local, tasks }
     }

@@ -19,7 +19,7 @@ everywhere!(
 
 /// Everyone who may come along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+pub enum Who {
     /// Nobody known: no token.
     Stranger,
     /// A user who never was in the chat.
@@ -31,7 +31,7 @@ enum Who {
     Owner,
 }
 
-const EVERYONE: [Who; 6] = [Who::Stranger, Who::Other, Who::Ex, Who::Member, Who::Admin, Who::Owner];
+pub const EVERYONE: [Who; 6] = [Who::Stranger, Who::Other, Who::Ex, Who::Member, Who::Admin, Who::Owner];
 
 /// A row: an operation on a chat, and what members, admins and owners of a group and of a channel get. (Strangers get
 /// 401, others and ex-members 404, always.) The last: members of a private chat.
@@ -158,31 +158,31 @@ async fn without_a_token_only_open_operations_are_answered(server: TestServer) {
 }
 
 /// A chat with one of each, in which everyone has said something while they could.
-struct Scene {
-    chat: String,
-    owner: User,
+pub struct Scene {
+    pub chat: String,
+    pub owner: User,
     admin: User,
     member: User,
     ex: User,
     other: User,
-    stranger: User,
+    pub stranger: User,
     /// A plain member to whom things are done.
-    victim: User,
+    pub victim: User,
     /// Not in the chat.
     newcomer: User,
     /// The message of each, by their id.
-    said: BTreeMap<String, i64>,
-    removed: i64,
+    pub said: BTreeMap<String, i64>,
+    pub removed: i64,
 }
 
 /// Makes scenes with the same people: making people is slow.
-struct Stage {
+pub struct Stage {
     people: Vec<User>,
     stranger: User,
 }
 
 impl Stage {
-    async fn of(server: &TestServer) -> Self {
+    pub async fn of(server: &TestServer) -> Self {
         let mut people = Vec::new();
         for _ in 0..7 {
             people.push(server.user().await);
@@ -190,7 +190,7 @@ impl Stage {
         Self { people, stranger: server.stranger() }
     }
 
-    async fn scene(&self, kind: &str) -> Scene {
+    pub async fn scene(&self, kind: &str) -> Scene {
         let [owner, admin, member, ex, other, victim, newcomer] = <[User; 7]>::try_from(self.people.clone()).unwrap();
         let all = [&admin, &member, &ex, &victim];
         let chat = match kind {
@@ -231,7 +231,7 @@ impl Stage {
 }
 
 impl Scene {
-    fn path(&self, rest: &str) -> String {
+    pub fn path(&self, rest: &str) -> String {
         format!("/chats/{}{rest}", self.chat)
     }
 
@@ -240,7 +240,7 @@ impl Scene {
         self.owner.patch(&path, json!({ "role": role })).await.expect(200);
     }
 
-    fn who(&self, who: Who) -> &User {
+    pub fn who(&self, who: Who) -> &User {
         match who {
             Who::Stranger => &self.stranger,
             Who::Other => &self.other,

@@ -71,6 +71,7 @@ const CALM: &[Fault] = &[];
 
 mutants! {
     acknowledging_before_the_commit_is_noticed: AckBeforeCommit, CALM, "", [I1, I2, I3, I4];
+    placing_before_the_commit_is_noticed: SequenceOrder, CALM, "", [I6, I7];
     not_fetching_what_the_bus_lost_is_noticed: NoGapFill, CUTS, "", [I6, I7];
     following_after_reading_is_noticed: SubscribeAfterFetch, CALM, "", [I6, I7];
     dropping_what_happens_during_a_sync_is_noticed: NoHold, CALM, "snapshot_read=wait:50/2", [I6, I7];

@@ -7,7 +7,7 @@ use starling::model::limits::{Alone, Rate};
 use starling::model::token::TokenHash;
 use starling::model::{ChatId, Clock, Event, Topic, UserId};
 
-use super::{Replica, prefix};
+use super::{Replica, prefix, presence};
 use crate::support::{OwnRedis, eventually};
 
 const RATE: Rate = Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
@@ -33,7 +33,11 @@ async fn is_heard(speaker: &Replica, listener: &mut Replica, topics: usize) -> b
     tokio::time::timeout(Duration::from_secs(2), listening).await.is_ok()
 }
 
-async fn limits_and_sessions_are_shared(one: &Replica, two: &Replica) {
+async fn all_else_is_shared(one: &Replica, two: &Replica) {
+    presence::acquainted(&[one, two]).await;
+    let (a, b) = (&*one.cluster.presence, &*two.cluster.presence);
+    presence::a_user_is_online_until_withdrawn_everywhere(a, b).await;
+    presence::the_number_of_places_is_exact(a, b).await;
     let mut granted = 0;
     for index in 0..40 {
         let limiter = &[one, two][index % 2].cluster.limiter;
@@ -49,7 +53,7 @@ async fn limits_and_sessions_are_shared(one: &Replica, two: &Replica) {
     assert!(one.cluster.session_cache.get(token).await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_a_redis_cluster() {
     let nodes = OwnRedis::cluster().await;
     let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
@@ -60,11 +64,10 @@ async fn replicas_share_a_redis_cluster() {
     })
     .await;
     assert!(is_heard(&speaker, &mut listener, 60).await, "topics live on all nodes");
-    limits_and_sessions_are_shared(&speaker, &listener).await;
-    eventually("they know of each other", async || listener.cluster.leases.believed().len() == 2).await;
+    all_else_is_shared(&speaker, &listener).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_follow_a_failover_of_sentinels() {
     let mut master = OwnRedis::start().await;
     let replica = OwnRedis::replica_of(&master).await;
@@ -84,5 +87,5 @@ async fn replicas_follow_a_failover_of_sentinels() {
     while !is_heard(&speaker, &mut listener, 3).await {
         assert!(failed_at.elapsed() < Duration::from_secs(30), "nobody follows the failover");
     }
-    limits_and_sessions_are_shared(&speaker, &listener).await;
+    all_else_is_shared(&speaker, &listener).await;
 }

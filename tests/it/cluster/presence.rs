@@ -29,7 +29,7 @@ async fn pair(url: &str) -> (Replica, Replica) {
     (a, b)
 }
 
-async fn acquainted(replicas: &[&Replica]) {
+pub async fn acquainted(replicas: &[&Replica]) {
     eventually("the replicas know each other", async || {
         replicas.iter().all(|it| it.cluster.leases.believed().len() == replicas.len())
     })
@@ -37,7 +37,7 @@ async fn acquainted(replicas: &[&Replica]) {
 }
 
 /// Both may be the same: a cluster of one.
-async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &dyn Presence) {
+pub async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &dyn Presence) {
     let (ada, bob) = (user(), user());
     assert!(a.online(&[]).await.unwrap().is_empty());
     assert_eq!(b.online(&[ada, bob]).await.unwrap(), [false, false]);
@@ -77,7 +77,7 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
 }
 
 /// However many come in at once, over two replicas, just as many as may get a place.
-async fn the_number_of_places_is_exact(a: &dyn Presence, b: &dyn Presence) {
+pub async fn the_number_of_places_is_exact(a: &dyn Presence, b: &dyn Presence) {
     const MAX: usize = 20;
     let ada = user();
     let all = join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;

@@ -21,8 +21,7 @@ use starling::model::{
     Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId, UserId,
 };
 use starling::store::{AddMember, Creation, NewChat, Store};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use starling::tasks::Tasks;
 
 use crate::support::{TestServer, everywhere};
 
@@ -51,8 +50,7 @@ struct Bench {
     hub: Arc<Hub>,
     store: Store,
     clock: Clock,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    tasks: Tasks,
     numbers: AtomicU64,
     owner: UserId,
     reader: UserId,
@@ -64,21 +62,20 @@ impl Bench {
     /// A hub, and a group of two that is at rev 1.
     async fn new(server: &TestServer) -> Self {
         let (store, clock) = (server.service().store().clone(), Clock::system());
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let tasks = Tasks::default();
         let hub = Hub::new(
             store.clone(),
             Arc::new(MemoryBus::new().0),
             Attendance::new(Arc::new(MemoryPresence::default()), Duration::ZERO),
             clock.clone(),
             tasks.clone(),
-            stop.clone(),
         );
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
         let session = server.service().authenticate(&made.token.unwrap()).await.unwrap().session_id;
         let (numbers, chat) = (AtomicU64::new(1), ChatId::default());
-        let mut bench = Self { hub, store, clock, stop, tasks, numbers, owner, reader, session, chat };
+        let mut bench = Self { hub, store, clock, tasks, numbers, owner, reader, session, chat };
         bench.chat = bench.group(vec![reader]).await;
         bench
     }
@@ -140,7 +137,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.tasks.stop();
     }
 }
 
