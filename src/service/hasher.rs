@@ -108,7 +108,25 @@ fn is_current(hash: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_more_work_at_a_time_than_they_were_told_to() {
+        let (hasher, working) = (Hasher::new(2).unwrap(), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let working = working.clone();
+            hasher.in_turn(move |_| {
+                let others = working.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(10));
+                working.fetch_sub(1, Ordering::SeqCst);
+                others
+            })
+        };
+        let others = futures_util::future::join_all((0..20).map(|_| work())).await;
+        assert_eq!(others.into_iter().map(Result::unwrap).max(), Some(1));
+    }
 
     #[tokio::test]
     async fn a_password_fits_its_own_hash_and_no_other() {

@@ -12,6 +12,8 @@ everywhere!(
     sends_of_a_user_are_limited_and_nothing_is_half_done,
     logins_to_an_account_are_limited_wherever_they_come_from,
     registrations_from_an_address_are_limited,
+    all_addresses_of_an_ipv6_network_are_one,
+    an_address_in_a_header_is_believed_of_a_trusted_proxy_only,
     other_changes_of_a_user_are_limited,
 );
 
@@ -97,6 +99,50 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
             too_many(&stranger.post("/users", newcomer(&code, "ada")).await);
             server.advance(Duration::from_secs(11));
             stranger.post("/users", newcomer(&code, "ada")).await.expect(201);
+        },
+    )
+    .await;
+}
+
+/// How many of so many guesses at an invite are refused as too many, each with another address in its header.
+async fn refused_from(server: &TestServer, addresses: impl Iterator<Item = String>) -> usize {
+    let stranger = server.stranger();
+    let mut refused = 0;
+    for address in addresses {
+        let request = stranger.request(reqwest::Method::POST, "/users").header("x-forwarded-for", address);
+        let answer = stranger.send(request.json(&newcomer("AAAAAAAAAAAAAAAAAAAAAA", "ada"))).await;
+        if answer.status != 404 {
+            too_many(&answer);
+            refused += 1;
+        }
+    }
+    refused
+}
+
+async fn all_addresses_of_an_ipv6_network_are_one(server: TestServer) {
+    on_another(
+        &server,
+        |settings| {
+            settings.rate_limits = Some(Switch::On);
+            settings.trusted_proxies = Some("127.0.0.1".to_owned());
+        },
+        |server| async move {
+            let one_network = (0..40).map(|host| format!("2001:db8:1:2:{host:x}::1"));
+            assert!(refused_from(&server, one_network).await >= 8);
+            let other_networks = (0..40).map(|network| format!("2001:db8:1:{:x}::1", 16 + network));
+            assert_eq!(refused_from(&server, other_networks).await, 0);
+        },
+    )
+    .await;
+}
+
+async fn an_address_in_a_header_is_believed_of_a_trusted_proxy_only(server: TestServer) {
+    on_another(
+        &server,
+        |settings| settings.rate_limits = Some(Switch::On),
+        |server| async move {
+            let forged = (0..40).map(|host| format!("203.0.113.{host}"));
+            assert!(refused_from(&server, forged).await >= 8);
         },
     )
     .await;
