@@ -120,6 +120,7 @@ mkdir "$dir/redis"
 ln -s "$redis_server" "$dir/redis-server"
 for _ in {1..10}; do
   port=$((20000 + RANDOM % 10000))
+  : >"$dir/redis.log"
   setpriv --pdeathsig TERM "$dir/redis-server" --port "$port" --bind 127.0.0.1 --save '' --appendonly no \
     --dir "$dir/redis" >"$dir/redis.log" 2>&1 &
   redis_pid=$!

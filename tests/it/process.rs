@@ -8,3 +8,4 @@ mod logs;
 mod panics;
 mod postgres;
 mod serve;
+mod versions;
