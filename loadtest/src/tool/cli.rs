@@ -69,14 +69,15 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Compare the ratios to floors of a run with committed ones; fail if one is more than 25 % worse.
+    /// Compare the ratios to floors of runs with committed ones; fail if the best of one is more than 25 % worse.
     Gate {
-        /// What a run wrote with --json.
-        json: PathBuf,
+        /// What each run wrote with --json.
+        #[arg(required = true)]
+        json: Vec<PathBuf>,
         /// The committed ratios.
         #[arg(long, default_value = "loadtest/ratios.json")]
         against: PathBuf,
-        /// Write the run's ratios there instead of comparing.
+        /// Write the runs' ratios there instead of comparing.
         #[arg(long)]
         accept: bool,
     },

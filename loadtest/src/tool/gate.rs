@@ -2,7 +2,7 @@
 //! comparable.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,20 +28,25 @@ struct Measured {
     ratios: Ratios,
 }
 
-/// Compares what a run wrote with what is committed, or commits it. Whether nothing got too much worse.
+/// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much worse. Of several runs
+/// each row's best counts: what else the machine does only ever makes a run worse, and a regression makes all of them.
 ///
 /// # Errors
 /// If a file can't be read or written.
-pub fn run(json: &Path, against: &Path, accept: bool) -> Result<bool, String> {
-    let measured: Measured = read(json)?;
+pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, String> {
+    let mut measured = Ratios::new();
+    for path in json {
+        let one: Measured = read(path)?;
+        keep_the_best(&mut measured, one.ratios);
+    }
     if accept {
-        let text = serde_json::to_string_pretty(&measured.ratios).map_err(|error| error.to_string())?;
+        let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
         std::fs::write(against, text + "\n").map_err(|error| format!("{}: {error}", against.display()))?;
-        println!("{} ratios are written to {}", measured.ratios.len(), against.display());
+        println!("{} ratios are written to {}", measured.len(), against.display());
         return Ok(true);
     }
     let committed: Ratios = read(against)?;
-    let worse = worse(&committed, &measured.ratios);
+    let worse = worse(&committed, &measured);
     for sentence in &worse {
         println!("{sentence}");
     }
@@ -54,6 +59,19 @@ pub fn run(json: &Path, against: &Path, accept: bool) -> Result<bool, String> {
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn keep_the_best(best: &mut Ratios, run: Ratios) {
+    for (row, new) in run {
+        best.entry(row)
+            .and_modify(|old| {
+                old.ratio = match new.better {
+                    Better::Higher => old.ratio.max(new.ratio),
+                    Better::Lower => old.ratio.min(new.ratio),
+                };
+            })
+            .or_insert(new);
+    }
 }
 
 /// What is more than a quarter worse, or was not measured, in sentences that name the row.
@@ -100,6 +118,17 @@ mod tests {
             let found = worse(&one(was, better), &one(is, better));
             assert_eq!(found.is_empty(), fine, "{was} {is} {better:?}: {found:?}");
             assert!(found.iter().all(|it| it.starts_with("embedded / sends / durable: ")));
+        }
+    }
+
+    #[test]
+    fn of_several_runs_the_best_of_each_row_counts() {
+        for (runs, better, best) in [([0.4, 0.5, 0.3], Better::Higher, 0.5), ([2.0, 1.5, 1.7], Better::Lower, 1.5)] {
+            let mut kept = Ratios::new();
+            for ratio in runs {
+                keep_the_best(&mut kept, one(ratio, better));
+            }
+            assert_eq!(kept, one(best, better));
         }
     }
 
