@@ -128,6 +128,9 @@ mod enabled {
     }
 
     /// Comes by a step.
+    ///
+    /// # Panics
+    /// If it was told to.
     #[expect(clippy::panic, reason = "that is what is asked for")]
     pub async fn at(point: Point) {
         static CHOSEN: OnceLock<Vec<(Point, Act, u32)>> = OnceLock::new();

@@ -113,6 +113,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[expect(clippy::disallowed_methods, reason = "the work is on a thread that may block")]
     async fn no_more_work_at_a_time_than_they_were_told_to() {
         let (hasher, working) = (Hasher::new(2).unwrap(), Arc::new(AtomicUsize::new(0)));
         let work = || {
