@@ -1,4 +1,7 @@
 //! Making up for what the bus lost: fetching from the store what a chat's followers miss.
+//!
+//! All of it is vital: of what a task that panicked had begun, no other would take charge, and its followers would never
+//! hear of what they miss.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,7 +35,7 @@ impl Hub {
             }
         }
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(REORDER_WAIT).await;
             while hub.lacks(chat_id) && !hub.stop.is_cancelled() {
                 metrics::hub_heal(reason);
@@ -89,7 +92,7 @@ impl Hub {
     /// Compares a chat with the store in a moment.
     pub(super) fn check_later(self: &Arc<Self>, chat_id: ChatId) {
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(REORDER_WAIT).await;
             if let Err(error) = hub.check_chats(&[chat_id]).await {
                 tracing::warn!(%error, "could not compare a chat with the store");
@@ -110,7 +113,7 @@ impl Hub {
         let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
         self.attendance.look_soon(watched);
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             if topics.contains(&Topic::Everyone) {
                 return hub.check_all_now();
             }
@@ -158,7 +161,7 @@ impl Hub {
             return;
         }
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             loop {
                 for batch in hub.registry.sessions().chunks(CHECK_BATCH) {
                     if let Err(error) = hub.check_sessions(batch).await {
@@ -180,7 +183,7 @@ impl Hub {
             return;
         }
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             loop {
                 hub.check_all().await;
                 if !hub.checking.chats.again() {
@@ -191,10 +194,10 @@ impl Hub {
     }
 
     async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
-        let revs = self.store.revs(chats).await?;
+        let revs: HashMap<ChatId, Rev> = self.store.revs(chats).await?.into_iter().collect();
         for chat_id in chats {
-            match revs.iter().find(|(id, _)| id == chat_id) {
-                Some((_, rev)) => {
+            match revs.get(chat_id) {
+                Some(rev) => {
                     let behind = self.feeds(*chat_id).get(chat_id).is_some_and(|feed| feed.rev() < *rev);
                     if behind {
                         self.heal_later(*chat_id, Some(*rev), "check");
@@ -235,7 +238,7 @@ impl Hub {
     /// Has a user's connections follow a chat soon, if the user is a member.
     pub(super) fn take_in_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
         let hub = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn_vital("healing", async move {
             if let Err(error) = hub.take_in(chat_id, user_id).await {
                 tracing::warn!(%error, "could not read a chat that a connected user joined");
             }
