@@ -37,12 +37,37 @@ pub enum Better {
 pub enum FloorKind {
     /// Resident bytes of a connection of a bare WebSocket server.
     Connection,
-    /// Frames a second that a bare echo server takes and sends back.
-    Frames,
+    /// Connections a second that it takes.
+    Connects,
     /// Frames a second that a bare server writes to all its connections.
     FanOut,
+    /// How long half of those take at most.
+    FanOutP50,
+    /// How long 99 % of them take at most.
+    FanOutP99,
+    /// CPU of the bare server for each of them.
+    FanOutCpu,
     /// Sends a second that a bare socket server makes durable, grouped into commits.
     GroupedSends,
+    /// How long half of those take at most.
+    GroupedP50,
+    /// How long 99 % of them take at most.
+    GroupedP99,
+    /// CPU of the bare server for each of them.
+    GroupedCpu,
+    /// Reads a second of what the database, or without one a bare server, holds.
+    Reads,
+    /// How long half of those take at most.
+    ReadP50,
+    /// How long 99 % of them take at most.
+    ReadP99,
+}
+
+impl FloorKind {
+    /// Whether it is the same in each run, as far as the machine is: the worst of a hundred is not.
+    pub fn is_steady(self) -> bool {
+        !matches!(self, Self::FanOutP99 | Self::GroupedP99 | Self::ReadP99)
+    }
 }
 
 /// One measured number.
@@ -75,6 +100,12 @@ impl Figure {
     #[must_use]
     pub fn over(self, floor: FloorKind) -> Self {
         Self { floor: Some(floor), ..self }
+    }
+
+    /// The same, held against a floor if it was measured as the floor is.
+    #[must_use]
+    pub fn over_if(self, alike: bool, floor: FloorKind) -> Self {
+        if alike { self.over(floor) } else { self }
     }
 }
 

@@ -6,14 +6,20 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::drive::Driven;
 use crate::tool::arith::{ratio, real};
+use crate::tool::meter::Meter;
 
 /// Rows of a commit at most, as in the real server.
 const BATCH_MAX: usize = 128;
 /// Inserts that wait at most.
 const WAITING_MAX: usize = 4096;
+/// How long pages are read, after a second of warm-up.
+const READ: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_secs(1);
 /// How long single rows are measured.
 const SINGLE: Duration = Duration::from_secs(2);
 
@@ -98,6 +104,33 @@ fn append_to(mut file: std::fs::File, mut inbox: mpsc::Receiver<Waiting>) {
             let _ = done.send(());
         }
     }
+}
+
+/// Pages of rows that `readers` connections read by the index, each waiting for its own.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, String> {
+    let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
+    let until = Instant::now() + WARM_UP + READ;
+    for _ in 0..readers {
+        let (meter, mut connection) = (meter.clone(), connect(url).await?);
+        reading.spawn(async move {
+            let sql = "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
+            while Instant::now() < until {
+                let began = Instant::now();
+                let page = sqlx::query(sql).bind(0_i64).bind(i64::from(rows)).fetch_all(&mut connection).await;
+                page.map_err(|error| error.to_string())?;
+                meter.record(began.elapsed());
+            }
+            Ok::<(), String>(())
+        });
+    }
+    for each in reading.join_all().await {
+        each?;
+    }
+    meter.stop();
+    Ok(Driven::of(&meter.summary(), 0.0))
 }
 
 /// Rows a second that one connection commits one by one.

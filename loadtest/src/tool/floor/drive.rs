@@ -1,7 +1,5 @@
 //! The load on a bare server: the same connections and loops as on the real one.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt, stream};
@@ -14,7 +12,8 @@ use tokio_tungstenite::tungstenite::Message;
 use super::server::{JOIN, TO_ALL};
 use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::light::open;
-use crate::tool::proc::resident_bytes;
+use crate::tool::meter::{Meter, Summary};
+use crate::tool::proc::{of_tree, resident_bytes};
 use crate::tool::site::replica::Replica;
 
 /// How long each is measured, after a second of warm-up.
@@ -29,6 +28,9 @@ const EVENT: &str = "{\"type\":\"new_message\",\"chat_id\":\"019ab0c0-0000-7000-
     \"message\":{\"id\":123456,\"text\":\"A message of ordinary length, as people write them all day long.\",\
     \"sender_id\":\"019ab0c0-0000-7000-8000-000000000001\",\"sent_at\":\"2026-11-21T23:59:59.123Z\"}}";
 
+/// Digits of the time at which a frame to all was sent, in microseconds of the run.
+const STAMP_DIGITS: usize = 12;
+
 type Socket = WebSocketStream<TcpStream>;
 
 async fn connect(server: &Replica, count: usize) -> Result<Vec<Socket>, String> {
@@ -41,16 +43,51 @@ async fn connect(server: &Replica, count: usize) -> Result<Vec<Socket>, String> 
     Ok(sockets)
 }
 
-/// Resident KiB of the server for each of `count` idle connections.
-pub async fn connection_kib(server: &Replica, count: usize) -> Result<f64, String> {
+/// What something bare did under load.
+#[derive(Clone, Copy, Debug)]
+pub struct Driven {
+    /// How often a second.
+    pub rate: f64,
+    /// How long half of them took at most, in milliseconds.
+    pub p50_ms: f64,
+    /// How long 99 % of them took at most, in milliseconds.
+    pub p99_ms: f64,
+    /// CPU of the bare server for each, in microseconds.
+    pub cpu_us: f64,
+}
+
+impl Driven {
+    /// What was measured while the server used `cpu_s`, warm-up included.
+    pub fn of(summary: &Summary, cpu_s: f64) -> Self {
+        Self {
+            rate: summary.rate,
+            p50_ms: real(summary.p50_us) / 1e3,
+            p99_ms: real(summary.p99_us) / 1e3,
+            cpu_us: ratio(cpu_s * 1e6, real(summary.count_with_warm_up)),
+        }
+    }
+}
+
+/// What idle connections to a bare server cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Resident KiB of the server for each.
+    pub kib: f64,
+    /// How many were made a second.
+    pub connects: f64,
+}
+
+/// Makes and holds `count` connections.
+pub async fn hold(server: &Replica, count: usize) -> Result<Held, String> {
     drop(connect(server, 1).await?);
     sleep(Duration::from_millis(300)).await;
-    let before = resident_bytes(server.pid());
+    let (before, began) = (resident_bytes(server.pid()), Instant::now());
     let sockets = connect(server, count).await?;
+    let connects = ratio(real_len(count), began.elapsed().as_secs_f64());
     sleep(Duration::from_secs(1)).await;
     let after = resident_bytes(server.pid());
     drop(sockets);
-    Ok(ratio(real(after.saturating_sub(before)), real_len(count)) / 1024.0)
+    Ok(Held { kib: ratio(real(after.saturating_sub(before)), real_len(count)) / 1024.0, connects })
 }
 
 async fn echo(socket: &mut Socket, text: String) -> Result<(), String> {
@@ -61,53 +98,52 @@ async fn echo(socket: &mut Socket, text: String) -> Result<(), String> {
     }
 }
 
-/// Frames a second that come back on `count` connections, each of which waits for its own.
-pub async fn round_trips(server: &Replica, count: usize) -> Result<f64, String> {
-    let from = Instant::now() + WARM_UP;
-    let until = from + SPAN;
+/// Frames that come back on `count` connections, each of which waits for its own.
+pub async fn round_trips(server: &Replica, count: usize) -> Result<Driven, String> {
+    let sockets = connect(server, count).await?;
+    let (meter, cpu_s) = (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s);
+    let until = Instant::now() + WARM_UP + SPAN;
     let mut senders = JoinSet::new();
-    for mut socket in connect(server, count).await? {
+    for mut socket in sockets {
+        let meter = meter.clone();
         senders.spawn(async move {
-            let mut counted = 0;
             while Instant::now() < until {
+                let began = Instant::now();
                 echo(&mut socket, EVENT.to_owned()).await?;
-                counted += u64::from(Instant::now() >= from);
+                meter.record(began.elapsed());
             }
-            Ok::<u64, String>(counted)
+            Ok::<(), String>(())
         });
     }
-    let mut all = 0;
     for each in senders.join_all().await {
-        all += each?;
+        each?;
     }
-    Ok(ratio(real(all), SPAN.as_secs_f64()))
+    meter.stop();
+    Ok(Driven::of(&meter.summary(), of_tree(server.pid()).cpu_s - cpu_s))
 }
 
-/// Frames a second that reach `count` connections, all of them each time.
-pub async fn fan_out(server: &Replica, count: usize) -> Result<f64, String> {
-    let delivered = Arc::new(AtomicU64::new(0));
+/// Frames that reach `count` connections, all of them each time.
+pub async fn fan_out(server: &Replica, count: usize) -> Result<Driven, String> {
+    let (meter, cpu_s, epoch) = (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s, Instant::now());
     let mut members = JoinSet::new();
     for mut socket in connect(server, count).await? {
         socket.send(Message::text(JOIN)).await.map_err(|error| error.to_string())?;
-        let delivered = delivered.clone();
+        let meter = meter.clone();
         members.spawn(async move {
-            while let Some(Ok(_)) = socket.next().await {
-                delivered.fetch_add(1, Ordering::Relaxed);
+            while let Some(Ok(message)) = socket.next().await {
+                let sent_us = message.to_text().ok().and_then(|text| text.get(1..=STAMP_DIGITS)?.parse().ok());
+                meter.record(epoch.elapsed().saturating_sub(Duration::from_micros(sent_us.unwrap_or(0))));
             }
         });
     }
     let mut owner = connect(server, 1).await?.pop().ok_or("no connection")?;
     // All have joined once their frames are read, which come before this one's connection or soon after.
     sleep(Duration::from_millis(500)).await;
-    let from = Instant::now() + WARM_UP;
-    let mut before = 0;
-    while Instant::now() < from + SPAN {
-        echo(&mut owner, format!("{TO_ALL}{EVENT}")).await?;
-        if Instant::now() < from {
-            before = delivered.load(Ordering::Relaxed);
-        }
+    let until = Instant::now() + WARM_UP + SPAN;
+    while Instant::now() < until {
+        echo(&mut owner, format!("{TO_ALL}{:0STAMP_DIGITS$}{EVENT}", epoch.elapsed().as_micros())).await?;
     }
-    let after = delivered.load(Ordering::Relaxed);
+    meter.stop();
     members.abort_all();
-    Ok(ratio(real(after - before), SPAN.as_secs_f64()))
+    Ok(Driven::of(&meter.summary(), of_tree(server.pid()).cpu_s - cpu_s))
 }

@@ -8,7 +8,9 @@ mod server;
 use serde::Serialize;
 use tokio::process::Command;
 
+use self::drive::Driven;
 use super::cli::Load;
+use super::load::inbox::{PAGE, READERS};
 use super::site::child::ending_with_us;
 use super::site::replica::Replica;
 use super::stage::FloorKind;
@@ -41,6 +43,19 @@ impl Floors {
         self.rows.iter().find(|row| row.kind == Some(kind)).map(|row| row.value)
     }
 
+    fn add_sends(&mut self, name: &'static str, sends: Driven) {
+        self.add(Some(FloorKind::GroupedSends), name, sends.rate, "/s");
+        self.add(Some(FloorKind::GroupedP50), "such a durable send, p50", sends.p50_ms, "ms");
+        self.add(Some(FloorKind::GroupedP99), "such a durable send, p99", sends.p99_ms, "ms");
+        self.add(Some(FloorKind::GroupedCpu), "CPU of such a durable send", sends.cpu_us, "us");
+    }
+
+    fn add_reads(&mut self, name: &'static str, reads: Driven) {
+        self.add(Some(FloorKind::Reads), name, reads.rate, "/s");
+        self.add(Some(FloorKind::ReadP50), "such a read, p50", reads.p50_ms, "ms");
+        self.add(Some(FloorKind::ReadP99), "such a read, p99", reads.p99_ms, "ms");
+    }
+
     fn add(&mut self, kind: Option<FloorKind>, name: &'static str, value: f64, unit: &'static str) {
         self.rows.push(Floor { kind, name, value, unit });
     }
@@ -53,34 +68,33 @@ impl Floors {
 /// If a bare server does not start or does not answer.
 pub async fn measure(load: &Load, database: Option<String>, redis_port: Option<u16>) -> Result<Floors, String> {
     let mut floors = Floors::default();
+    let (senders, members) = (usize::from(load.senders), usize::from(load.members));
     let echo = bare(&[]).await?;
-    let kib = drive::connection_kib(&echo, usize::from(load.connections)).await?;
-    floors.add(Some(FloorKind::Connection), "memory of a connection of a bare WebSocket server", kib, "KiB");
-    let echoes = drive::round_trips(&echo, usize::from(load.senders)).await?;
-    floors.add(Some(FloorKind::Frames), "echoes of a bare WebSocket server", echoes, "/s");
-    let writes = drive::fan_out(&echo, usize::from(load.members)).await?;
-    floors.add(Some(FloorKind::FanOut), "deliveries of a bare WebSocket server", writes, "/s");
-    drop(echo);
+    let held = drive::hold(&echo, usize::from(load.connections)).await?;
+    floors.add(Some(FloorKind::Connection), "memory of a connection of a bare WebSocket server", held.kib, "KiB");
+    floors.add(Some(FloorKind::Connects), "connections to a bare WebSocket server", held.connects, "/s");
+    let echoes = drive::round_trips(&echo, senders).await?;
+    floors.add(None, "echoes of a bare WebSocket server", echoes.rate, "/s");
+    let writes = drive::fan_out(&echo, members).await?;
+    floors.add(Some(FloorKind::FanOut), "deliveries of a bare WebSocket server", writes.rate, "/s");
+    floors.add(Some(FloorKind::FanOutP50), "such a delivery, p50", writes.p50_ms, "ms");
+    floors.add(Some(FloorKind::FanOutP99), "such a delivery, p99", writes.p99_ms, "ms");
+    floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "us");
     if let Some(url) = &database {
         let commits = bare(&["--database", url]).await?;
-        let sends = drive::round_trips(&commits, usize::from(load.senders)).await?;
-        floors.add(
-            Some(FloorKind::GroupedSends),
-            "inserts of a bare server that groups them into commits",
-            sends,
-            "/s",
-        );
+        let sends = drive::round_trips(&commits, senders).await?;
+        floors.add_sends("inserts of a bare server that groups them into commits", sends);
         drop(commits);
-        let single = commits::single_rows(url).await?;
-        floors.add(None, "commits of one row, one at a time", single, "/s");
-    }
-    if database.is_none() {
+        floors.add(None, "commits of one row, one at a time", commits::single_rows(url).await?, "/s");
+        let pages = commits::pages(url, READERS, PAGE).await?;
+        floors.add_reads("pages of 50 rows read from Postgres by an index", pages);
+    } else {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let path = dir.path().join("lines").display().to_string();
         let file = bare(&["--file", &path]).await?;
-        let sends = drive::round_trips(&file, usize::from(load.senders)).await?;
-        let name = "appends of a bare server that groups them into syncs of a file";
-        floors.add(Some(FloorKind::GroupedSends), name, sends, "/s");
+        let sends = drive::round_trips(&file, senders).await?;
+        floors.add_sends("appends of a bare server that groups them into syncs of a file", sends);
+        floors.add_reads("echoes of a bare WebSocket server to 8 at once", drive::round_trips(&echo, READERS).await?);
     }
     if let Some(port) = redis_port {
         floors.add(None, "PUBLISH on one connection, 64 at once", publish::rate(port).await?, "/s");

@@ -33,7 +33,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     tokio::time::sleep(Duration::from_secs(stage.load.seconds)).await;
     let spent = watch.finish();
     let (held, errors) = listeners.finish(stage, |_| 0).await;
-    let mut figures = vec![Figure::rate("connections made", ratio(real_len(count), took), "/s")];
+    let mut figures =
+        vec![Figure::rate("connections made", ratio(real_len(count), took), "/s").over(FloorKind::Connects)];
     if !stage.processes.is_empty() {
         let each = ratio(real(after.saturating_sub(before)), real_len(count));
         figures.push(Figure::cost("memory of an idle connection", each / 1024.0, "KiB").over(FloorKind::Connection));

@@ -11,13 +11,13 @@ use super::Measured;
 use super::seed::{Seeded, fill};
 use crate::tool::arith::real;
 use crate::tool::meter::Meter;
-use crate::tool::stage::{Figure, Stage};
+use crate::tool::stage::{Figure, FloorKind, Stage};
 use crate::tool::watch::Watch;
 
 /// Readers at once.
-const READERS: usize = 8;
+pub(in crate::tool) const READERS: usize = 8;
 /// Messages of a page.
-const PAGE: u32 = 50;
+pub(in crate::tool) const PAGE: u32 = 50;
 
 pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let (chats, seeded) = fill(stage).await?;
@@ -41,9 +41,10 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let mut figures = Vec::new();
     for (word, meter) in [("list of chats", &lists), ("page of history", &pages)] {
         let summary = meter.summary();
-        figures.push(Figure::rate(word, summary.rate, "/s"));
-        figures.push(Figure::cost(format!("{word}, p50"), real(summary.p50_us) / 1e3, "ms"));
-        figures.push(Figure::cost(format!("{word}, p99"), real(summary.p99_us) / 1e3, "ms"));
+        figures.push(Figure::rate(word, summary.rate, "/s").over(FloorKind::Reads));
+        let latency = |quantile: &str, us| Figure::cost(format!("{word}, {quantile}"), real(us) / 1e3, "ms");
+        figures.push(latency("p50", summary.p50_us).over(FloorKind::ReadP50));
+        figures.push(latency("p99", summary.p99_us).over(FloorKind::ReadP99));
     }
     let (lists, pages) = (lists.summary(), pages.summary());
     let proven =
@@ -64,7 +65,7 @@ impl Reader {
     async fn run(self, stage: Stage) -> Result<u64, String> {
         let mut errors = 0;
         let turns = self.chats.iter().cycle().skip(self.number * self.chats.len() / READERS);
-        for (turn, Seeded { owner, chat_id }) in turns.enumerate() {
+        for (turn, Seeded { owner, chat_id, messages }) in turns.enumerate() {
             if Instant::now() >= self.until {
                 break;
             }
@@ -83,7 +84,7 @@ impl Reader {
             match stage.request::<MessageList>(turn + 1, *owner, Method::GET, &path, None).await {
                 Ok(page) => {
                     self.pages.record(begun.elapsed());
-                    judge(&stage, chat_id, &page);
+                    judge(&stage, chat_id, *messages, &page);
                 }
                 Err(_) => errors += 1,
             }
@@ -93,12 +94,12 @@ impl Reader {
 }
 
 /// Nobody writes any more, so the newest page is full and without a gap.
-fn judge(stage: &Stage, chat_id: &str, page: &MessageList) {
+fn judge(stage: &Stage, chat_id: &str, messages: u32, page: &MessageList) {
     let ids: Vec<u32> = page.messages.iter().map(|message| message.id).collect();
     if let Some(two) = ids.windows(2).find(|two| two[1] != two[0] + 1) {
         stage.verdict.chat(chat_id, two[0] + 1, &format!("the page goes from message {} to {}", two[0], two[1]));
     }
-    if ids.last().is_none_or(|last| *last < stage.load.messages) || ids.len() < PAGE as usize {
-        stage.verdict.chat(chat_id, stage.load.messages, &format!("the newest page ends early: {ids:?}"));
+    if ids.last().copied().unwrap_or(0) < messages || ids.len() < messages.min(PAGE) as usize {
+        stage.verdict.chat(chat_id, messages, &format!("the newest page ends early: {ids:?}"));
     }
 }

@@ -1,7 +1,7 @@
 //! The workloads.
 
 mod idle;
-mod inbox;
+pub(super) mod inbox;
 mod listeners;
 mod pace;
 mod proof;

@@ -2,6 +2,7 @@
 //! ones before them are answered.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::Method;
 use starling_loadtest::wire::Chat;
 
 use super::speed::{REQUESTS_MAX, chat, drive, sender};
@@ -27,6 +28,8 @@ pub(super) struct Seeded {
     pub owner: usize,
     /// The chat.
     pub chat_id: String,
+    /// How many messages it holds: fewer than asked for if sends failed.
+    pub messages: u32,
 }
 
 /// Makes the chats of the first people, and writes into each what it lacks. What was measured is of the last part.
@@ -38,7 +41,6 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
     let making: Vec<_> = making.collect();
     let made: Vec<(usize, Chat)> =
         stream::iter(making).buffered(REQUESTS_MAX).try_collect::<Vec<_>>().await.map_err(|it: String| it)?;
-    let chats = made.iter().map(|(owner, chat)| Seeded { owner: *owner, chat_id: chat.id.clone() }).collect();
     let mut all = Measured::default();
     let mut messages = 0;
     for some in made.chunks(CHATS_AT_ONCE) {
@@ -51,6 +53,13 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
         let errors = all.errors + measured.errors;
         all = Measured { errors, ..measured };
     }
+    let looking = made.into_iter().map(|(owner, Chat { id: chat_id, .. })| async move {
+        let path = format!("/chats/{chat_id}");
+        let chat: Chat = stage.request(0, owner, Method::GET, &path, None).await?;
+        Ok::<_, String>(Seeded { owner, chat_id, messages: chat.last_message_id })
+    });
+    let looking: Vec<_> = looking.collect();
+    let chats = stream::iter(looking).buffered(REQUESTS_MAX).try_collect().await?;
     all.proven = format!("{messages} messages were written and read back, each once and in its place");
     all.figures = vec![Figure::cost("errors", 100.0 * ratio(real(all.errors), real(messages + all.errors)), "%")];
     Ok((chats, all))

@@ -47,6 +47,7 @@ pub struct Report {
 struct Whole<'a> {
     #[serde(flatten)]
     report: &'a Report,
+    /// For the gate.
     ratios: Ratios,
 }
 
@@ -85,7 +86,7 @@ impl Report {
             std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
         };
         if let Some(path) = &output.json {
-            let ratios = self.runs.iter().flat_map(rows::of).filter_map(|row| row.ratio()).collect();
+            let ratios = self.runs.iter().flat_map(rows::of).filter_map(|row| row.steady_ratio()).collect();
             let whole = Whole { report: self, ratios };
             write(path, serde_json::to_string_pretty(&whole).map_err(|error| error.to_string())? + "\n")?;
         }

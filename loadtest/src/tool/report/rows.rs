@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::tool::arith::{ratio, shown, thousands};
 use crate::tool::gate::Ratio;
 use crate::tool::load::Outcome;
-use crate::tool::stage::Figure;
+use crate::tool::stage::{Figure, FloorKind};
 
 use super::Run;
 
@@ -28,6 +28,11 @@ impl Row<'_> {
         let floor = self.floor?;
         let name = format!("{} / {} / {}", self.site, self.workload, self.figure.name);
         Some((name, Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better }))
+    }
+
+    /// The same, if a later run's may be held against it.
+    pub fn steady_ratio(&self) -> Option<(String, Ratio)> {
+        self.ratio().filter(|_| self.figure.floor.is_some_and(FloorKind::is_steady))
     }
 
     /// The ratio in words.
