@@ -52,7 +52,7 @@ async fn limits_and_sessions_are_shared(one: &Replica, two: &Replica) {
 #[tokio::test]
 async fn replicas_share_a_redis_cluster() {
     let nodes = OwnRedis::cluster().await;
-    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
     let prefix = prefix();
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("both are connected", async || {
@@ -75,7 +75,7 @@ async fn replicas_follow_a_failover_of_sentinels() {
         replicas.len() == 1 && synced.contains("master_link_status:up")
     })
     .await;
-    let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port), prefix());
+    let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), prefix());
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("the listener is connected", async || listener.cluster.health.is_connected()).await;
     assert!(is_heard(&speaker, &mut listener, 3).await);

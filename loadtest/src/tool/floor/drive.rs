@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt, stream};
+use starling_loadtest::services::process::resident_bytes;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -14,7 +15,6 @@ use tokio_tungstenite::tungstenite::Message;
 use super::server::{JOIN, TO_ALL};
 use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::light::open;
-use crate::tool::proc::resident_bytes;
 use crate::tool::site::replica::Replica;
 
 /// How long each is measured, after a second of warm-up.
@@ -45,10 +45,11 @@ async fn connect(server: &Replica, count: usize) -> Result<Vec<Socket>, String> 
 pub async fn connection_kib(server: &Replica, count: usize) -> Result<f64, String> {
     drop(connect(server, 1).await?);
     sleep(Duration::from_millis(300)).await;
-    let before = resident_bytes(server.pid());
+    let memory = || resident_bytes(server.pid()).unwrap_or(0);
+    let before = memory();
     let sockets = connect(server, count).await?;
     sleep(Duration::from_secs(1)).await;
-    let after = resident_bytes(server.pid());
+    let after = memory();
     drop(sockets);
     Ok(ratio(real(after.saturating_sub(before)), real_len(count)) / 1024.0)
 }

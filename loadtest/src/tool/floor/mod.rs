@@ -6,10 +6,10 @@ mod publish;
 mod server;
 
 use serde::Serialize;
+use starling_loadtest::services::process::ending_with_us;
 use tokio::process::Command;
 
 use super::cli::Load;
-use super::site::child::ending_with_us;
 use super::site::replica::Replica;
 use super::stage::FloorKind;
 

@@ -148,7 +148,7 @@ impl Ran {
             proven = format!("{proven}; {listeners} listeners were told every rev in order, up to the last");
         }
         let meters = std::iter::once(sends).chain(deliveries).collect();
-        Measured { figures, meters, spent, errors, proven }
+        Measured { figures, meters, spent, errors, proven, notes: Vec::new() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::tool::arith::{ratio, shown, thousands};
+use crate::tool::arith::{ratio, shown, thousands, whole};
 use crate::tool::gate::Ratio;
 use crate::tool::load::Outcome;
 use crate::tool::stage::Figure;
@@ -42,7 +42,9 @@ impl Row<'_> {
 
     /// The figure in words.
     pub fn value_words(&self) -> String {
-        format!("{} {}", shown(self.figure.value), self.figure.unit)
+        let Figure { value, unit, .. } = self.figure;
+        // What has no unit is counted.
+        if unit.is_empty() { thousands(whole(*value)) } else { format!("{} {unit}", shown(*value)) }
     }
 }
 
@@ -63,9 +65,10 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     let mut remarks = vec![if outcome.violations == 0 {
         format!("correct: {}", outcome.proven)
     } else {
-        format!("NOT CORRECT: {} promises were broken", thousands(outcome.violations))
+        format!("NOT CORRECT: promises broken: {}", thousands(outcome.violations))
     }];
     remarks.extend(outcome.sentences.iter().cloned());
+    remarks.extend(outcome.notes.iter().cloned());
     if outcome.errors > 0 {
         remarks.push(format!("errors (refused, unanswered, disconnected): {}", thousands(outcome.errors)));
     }
