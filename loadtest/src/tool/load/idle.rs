@@ -38,7 +38,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         let each = ratio(real(after.saturating_sub(before)), real_len(count));
         figures.push(Figure::cost("memory of an idle connection", each / 1024.0, "KiB").over(FloorKind::Connection));
         let cpu = spent.cpu_us_each("server", held) / spent.seconds;
-        figures.push(Figure::cost("CPU of the server an idle connection", cpu, "us/s"));
+        figures.push(Figure::cost("CPU of the server an idle connection", cpu, "µs/s"));
     }
     let proven = format!("{} of {held} connections were held to the end", held.saturating_sub(errors));
     Ok(Measured { figures, spent, errors, proven, ..Measured::default() })

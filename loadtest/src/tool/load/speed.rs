@@ -124,7 +124,7 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
 fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64) {
     for role in &spent.roles {
         let each = spent.cpu_us_each(role.role, count);
-        figures.push(Figure::cost(format!("CPU of {} a {what}", role.role), each, "us"));
+        figures.push(Figure::cost(format!("CPU of {} a {what}", role.role), each, "µs"));
     }
 }
 

@@ -10,6 +10,7 @@ use super::Measured;
 use super::recorded::{groups_of, in_groups, is_back, warm_up};
 use super::users::{Users, work};
 use crate::tool::arith::real;
+use crate::tool::meter::Mark;
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
@@ -36,6 +37,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let from_us = warm_up(stage, &users).await;
     let half = Duration::from_secs(stage.load.seconds) / 2;
     tokio::time::sleep(half).await;
+    let dropped_us = users.history.now_us();
     let (back, missing) = drop_all(&users.devices).await;
     tokio::time::sleep(half).await;
     let restart = restart(stage, &users).await?;
@@ -44,11 +46,19 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let (record, mut measured) = users.judge(stage, watch, from_us).await?;
     measured.errors += missing;
     measured.figures.extend(returns(&back, count));
+    let mut happened = vec![(dropped_us, "sockets dropped")];
     match restart {
-        Some(restart) => measured.figures.extend(restarted(&record, restart, stage.replicas().len())),
+        Some(restart) => {
+            measured.figures.extend(restarted(&record, restart, stage.replicas().len()));
+            happened.extend([(restart.from_us, "restart"), (restart.until_us, "done")]);
+        }
         None => measured.notes.push(
             "only sockets were dropped: the replicas are not this program's to restart, as they are in `local`".into(),
         ),
+    }
+    let mark = |(at_us, word): &(u64, &str)| Mark { second: real(at_us - from_us) / 1e6, word: (*word).to_owned() };
+    for meter in &mut measured.meters {
+        meter.marks = happened.iter().map(mark).collect();
     }
     Ok(measured)
 }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::tool::arith::{ratio, shown, thousands, whole};
+use crate::tool::arith::{ratio, real, shown, thousands, whole};
 use crate::tool::gate::Ratio;
 use crate::tool::load::Outcome;
 use crate::tool::stage::Figure;
+use crate::tool::watch::RoleUse;
 
 use super::Run;
 
@@ -74,6 +75,14 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     }
     if !outcome.counted.is_empty() {
         remarks.push(format!("the servers counted: {}", outcome.counted));
+    }
+    if !outcome.spent.roles.is_empty() {
+        let role = |it: &RoleUse| {
+            let (cores, mib) = (ratio(it.cpu_s, outcome.spent.seconds) * 100.0, real(it.memory_bytes) / 1_048_576.0);
+            format!("{} {cores:.0} % of a core and {} MiB", it.role, shown(mib))
+        };
+        let roles: Vec<String> = outcome.spent.roles.iter().map(role).collect();
+        remarks.push(format!("used, with the memory at the end: {}", roles.join(", ")));
     }
     let busy = outcome.spent.machine_busy * 100.0;
     let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;
