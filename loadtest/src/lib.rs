@@ -10,6 +10,7 @@
 //! | [`device`] | one session on one socket that survives reconnects; every frame is recorded |
 //! | [`checker`] | a pure function from a record and the final log to what is wrong with them |
 //! | [`workload`] | users and what they do, bounded and seeded |
+//! | [`services`] | a Postgres and a Redis of one's own |
 //!
 //! It knows nothing of the server but its protocol. The program `starling-loadtest` is built around it, in `tool`.
 
@@ -18,5 +19,6 @@ pub mod checker;
 pub mod client;
 pub mod device;
 pub mod history;
+pub mod services;
 pub mod wire;
 pub mod workload;

@@ -1,6 +1,12 @@
 //! The program as an operator runs it: it starts a server of its own, loads it, proves the run and removes everything.
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at a fault, and says what it skips")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at a fault, and says what it skips"
+)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -14,11 +20,18 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// Whether there is a server to run; it is another crate, which may not have been built.
+fn has_server() -> bool {
+    let there = Path::new(PROGRAM).with_file_name("starling").exists();
+    if !there {
+        eprintln!("skipped: there is no starling program beside {PROGRAM}");
+    }
+    there
+}
+
 #[test]
 fn one_command_starts_loads_proves_and_removes_a_server() {
-    if !Path::new(PROGRAM).with_file_name("starling").exists() {
-        // The server is another crate, which may not have been built.
-        eprintln!("skipped: there is no starling program beside {PROGRAM}");
+    if !has_server() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -39,6 +52,34 @@ fn one_command_starts_loads_proves_and_removes_a_server() {
     assert!(read("RESULTS.md").contains("| sends | durable sends, closed loop |"));
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "it leaves the files that were asked for and nothing else: {left:?}");
+}
+
+#[test]
+fn a_fleet_behind_one_address_is_restarted_one_by_one_while_people_write() {
+    if !has_server() {
+        return;
+    }
+    // Postgres, which runs as another user, has its data below.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let storm = ["local", "--replicas", "2", "storm", "--seconds", "2", "--warm-up", "0", "--people", "12"];
+    let output = run(dir.path(), &[&storm[..], &["--json", "run.json"]].concat());
+    let words = said(&output);
+    assert!(output.status.success() && words.contains("correct: "), "{words}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("run.json")).unwrap()).unwrap();
+    let storm = &json["runs"][0]["outcomes"][0];
+    let figure = |name: &str| {
+        let found = storm["figures"].as_array().unwrap().iter().find(|it| it["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {storm}"))["value"].as_f64().unwrap()
+    };
+    assert!(figure("after a storm over 12 sockets, all are live again") > 0.0);
+    assert!(figure("restart of 2, one by one") > 2.0, "each is unready for a second");
+    assert!(figure("sends during the restart, p99 of the worst second") > 0.0);
+    let roles = storm["spent"]["roles"].as_array().unwrap();
+    let used = |role: &str| roles.iter().find(|it| it["role"] == role).unwrap()["cpu_s"].as_f64().unwrap();
+    assert!(used("balancer") > 0.0 && used("server") > used("balancer"), "{roles:?}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left, ["run.json"], "nothing else is left");
 }
 
 #[test]

@@ -22,8 +22,9 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
     for op in facts.record.ops.iter().filter(|op| op.value().is_some() && op.kind != Kind::Login) {
         if ended.get(&op.session).is_some_and(|at| op.invoked_us > at + bound) {
-            sink.add(Invariant::I12, Harm::Leaked, Place::default(), || {
-                format!("{:?} of user {} succeeded with a revoked session", op.kind, facts.record.word(op.user))
+            let place = Place { chat: op.kind.chat(), rev: op.message().map(|seen| seen.rev), device: None };
+            sink.add(Invariant::I12, Harm::Leaked, place, || {
+                format!("{} of user {} succeeded with a revoked session", name(&op.kind), facts.record.word(op.user))
             });
         }
     }
@@ -31,9 +32,16 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         let Some(at) = ended.get(&device.session) else { continue };
         let late = device.entries.iter().filter(|entry| entry.at_us > at + bound && entry.told.is_frame());
         for entry in late {
-            sink.add(Invariant::I12, Harm::Leaked, Place::default().on(number), || {
-                format!("{:?} came {} ms after the session was revoked", entry.told, (entry.at_us - at) / 1000)
+            let place = entry.told.event().map_or_else(Place::default, |(chat, rev)| Place::rev(chat, rev));
+            sink.add(Invariant::I12, Harm::Leaked, place.on(number), || {
+                format!("{} came {} ms after the session was revoked", name(&entry.told), (entry.at_us - at) / 1000)
             });
         }
     }
+}
+
+/// The name of a variant, without what is in it: numbers that say nothing outside of the record.
+fn name(value: &impl std::fmt::Debug) -> String {
+    let whole = format!("{value:?}");
+    whole.split([' ', '(']).next().unwrap_or_default().to_owned()
 }

@@ -92,6 +92,11 @@ impl Running {
         }
     }
 
+    /// Where chats are loaded after a `reset`.
+    pub(super) fn reloads(&self) -> TaskTracker {
+        self.reloads.clone()
+    }
+
     pub(super) async fn run(mut self) {
         let mut failures = 0;
         let ended = loop {

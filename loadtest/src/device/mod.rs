@@ -73,6 +73,7 @@ pub struct Device {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
     known: Known,
+    reloads: TaskTracker,
 }
 
 /// The revisions that a device knows, by chat.
@@ -97,8 +98,10 @@ impl Device {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (telling, status) = watch::channel(Status::default());
         let known = Known::default();
-        let device = Self { actor: actor.clone(), number: log.number(), commands, status, known: known.clone() };
-        tasks.spawn(connection::Running::new(actor, options, log, known, telling, inbox, stop).run());
+        let running =
+            connection::Running::new(actor.clone(), options, log.clone(), known.clone(), telling, inbox, stop);
+        let device = Self { actor, number: log.number(), commands, status, known, reloads: running.reloads() };
+        tasks.spawn(running.run());
         device
     }
 
@@ -120,6 +123,11 @@ impl Device {
     /// The revision up to which it knows a chat.
     pub fn known(&self, chat: Name) -> Option<u32> {
         self.known.lock().get(&chat).copied()
+    }
+
+    /// Whether it loads a chat, after a `reset`.
+    pub fn is_reloading(&self) -> bool {
+        !self.reloads.is_empty()
     }
 
     /// Waits until it is live. Whether it was within `limit`.

@@ -43,13 +43,18 @@ pub enum Command {
         output: Output,
     },
     /// Start a deployment with everything it needs, load it, and remove it.
+    ///
+    /// The servers get this program's environment, but for where they listen and what they store in.
     Local {
         /// What to do there, one after the other.
         #[arg(required = true, value_enum)]
         workloads: Vec<Workload>,
-        /// Measure this many replicas on Postgres and Redis.
+        /// Measure this many replicas on Postgres and Redis; several behind a load balancer.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
         replicas: Option<u16>,
+        /// Clients connect to the replicas in turn, instead of to a load balancer in front of them.
+        #[arg(long, requires = "replicas")]
+        direct: bool,
         /// Measure embedded mode; with --replicas, after them. The default without either.
         #[arg(long)]
         embedded: bool,
@@ -81,6 +86,13 @@ pub enum Command {
         #[arg(long)]
         accept: bool,
     },
+    /// The load balancer in front of several replicas. Started by this program itself.
+    #[command(hide = true)]
+    Balancer {
+        /// The replicas, as `http://host:port`, separated by commas.
+        #[arg(long, required = true, value_delimiter = ',')]
+        to: Vec<String>,
+    },
     /// The bare servers that results are held against. Started by this program itself.
     #[command(hide = true)]
     Floor {
@@ -107,9 +119,9 @@ pub enum Workload {
     Seed,
     /// Lists and history of a seeded community.
     Inbox,
-    /// Every socket is dropped at once, while people write.
+    /// Every socket is dropped at once, while people write; then, in `local`, the replicas are restarted one by one.
     Storm,
-    /// A day of ordinary use: reads, sends, typing, read markers, edits, reconnects.
+    /// A day of ordinary use: reads, sends, typing, read markers, presence, edits, reconnects.
     Mix,
     /// Logins, revocations, joining and leaving.
     Churn,
@@ -208,6 +220,7 @@ mod tests {
         assert!(parsed("starling-loadtest run sends --target http://a:1,http://b:2 --accounts f").is_ok());
         assert!(parsed("starling-loadtest local --embedded sends fanout --seconds 3").is_ok());
         assert!(parsed("starling-loadtest local").is_err());
+        assert!(parsed("starling-loadtest local --direct sends").is_err());
         assert!(parsed("starling-loadtest run sends --accounts f").is_err());
         assert!(parsed("starling-loadtest local sends --seconds 0").is_err());
         assert!(parsed("starling-loadtest local sends --until-slo -1").is_err());

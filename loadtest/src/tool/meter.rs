@@ -25,6 +25,15 @@ pub struct Second {
     pub p99_us: u64,
 }
 
+/// Something that happened while one measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mark {
+    /// When, in seconds from the first of [`Summary::seconds`].
+    pub second: f64,
+    /// What.
+    pub word: String,
+}
+
 /// A bar of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bar {
@@ -55,6 +64,10 @@ pub struct Summary {
     pub max_us: u64,
     /// Second by second, the warm-up included.
     pub seconds: Vec<Second>,
+    /// How many of them were warm-up.
+    pub warm_up_s: u64,
+    /// What happened meanwhile.
+    pub marks: Vec<Mark>,
     /// The histogram in bars that double.
     pub bars: Vec<Bar>,
 }
@@ -68,6 +81,7 @@ pub struct Meter {
 
 #[derive(Debug)]
 struct Inner {
+    warm_up: Duration,
     measured_from: Instant,
     measured_until: Option<Instant>,
     all: Histogram<u64>,
@@ -84,6 +98,7 @@ impl Meter {
     pub fn new(name: &'static str, warm_up: Duration) -> Result<Arc<Self>, String> {
         let histogram = |digits| Histogram::new_with_bounds(1, LATENCY_US_MAX, digits).map_err(|it| it.to_string());
         let inner = Inner {
+            warm_up,
             measured_from: Instant::now() + warm_up,
             measured_until: None,
             all: histogram(3)?,
@@ -151,6 +166,8 @@ impl Meter {
             p999_us: at(0.999),
             max_us: if inner.all.is_empty() { 0 } else { inner.all.max() },
             seconds: inner.seconds.clone(),
+            warm_up_s: inner.warm_up.as_secs(),
+            marks: Vec::new(),
             bars: bars(&inner.all),
         }
     }

@@ -9,11 +9,13 @@
 //! | [`light`] | a connection for speed, which checks revs on the way |
 //! | [`meter`], [`watch`], [`proc`] | latencies; a line a second; CPU and memory |
 //! | [`metrics`] | what the servers count of themselves |
-//! | [`site`] | a deployment of one's own |
+//! | [`site`], [`processes`] | a deployment of one's own, and what runs in it |
+//! | [`balancer`] | what its clients connect to |
 //! | [`floor`] | what the hardware gives without a chat server |
 //! | [`report`], [`gate`] | table, JSON, page, Markdown; ratios against committed ones |
 
 mod arith;
+mod balancer;
 mod cli;
 mod floor;
 mod gate;
@@ -23,6 +25,7 @@ mod load;
 mod meter;
 mod metrics;
 mod proc;
+mod processes;
 mod report;
 mod runs;
 mod site;
@@ -92,11 +95,12 @@ async fn obey(command: Command) -> Result<bool, String> {
                 .push(runs::on_target(runs::Target { bases: target, metrics }, accounts, &workloads, load).await?);
             report.finish(&output)
         }
-        Command::Local { workloads, replicas, embedded, starling, users, floors, load, output } => {
-            let local = runs::Local { workloads, replicas, embedded, starling, users, floors };
+        Command::Local { workloads, replicas, direct, embedded, starling, users, floors, load, output } => {
+            let local = runs::Local { workloads, replicas, direct, embedded, starling, users, floors };
             runs::locally(local, load).await?.finish(&output)
         }
         Command::Gate { json, against, accept } => gate::run(&json, &against, accept),
+        Command::Balancer { to } => balancer::serve(&to).await.map(|()| true),
         Command::Floor { database, file } => floor::serve(database, file).await.map(|()| true),
     }
 }

@@ -3,17 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use starling_loadtest::services::process::kib_field;
 
 use super::arith::{ratio, real};
-
-/// A process, with those that it started: Postgres has one for each connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// What it is: `server`, `postgres`, `redis`.
-    pub role: &'static str,
-    /// Its id.
-    pub pid: u32,
-}
 
 /// What a process and its children used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -37,9 +29,15 @@ fn tick_s() -> f64 {
     1.0 / real(rustix::param::clock_ticks_per_second().max(1))
 }
 
-/// What this program used so far.
-pub fn own() -> Use {
-    of_one(std::process::id()).unwrap_or_default()
+/// CPU seconds that this program used so far, without those of children it has waited for: they have roles of their own.
+pub fn own_cpu_s() -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", std::process::id())).unwrap_or_default();
+    cpu_s(&stat, 11..13)
+}
+
+/// User and system time; two fields further on, that of children that were waited for.
+fn cpu_s(stat: &str, fields: std::ops::Range<usize>) -> f64 {
+    real(fields.filter_map(|number| stat_field(stat, number)).sum()) * tick_s()
 }
 
 /// What a process and all below it used so far. Nothing of one that is gone.
@@ -80,21 +78,9 @@ fn stat_field(stat: &str, number: usize) -> Option<u64> {
 
 fn of_one(pid: u32) -> Option<Use> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // User and system time, its own and that of children it has waited for.
-    let ticks: u64 = (11..15).filter_map(|number| stat_field(&stat, number)).sum();
     let read = |file: &str, key: &str| kib_field(&std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?, key);
     let kib = read("smaps_rollup", "Pss:").or_else(|| read("status", "VmRSS:")).unwrap_or(0);
-    Some(Use { cpu_s: real(ticks) * tick_s(), memory_bytes: kib * 1024 })
-}
-
-/// Resident bytes of a process alone.
-pub fn resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    kib_field(&status, "VmRSS:").unwrap_or(0) * 1024
-}
-
-fn kib_field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key))?.trim().trim_end_matches(" kB").parse().ok()
+    Some(Use { cpu_s: cpu_s(&stat, 11..15), memory_bytes: kib * 1024 })
 }
 
 /// How busy the machine was so far.
@@ -137,8 +123,6 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_and_is_its_own_tree() {
-        let own = own();
-        assert!(own.memory_bytes > 100_000, "{own:?}");
         assert!(of_tree(std::process::id()).memory_bytes > 100_000);
         assert_eq!(of_tree(u32::MAX), Use::default());
     }
@@ -146,7 +130,9 @@ mod tests {
     #[test]
     fn a_command_with_a_bracket_in_its_name_is_read() {
         assert_eq!(stat_field("12 (a) b (c) S 7 8 9", 1), Some(7));
-        assert_eq!(kib_field("Name:\tx\nVmRSS:\t  123 kB\n", "VmRSS:"), Some(123));
+        let stat = "12 (a b) S 1 2 3 4 5 6 7 8 9 10 300 100 5000 6000 0";
+        let ratio = cpu_s(stat, 11..15) / cpu_s(stat, 11..13);
+        assert!((ratio - 28.5).abs() < 1e-9, "{ratio}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One run after the other.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use starling_loadtest::actor::Account;
 
@@ -23,6 +24,8 @@ pub struct Local {
     pub workloads: Vec<Workload>,
     /// How many replicas to measure, if any.
     pub replicas: Option<u16>,
+    /// Whether clients go without a balancer.
+    pub direct: bool,
     /// Whether to measure embedded mode.
     pub embedded: bool,
     /// The server's program, if it is not the one beside this.
@@ -55,7 +58,7 @@ pub async fn on_target(
     let Target { bases, metrics } = target;
     let site = bases.join(", ");
     raise_file_limit(files(&load))?;
-    let stage = Stage::new(bases, accounts, Vec::new(), load)?;
+    let stage = Stage::new(bases, accounts, None, load)?;
     all(&stage, site, workloads, Floors::default(), &metrics).await
 }
 
@@ -65,15 +68,17 @@ pub async fn on_target(
 /// In a sentence, if it can't.
 pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     let program = program(local.starling.clone())?;
-    raise_file_limit(files(&load))?;
-    let mut shapes: Vec<Shape> = local.replicas.map(Shape::Replicas).into_iter().collect();
+    // A balancer, which inherits the limit, has two ends of each connection.
+    raise_file_limit(2 * files(&load))?;
+    let fleet = |count| Shape::Replicas { count, direct: local.direct };
+    let mut shapes: Vec<Shape> = local.replicas.map(fleet).into_iter().collect();
     if local.embedded || shapes.is_empty() {
         shapes.push(Shape::Embedded);
     }
     let mut report = Report::new(&load, versions(&program).await);
     for shape in shapes {
         eprintln!("starting: {}", shape.words());
-        let site = Site::start(shape, &program).await?;
+        let site = Arc::new(Site::start(shape, &program).await?);
         let needed = local.workloads.iter().map(|workload| accounts_needed(&load, *workload)).max().unwrap_or(1);
         let count = local.users.map_or(needed, |users| users as usize);
         eprintln!("making {count} accounts");
@@ -84,7 +89,7 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
         } else {
             Floors::default()
         };
-        let stage = Stage::new(site.bases(), accounts, site.processes(), load.clone())?;
+        let stage = Stage::new(site.bases(), accounts, Some(site.clone()), load.clone())?;
         report.runs.push(all(&stage, shape.words(), &local.workloads, floors, &[]).await?);
     }
     Ok(report)

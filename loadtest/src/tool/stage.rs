@@ -13,7 +13,8 @@ use starling_loadtest::client::{Answer, Http};
 
 use super::cli::Load;
 use super::light::Light;
-use super::proc::Process;
+use super::processes::Processes;
+use super::site::Site;
 use super::verdict::Verdict;
 
 /// Handshakes at once while a workload is set up.
@@ -112,14 +113,16 @@ impl Figure {
 /// A deployment, accounts on it, and how to load it.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// The addresses of the replicas.
+    /// The addresses that clients know: a balancer's, or those of the replicas.
     pub bases: Vec<String>,
     /// Users with sessions.
     pub accounts: Vec<Account>,
     /// A client for all of them.
     pub http: Http,
     /// The processes behind the addresses, where they are of this machine and known.
-    pub processes: Vec<Process>,
+    pub processes: Processes,
+    /// The deployment, where it is this program's own.
+    pub site: Option<Arc<Site>>,
     /// How to load it.
     pub load: Load,
     /// The run's clock begins here.
@@ -138,7 +141,7 @@ impl Stage {
     pub fn new(
         bases: Vec<String>,
         accounts: Vec<Account>,
-        processes: Vec<Process>,
+        site: Option<Arc<Site>>,
         load: Load,
     ) -> Result<Self, String> {
         let http = Http::new(&bases, Duration::from_secs(15))?;
@@ -147,7 +150,13 @@ impl Stage {
         }
         let tag = format!("{:08x}", rand::random::<u32>());
         let verdict = Arc::default();
-        Ok(Self { bases, accounts, http, processes, load, epoch: Instant::now(), tag, verdict })
+        let processes = site.as_ref().map(|site| site.processes()).unwrap_or_default();
+        Ok(Self { bases, accounts, http, processes, site, load, epoch: Instant::now(), tag, verdict })
+    }
+
+    /// The addresses of the replicas, as far as they are known: to look at each of them, past any balancer.
+    pub fn replicas(&self) -> Vec<String> {
+        self.site.as_ref().map_or_else(|| self.bases.clone(), |site| site.replicas())
     }
 
     /// Fails if there are fewer accounts.

@@ -22,11 +22,15 @@ impl Verdict {
 
     /// Notes that a promise was broken.
     pub fn say(&self, sentence: String) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.add(1, std::iter::once(sentence));
+    }
+
+    /// Notes that a promise was broken so often, with examples.
+    pub fn add(&self, count: u64, examples: impl IntoIterator<Item = String>) {
+        self.count.fetch_add(count, Ordering::Relaxed);
         let mut sentences = self.sentences.lock();
-        if sentences.len() < SENTENCES_MAX {
-            sentences.push(sentence);
-        }
+        let room = SENTENCES_MAX.saturating_sub(sentences.len());
+        sentences.extend(examples.into_iter().take(room));
     }
 
     /// How many, and the first of them in words.
@@ -50,5 +54,7 @@ mod tests {
             (count, sentences.len(), sentences[0].as_str()),
             (30, SENTENCES_MAX, "chat c: it is missing (rev 1)")
         );
+        verdict.add(7, ["one".to_owned(), "two".to_owned()]);
+        assert_eq!(verdict.take(), (7, vec!["one".to_owned(), "two".to_owned()]));
     }
 }

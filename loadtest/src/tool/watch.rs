@@ -10,12 +10,13 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::arith::{ratio, real, shown, thousands};
 use super::meter::Meter;
-use super::proc::{self, Machine, Process, Use};
+use super::proc::{self, Machine, Use};
+use super::processes::Processes;
 
 /// What the processes of one role used.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RoleUse {
-    /// `server`, `postgres` or `redis`.
+    /// `server`, `balancer`, `postgres` or `redis`.
     pub role: &'static str,
     /// CPU seconds.
     pub cpu_s: f64,
@@ -48,34 +49,13 @@ impl Spent {
     }
 }
 
-/// What each role used so far.
-pub fn used(processes: &[Process]) -> Vec<(&'static str, Use)> {
-    let mut roles: Vec<(&'static str, Use)> = Vec::new();
-    for process in processes {
-        let used = proc::of_tree(process.pid);
-        match roles.iter_mut().find(|(role, _)| *role == process.role) {
-            Some((_, sum)) => {
-                sum.cpu_s += used.cpu_s;
-                sum.memory_bytes += used.memory_bytes;
-            }
-            None => roles.push((process.role, used)),
-        }
-    }
-    roles
-}
-
-/// Resident bytes of the servers alone, read cheaply.
-fn server_bytes(processes: &[Process]) -> u64 {
-    processes.iter().filter(|it| it.role == "server").map(|it| proc::resident_bytes(it.pid)).sum()
-}
-
 /// A run that is watched. Dropped, it watches no more.
 #[derive(Debug)]
 pub struct Watch {
-    processes: Vec<Process>,
+    processes: Processes,
     began: Instant,
     before: Vec<(&'static str, Use)>,
-    own: Use,
+    own_cpu_s: f64,
     machine: Machine,
     memory: Arc<Mutex<Vec<u64>>>,
     ticker: JoinSet<()>,
@@ -83,15 +63,15 @@ pub struct Watch {
 
 impl Watch {
     /// Begins to watch these meters, and prints a line a second.
-    pub fn begin(processes: &[Process], meters: Vec<Arc<Meter>>) -> Self {
+    pub fn begin(processes: &Processes, meters: Vec<Arc<Meter>>) -> Self {
         let memory = Arc::new(Mutex::new(Vec::new()));
         let mut ticker = JoinSet::new();
-        ticker.spawn(tick(processes.to_vec(), meters, memory.clone()));
+        ticker.spawn(tick(processes.clone(), meters, memory.clone()));
         Self {
-            processes: processes.to_vec(),
+            processes: processes.clone(),
             began: Instant::now(),
-            before: used(processes),
-            own: proc::own(),
+            before: processes.used(),
+            own_cpu_s: proc::own_cpu_s(),
             machine: proc::machine(),
             memory,
             ticker,
@@ -101,15 +81,15 @@ impl Watch {
     /// What was used since it began.
     pub fn finish(mut self) -> Spent {
         self.ticker.abort_all();
-        let (own, machine) = (proc::own(), proc::machine());
+        let machine = proc::machine();
         let before = |role: &str| self.before.iter().find(|it| it.0 == role).map_or(0.0, |it| it.1.cpu_s);
-        let roles = used(&self.processes).into_iter().map(|(role, now)| RoleUse {
+        let roles = self.processes.used().into_iter().map(|(role, now)| RoleUse {
             role,
             // A backend of Postgres that ended meanwhile takes its time with it until its parent has waited for it.
             cpu_s: (now.cpu_s - before(role)).max(0.0),
             memory_bytes: now.memory_bytes,
         });
-        let generator_cpu_s = own.cpu_s - self.own.cpu_s;
+        let generator_cpu_s = proc::own_cpu_s() - self.own_cpu_s;
         let (machine_busy, share) = proc::shares(self.machine, machine, generator_cpu_s);
         Spent {
             seconds: self.began.elapsed().as_secs_f64(),
@@ -122,15 +102,15 @@ impl Watch {
     }
 }
 
-async fn tick(processes: Vec<Process>, meters: Vec<Arc<Meter>>, memory: Arc<Mutex<Vec<u64>>>) {
+async fn tick(processes: Processes, meters: Vec<Arc<Meter>>, memory: Arc<Mutex<Vec<u64>>>) {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     each_second.tick().await;
-    let mut cpu_s = proc::own().cpu_s;
+    let mut cpu_s = proc::own_cpu_s();
     for second in 1.. {
         each_second.tick().await;
-        let own = proc::own().cpu_s;
-        let bytes = server_bytes(&processes);
+        let own = proc::own_cpu_s();
+        let bytes = processes.server_bytes();
         memory.lock().push(bytes);
         let mut line = format!("{second:>4} s");
         for meter in &meters {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use starling_loadtest::checker::{Evidence, Exposed, Limits, Report, check};
 use starling_loadtest::history::{self, Record};
+use starling_loadtest::services::process::resident_bytes;
 use starling_loadtest::workload;
 
 use super::database;
@@ -42,12 +43,6 @@ pub fn sample_memory(stage: &Stage, scene: &Scene) {
             scene.history.sample_memory(scene.history.name(&format!("replica {number}")), bytes);
         }
     }
-}
-
-fn resident_bytes(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Mends everything, waits, and reads.

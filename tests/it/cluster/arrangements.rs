@@ -56,7 +56,7 @@ async fn all_else_is_shared(one: &Replica, two: &Replica) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_a_redis_cluster() {
     let nodes = OwnRedis::cluster().await;
-    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
     let prefix = prefix();
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("both are connected", async || {
@@ -78,7 +78,7 @@ async fn replicas_follow_a_failover_of_sentinels() {
         replicas.len() == 1 && synced.contains("master_link_status:up")
     })
     .await;
-    let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port), prefix());
+    let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), prefix());
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("the listener is connected", async || listener.cluster.health.is_connected()).await;
     assert!(is_heard(&speaker, &mut listener, 3).await);

@@ -1,18 +1,11 @@
-//! A Redis of one's own, for tests that break it.
+//! A Redis of one's own, for tests that break it, alone and in its larger arrangements.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tempfile::TempDir;
+use starling_loadtest::services::Redis;
 
 /// A Redis server on a port of its own; it ends with this value.
-pub struct OwnRedis {
-    child: Option<Child>,
-    pub port: u16,
-    arguments: Vec<String>,
-    dir: TempDir,
-}
+pub struct OwnRedis(Redis);
 
 impl OwnRedis {
     /// Starts a server, and waits until it answers.
@@ -22,10 +15,7 @@ impl OwnRedis {
 
     /// Starts a server with further settings.
     pub async fn with(arguments: &[&str]) -> Self {
-        let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
-        let (number, path) = (port.to_string(), dir.path().display().to_string());
-        let own = ["--port", &number, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", &path];
-        Self::spawn(port, dir, &[&own, arguments].concat()).await
+        Self(Redis::start(arguments).await.unwrap())
     }
 
     /// Starts the nodes of a Redis Cluster, and waits until it is one.
@@ -37,7 +27,7 @@ impl OwnRedis {
             nodes.push(node);
         }
         for node in &nodes[1..] {
-            let _: String = nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string()]).await;
+            let _: String = nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]).await;
         }
         for node in &nodes {
             for _ in 0..500 {
@@ -53,79 +43,40 @@ impl OwnRedis {
 
     /// Starts a server that does what another does.
     pub async fn replica_of(master: &Self) -> Self {
-        Self::with(&["--replicaof", "127.0.0.1", &master.port.to_string()]).await
+        Self::with(&["--replicaof", "127.0.0.1", &master.port().to_string()]).await
     }
 
     /// Starts a Sentinel that watches over a master, and names it `main`.
     pub async fn sentinel(master: &Self) -> Self {
-        let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
-        let path = dir.path().join("sentinel.conf");
         let settings = format!(
-            "port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n",
-            master.port
+            "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n",
+            master.port()
         );
-        std::fs::write(&path, settings).unwrap();
-        Self::spawn(port, dir, &[path.to_str().unwrap(), "--sentinel"]).await
-    }
-
-    async fn spawn(port: u16, dir: TempDir, arguments: &[&str]) -> Self {
-        let arguments = arguments.iter().map(|it| (*it).to_owned()).collect();
-        let mut redis = Self { child: None, port, arguments, dir };
-        // Debian's tools are the server, too: it goes by the name it is called by.
-        let program = ["/usr/bin/redis-server", "/usr/bin/redis-check-rdb", "/usr/local/bin/redis-server"];
-        let program = program.iter().find(|path| std::path::Path::new(path).exists()).expect("Redis is installed");
-        std::os::unix::fs::symlink(program, redis.dir.path().join("redis-server")).unwrap();
-        redis.restart().await;
-        redis
+        Self(Redis::start_sentinel(&settings).await.unwrap())
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.0.url()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.0.port()
     }
 
     /// Kills the server, as a crash would.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.0.kill();
     }
 
     /// Starts the server again on the same port; it remembers nothing.
     pub async fn restart(&mut self) {
-        let child = Command::new(self.dir.path().join("redis-server"))
-            .args(&self.arguments)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
-        for _ in 0..250 {
-            if self.try_command::<String>(&["PING"]).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("Redis did not start");
+        self.0.restart().await.unwrap();
     }
 
     /// Sends one command.
     pub async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        self.try_command(words).await.unwrap()
-    }
-
-    async fn try_command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
-        command(&self.url(), words).await
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-impl Drop for OwnRedis {
-    fn drop(&mut self) {
-        self.kill();
+        command(&self.url(), words).await.unwrap()
     }
 }
 

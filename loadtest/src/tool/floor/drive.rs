@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt, stream};
+use starling_loadtest::services::process::resident_bytes;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -13,7 +14,7 @@ use super::server::{JOIN, TO_ALL};
 use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::light::open;
 use crate::tool::meter::{Meter, Summary};
-use crate::tool::proc::{of_tree, resident_bytes};
+use crate::tool::proc::of_tree;
 use crate::tool::site::replica::Replica;
 
 /// How long each is measured, after a second of warm-up.
@@ -81,11 +82,12 @@ pub struct Held {
 pub async fn hold(server: &Replica, count: usize) -> Result<Held, String> {
     drop(connect(server, 1).await?);
     sleep(Duration::from_millis(300)).await;
-    let (before, began) = (resident_bytes(server.pid()), Instant::now());
+    let memory = || resident_bytes(server.pid()).unwrap_or(0);
+    let (before, began) = (memory(), Instant::now());
     let sockets = connect(server, count).await?;
     let connects = ratio(real_len(count), began.elapsed().as_secs_f64());
     sleep(Duration::from_secs(1)).await;
-    let after = resident_bytes(server.pid());
+    let after = memory();
     drop(sockets);
     Ok(Held { kib: ratio(real(after.saturating_sub(before)), real_len(count)) / 1024.0, connects })
 }

@@ -6,12 +6,12 @@ mod publish;
 mod server;
 
 use serde::Serialize;
+use starling_loadtest::services::process::ending_with_us;
 use tokio::process::Command;
 
 use self::drive::Driven;
 use super::cli::Load;
 use super::load::inbox::{PAGE, READERS};
-use super::site::child::ending_with_us;
 use super::site::replica::Replica;
 use super::stage::FloorKind;
 
@@ -47,7 +47,7 @@ impl Floors {
         self.add(Some(FloorKind::GroupedSends), name, sends.rate, "/s");
         self.add(Some(FloorKind::GroupedP50), "such a durable send, p50", sends.p50_ms, "ms");
         self.add(Some(FloorKind::GroupedP99), "such a durable send, p99", sends.p99_ms, "ms");
-        self.add(Some(FloorKind::GroupedCpu), "CPU of such a durable send", sends.cpu_us, "us");
+        self.add(Some(FloorKind::GroupedCpu), "CPU of such a durable send", sends.cpu_us, "µs");
     }
 
     fn add_reads(&mut self, name: &'static str, reads: Driven) {
@@ -79,7 +79,7 @@ pub async fn measure(load: &Load, database: Option<String>, redis_port: Option<u
     floors.add(Some(FloorKind::FanOut), "deliveries of a bare WebSocket server", writes.rate, "/s");
     floors.add(Some(FloorKind::FanOutP50), "such a delivery, p50", writes.p50_ms, "ms");
     floors.add(Some(FloorKind::FanOutP99), "such a delivery, p99", writes.p99_ms, "ms");
-    floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "us");
+    floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "µs");
     if let Some(url) = &database {
         let commits = bare(&["--database", url]).await?;
         let sends = drive::round_trips(&commits, senders).await?;

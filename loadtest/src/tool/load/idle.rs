@@ -6,7 +6,7 @@ use super::listeners::Listeners;
 use super::{CONNECTIONS_PER_USER, Measured};
 use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::stage::{Figure, FloorKind, Stage};
-use crate::tool::watch::{Watch, used};
+use crate::tool::watch::Watch;
 
 /// How long memory is let settle before and after the connections are made.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     }
     tokio::time::sleep(SETTLE).await;
     let memory =
-        || used(&stage.processes).iter().filter(|(role, _)| *role == "server").map(|it| it.1.memory_bytes).sum();
+        || stage.processes.used().iter().filter(|(role, _)| *role == "server").map(|it| it.1.memory_bytes).sum();
     let before: u64 = memory();
     let began = Instant::now();
     let lights = stage.connect_all((0..count).map(|number| number % users)).await?;
@@ -39,8 +39,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         let each = ratio(real(after.saturating_sub(before)), real_len(count));
         figures.push(Figure::cost("memory of an idle connection", each / 1024.0, "KiB").over(FloorKind::Connection));
         let cpu = spent.cpu_us_each("server", held) / spent.seconds;
-        figures.push(Figure::cost("CPU of the server an idle connection", cpu, "us/s"));
+        figures.push(Figure::cost("CPU of the server an idle connection", cpu, "µs/s"));
     }
     let proven = format!("{} of {held} connections were held to the end", held.saturating_sub(errors));
-    Ok(Measured { figures, meters: Vec::new(), spent, errors, proven })
+    Ok(Measured { figures, spent, errors, proven, ..Measured::default() })
 }

@@ -49,7 +49,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let (lists, pages) = (lists.summary(), pages.summary());
     let proven =
         format!("{} lists and {} pages were whole and in order", lists.count_with_warm_up, pages.count_with_warm_up);
-    Ok(Measured { figures, meters: vec![lists, pages], spent, errors, proven })
+    Ok(Measured { figures, meters: vec![lists, pages], spent, errors, proven, ..Measured::default() })
 }
 
 struct Reader {

@@ -3,6 +3,7 @@
 mod idle;
 pub(super) mod inbox;
 mod listeners;
+mod mix;
 mod pace;
 mod proof;
 mod recorded;
@@ -10,6 +11,7 @@ mod seed;
 mod sender;
 mod slo;
 mod speed;
+mod storm;
 mod users;
 
 use serde::Serialize;
@@ -39,6 +41,8 @@ pub struct Outcome {
     pub errors: u64,
     /// What was proven, in words.
     pub proven: String,
+    /// What else is to be known of it, a sentence each.
+    pub notes: Vec<String>,
     /// What the servers counted meanwhile, in words; empty where they were not asked.
     pub counted: String,
     /// Promises that were broken.
@@ -55,6 +59,7 @@ struct Measured {
     spent: Spent,
     errors: u64,
     proven: String,
+    notes: Vec<String>,
 }
 
 /// Runs one workload.
@@ -71,13 +76,14 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
         Workload::Fanout => speed::fan_out(stage).await?,
         Workload::Seed => seed::run(stage).await?,
         Workload::Inbox => inbox::run(stage).await?,
-        Workload::Storm => recorded::storm(stage).await?,
-        Workload::Mix => recorded::mix(stage).await?,
+        Workload::Storm => storm::run(stage).await?,
+        Workload::Mix => mix::run(stage).await?,
         Workload::Churn => recorded::churn(stage).await?,
     };
     let (violations, sentences) = stage.verdict.take();
-    let Measured { figures, meters, spent, errors, proven } = measured;
-    Ok(Outcome { workload, figures, meters, spent, errors, proven, counted: String::new(), violations, sentences })
+    let Measured { figures, meters, spent, errors, proven, notes } = measured;
+    let counted = String::new();
+    Ok(Outcome { workload, figures, meters, spent, errors, proven, notes, counted, violations, sentences })
 }
 
 /// How many accounts a workload needs.

@@ -133,7 +133,7 @@ fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64, floor
     for role in &spent.roles {
         let each = spent.cpu_us_each(role.role, count);
         figures.push(
-            Figure::cost(format!("CPU of {} a {what}", role.role), each, "us").over_if(role.role == "server", floor),
+            Figure::cost(format!("CPU of {} a {what}", role.role), each, "µs").over_if(role.role == "server", floor),
         );
     }
 }
@@ -158,7 +158,7 @@ impl Ran {
             proven = format!("{proven}; {listeners} listeners were told every rev in order, up to the last");
         }
         let meters = std::iter::once(sends).chain(deliveries).collect();
-        Measured { figures, meters, spent, errors, proven }
+        Measured { figures, meters, spent, errors, proven, notes: Vec::new() }
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use starling_loadtest::checker::{Evidence, FinalLog, Limits, check};
+use starling_loadtest::actor::Actor;
+use starling_loadtest::checker::{Evidence, FinalChat, FinalLog, Limits, check};
+use starling_loadtest::client::Http;
 use starling_loadtest::device::{Device, DeviceOptions};
 use starling_loadtest::history::{Bounds, History, Kind, Name, Outcome, Record};
 use starling_loadtest::workload::{self, Community, Work};
@@ -23,6 +25,8 @@ const REQUEST: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_mins(1);
 /// After the last change everybody knows everything within this.
 const HEAL: Duration = Duration::from_secs(10);
+/// What should not come has this long to come, after everything else has.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// Users with a device each.
 pub(super) struct Users {
@@ -69,21 +73,26 @@ impl Users {
         Err("not every device could connect".to_owned())
     }
 
-    /// Waits until nothing more can come, and lets the checker judge the record.
+    /// Waits until everything that should come has come, and lets the checker judge the record.
     pub(super) async fn finish(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<Measured, String> {
+        Ok(self.judge(stage, watch, from_us).await?.1)
+    }
+
+    /// The same, with the record.
+    pub(super) async fn judge(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<(Record, Measured), String> {
         let until_us = self.history.now_us();
         let spent = watch.finish();
-        tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
-        let mut log = workload::read_final_log(&self.community.actors).await?;
+        let mut log = workload::read_final_log(&self.by_replica(stage)?).await?;
+        self.keep_own_chats(&mut log);
+        let heal = self.until_caught_up(&log, until_us).await;
+        tokio::time::sleep(SETTLE).await;
         self.devices_work.finish().await;
         let record = self.history.take();
-        self.keep_own_chats(&mut log);
-        let limits = Limits { healed_us: Some(until_us), heal: HEAL, ..Limits::default() };
+        let limits = Limits { healed_us: Some(until_us), heal, ..Limits::default() };
         let report = check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
         for (invariant, finding) in &report.findings {
-            for example in &finding.examples {
-                stage.verdict.say(format!("{}: {example}", invariant.words()));
-            }
+            let examples = finding.examples.iter().map(|example| format!("{}: {example}", invariant.words()));
+            stage.verdict.add(finding.count, examples);
         }
         let counts = report.counts;
         let proven = format!(
@@ -91,7 +100,32 @@ impl Users {
             counts.operations, counts.frames, counts.devices, counts.acknowledged, counts.chats
         );
         let (figures, errors) = figures(&record, from_us, until_us);
-        Ok(Measured { figures, meters: vec![over_time(&record, from_us, until_us)], spent, errors, proven })
+        let meters = vec![over_time(&record, from_us, until_us)];
+        let measured = Measured { figures, meters, spent, errors, proven, notes: Vec::new() };
+        Ok((record, measured))
+    }
+
+    /// The same users, who ask each replica by itself: behind a balancer nobody can tell which one answers.
+    fn by_replica(&self, stage: &Stage) -> Result<Vec<Actor>, String> {
+        let http = Http::new(&stage.replicas(), REQUEST)?;
+        let actor = |actor: &Actor| Actor::new(http.clone(), self.history.clone(), actor.account().clone());
+        Ok(self.community.actors.iter().map(actor).collect())
+    }
+
+    /// Waits until every device knows every chat of its user to the end, at most [`HEAL`] after the last change. How long
+    /// after it that was.
+    async fn until_caught_up(&self, log: &FinalLog, changed_us: u64) -> Duration {
+        loop {
+            let elapsed = Duration::from_micros(self.history.now_us().saturating_sub(changed_us));
+            if elapsed >= HEAL {
+                // The record must not end before the bound does.
+                return HEAL;
+            }
+            if self.devices.iter().all(|device| knows_everything(device, log)) {
+                return elapsed;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Chats that were there before hold what this record can't know.
@@ -100,6 +134,13 @@ impl Users {
         log.chats.retain(|chat| own.contains(&chat.chat));
         log.views.retain(|view| own.contains(&view.chat.chat));
     }
+}
+
+fn knows_everything(device: &Device, log: &FinalLog) -> bool {
+    let user = device.actor().user();
+    let is_in = |chat: &&FinalChat| chat.members.iter().any(|it| it.user == user && it.left_rev.is_none());
+    let knows = |chat: &FinalChat| device.known(chat.chat).is_some_and(|known| known >= chat.rev);
+    device.status().live && !device.is_reloading() && log.chats.iter().filter(is_in).all(knows)
 }
 
 /// Work of this run at a pace.

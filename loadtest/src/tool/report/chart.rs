@@ -3,32 +3,54 @@
 use std::fmt::Write;
 
 use super::html::escape;
-use crate::tool::arith::{ratio, real_len, shown};
+use crate::tool::arith::{ratio, real, real_len, shown, thousands, whole};
+use crate::tool::meter::Mark;
 
-const WIDTH: f64 = 520.0;
-const HEIGHT: f64 = 180.0;
+/// About as wide as it is shown, so that its letters are as large as they say.
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 190.0;
 /// Around the drawing: room for the numbers of the axes.
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 52.0;
 const BOTTOM: f64 = 24.0;
-const TOP: f64 = 10.0;
-const RIGHT: f64 = 10.0;
+const TOP: f64 = 18.0;
+const RIGHT: f64 = 12.0;
 
 /// A line of a chart: its name and its values, a second each.
 pub type Line = (String, Vec<f64>);
 
-/// A round number, at least as large as what is shown.
+/// What is to be known of the time in which the values came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Time<'a> {
+    /// Seconds at the beginning that were not measured.
+    pub warm_up_s: u64,
+    /// What happened meanwhile.
+    pub marks: &'a [Mark],
+}
+
+/// A round number, at least as large as what is shown, whose quarters are round too.
 fn top_of(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;
     }
     let power = 10_f64.powf(most.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|top| *top >= most).unwrap_or(most)
+    [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|top| *top >= most).unwrap_or(most)
 }
 
-fn frame(title: &str, top: f64, unit: &str) -> String {
-    let mut svg = format!(
-        "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
-        escape(title),
+/// A number of an axis, as short as it can be.
+fn tick(value: f64) -> String {
+    if value.fract().abs() < 1e-9 { thousands(whole(value)) } else { shown(value) }
+}
+
+/// The title, with the unit and the names of several lines, and the axis.
+fn frame(title: &str, unit: &str, names: &[&str], top: f64) -> String {
+    let unit_words = if unit.is_empty() { String::new() } else { format!(", {unit}") };
+    let mut svg = format!("<figure><figcaption>{}<span>{}</span>", escape(title), escape(&unit_words));
+    for (number, name) in names.iter().enumerate() {
+        let _ = write!(svg, "<b class=\"s{number}\">{}</b>", escape(name));
+    }
+    let _ = write!(
+        svg,
+        "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
         escape(title)
     );
     for step in 0..=4 {
@@ -41,33 +63,62 @@ fn frame(title: &str, top: f64, unit: &str) -> String {
             WIDTH - RIGHT,
             LEFT - 6.0,
             y + 4.0,
-            escape(&format!("{} {unit}", shown(share * top)))
+            escape(&tick(share * top))
         );
     }
     svg
 }
 
+/// Where a moment is, in seconds from the beginning of `count` of them.
+fn x_of(second: f64, count: usize) -> f64 {
+    // Each value stands at the end of its second.
+    LEFT + (WIDTH - LEFT - RIGHT) * ratio((second - 1.0).max(0.0), real_len(count - 1))
+}
+
+/// The time that was not measured, shaded, and what happened.
+fn time(svg: &mut String, time: Time<'_>, count: usize) {
+    let height = HEIGHT - BOTTOM - TOP;
+    if time.warm_up_s > 1 && real_len(count) > real(time.warm_up_s) {
+        let width = x_of(real(time.warm_up_s), count) - LEFT;
+        let _ = write!(
+            svg,
+            "<rect class=\"warm\" x=\"{LEFT}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{height:.1}\">\
+             <title>warm-up</title></rect><text x=\"{:.1}\" y=\"{:.1}\">warm-up</text>",
+            LEFT + 3.0,
+            HEIGHT - BOTTOM - 5.0
+        );
+    }
+    for Mark { second, word } in time.marks {
+        let x = x_of(*second, count).min(WIDTH - RIGHT);
+        // Written to the side that has room.
+        let (anchor, at) = if x > WIDTH / 2.0 { ("end", x + 3.0) } else { ("start", x - 3.0) };
+        let _ = write!(
+            svg,
+            "<line class=\"mark\" x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{:.1}\"/>\
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            HEIGHT - BOTTOM,
+            TOP - 6.0,
+            escape(word)
+        );
+    }
+}
+
 /// Values over time.
-pub fn lines(title: &str, unit: &str, lines: &[Line]) -> String {
+pub fn lines(title: &str, unit: &str, lines: &[Line], during: Time<'_>) -> String {
     let count = lines.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     if count < 2 {
         return String::new();
     }
     let top = top_of(lines.iter().flat_map(|(_, values)| values).copied().fold(0.0, f64::max));
-    let mut svg = frame(title, top, unit);
-    let x = |index: usize| LEFT + (WIDTH - LEFT - RIGHT) * real_len(index) / real_len(count - 1);
+    let names: Vec<&str> = lines.iter().map(|(name, _)| name.as_str()).collect();
+    // One line is what the title says.
+    let mut svg = frame(title, unit, if names.len() > 1 { &names } else { &[] }, top);
+    time(&mut svg, during, count);
     let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * ratio(value, top);
-    for (number, (name, values)) in lines.iter().enumerate() {
-        let points: Vec<String> =
-            values.iter().enumerate().map(|(index, value)| format!("{:.1},{:.1}", x(index), y(*value))).collect();
-        let _ = write!(
-            svg,
-            "<polyline class=\"line s{number}\" points=\"{}\"/><text class=\"name s{number}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            points.join(" "),
-            LEFT + 8.0,
-            TOP + 12.0 + 14.0 * real_len(number),
-            escape(name)
-        );
+    for (number, (_, values)) in lines.iter().enumerate() {
+        let point = |(index, value): (usize, &f64)| format!("{:.1},{:.1}", x_of(real_len(index + 1), count), y(*value));
+        let points: Vec<String> = values.iter().enumerate().map(point).collect();
+        let _ = write!(svg, "<polyline class=\"line s{number}\" points=\"{}\"/>", points.join(" "));
     }
     let _ = write!(
         svg,
@@ -84,24 +135,26 @@ pub fn bars(title: &str, unit: &str, bars: &[(String, f64)]) -> String {
         return String::new();
     }
     let top = top_of(bars.iter().map(|(_, value)| *value).fold(0.0, f64::max));
-    let mut svg = frame(title, top, unit);
+    let mut svg = frame(title, unit, &[], top);
     let slot = (WIDTH - LEFT - RIGHT) / real_len(bars.len());
+    // Names that would run into each other are left out, evenly.
+    let every = whole((44.0 / slot).ceil()).max(1);
     for (index, (name, value)) in bars.iter().enumerate() {
         let height = (HEIGHT - BOTTOM - TOP) * ratio(*value, top);
         let x = LEFT + slot * real_len(index);
-        let words = format!("{name}: {} {unit}", shown(*value));
+        let words = format!("{name}: {}", tick(*value));
         let _ = write!(
             svg,
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>{}</title></rect>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>{}</title></rect>",
             x + slot * 0.1,
             HEIGHT - BOTTOM - height,
             slot * 0.8,
-            escape(&words),
-            x + slot / 2.0,
-            HEIGHT - 8.0,
-            escape(name)
+            escape(&words)
         );
+        if (index as u64).is_multiple_of(every) {
+            let (x, y) = (x + slot / 2.0, HEIGHT - 8.0);
+            let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{}</text>", escape(name));
+        }
     }
     svg + "</svg></figure>"
 }
@@ -112,17 +165,30 @@ mod tests {
 
     #[test]
     fn the_top_of_an_axis_is_round_and_above_all_values() {
-        for (most, top) in [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.1, 2.0), (37.0, 50.0), (999.0, 1000.0)] {
+        for (most, top) in [(0.0, 1.0), (0.7, 0.8), (1.0, 1.0), (1.1, 2.0), (37.0, 40.0), (999.0, 1000.0)] {
             assert!((top_of(most) - top).abs() < 1e-9, "{most}: {}", top_of(most));
         }
+        assert_eq!([0.0, 0.25, 1500.0].map(tick), ["0", "0.25", "1,500"]);
     }
 
     #[test]
     fn names_are_escaped_and_points_stay_inside() {
-        let svg = lines("a <b>", "/s", &[("x & y".to_owned(), vec![0.0, 5.0, 10.0])]);
-        assert!(svg.contains("a &lt;b&gt;") && svg.contains("x &amp; y") && !svg.contains("<b>"), "{svg}");
-        assert!(svg.contains("points=\"64.0,156.0 287.0,83.0 510.0,10.0\""), "{svg}");
-        assert_eq!(lines("one value is no line", "", &[(String::new(), vec![1.0])]), "");
+        let one = [("x & y".to_owned(), vec![0.0, 5.0, 10.0])];
+        let svg = lines("a <b>", "/s", &one, Time::default());
+        assert!(svg.contains("a &lt;b&gt;") && !svg.contains("<b>") && !svg.contains("x &amp; y"), "{svg}");
+        assert!(svg.contains("points=\"52.0,166.0 230.0,92.0 408.0,18.0\""), "{svg}");
+        let two = [one[0].clone(), ("<z>".to_owned(), vec![1.0])];
+        assert!(lines("two", "", &two, Time::default()).contains("<b class=\"s1\">&lt;z&gt;</b>"));
+        let nothing = lines("one value is no line", "", &[(String::new(), vec![1.0])], Time::default());
+        assert_eq!(nothing, "");
         assert!(bars("b", "", &[("<".to_owned(), 0.0)]).contains("&lt;"));
+    }
+
+    #[test]
+    fn the_warm_up_and_what_happened_are_shown_where_they_were() {
+        let marks = [Mark { second: 3.0, word: "sockets dropped".into() }];
+        let svg = lines("t", "", &[(String::new(), vec![1.0; 5])], Time { warm_up_s: 2, marks: &marks });
+        assert!(svg.contains("class=\"warm\" x=\"52\" y=\"18\" width=\"89.0\""), "{svg}");
+        assert!(svg.contains("class=\"mark\" x1=\"230.0\"") && svg.contains("sockets dropped"), "{svg}");
     }
 }

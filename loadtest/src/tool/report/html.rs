@@ -2,27 +2,33 @@
 
 use std::fmt::Write;
 
+use super::chart::Time;
+use super::rows::Row;
 use super::{Report, Run, chart, rows};
-use crate::tool::arith::{real, shown, thousands};
+use crate::tool::arith::{ratio, real, shown, thousands};
+use crate::tool::gate::Ratio;
 use crate::tool::load::Outcome;
 use crate::tool::meter::{Second, Summary};
+use crate::tool::stage::Better;
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6b7c; --line: #d9dfe6; --page: #fff; --a: #1769aa; --b: #c2410c; }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #56636f; --line: #d9dfe6; --page: #fff; --card: #f5f7f9; --a: #1769aa; --b: #c2410c; --good: #1a7f37; --bad: #c62828; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --soft: #9aa7b6; --line: #333d49; --page: #12161c; --a: #6cb6f2; --b: #f59e6b; }
+  :root { --ink: #e6eaf0; --soft: #a3b0be; --line: #333d49; --page: #12161c; --card: #1a2028; --a: #6cb6f2; --b: #f59e6b; --good: #57c27a; --bad: #ff8a80; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); } h3 { margin-top: 2rem; }
-pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .3rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; } h3 { margin-top: 2.5rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; background: var(--card); border-radius: .3rem; }
+.soft { color: var(--soft); } .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; } figure { margin: 0; }
-figcaption { font-weight: 600; } svg { width: 100%; } svg text { font-size: 11px; fill: var(--soft); }
-.grid { stroke: var(--line); } .line { fill: none; stroke: var(--a); stroke-width: 1.8; } .line.s1 { stroke: var(--b); }
-svg text.name { fill: var(--a); } svg text.name.s1 { fill: var(--b); } rect { fill: var(--a); }
-.bad { color: var(--b); font-weight: 600; }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); } th { color: var(--soft); font-weight: 600; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 9rem; }
+td.share { width: 40%; } td.share i { display: block; height: .8rem; background: var(--a); border-radius: .15rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem; margin-top: 1rem; } figure { margin: 0; }
+figcaption { font-weight: 600; } figcaption span { color: var(--soft); font-weight: 400; } figcaption b { margin-left: .8rem; color: var(--a); } figcaption b.s1 { color: var(--b); }
+svg { width: 100%; } svg text { font-size: 11px; fill: var(--soft); } rect { fill: var(--a); } rect.warm { fill: var(--line); opacity: .6; }
+.grid { stroke: var(--line); } .mark { stroke: var(--soft); stroke-dasharray: 3 3; }
+.line { fill: none; stroke: var(--a); stroke-width: 1.8; } .line.s1 { stroke: var(--b); }
 ";
 
 /// A text inside of a page.
@@ -46,27 +52,81 @@ pub fn page(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Starling load test</title><style>{STYLE}</style></head><body>\
-         <h1>Starling load test</h1><p>{}. {}. {}.</p><pre>{}</pre>",
+         <h1>Starling load test</h1>{}<p>{}<br>{}<br>{}</p><pre>{}</pre>",
+        verdict(report),
         escape(&report.made_at),
         escape(&report.hardware.words()),
         escape(&report.versions.join("; ")),
         escape(&report.command)
     );
-    let ratios: Vec<(String, f64)> = report
-        .rows()
-        .iter()
-        .filter_map(|row| Some((format!("{}: {}", row.site, row.workload), row.ratio()?.1.ratio)))
-        .collect();
-    let _ =
-        write!(page, "<div class=\"charts\">{}</div>", chart::bars("Ratio of each figure to its floor", "", &ratios));
+    ratios(&mut page, report);
     for run in &report.runs {
         section(&mut page, run);
     }
     page + "</body></html>\n"
 }
 
+/// What one wants to know first.
+fn verdict(report: &Report) -> String {
+    let outcomes = || report.runs.iter().flat_map(|run| &run.outcomes);
+    let broken: u64 = outcomes().map(|outcome| outcome.violations).sum();
+    if broken > 0 {
+        return format!("<p class=\"bad\">Not correct: promises broken: {}</p>", thousands(broken));
+    }
+    format!("<p class=\"good\">Correct: every promise was kept in {} runs</p>", outcomes().count())
+}
+
+/// The figures that have a floor, beside each other.
+fn ratios(page: &mut String, report: &Report) {
+    let ratios: Vec<(String, Ratio)> = report.rows().iter().filter_map(Row::ratio).collect();
+    let most = ratios.iter().map(|(_, it)| it.ratio).fold(0.0, f64::max);
+    if ratios.is_empty() {
+        return;
+    }
+    *page += "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached in the same run. For rates more \
+              is better, for sizes less.</p><div class=\"wide\"><table>";
+    for (name, Ratio { ratio: value, better }) in ratios {
+        let side = if better == Better::Higher { "more is better" } else { "less is better" };
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td class=\"soft\">{side}</td><td class=\"n\">{value:.2}</td>\
+             <td class=\"share\"><i style=\"width:{:.1}%\"></i></td></tr>",
+            escape(&name),
+            100.0 * ratio(value, most)
+        );
+    }
+    *page += "</table></div>";
+}
+
 fn section(page: &mut String, run: &Run) {
     let _ = write!(page, "<h2>{}</h2>", escape(&run.site));
+    let all: Vec<_> = rows::of(run).collect();
+    for outcome in &run.outcomes {
+        let word = outcome.workload.word();
+        let rows: Vec<_> = all.iter().filter(|row| row.workload == word).collect();
+        let with_floors = rows.iter().any(|row| row.floor.is_some());
+        let floors = if with_floors { "<th class=\"n\">floor</th><th class=\"n\">ratio</th>" } else { "" };
+        let _ = write!(page, "<h3>{word}</h3><ul>");
+        for (number, remark) in rows::remarks(outcome).into_iter().enumerate() {
+            let class = match (number, outcome.violations) {
+                (0, 0) => " class=\"good\"",
+                (number, 1..) if number <= outcome.sentences.len() => " class=\"bad\"",
+                _ => "",
+            };
+            let _ = write!(page, "<li{class}>{}</li>", escape(&remark));
+        }
+        let _ =
+            write!(page, "</ul><div class=\"wide\"><table><tr><th>figure</th><th class=\"n\">value</th>{floors}</tr>");
+        for row in rows {
+            let _ = write!(page, "<tr><td>{}</td>", escape(&row.figure.name));
+            let cells = [row.value_words(), row.floor_words(), row.ratio_words()];
+            for cell in cells.iter().take(if with_floors { 3 } else { 1 }) {
+                let _ = write!(page, "<td class=\"n\">{}</td>", escape(cell));
+            }
+            *page += "</tr>";
+        }
+        let _ = write!(page, "</table></div><div class=\"charts\">{}</div>", charts(outcome));
+    }
     if !run.floors.rows.is_empty() {
         *page += "<h3>floors</h3><table><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
         for floor in &run.floors.rows {
@@ -75,53 +135,33 @@ fn section(page: &mut String, run: &Run) {
         }
         *page += "</table>";
     }
-    let all: Vec<_> = rows::of(run).collect();
-    for outcome in &run.outcomes {
-        let word = outcome.workload.word();
-        let _ = write!(
-            page,
-            "<h3>{word}</h3><div class=\"wide\"><table><tr><th>figure</th><th class=\"n\">value</th><th class=\"n\">floor</th><th class=\"n\">ratio</th></tr>"
-        );
-        for row in all.iter().filter(|row| row.workload == word) {
-            let cells = [row.value_words(), row.floor_words(), row.ratio_words()];
-            let _ = write!(page, "<tr><td>{}</td>", escape(&row.figure.name));
-            for cell in cells {
-                let _ = write!(page, "<td class=\"n\">{}</td>", escape(&cell));
-            }
-            *page += "</tr>";
-        }
-        *page += "</table></div><ul>";
-        for remark in rows::remarks(outcome) {
-            let class = if outcome.violations > 0 { " class=\"bad\"" } else { "" };
-            let _ = write!(page, "<li{class}>{}</li>", escape(&remark));
-        }
-        let _ = write!(page, "</ul><div class=\"charts\">{}</div>", charts(outcome));
-    }
 }
 
 fn charts(outcome: &Outcome) -> String {
     let mut charts = String::new();
-    for Summary { name, seconds, bars, .. } in &outcome.meters {
+    for Summary { name, seconds, bars, warm_up_s, marks, .. } in &outcome.meters {
+        let during = Time { warm_up_s: *warm_up_s, marks };
         let over_time = |value: fn(&Second) -> f64| seconds.iter().map(value).collect::<Vec<f64>>();
-        charts += &chart::lines(&format!("{name} a second"), "/s", &[(name.clone(), over_time(|it| real(it.count)))]);
+        charts +=
+            &chart::lines(&format!("{name} a second"), "", &[(name.clone(), over_time(|it| real(it.count)))], during);
         let latency = [
             ("p50".to_owned(), over_time(|it| real(it.p50_us) / 1e3)),
             ("p99".to_owned(), over_time(|it| real(it.p99_us) / 1e3)),
         ];
-        charts += &chart::lines(&format!("latency of {name}"), "ms", &latency);
+        charts += &chart::lines(&format!("latency of {name}"), "ms", &latency, during);
         let bars: Vec<(String, f64)> = bars.iter().map(|bar| (up_to(bar.up_to_us), real(bar.count))).collect();
-        charts += &chart::bars(&format!("latency of {name}: how many took up to"), "", &bars);
+        charts += &chart::bars(&format!("{name} by latency"), "each bar up to", &bars);
     }
     let memory: Vec<f64> = outcome.spent.memory_bytes.iter().map(|bytes| real(*bytes) / 1_048_576.0).collect();
     if memory.iter().any(|mib| *mib > 0.0) {
-        charts += &chart::lines("resident memory of the servers", "MiB", &[("memory".to_owned(), memory)]);
+        charts += &chart::lines("resident memory of the servers", "MiB", &[(String::new(), memory)], Time::default());
     }
     charts
 }
 
 /// A latency in the fewest letters.
 fn up_to(us: u64) -> String {
-    if us < 1000 { format!("{us}us") } else { format!("{}ms", thousands(us / 1000)) }
+    if us < 1000 { format!("{us} µs") } else { format!("{} ms", thousands(us / 1000)) }
 }
 
 #[cfg(test)]
@@ -139,6 +179,6 @@ mod tests {
 
     #[test]
     fn a_bar_is_named_by_its_end() {
-        assert_eq!((up_to(512), up_to(2048), up_to(4_194_304)), ("512us".into(), "2ms".into(), "4,194ms".into()));
+        assert_eq!((up_to(512), up_to(2048), up_to(4_194_304)), ("512 µs".into(), "2 ms".into(), "4,194 ms".into()));
     }
 }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::tool::arith::{ratio, shown, thousands};
+use crate::tool::arith::{ratio, real, shown, thousands, whole};
 use crate::tool::gate::Ratio;
 use crate::tool::load::Outcome;
 use crate::tool::stage::{Figure, FloorKind};
+use crate::tool::watch::RoleUse;
 
 use super::Run;
 
@@ -47,7 +48,9 @@ impl Row<'_> {
 
     /// The figure in words.
     pub fn value_words(&self) -> String {
-        format!("{} {}", shown(self.figure.value), self.figure.unit)
+        let Figure { value, unit, .. } = self.figure;
+        // What has no unit is counted.
+        if unit.is_empty() { thousands(whole(*value)) } else { format!("{} {unit}", shown(*value)) }
     }
 }
 
@@ -68,14 +71,23 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     let mut remarks = vec![if outcome.violations == 0 {
         format!("correct: {}", outcome.proven)
     } else {
-        format!("NOT CORRECT: {} promises were broken", thousands(outcome.violations))
+        format!("NOT CORRECT: promises broken: {}", thousands(outcome.violations))
     }];
     remarks.extend(outcome.sentences.iter().cloned());
+    remarks.extend(outcome.notes.iter().cloned());
     if outcome.errors > 0 {
         remarks.push(format!("errors (refused, unanswered, disconnected): {}", thousands(outcome.errors)));
     }
     if !outcome.counted.is_empty() {
         remarks.push(format!("the servers counted: {}", outcome.counted));
+    }
+    if !outcome.spent.roles.is_empty() {
+        let role = |it: &RoleUse| {
+            let (cores, mib) = (ratio(it.cpu_s, outcome.spent.seconds) * 100.0, real(it.memory_bytes) / 1_048_576.0);
+            format!("{} {cores:.0} % of a core and {} MiB", it.role, shown(mib))
+        };
+        let roles: Vec<String> = outcome.spent.roles.iter().map(role).collect();
+        remarks.push(format!("used, with the memory at the end: {}", roles.join(", ")));
     }
     let busy = outcome.spent.machine_busy * 100.0;
     let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;

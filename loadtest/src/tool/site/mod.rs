@@ -1,33 +1,42 @@
-//! A deployment of one's own: Postgres, Redis and replicas on free ports, with temporary data. Dropped, it is gone.
+//! A deployment of one's own: Postgres, Redis, replicas and a load balancer on free ports, with temporary data. Dropped,
+//! it is gone.
 
-pub mod child;
-mod postgres;
-mod redis;
 pub mod replica;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use starling_loadtest::actor::Account;
+use starling_loadtest::services::process::ending_with_us;
+use starling_loadtest::services::{Postgres, Redis, versions as versions_of_services};
 use starling_loadtest::workload::accounts_of_json_lines;
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio::time::sleep;
 
-use self::postgres::Postgres;
-use self::redis::Redis;
 use self::replica::Replica;
-use super::proc::Process;
+use super::processes::Processes;
 
 /// Threads of work that make accounts finish thousands a minute; more than this many takes too long to wait for.
 const ACCOUNTS_MAX: usize = 100_000;
+/// As a small installation sets its Postgres up; it writes to disk for real.
+const POSTGRES: &[&str] = &["max_connections=300", "shared_buffers=256MB", "max_wal_size=2GB"];
+/// How long a stopping replica of several goes on as unready: the balancer looks four times meanwhile.
+const UNREADY_MS: &str = "1000";
+/// How long it takes to send its clients away.
+const DRAIN_MS: &str = "3000";
+/// How long a replica may take until it is ready.
+const READY: Duration = Duration::from_secs(30);
 
 /// What to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// One process on SQLite.
     Embedded,
-    /// So many replicas on Postgres and Redis.
-    Replicas(u16),
+    /// So many replicas on Postgres and Redis; `direct`: clients know them all, instead of a load balancer.
+    Replicas { count: u16, direct: bool },
 }
 
 impl Shape {
@@ -35,8 +44,9 @@ impl Shape {
     pub fn words(self) -> String {
         match self {
             Self::Embedded => "embedded".to_owned(),
-            Self::Replicas(1) => "1 replica".to_owned(),
-            Self::Replicas(count) => format!("{count} replicas"),
+            Self::Replicas { count: 1, .. } => "1 replica".to_owned(),
+            Self::Replicas { count, direct: true } => format!("{count} replicas, without a balancer"),
+            Self::Replicas { count, direct: false } => format!("{count} replicas"),
         }
     }
 }
@@ -44,9 +54,14 @@ impl Shape {
 /// A running deployment. The fields are dropped, and so ended, in this order.
 #[derive(Debug)]
 pub struct Site {
-    replicas: Vec<Replica>,
+    balancer: Option<Replica>,
+    /// Absent: one that is being restarted.
+    replicas: Mutex<Vec<Option<Replica>>>,
+    /// Their addresses, which they keep.
+    addresses: Vec<String>,
     redis: Option<Redis>,
     postgres: Option<Postgres>,
+    processes: Processes,
     program: PathBuf,
     dir: TempDir,
 }
@@ -58,35 +73,75 @@ impl Site {
     /// In a sentence that says what did not start, with the end of its log. What had started is ended.
     pub async fn start(shape: Shape, program: &Path) -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("starling-loadtest-").tempdir().map_err(|it| it.to_string())?;
-        let program = program.to_owned();
-        let mut site = Self { replicas: Vec::new(), redis: None, postgres: None, program, dir };
-        let count = match shape {
-            Shape::Embedded => 1,
-            Shape::Replicas(count) => {
-                site.postgres = Some(Postgres::start().await?);
-                site.redis = Some(Redis::start().await?);
-                let migrated = site.command(&["migrate"]).output().await.map_err(|it| it.to_string())?;
-                if !migrated.status.success() {
-                    return Err(format!("starling migrate: {}", String::from_utf8_lossy(&migrated.stderr).trim()));
-                }
-                count
+        let mut site = Self {
+            balancer: None,
+            replicas: Mutex::default(),
+            addresses: Vec::new(),
+            redis: None,
+            postgres: None,
+            processes: Processes::default(),
+            program: program.to_owned(),
+            dir,
+        };
+        let (count, balanced) = match shape {
+            Shape::Embedded => (1, false),
+            Shape::Replicas { count, direct } => {
+                site.start_services().await?;
+                (count, count > 1 && !direct)
             }
         };
-        for number in 0..count {
-            let log = site.dir.path().join(format!("replica-{number}.log"));
-            let replica = Replica::start(site.command(&["serve"]), &log).await?;
-            site.replicas.push(replica);
+        for number in 0..usize::from(count) {
+            let replica = site.start_replica(number, "127.0.0.1:0").await?;
+            site.addresses.push(replica.base.clone());
+            site.replicas.lock().push(Some(replica));
+        }
+        if balanced {
+            site.start_balancer().await?;
         }
         Ok(site)
     }
 
-    /// The program with the site's settings.
+    async fn start_services(&mut self) -> Result<(), String> {
+        let postgres = Postgres::start(POSTGRES).await?;
+        self.processes.add("postgres", postgres.pid());
+        self.postgres = Some(postgres);
+        let redis = Redis::start(&[]).await?;
+        self.processes.add("redis", redis.pid());
+        self.redis = Some(redis);
+        let migrated = self.command(&["migrate"]).output().await.map_err(|it| it.to_string())?;
+        if migrated.status.success() {
+            return Ok(());
+        }
+        Err(format!("starling migrate: {}", String::from_utf8_lossy(&migrated.stderr).trim()))
+    }
+
+    async fn start_replica(&self, number: usize, listen: &str) -> Result<Replica, String> {
+        let mut command = self.command(&["serve"]);
+        command.env("STARLING_LISTEN", listen);
+        let replica = Replica::start(command, &self.dir.path().join(format!("replica-{number}.log"))).await?;
+        self.processes.add("server", replica.pid());
+        until_ready(&replica.base).await?;
+        Ok(replica)
+    }
+
+    async fn start_balancer(&mut self) -> Result<(), String> {
+        let own = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = ending_with_us(&own);
+        command.args(["balancer", "--to", &self.addresses.join(",")]).stdin(Stdio::null());
+        let balancer = Replica::start(command, &self.dir.path().join("balancer.log")).await?;
+        self.processes.add("balancer", balancer.pid());
+        self.balancer = Some(balancer);
+        Ok(())
+    }
+
+    /// The program with the site's settings. It gets the environment of this process too, for whoever wants to measure
+    /// a setting, but for where it listens and what it stores in.
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = child::ending_with_us(&self.program);
+        let mut command = ending_with_us(&self.program);
         command
             .args(args)
+            .envs(std::env::vars_os())
             .env("STARLING_DATA_DIR", self.dir.path().join("data"))
-            .env("STARLING_LISTEN", "127.0.0.1:0")
             .env("STARLING_INTERNAL_LISTEN", "127.0.0.1:0")
             .env("STARLING_RATE_LIMITS", "off")
             .env("STARLING_LOG", "warn")
@@ -95,6 +150,7 @@ impl Site {
             .stdin(Stdio::null());
         if let (Some(postgres), Some(redis)) = (&self.postgres, &self.redis) {
             command.env("DATABASE_URL", postgres.url()).env("REDIS_URL", redis.url());
+            command.env("STARLING_UNREADY_MS", UNREADY_MS).env("STARLING_DRAIN_MS", DRAIN_MS);
         }
         command
     }
@@ -113,17 +169,39 @@ impl Site {
         accounts_of_json_lines(&String::from_utf8_lossy(&made.stdout))
     }
 
-    /// The addresses of the replicas.
+    /// Restarts one replica after the other, as an orchestrator does: SIGTERM, until it is gone; then it is started again
+    /// on its port, until it is ready. How long that took.
+    ///
+    /// # Errors
+    /// In a sentence, if one does not stop well or does not come back.
+    pub async fn restart_each(&self) -> Result<Duration, String> {
+        let began = Instant::now();
+        for (number, address) in self.addresses.iter().enumerate() {
+            let taken = self.replicas.lock()[number].take();
+            if let Some(replica) = taken {
+                let pid = replica.pid();
+                let cpu_s = replica.stop().await?;
+                self.processes.remove(pid, cpu_s);
+            }
+            let replica = self.start_replica(number, address.trim_start_matches("http://")).await?;
+            self.replicas.lock()[number] = Some(replica);
+        }
+        Ok(began.elapsed())
+    }
+
+    /// The addresses that clients know.
     pub fn bases(&self) -> Vec<String> {
-        self.replicas.iter().map(|replica| replica.base.clone()).collect()
+        self.balancer.as_ref().map_or_else(|| self.addresses.clone(), |balancer| vec![balancer.base.clone()])
+    }
+
+    /// The addresses of the replicas.
+    pub fn replicas(&self) -> Vec<String> {
+        self.addresses.clone()
     }
 
     /// The processes, by what they are.
-    pub fn processes(&self) -> Vec<Process> {
-        let servers = self.replicas.iter().map(|replica| Process { role: "server", pid: replica.pid() });
-        let postgres = self.postgres.iter().map(|it| Process { role: "postgres", pid: it.pid() });
-        let redis = self.redis.iter().map(|it| Process { role: "redis", pid: it.pid() });
-        servers.chain(postgres).chain(redis).collect()
+    pub fn processes(&self) -> Processes {
+        self.processes.clone()
     }
 
     /// The Postgres, for floors on the same one.
@@ -137,15 +215,21 @@ impl Site {
     }
 }
 
-/// What Postgres and Redis say of themselves.
-pub async fn versions(program: &Path) -> Vec<String> {
-    let postgres = postgres::programs().join("postgres");
-    let mut versions = Vec::new();
-    for (program, flag) in [(program, "--version"), (postgres.as_path(), "--version")] {
-        if let Ok(said) = Command::new(program).arg(flag).output().await {
-            versions.push(String::from_utf8_lossy(&said.stdout).trim().to_owned());
+async fn until_ready(base: &str) -> Result<(), String> {
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build();
+    let (http, began) = (http.map_err(|error| error.to_string())?, Instant::now());
+    while began.elapsed() < READY {
+        if http.get(format!("{base}/readyz")).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            return Ok(());
         }
+        sleep(Duration::from_millis(20)).await;
     }
-    versions.extend(redis::version().await);
-    versions
+    Err(format!("the replica at {base} did not get ready in {} s", READY.as_secs()))
+}
+
+/// What the server's program, Postgres and Redis say of themselves.
+pub async fn versions(program: &Path) -> Vec<String> {
+    let said = Command::new(program).arg("--version").output().await;
+    let own = said.ok().map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
+    own.into_iter().chain(versions_of_services().await).collect()
 }

@@ -1,20 +1,23 @@
-//! One process of the server.
+//! One process that says where it listens: a server, or one of this program's own.
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use starling_loadtest::services::process::{end, end_of, signal};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::child::{end, end_of};
+use crate::tool::proc;
 
 /// How long it may take until it serves.
 const START: Duration = Duration::from_secs(30);
+/// How long it may take to stop.
+const STOP: Duration = Duration::from_mins(1);
 
-/// A running replica; ended when dropped.
+/// A running process; ended when dropped.
 #[derive(Debug)]
 pub struct Replica {
     child: Child,
@@ -30,7 +33,7 @@ impl Replica {
     /// # Errors
     /// In a sentence, with the end of its log.
     pub async fn start(mut command: Command, log: &Path) -> Result<Self, String> {
-        let file = std::fs::File::create(log).map_err(|error| error.to_string())?;
+        let file = std::fs::File::options().create(true).append(true).open(log).map_err(|error| error.to_string())?;
         let spawned = command.stdout(Stdio::piped()).stderr(file).spawn();
         let mut child = spawned.map_err(|error| format!("the server: {error}"))?;
         let stdout = child.stdout.take().ok_or("the server has no output")?;
@@ -53,6 +56,27 @@ impl Replica {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
+    }
+
+    /// Stops it as an orchestrator does, by SIGTERM, and waits until it is gone. The CPU seconds that it had used.
+    ///
+    /// # Errors
+    /// If it does not stop in a minute, or not by itself.
+    pub async fn stop(mut self) -> Result<f64, String> {
+        let (pid, began) = (self.pid(), Instant::now());
+        signal(&self.child, Signal::TERM);
+        // What it uses while it stops counts too, and can't be asked for once it is gone.
+        let mut cpu_s: f64 = 0.0;
+        while began.elapsed() < STOP {
+            cpu_s = cpu_s.max(proc::of_tree(pid).cpu_s);
+            match self.child.try_wait() {
+                Ok(None) => sleep(Duration::from_millis(50)).await,
+                Ok(Some(status)) if status.success() => return Ok(cpu_s),
+                Ok(Some(status)) => return Err(format!("a replica did not stop well: {status}")),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Err(format!("a replica did not stop in {} s", STOP.as_secs()))
     }
 }
 

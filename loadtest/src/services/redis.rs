@@ -1,0 +1,164 @@
+//! A Redis of one's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::sleep;
+
+use super::PORTS_MAX;
+use super::process::{end, end_of, ending_with_us, free_port};
+
+/// A Redis server on a port of its own that keeps nothing on disk.
+#[derive(Debug)]
+pub struct Redis {
+    child: Option<Child>,
+    port: u16,
+    arguments: Vec<String>,
+    dir: TempDir,
+}
+
+/// The server under its own name, in a folder. Debian's tools are the server, too: it goes by the name it is called by.
+fn named(dir: &Path) -> Result<PathBuf, String> {
+    let places = ["/usr/bin/redis-server", "/usr/bin/redis-check-rdb", "/usr/local/bin/redis-server"];
+    let program = places.iter().map(Path::new).find(|path| path.exists());
+    let program = program.ok_or("no Redis server here: install Redis 7 or later")?;
+    let link = dir.join("redis-server");
+    std::os::unix::fs::symlink(program, &link).map_err(|error| error.to_string())?;
+    Ok(link)
+}
+
+/// What it says of itself.
+pub(super) async fn version() -> Option<String> {
+    let dir = tempfile::tempdir().ok()?;
+    let said = Command::new(named(dir.path()).ok()?).arg("--version").output().await.ok()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = said.split_whitespace().find_map(|word| word.strip_prefix("v="))?;
+    Some(format!("Redis {version}"))
+}
+
+impl Redis {
+    /// Starts a server with further arguments, and waits until it answers.
+    ///
+    /// # Errors
+    /// In a sentence, with the end of the log.
+    pub async fn start(arguments: &[&str]) -> Result<Self, String> {
+        let arguments = |port: u16, dir: &Path| {
+            let own = [("--port", port.to_string()), ("--dir", dir.display().to_string())];
+            let own = own.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+            let fixed = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+            Ok(own.chain(fixed.iter().chain(arguments).map(|it| (*it).to_owned())).collect())
+        };
+        Self::start_with(arguments).await
+    }
+
+    /// Starts a Sentinel with these lines of configuration beyond its address, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Redis::start`].
+    pub async fn start_sentinel(lines: &str) -> Result<Self, String> {
+        Self::start_with(|port, dir| {
+            // A file of its own, which it writes to.
+            let path = dir.join("sentinel.conf");
+            std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\n{lines}")).map_err(|it| it.to_string())?;
+            Ok(vec![path.display().to_string(), "--sentinel".to_owned()])
+        })
+        .await
+    }
+
+    async fn start_with(arguments: impl Fn(u16, &Path) -> Result<Vec<String>, String>) -> Result<Self, String> {
+        let dir = tempfile::Builder::new().prefix("starling-redis-").tempdir().map_err(|it| it.to_string())?;
+        named(dir.path())?;
+        let mut redis = Self { child: None, port: 0, arguments: Vec::new(), dir };
+        for _ in 0..PORTS_MAX {
+            redis.port = free_port()?;
+            redis.arguments = arguments(redis.port, redis.dir.path())?;
+            if redis.is_up().await? {
+                return Ok(redis);
+            }
+        }
+        Err(redis.last_words())
+    }
+
+    /// Starts the server again on the same port, after it was killed; it remembers nothing.
+    ///
+    /// # Errors
+    /// In a sentence, with the end of the log.
+    pub async fn restart(&mut self) -> Result<(), String> {
+        if self.is_up().await? { Ok(()) } else { Err(self.last_words()) }
+    }
+
+    /// Starts it. Whether it answers before it ends, and within 5 s.
+    async fn is_up(&mut self) -> Result<bool, String> {
+        let log = std::fs::File::create(self.log()).map_err(|error| error.to_string())?;
+        let mut child = ending_with_us(&self.dir.path().join("redis-server"))
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .spawn()
+            .map_err(|error| format!("Redis: {error}"))?;
+        for _ in 0..250 {
+            // Looked at first: another server may answer on a port that this one could not have.
+            if !matches!(child.try_wait(), Ok(None)) {
+                return Ok(false);
+            }
+            if answers(self.port).await {
+                self.child = Some(child);
+                return Ok(true);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        end(&mut child, Signal::TERM);
+        Ok(false)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    fn last_words(&self) -> String {
+        format!("Redis did not start:\n{}", end_of(&self.log()))
+    }
+
+    /// Kills the server, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            end(&mut child, Signal::KILL);
+        }
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process; 0 while it is stopped.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).unwrap_or(0)
+    }
+}
+
+async fn answers(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { return false };
+    let mut answer = [0; 5];
+    stream.write_all(b"PING\r\n").await.is_ok()
+        && stream.read_exact(&mut answer).await.is_ok()
+        && answer.starts_with(b"+PONG")
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // It has nothing to keep.
+        self.kill();
+    }
+}
