@@ -96,6 +96,8 @@ mutants! {
         "--embedded churn --seconds 4 --people 12", ["chat ", "(rev ", "(device "];
     dropping_what_happens_during_a_sync_is_noticed: "no_hold", "snapshot_read=wait:50/2",
         "--embedded churn --seconds 4 --people 12", ["chat ", "(rev ", "(device "];
+    dropping_what_does_not_fit_is_noticed: "drop_on_overflow", "",
+        "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 4", ["chat ", "(rev "];
     leaving_the_sockets_of_an_ended_session_open_is_noticed: "revoke_without_closing", "",
         "--embedded churn --seconds 8 --people 6", ["a revoked session is good for nothing", "chat ", "(rev "];
 }
