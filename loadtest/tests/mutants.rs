@@ -46,6 +46,13 @@ fn has_faults() -> bool {
     server.windows(name.len()).any(|window| window == name)
 }
 
+/// A folder for a run. Postgres, which runs as another user, has its data below.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
 /// Runs until it is noticed, at most three times, by a sentence with all of these words.
 fn is_noticed(wrong: &Wrong, workload: &str, words: &[&str]) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,9 +60,7 @@ fn is_noticed(wrong: &Wrong, workload: &str, words: &[&str]) {
         eprintln!("skipped: the starling program beside {PROGRAM} is not there, or was built without its faults");
         return;
     }
-    // Postgres, which runs as another user, has its data below.
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let dir = folder();
     let mut last = String::new();
     for _ in 0..3 {
         if let Some(said) = complaint(wrong, dir.path(), workload) {
@@ -66,6 +71,21 @@ fn is_noticed(wrong: &Wrong, workload: &str, words: &[&str]) {
         }
     }
     panic!("{} survives: {last}", wrong.mutant);
+}
+
+#[test]
+fn of_a_server_that_is_only_slow_at_the_same_points_nothing_is_said() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !has_faults() {
+        return;
+    }
+    for (failpoints, workload) in [
+        ("committed=wait:200/10", "--replicas 2 churn --seconds 3 --people 12"),
+        ("snapshot_read=wait:50/2", "--embedded churn --seconds 3 --people 12"),
+        ("", "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 4"),
+    ] {
+        assert_eq!(complaint(&Wrong { mutant: "", failpoints }, folder().path(), workload), None);
+    }
 }
 
 macro_rules! mutants {
@@ -96,6 +116,8 @@ mutants! {
         "--embedded churn --seconds 4 --people 12", ["chat ", "(rev ", "(device "];
     dropping_what_happens_during_a_sync_is_noticed: "no_hold", "snapshot_read=wait:50/2",
         "--embedded churn --seconds 4 --people 12", ["chat ", "(rev ", "(device "];
+    dropping_what_does_not_fit_is_noticed: "drop_on_overflow", "",
+        "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 4", ["chat ", "(rev "];
     leaving_the_sockets_of_an_ended_session_open_is_noticed: "revoke_without_closing", "",
         "--embedded churn --seconds 8 --people 6", ["a revoked session is good for nothing", "chat ", "(rev "];
 }

@@ -172,6 +172,12 @@ pub struct Load {
     /// fanout: members online.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub members: u16,
+    /// fanout: so many of the members read nothing until the end. They must be told everything all the same.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub slow: u16,
+    /// sends, fanout: the length of a text, in bytes, beyond some thirty.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=3900))]
+    pub text_bytes: u16,
     /// idle: connections.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub connections: u16,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -20,6 +20,8 @@ use super::verdict::Verdict;
 
 /// Thousands of them in one process: what is read at once is small.
 const READ_BUFFER_BYTES: usize = 2048;
+/// The kernel's receive buffer of a connection that is to look slow.
+const NARROW_BYTES: u32 = 4096;
 /// How long connecting and syncing may take.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Tries to come back after the connection ended.
@@ -31,6 +33,27 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 pub async fn open(base: &str, path: &str, token: &str) -> Result<WebSocketStream<TcpStream>, String> {
     let authority = base.trim_start_matches("http://").trim_end_matches('/');
     let stream = TcpStream::connect(authority).await.map_err(|error| format!("{base}: {error}"))?;
+    upgrade(stream, authority, path, token).await
+}
+
+/// The same with a small receive buffer, so that the other side soon feels when nothing is read.
+async fn open_narrow(base: &str, path: &str, token: &str) -> Result<WebSocketStream<TcpStream>, String> {
+    let authority = base.trim_start_matches("http://").trim_end_matches('/');
+    let failed = |error: std::io::Error| format!("{base}: {error}");
+    let address = tokio::net::lookup_host(authority).await.map_err(failed)?.next();
+    let address = address.ok_or_else(|| format!("{base}: no such address"))?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    socket.set_recv_buffer_size(NARROW_BYTES).map_err(failed)?;
+    let stream = socket.connect(address).await.map_err(failed)?;
+    upgrade(stream, authority, path, token).await
+}
+
+async fn upgrade(
+    stream: TcpStream,
+    authority: &str,
+    path: &str,
+    token: &str,
+) -> Result<WebSocketStream<TcpStream>, String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let url = format!("ws://{authority}{path}");
     let mut request = url.into_client_request().map_err(|error| error.to_string())?;
@@ -40,7 +63,7 @@ pub async fn open(base: &str, path: &str, token: &str) -> Result<WebSocketStream
     }
     let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
     let opened = client_async_with_config(request, stream, Some(config)).await;
-    opened.map(|(stream, _)| stream).map_err(|error| format!("{base}: {error}"))
+    opened.map(|(stream, _)| stream).map_err(|error| format!("{authority}: {error}"))
 }
 
 /// What came, as far as a speed test cares.
@@ -124,6 +147,7 @@ pub struct Light {
     revs: Revs,
     heartbeat: Duration,
     pinged: Instant,
+    slow: bool,
 }
 
 /// The rev of each chat up to which everything came.
@@ -150,16 +174,16 @@ impl Revs {
 }
 
 impl Light {
-    /// Connects and syncs.
+    /// Connects and syncs. `slow`: for a client that will read nothing for a while.
     ///
     /// # Errors
     /// In a sentence, if that does not work out in 20 s.
-    pub async fn connect(base: &str, token: &str, verdict: Arc<Verdict>) -> Result<Self, String> {
+    pub async fn connect(base: &str, token: &str, slow: bool, verdict: Arc<Verdict>) -> Result<Self, String> {
         let connecting = async {
-            let stream = open(base, "/ws", token).await?;
+            let stream = if slow { open_narrow(base, "/ws", token).await? } else { open(base, "/ws", token).await? };
             let revs = Revs { known: HashMap::new(), replaying: false, verdict };
             let (base, token) = (base.to_owned(), token.to_owned());
-            let mut light = Self { stream, base, token, revs, heartbeat: HEARTBEAT, pinged: Instant::now() };
+            let mut light = Self { stream, base, token, revs, heartbeat: HEARTBEAT, pinged: Instant::now(), slow };
             light.sync().await?;
             Ok(light)
         };
@@ -282,6 +306,11 @@ impl Light {
     pub async fn ping(&mut self) -> bool {
         self.pinged = Instant::now();
         self.put(r#"{"type":"ping"}"#.to_owned()).await
+    }
+
+    /// Whether it is to read nothing for a while.
+    pub fn is_slow(&self) -> bool {
+        self.slow
     }
 
     /// The rev up to which it was told everything of a chat.

@@ -69,7 +69,8 @@ pub async fn on_target(
 pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     let program = program(local.starling.clone())?;
     // A balancer, which inherits the limit, has two ends of each connection.
-    raise_file_limit(2 * files(&load))?;
+    let is_balanced = !local.direct && local.replicas.is_some_and(|count| count > 1);
+    raise_file_limit(files(&load) * if is_balanced { 2 } else { 1 })?;
     let fleet = |count| Shape::Replicas { count, direct: local.direct };
     let mut shapes: Vec<Shape> = local.replicas.map(fleet).into_iter().collect();
     if local.embedded || shapes.is_empty() {

@@ -201,9 +201,21 @@ impl Stage {
     /// # Errors
     /// If one of them can't.
     pub async fn connect_all(&self, users: impl Iterator<Item = usize>) -> Result<Vec<Light>, String> {
+        self.connect(users, false).await
+    }
+
+    /// The same, as clients that will read nothing for a while.
+    ///
+    /// # Errors
+    /// If one of them can't.
+    pub async fn connect_slow(&self, users: impl Iterator<Item = usize>) -> Result<Vec<Light>, String> {
+        self.connect(users, true).await
+    }
+
+    async fn connect(&self, users: impl Iterator<Item = usize>, slow: bool) -> Result<Vec<Light>, String> {
         let connect = |(number, user): (usize, usize)| {
             let base = self.http.base(number);
-            Light::connect(base, &self.accounts[user].token, self.verdict.clone())
+            Light::connect(base, &self.accounts[user].token, slow, self.verdict.clone())
         };
         let connecting: Vec<_> = users.enumerate().map(connect).collect();
         let mut lights = Vec::with_capacity(connecting.len());

@@ -84,6 +84,16 @@ impl Listener {
         deliveries: Option<Arc<Deliveries>>,
         stop: CancellationToken,
     ) -> Self {
+        if self.light.is_slow() {
+            // What came meanwhile is read when all of it has been sent.
+            while !stop.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = sleep_until(self.light.ping_due()) => drop(self.light.ping().await),
+                }
+            }
+            return self;
+        }
         loop {
             let ping_due = self.light.ping_due();
             tokio::select! {

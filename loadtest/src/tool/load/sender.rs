@@ -14,8 +14,8 @@ use crate::tool::meter::Meter;
 
 /// How long answers are waited for after the end.
 const DRAIN: Duration = Duration::from_secs(15);
-/// What follows the stamp, so that a text is of ordinary length.
-const FILLER: &str = "A message of ordinary length, as people write them all day long.";
+/// What people write.
+const WORDS: &str = "A message of ordinary length, as people write them all day long.";
 /// How far a closed loop may be ahead of the slowest of its listeners, in messages: within their outboxes.
 const AHEAD_MAX: u64 = 8;
 
@@ -96,6 +96,13 @@ pub struct Plan {
     pub epoch: Instant,
     /// Where acknowledgements are counted.
     pub meter: Arc<Meter>,
+    /// What follows the stamp of each text.
+    pub filler: Arc<str>,
+}
+
+/// What follows the stamp, so that a text is about so many bytes longer.
+pub fn filler(bytes: u16) -> Arc<str> {
+    WORDS.chars().cycle().take(usize::from(bytes)).collect::<String>().into()
 }
 
 type Waiting = HashMap<u64, (u32, Instant)>;
@@ -149,7 +156,7 @@ impl Sender {
         self.sent += 1;
         let frame = u64::from(number) + 1;
         let stamp_us = due.saturating_duration_since(plan.epoch).as_micros();
-        let (text, key) = (format!("t={stamp_us} {} {FILLER}", self.key_of(number)), self.key_of(number));
+        let (text, key) = (format!("t={stamp_us} {} {}", self.key_of(number), plan.filler), self.key_of(number));
         waiting.insert(frame, (number, due));
         self.light.send_message(frame, &self.chat, &text, &key).await
     }
@@ -216,6 +223,11 @@ pub async fn until_rev(light: &mut Light, chat: &str, rev: u32, limit: Duration)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_as_long_as_it_is_to_be() {
+        assert_eq!((filler(64).as_ref(), filler(3000).len()), (WORDS, 3000));
+    }
 
     #[test]
     fn a_sender_is_never_far_ahead_of_its_listeners() {

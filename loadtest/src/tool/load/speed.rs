@@ -13,7 +13,7 @@ use super::Measured;
 use super::listeners::Listeners;
 use super::pace::Pace;
 use super::proof::prove;
-use super::sender::{Deliveries, Plan, Sender};
+use super::sender::{Deliveries, Plan, Sender, filler};
 use crate::tool::arith::{ratio, real};
 use crate::tool::light::Light;
 use crate::tool::meter::{Meter, Summary};
@@ -104,10 +104,13 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
         let _: serde_json::Value = stage.request(0, 0, Method::POST, &path, Some(&body)).await?;
     }
     let chat_id = made.id.clone();
-    let listening = stage.connect_all(members.iter().copied()).await?;
+    let slow = usize::from(stage.load.slow).min(members.len() - 1);
+    let (slow_ones, others) = members.split_at(slow);
+    let mut listening = stage.connect_all(others.iter().copied()).await?;
+    listening.extend(stage.connect_slow(slow_ones.iter().copied()).await?);
     let listening: Vec<_> = listening.into_iter().map(|light| (light, chat_id.clone())).collect();
     let light = stage.connect_all(std::iter::once(0)).await?.pop().ok_or("no connection")?;
-    let deliveries = Deliveries::new(members.len());
+    let deliveries = Deliveries::new(others.len());
     let mut owner = sender(stage, (light, 0), made);
     let closed = stage.load.rate.is_none();
     owner.deliveries = closed.then(|| deliveries.clone());
@@ -115,7 +118,7 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
     let mut figures = Vec::new();
     if let Some(delivered) = &ran.deliveries {
         figures = vec![
-            Figure::rate(format!("deliveries to {} members", members.len()), delivered.rate, "/s")
+            Figure::rate(format!("deliveries to {} members", others.len()), delivered.rate, "/s")
                 .over(FloorKind::FanOut),
             Figure::rate("messages into the channel", ran.sends.rate, "/s"),
             Figure::cost("send to delivery, p50", real(delivered.p50_us) / 1e3, "ms")
@@ -125,7 +128,13 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
         ];
         costs(&mut figures, &ran.spent, "delivery", delivered.count_with_warm_up, FloorKind::FanOutCpu);
     }
-    Ok(ran.measured(figures))
+    let mut measured = ran.measured(figures);
+    if slow > 0 {
+        measured
+            .notes
+            .push(format!("{slow} further members read nothing until the end, and were then held to the same"));
+    }
+    Ok(measured)
 }
 
 /// CPU of each role for each of `count`, where it is known; that of the server beside a bare one's.
@@ -176,7 +185,7 @@ pub(super) async fn drive(
     let delivered = if listening.is_empty() { None } else { Some(Meter::new("deliveries", warm_up)?) };
     let listeners = Listeners::start(stage, listening, delivered.as_ref(), deliveries.as_ref());
     let watch = Watch::begin(&stage.processes, std::iter::once(sends.clone()).chain(delivered.clone()).collect());
-    let start = Instant::now();
+    let (start, filler) = (Instant::now(), filler(stage.load.text_bytes));
     let span = if burst.is_some() { BURST } else { Duration::from_secs(stage.load.seconds) };
     let until = start + warm_up + span;
     let count = senders.len();
@@ -188,7 +197,13 @@ pub(super) async fn drive(
             (None, Some(rate)) => Pace::open(start, rate, number, count),
             (None, None) => Pace::Closed,
         };
-        sending.spawn(sender.run(Plan { pace, until, epoch: stage.epoch, meter: sends.clone() }));
+        sending.spawn(sender.run(Plan {
+            pace,
+            until,
+            epoch: stage.epoch,
+            meter: sends.clone(),
+            filler: filler.clone(),
+        }));
     }
     let ending = async {
         if burst.is_none() {

@@ -49,6 +49,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let mut happened = vec![(dropped_us, "sockets dropped")];
     match restart {
         Some(restart) => {
+            measured.notes.extend(stage.site.as_ref().and_then(|site| site.stops()));
             measured.figures.extend(restarted(&record, restart, stage.replicas().len()));
             happened.extend([(restart.from_us, "restart"), (restart.until_us, "done")]);
         }

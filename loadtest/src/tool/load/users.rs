@@ -14,7 +14,7 @@ use starling_loadtest::workload::{self, Community, Work};
 use tokio_util::sync::CancellationToken;
 
 use super::Measured;
-use crate::tool::arith::{ratio, real};
+use crate::tool::arith::{ratio, real, shown};
 use crate::tool::meter::{Second, Summary};
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
@@ -101,7 +101,9 @@ impl Users {
         );
         let (figures, errors) = figures(&record, from_us, until_us);
         let meters = vec![over_time(&record, from_us, until_us)];
-        let measured = Measured { figures, meters, spent, errors, proven, notes: Vec::new() };
+        let notes = vec![format!("everybody had everything within {} s of the last change", shown(heal.as_secs_f64()))];
+        let notes = if report.is_clean() { notes } else { Vec::new() };
+        let measured = Measured { figures, meters, spent, errors, proven, notes };
         Ok((record, measured))
     }
 

@@ -16,7 +16,7 @@ const STYLE: &str = "
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6eaf0; --soft: #a3b0be; --line: #333d49; --page: #12161c; --card: #1a2028; --a: #6cb6f2; --b: #f59e6b; --good: #57c27a; --bad: #ff8a80; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; } h3 { margin-top: 2.5rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; background: var(--card); border-radius: .3rem; }
 .soft { color: var(--soft); } .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
@@ -24,7 +24,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; back
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); } th { color: var(--soft); font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 9rem; }
 td.share { width: 40%; } td.share i { display: block; height: .8rem; background: var(--a); border-radius: .15rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem; margin-top: 1rem; } figure { margin: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem; margin-top: 1rem; } figure { margin: 0; }
 figcaption { font-weight: 600; } figcaption span { color: var(--soft); font-weight: 400; } figcaption b { margin-left: .8rem; color: var(--a); } figcaption b.s1 { color: var(--b); }
 svg { width: 100%; } svg text { font-size: 11px; fill: var(--soft); } rect { fill: var(--a); } rect.warm { fill: var(--line); opacity: .6; }
 .grid { stroke: var(--line); } .mark { stroke: var(--soft); stroke-dasharray: 3 3; }
@@ -154,7 +154,12 @@ fn charts(outcome: &Outcome) -> String {
     }
     let memory: Vec<f64> = outcome.spent.memory_bytes.iter().map(|bytes| real(*bytes) / 1_048_576.0).collect();
     if memory.iter().any(|mib| *mib > 0.0) {
-        charts += &chart::lines("resident memory of the servers", "MiB", &[(String::new(), memory)], Time::default());
+        charts += &chart::lines(
+            "resident memory of the servers",
+            "MiB, what they share counted in each",
+            &[(String::new(), memory)],
+            Time::default(),
+        );
     }
     charts
 }

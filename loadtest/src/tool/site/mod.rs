@@ -23,10 +23,10 @@ use super::processes::Processes;
 const ACCOUNTS_MAX: usize = 100_000;
 /// As a small installation sets its Postgres up; it writes to disk for real.
 const POSTGRES: &[&str] = &["max_connections=300", "shared_buffers=256MB", "max_wal_size=2GB"];
-/// How long a stopping replica of several goes on as unready: the balancer looks four times meanwhile.
-const UNREADY_MS: &str = "1000";
+/// How long a stopping replica goes on as unready, where there is a balancer to look: it does so four times meanwhile.
+const UNREADY_MS: u64 = 1000;
 /// How long it takes to send its clients away.
-const DRAIN_MS: &str = "3000";
+const DRAIN_MS: u64 = 3000;
 /// How long a replica may take until it is ready.
 const READY: Duration = Duration::from_secs(30);
 
@@ -150,7 +150,8 @@ impl Site {
             .stdin(Stdio::null());
         if let (Some(postgres), Some(redis)) = (&self.postgres, &self.redis) {
             command.env("DATABASE_URL", postgres.url()).env("REDIS_URL", redis.url());
-            command.env("STARLING_UNREADY_MS", UNREADY_MS).env("STARLING_DRAIN_MS", DRAIN_MS);
+            command.env("STARLING_UNREADY_MS", UNREADY_MS.to_string());
+            command.env("STARLING_DRAIN_MS", DRAIN_MS.to_string());
         }
         command
     }
@@ -187,6 +188,15 @@ impl Site {
             self.replicas.lock()[number] = Some(replica);
         }
         Ok(began.elapsed())
+    }
+
+    /// How its replicas stop, in a sentence; nothing for embedded mode, which stops as the server does by default.
+    pub fn stops(&self) -> Option<String> {
+        self.postgres.as_ref().map(|_| {
+            format!(
+                "a stopping replica was unready for {UNREADY_MS} ms and then sent its clients away over {DRAIN_MS} ms"
+            )
+        })
     }
 
     /// The addresses that clients know.
