@@ -22,7 +22,7 @@ test: ## Run all tests, on SQLite and on a Postgres of their own (installs what 
 	tests/install.sh test
 	$(TEST) --lib --bins
 	tests/with-services.sh $(TEST) --test it -- chaos:: breakdown:: --test-threads 1
-	$(TEST) --test local
+	$(TEST) --test local --test mutants
 	tests/with-services.sh $(TEST) --test it -- --skip chaos:: --skip breakdown::
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies

@@ -8,7 +8,8 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderName, HeaderValue, Method, Version};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http_body::{Frame, SizeHint};
@@ -31,7 +32,7 @@ pub fn around(router: Router, api: Arc<Api>) -> Router {
 
 async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
-    let method = known(request.method());
+    let (method, is_http1) = (known(request.method()), request.version() < Version::HTTP_2);
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let id = request_id(&request, &api);
     let mut response = answer(&api, request, next).await;
@@ -39,6 +40,10 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
     metrics::request(method, &route, status, start.elapsed());
     tracing::debug!(method, route, status, ms = start.elapsed().as_millis(), "request");
     response.headers_mut().insert(REQUEST_ID, id);
+    // Whoever kept the connection for the next request would find it closed in the middle of that. HTTP/2 has its own way.
+    if is_http1 && api.is_draining() && status != 101 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

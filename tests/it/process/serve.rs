@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::harness::Home;
@@ -97,6 +97,31 @@ async fn sigterm_ends_it_with_0_in_seconds_though_sockets_are_open_and_requests_
 #[tokio::test]
 async fn sigint_ends_it_with_0_in_seconds_though_sockets_are_open_and_requests_under_way() {
     it_stops_in_time_whatever_its_clients_do("INT").await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_about_to_stop_gives_up_kept_connections_after_an_answer_and_takes_sockets_still() {
+    let home = Home::new().with("STARLING_UNREADY_MS", "1500");
+    let server = home.serve().await;
+    let user = home.users(&server.base, "u", 1).await.remove(0);
+    let mut kept = TcpStream::connect(server.address()).await.unwrap();
+    let mut ask = async || {
+        kept.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = [0; 4096];
+        let read = kept.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..read]).into_owned()
+    };
+    for _ in 0..2 {
+        assert!(!ask().await.contains("connection: close"));
+    }
+    server.signal("TERM").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(ask().await.contains("connection: close"));
+    assert_eq!(kept.read(&mut [0]).await.unwrap(), 0, "and it is closed");
+    let mut late = Socket::live(&user).await;
+    late.until("reconnect").await;
+    assert_eq!(late.close_code().await, 1012);
+    assert_eq!(server.end().await.0, Some(0));
 }
 
 #[tokio::test]
