@@ -7,3 +7,4 @@ mod harness;
 mod logs;
 mod postgres;
 mod serve;
+mod writers;

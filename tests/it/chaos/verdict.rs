@@ -38,15 +38,16 @@ impl Verdict {
 /// Notes how much memory each replica takes.
 pub fn sample_memory(stage: &Stage, scene: &Scene) {
     for (number, replica) in stage.replicas.iter().enumerate() {
-        if let Some(bytes) = replica.pid().and_then(resident_bytes) {
+        if let Some(bytes) = replica.pid().and_then(|pid| memory(pid, "VmRSS")) {
             scene.history.sample_memory(scene.history.name(&format!("replica {number}")), bytes);
         }
     }
 }
 
-fn resident_bytes(pid: u32) -> Option<u64> {
+/// How much memory a process takes now (`VmRSS`) or took at most (`VmHWM`), in bytes; `None` if it is gone.
+pub fn memory(pid: u32, which: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':'))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
