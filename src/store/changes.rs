@@ -114,17 +114,18 @@ impl Store {
     /// Whether more than `max` messages and members of a chat changed after a revision.
     pub async fn has_more_changes(&self, chat_id: ChatId, known: Rev, max: i64) -> Result<bool> {
         timed("has_more_changes", || async {
-            let count: i64 =
-                on!(self.reader(), |db| {
-                    sqlx::query_scalar(
-                "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM messages WHERE chat_id = $1 AND rev > $2 LIMIT $3) AS several) \
-                      + (SELECT COUNT(*) FROM (SELECT 1 FROM members WHERE chat_id = $1 AND rev > $2 LIMIT $3) AS few)"
+            // Each count ends where it is enough: a client may be a million changes behind.
+            let count: i64 = on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT (SELECT COUNT(*) FROM messages WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM messages WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4)) \
+                 + (SELECT COUNT(*) FROM members WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM members WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4))"
             )
             .bind(chat_id)
             .bind(known)
-            .bind(max + 1)
-            .fetch_one(db)
-                })?;
+            .bind(max)
+            .bind(i64::MAX)
+            .fetch_one(db))?;
             Ok(count > max)
         })
         .await

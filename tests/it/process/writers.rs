@@ -13,7 +13,7 @@ use crate::support::{Answer, User};
 /// Writers, each with one request under way.
 const WRITERS: usize = 64;
 /// How long they write.
-const SPAN: Duration = Duration::from_secs(10);
+const SPAN: Duration = Duration::from_secs(6);
 
 /// A writer, and what it was answered: how often which status.
 struct Writer {
