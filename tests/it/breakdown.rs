@@ -214,7 +214,7 @@ impl Herd {
             Device::start(actor, options, watching.tasks(), stop.clone())
         };
         let devices: Vec<Device> = (0..users * devices).map(start).collect();
-        assert!(workload::wait_until_live(&devices, Duration::from_secs(60)).await);
+        assert!(workload::wait_until_live(&devices, Duration::from_mins(1)).await);
         let work = Work::new(1, Duration::ZERO, CancellationToken::new());
         Self { community, devices, watching, work }
     }

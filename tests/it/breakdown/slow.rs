@@ -80,7 +80,7 @@ async fn come_back(user: &User, chat: &str, known: Option<u32>, start: Instant) 
     loop {
         match Light::connect(user, chat, known, false).await {
             Ok(client) => return client,
-            Err(error) => assert!(start.elapsed() < Duration::from_secs(120), "{error}"),
+            Err(error) => assert!(start.elapsed() < Duration::from_mins(2), "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -1,8 +1,10 @@
 //! The bus: what arrives, in which order, and what it says when something did not.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use starling::cluster::memory::MemoryBus;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
@@ -216,16 +218,13 @@ struct Heard {
     lost: Option<Instant>,
 }
 
-impl Heard {
-    /// Takes what arrives until a rev is heard that is not older than `last`, or until nothing came for a while.
-    async fn listen(&mut self, inbox: &mut BusInbox, last: i64) {
-        while !self.revs.contains(&Rev(last)) {
-            match tokio::time::timeout(ARRIVAL_MAX, inbox.next()).await {
-                Ok(Some(Arrival::Event(event))) => drop(self.revs.insert(revs(&event))),
-                Ok(Some(Arrival::Lost)) => self.lost = Some(Instant::now()),
-                Ok(Some(Arrival::Look(_))) => {}
-                Ok(None) | Err(_) => return,
-            }
+/// Takes what arrives, as it arrives, until the bus ends.
+async fn listen(mut inbox: BusInbox, heard: Arc<Mutex<Heard>>) {
+    while let Some(arrival) = inbox.next().await {
+        match arrival {
+            Arrival::Event(event) => drop(heard.lock().revs.insert(revs(&event))),
+            Arrival::Lost => heard.lock().lost = Some(Instant::now()),
+            Arrival::Look(_) => {}
         }
     }
 }
@@ -244,7 +243,9 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
     }
-    let (mut published, mut heard): (Vec<Instant>, Heard) = Default::default();
+    let (mut published, heard): (Vec<Instant>, Arc<Mutex<Heard>>) = Default::default();
+    let inbox = std::mem::replace(&mut listener.cluster.inbox, MemoryBus::new().1);
+    let listening = tokio::spawn(listen(inbox, heard.clone()));
     // The revs count on over all topics, so that each stands for one event.
     let say = |published: &mut Vec<Instant>, chat_id: ChatId| {
         published.push(Instant::now());
@@ -271,15 +272,19 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
         eventually("every topic is subscribed", async || subscribed(&redis, &prefix).await == TOPICS).await;
         connected(&listener).await;
         let first = say(&mut published, chats[0]);
-        let last = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
-        heard.listen(&mut listener.cluster.inbox, last).await;
-        let deaf = (first..=last).filter(|rev| !heard.revs.contains(&Rev(*rev))).count();
-        assert_eq!(deaf, 0, "round {round}: every topic is heard");
+        let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
+        eventually("every topic is heard", async || {
+            let heard = heard.lock();
+            (first..=end).all(|rev| heard.revs.contains(&Rev(rev)))
+        })
+        .await;
+        let heard = heard.lock();
         let lost = heard.lost.expect("it looks at everything");
         let unheard = published.iter().zip(1..).filter(|(_, rev)| !heard.revs.contains(&Rev(*rev)));
         let unseen = unheard.filter(|(at, _)| **at > lost).count();
         assert_eq!(unseen, 0, "round {round}: what it did not hear was there when it looked");
     }
+    listening.abort();
 }
 
 /// How many chats' channels somebody is subscribed to.
