@@ -10,6 +10,7 @@ use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
     Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId, Timestamp, Topic, UserId,
 };
+use tokio::task::JoinSet;
 
 use super::{Replica, prefix};
 use crate::support::{Mode, OwnRedis, Proxy, Way, eventually, redis_url};
@@ -245,7 +246,8 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
     }
     let (mut published, heard): (Vec<Instant>, Arc<Mutex<Heard>>) = Default::default();
     let inbox = std::mem::replace(&mut listener.cluster.inbox, MemoryBus::new().1);
-    let listening = tokio::spawn(listen(inbox, heard.clone()));
+    let mut listening = JoinSet::new();
+    listening.spawn(listen(inbox, heard.clone()));
     // The revs count on over all topics, so that each stands for one event.
     let say = |published: &mut Vec<Instant>, chat_id: ChatId| {
         published.push(Instant::now());
@@ -284,7 +286,6 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
         let unseen = unheard.filter(|(at, _)| **at > lost).count();
         assert_eq!(unseen, 0, "round {round}: what it did not hear was there when it looked");
     }
-    listening.abort();
 }
 
 /// How many chats' channels somebody is subscribed to.
