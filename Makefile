@@ -45,6 +45,7 @@ conformance: ## Test the HTTP API against its OpenAPI document, and the gateway 
 MINUTES ?= 30
 chaos: ## Break a fleet of processes in every way for half an hour, and check that it kept its promises
 	tests/install.sh test
+	STARLING_JOINS=10000 tests/with-services.sh $(TEST) --test it breakdown::joins -- --nocapture
 	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
 		cargo test --locked --workspace --features starling/faults --test it chaos::as_long_as_told -- --ignored --nocapture
 

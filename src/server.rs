@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rand::Rng;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::gateway::{self, Gateway};
 use crate::hub::{Attendance, Hub};
 use crate::listener;
-use crate::model::limits::CLOCK_EVERY;
+use crate::model::limits::{CLOCK_EVERY, SEND_BUFFER_BYTES};
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
@@ -33,6 +33,9 @@ use crate::telemetry;
 
 /// How long requests and the work behind them may take to end once the process stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
+
+/// Connections that wait to be accepted: a herd comes within a moment.
+const BACKLOG: u32 = 1024;
 
 /// Pause between two looks at what is still connected.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
@@ -180,7 +183,7 @@ impl Server {
         let internal =
             api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
         tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
-        let (listener, internal_listener) = (bind(config.listen).await?, bind(config.internal_listen).await?);
+        let (listener, internal_listener) = (bind(config.listen)?, bind(config.internal_listen)?);
         let address = listener.local_addr().map_err(Error::internal)?;
         let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
         let connections_max = config.limits.connections_max;
@@ -273,8 +276,16 @@ pub fn openapi() -> String {
     api::openapi(gateway::openapi()).to_pretty_json().unwrap_or_default()
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|error| {
+fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        // Connections have it from their listener.
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error: std::io::Error| {
         Error::internal(format!(
             "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
         ))

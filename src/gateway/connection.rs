@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::answer::PendingAnswer;
 use super::frame::{ClientFrame, FrameId, Incoming};
-use super::{Gateway, close::CloseCode};
+use super::sync::in_time;
+use super::{Gateway, Turn, close::CloseCode};
 use crate::hub::connection::Taken;
 use crate::hub::{Connection, ServerFrame};
 use crate::metrics;
@@ -45,13 +46,13 @@ enum Wake {
 }
 
 /// Serves a connection from its handshake to its end.
-pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Option<Caller>) {
+pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Option<(Caller, Turn)>) {
     let authenticated = match known {
-        Some(caller) => Ok((caller, None)),
+        Some((caller, turn)) => Ok((caller, None, turn)),
         None => Box::pin(authenticate(&gateway, &mut socket)).await,
     };
     let code = match authenticated {
-        Ok((caller, id)) => {
+        Ok((caller, id, turn)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
             let connection = Connection::new(number, caller.user_id, caller.session_id);
             let per_user_max = gateway.service.limits().connections_per_user_max;
@@ -66,7 +67,9 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
                         flooded_frames: 0,
                         bucket: Bucket::default(),
                     };
-                    match live.still_valid().await {
+                    let valid = live.still_valid().await;
+                    drop(turn);
+                    match valid {
                         Ok(()) => live.serve(&mut socket, id).await,
                         Err(code) => code,
                     }
@@ -81,7 +84,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
 }
 
 /// Waits for the first frame of a client that the handshake did not name.
-async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>), CloseCode> {
+async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>, Turn), CloseCode> {
     let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
         loop {
             let received = tokio::select! {
@@ -103,8 +106,12 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
     let Ok(ClientFrame::Authenticate(frame)) = incoming.frame else {
         return Err(CloseCode::NotAuthenticated);
     };
-    let caller = gateway.service.authenticate(&frame.token).await.map_err(|error| CloseCode::of_error(&error))?;
-    Ok((caller, incoming.id))
+    let arriving = async {
+        let turn = gateway.turn().await?;
+        Ok((gateway.service.authenticate(&frame.token).await?, turn))
+    };
+    let (caller, turn) = in_time(arriving).await.map_err(|error| CloseCode::of_error(&error))?;
+    Ok((caller, incoming.id, turn))
 }
 
 impl Drop for Live {

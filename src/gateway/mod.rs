@@ -16,14 +16,14 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use close::CloseCode;
 
 use crate::hub::Hub;
-use crate::model::limits::{FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
+use crate::model::limits::{ARRIVALS_AT_ONCE_MAX, FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
 use crate::model::session::Caller;
 use crate::model::{Code, Error, Result};
 use crate::service::Service;
@@ -33,11 +33,15 @@ pub const SUBPROTOCOL: &str = "starling.v1";
 /// The subprotocol that carries a browser's token.
 const BEARER: &str = "bearer.";
 
+/// The turn of a newcomer, until it is let in.
+type Turn = OwnedSemaphorePermit;
+
 /// What all connections share.
 pub struct Gateway {
     service: Arc<Service>,
     hub: Arc<Hub>,
     connection_ids: AtomicU64,
+    arrivals: Arc<Semaphore>,
     syncs: Semaphore,
     /// Origins of web pages that may connect, besides the server's own.
     allowed_origins: Vec<String>,
@@ -73,6 +77,7 @@ impl Gateway {
             service,
             hub,
             connection_ids: AtomicU64::new(1),
+            arrivals: Arc::new(Semaphore::new(ARRIVALS_AT_ONCE_MAX)),
             syncs: Semaphore::new(SYNCS_AT_ONCE_MAX),
             allowed_origins,
         })
@@ -88,19 +93,27 @@ impl Gateway {
         upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     ) -> Result<Response> {
         self.check_origin(headers)?;
-        let caller = match presented_token(headers)? {
-            Some(token) => Some(self.service.authenticate(&token).await?),
+        let known = match presented_token(headers)? {
+            Some(token) => {
+                let turn = self.turn().await?;
+                Some((self.service.authenticate(&token).await?, turn))
+            }
             None => None,
         };
         let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
         Ok(configured(upgrade, FRAME_BYTES_MAX)
             .protocols([SUBPROTOCOL])
-            .on_upgrade(move |socket| self.serve(socket, caller)))
+            .on_upgrade(move |socket| self.serve(socket, known)))
     }
 
-    fn serve(self: Arc<Self>, socket: WebSocket, caller: Option<Caller>) -> impl Future<Output = ()> {
+    fn serve(self: Arc<Self>, socket: WebSocket, known: Option<(Caller, Turn)>) -> impl Future<Output = ()> {
         let tasks = self.service.tasks().clone();
-        tasks.track(connection::run(self, socket, caller))
+        tasks.track(connection::run(self, socket, known))
+    }
+
+    /// Waits until a newcomer's turn comes.
+    async fn turn(&self) -> Result<Turn> {
+        self.arrivals.clone().acquire_owned().await.map_err(Error::internal)
     }
 
     /// Browsers say which page connects; other clients say nothing and are let through.

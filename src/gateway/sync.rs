@@ -17,9 +17,9 @@ use crate::hub::ServerFrame;
 use crate::hub::frame::EncodedEvent;
 use crate::metrics;
 use crate::model::faults::{self, Mutant, Point};
-use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX};
-use crate::model::{ChatEvent, ChatId, Code, Error, Result, Rev};
-use crate::store::{Changes, ChatToSync};
+use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
+use crate::model::{Change, ChatEvent, ChatId, Code, Error, MessageId, Result, Rev, UserId};
+use crate::store::{Changes, ChatToSync, Since};
 
 impl Live {
     /// Answers `sync`: what was missed, then `synced`, then live.
@@ -120,38 +120,88 @@ impl Live {
         // Away and back meanwhile: what happened in between is not the caller's to be told. And a client that is ahead
         // of the log has seen a history that is no more.
         let retold = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
-        let changes = if retold { self.changes_after(found, known).await? } else { None };
-        let Some(changes) = changes else {
-            self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
-            return Ok(rev);
-        };
-        let frames: Vec<Bytes> = changes
-            .items
-            .into_iter()
-            .filter(|(_, change)| change.message_id().is_none_or(|id| id > found.cleared_message_id))
-            .filter_map(|(rev, change)| EncodedEvent::new(ChatEvent { chat_id, rev, change }))
-            .map(|encoded| encoded.for_viewer(self.caller.user_id).clone())
-            .collect();
-        self.write(socket, frames).await?;
-        Ok(changes.rev)
+        if !retold {
+            return self.reset(socket, chat_id, rev).await;
+        }
+        // A page at a time: what was not yet told is not kept for a client that may not be reading.
+        let mut page = Page { known, told: known, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
+        while page.told < rev {
+            let Some(changes) = self.changes_after(found, &page).await? else {
+                return self.reset(socket, chat_id, rev).await;
+            };
+            let frames = page.take(chat_id, changes, found.cleared_message_id, self.caller.user_id);
+            self.write(socket, frames).await?;
+        }
+        Ok(page.told)
     }
 
-    /// All changes after a revision; `None` if they are too many or partly forgotten, or if the caller left the chat since
-    /// it was found: then what happened meanwhile is not theirs to be told.
-    async fn changes_after(&mut self, found: &ChatToSync, known: Rev) -> Result<Option<Changes>> {
+    async fn reset(&mut self, socket: &mut WebSocket, chat_id: ChatId, rev: Rev) -> Result<Rev, Stop> {
+        self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
+        Ok(rev)
+    }
+
+    /// The changes of a page; `None` if at first they are too many, if they are partly forgotten, or if the caller left
+    /// the chat since it was found: then what happened meanwhile is not theirs to be told.
+    async fn changes_after(&mut self, found: &ChatToSync, page: &Page) -> Result<Option<Changes>> {
         let reading = async {
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
-            store.changes(found.chat.id, Some(self.caller.user_id), known, SYNC_CHANGES_MAX).await
+            let since = Since { known: page.known, told: page.told };
+            let read = store.changes(found.chat.id, Some(self.caller.user_id), since, page.items_max).await?;
+            let Some(changes) = read.filter(|changes| !changes.forgotten) else { return Ok(None) };
+            let is_first = page.told == page.known;
+            let too_many = is_first
+                && !changes.complete
+                && store.has_more_changes(found.chat.id, page.known, SYNC_CHANGES_MAX).await?;
+            Ok(Some(changes).filter(|_| !too_many))
         };
         let changes = in_time(reading).await?;
-        let whole = |changes: &Changes| changes.complete && !changes.forgotten;
-        Ok(changes.filter(|changes| whole(changes) && changes.joined_rev == Some(found.joined_rev)))
+        Ok(changes.filter(|changes| changes.joined_rev == Some(found.joined_rev)))
     }
 }
 
-/// A step of a sync, waiting for its turn included: a client hears something before it gives up.
-async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
+/// How far the changes of a chat are told.
+struct Page {
+    /// What the client knew at first.
+    known: Rev,
+    told: Rev,
+    /// Changes to read at once.
+    items_max: i64,
+    /// Messages that were told as new.
+    new: HashSet<MessageId>,
+}
+
+impl Page {
+    /// The frames of so many changes as one may wait for a client to take; the others are let go.
+    fn take(&mut self, chat_id: ChatId, changes: Changes, cleared: MessageId, viewer: UserId) -> Vec<Bytes> {
+        let (mut frames, mut bytes, mut items) = (Vec::new(), 0, 0);
+        for (rev, change) in changes.items {
+            // What shares a rev stays together.
+            if bytes > SYNC_PAGE_BYTES_MAX && rev > self.told {
+                self.items_max = items;
+                return frames;
+            }
+            (self.told, items) = (rev, items + 1);
+            if change.message_id().is_some_and(|id| id <= cleared) {
+                continue;
+            }
+            let change = match change {
+                Change::MessageSent(message) if !self.new.insert(message.id) => Change::of_message(message, true),
+                change => change,
+            };
+            if let Some(encoded) = EncodedEvent::new(ChatEvent { chat_id, rev, change }) {
+                let frame = encoded.for_viewer(viewer).clone();
+                bytes += frame.len();
+                frames.push(frame);
+            }
+        }
+        self.told = changes.rev;
+        frames
+    }
+}
+
+/// A step of a sync or of letting a client in, waiting for its turn included: a client hears something before it gives up.
+pub(super) async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(REQUEST_MAX, step).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
 }
 

@@ -250,14 +250,16 @@ impl Hub {
     pub async fn drain(&self, spread: Duration) {
         self.draining.cancel();
         let all = self.registry.all();
-        let waves = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
-        for wave in all.chunks(all.len().div_ceil(waves).max(1)) {
-            for connection in wave {
+        let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
+        // Few go one a wave; many as evenly as they divide, for as long as was said.
+        let waves = waves_max.min(all.len());
+        for wave in 0..waves {
+            for connection in &all[all.len() * wave / waves..all.len() * (wave + 1) / waves] {
                 let after_ms = rand::rng().random_range(0..=u64::try_from(spread.as_millis()).unwrap_or(0).min(1000));
                 connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
                 connection.close(CloseReason::Restarting);
             }
-            if waves > 1 {
+            if waves_max > 1 {
                 tokio::time::sleep(DRAIN_WAVE_EVERY).await;
             }
         }

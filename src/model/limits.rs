@@ -48,6 +48,10 @@ pub const REQUEST_MAX: Duration = Duration::from_millis(4500);
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a connection's read buffer. An idle connection costs this; a larger frame grows it.
 pub const READ_BUFFER_BYTES: usize = 1024;
+/// Bytes that the system is asked to keep for a connection whose client does not read. By itself Linux keeps up to 4 MiB,
+/// and a thousand stalled clients would use up what all connections of the machine may hold. The system makes it the
+/// double, so 512 KiB, which over a line of 200 ms is 20 MBit/s.
+pub const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 /// Bytes that wait for one slow reader before it is closed with 4413.
 pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that a connection writes at once.
@@ -68,8 +72,15 @@ pub const INFLIGHT_FRAMES_MAX: usize = 32;
 pub const SYNC_CHATS_MAX: usize = 10_000;
 /// Changes of one chat that `sync` replays; a chat further behind gets `reset`.
 pub const SYNC_CHANGES_MAX: i64 = 500;
-/// Reads of snapshots for `sync` at once: a herd of reconnecting clients queues here, not in the database.
-pub const SYNCS_AT_ONCE_MAX: usize = 16;
+/// Connections let in at once, from the look-up of their token to `ready`: a herd of reconnecting clients queues here, not
+/// in front of the sends of others in the database.
+pub const ARRIVALS_AT_ONCE_MAX: usize = 16;
+/// Reads of snapshots for `sync` at once, for the same reason: fewer than there are connections to the database.
+pub const SYNCS_AT_ONCE_MAX: usize = 8;
+/// Changes that `sync` reads at once.
+pub const SYNC_PAGE_MAX: i64 = 100;
+/// Bytes of what one client missed that are encoded before it took those in front of them.
+pub const SYNC_PAGE_BYTES_MAX: usize = 512 * 1024;
 
 /// Pause between two groups of connections that a stopping replica sends away.
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::members::{MemberRow, members};
 use super::messages::{MessageRow, messages};
-use super::{Db, Store, Work, failure, lent, timed, within};
+use super::{Db, Store, Work, failure, lent, on, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, Message, MessageId, Result, Rev, UserId};
 
@@ -17,6 +17,21 @@ const SHARED_REV_MAX: i64 = MEMBERS_AT_ONCE_MAX as i64 + 2;
 
 /// One item that changed, by the revision that changed it last.
 pub type ChangeItem = (Rev, Change);
+
+/// From where changes are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Since {
+    /// What the viewer knew at first: a message sent after it is new to them.
+    pub known: Rev,
+    /// What they were told meanwhile; changes after it are read.
+    pub told: Rev,
+}
+
+impl From<Rev> for Since {
+    fn from(known: Rev) -> Self {
+        Self { known, told: known }
+    }
+}
 
 /// What changed in a chat after a revision.
 #[derive(Debug)]
@@ -43,16 +58,17 @@ struct HeadRow {
 }
 
 impl Store {
-    /// Up to `max` items of a chat that changed after `known`, in one snapshot. `None` if the chat is gone, or the viewer
+    /// Up to `max` items of a chat that changed since then, in one snapshot. `None` if the chat is gone, or the viewer
     /// is no member at that moment.
     /// A changed name comes as the chat that `viewer` sees, without what is theirs alone.
     pub async fn changes(
         &self,
         chat_id: ChatId,
         viewer: Option<UserId>,
-        known: Rev,
+        since: impl Into<Since>,
         max: i64,
     ) -> Result<Option<Changes>> {
+        let since = since.into();
         timed("changes", || async {
             let mut work = self.snapshot().await?;
             let head: Option<HeadRow> = within!(work, |db| sqlx::query_as(
@@ -68,8 +84,8 @@ impl Store {
                 },
                 None => None,
             };
-            let (mut items, sent_earlier) = items_after(&mut work, chat_id, known, max).await?;
-            if head.renamed_rev > known {
+            let (mut items, sent_earlier) = items_after(&mut work, chat_id, since, max).await?;
+            if head.renamed_rev > since.told {
                 // Any member's view will do: what differs between members is left out.
                 let viewer = match viewer {
                     Some(viewer) => Some(viewer),
@@ -88,9 +104,29 @@ impl Store {
             }
             let complete = items.len() <= room;
             items.truncate(room);
-            let rev = if complete { head.rev } else { items.last().map_or(known, |(rev, _)| *rev) };
-            let forgotten = known.0 > 0 && known < head.forgotten_rev;
+            let rev = if complete { head.rev } else { items.last().map_or(since.told, |(rev, _)| *rev) };
+            let forgotten = since.told.0 > 0 && since.told < head.forgotten_rev;
             Ok(Some(Changes { items, sent_earlier, rev, complete, forgotten, joined_rev }))
+        })
+        .await
+    }
+
+    /// Whether more than `max` messages and members of a chat changed after a revision.
+    pub async fn has_more_changes(&self, chat_id: ChatId, known: Rev, max: i64) -> Result<bool> {
+        timed("has_more_changes", || async {
+            // Each count ends where it is enough: a client may be a million changes behind.
+            let count: i64 = on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT (SELECT COUNT(*) FROM messages WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM messages WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4)) \
+                 + (SELECT COUNT(*) FROM members WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM members WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4))"
+            )
+            .bind(chat_id)
+            .bind(known)
+            .bind(max)
+            .bind(i64::MAX)
+            .fetch_one(db))?;
+            Ok(count > max)
         })
         .await
     }
@@ -126,26 +162,26 @@ impl Store {
     }
 }
 
-/// Messages and members that changed after `known`: at least the first `max` of both together, and all that share the
+/// Messages and members that changed since then: at least the first `max` of both together, and all that share the
 /// last one's rev, in no order.
 async fn items_after(
     work: &mut Work,
     chat_id: ChatId,
-    known: Rev,
+    Since { known, told }: Since,
     max: i64,
 ) -> Result<(Vec<ChangeItem>, HashMap<MessageId, Rev>)> {
-    let max = max + SHARED_REV_MAX;
     let messages: Vec<MessageRow> =
         within!(work, |db| sqlx::query_as(messages!("AND rev > $2 ORDER BY rev LIMIT $3"))
             .bind(chat_id)
-            .bind(known)
-            .bind(max)
+            .bind(told)
+            // No two messages share a rev; one more tells whether these are all.
+            .bind(max + 1)
             .fetch_all(db))?;
     let members: Vec<MemberRow> =
         within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
             .bind(chat_id)
-            .bind(known)
-            .bind(max)
+            .bind(told)
+            .bind(max + SHARED_REV_MAX)
             .fetch_all(db))?;
     let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
     let mut sent_earlier = HashMap::new();

@@ -24,7 +24,7 @@ mod sessions;
 mod users;
 
 pub use append::Appended;
-pub use changes::{ChangeItem, Changes};
+pub use changes::{ChangeItem, Changes, Since};
 pub use chats::{Access, ChatToSync, Creation, NewChat};
 pub use connect::StoreOptions;
 pub use invites::{Invite, OpenInvite};

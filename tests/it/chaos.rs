@@ -125,7 +125,8 @@ fn print(run: &Run, events: &Events, verdict: &Verdict) {
     println!("{}", verdict.report);
 }
 
-fn variable(name: &str) -> Option<u64> {
+/// A number from the environment.
+pub fn variable(name: &str) -> Option<u64> {
     std::env::vars().find_map(|(key, value)| (key == name).then(|| value.parse().unwrap()))
 }
 

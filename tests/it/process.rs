@@ -9,3 +9,4 @@ mod panics;
 mod postgres;
 mod serve;
 mod versions;
+mod writers;

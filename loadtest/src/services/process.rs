@@ -63,7 +63,16 @@ pub fn end_of(log: &Path) -> String {
 
 /// Resident bytes of a process alone; none of one that is gone.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
-    kib_field(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:").map(|kib| kib * 1024)
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most resident bytes that a process had so far; none of one that is gone.
+pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, key: &str) -> Option<u64> {
+    kib_field(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?, key).map(|kib| kib * 1024)
 }
 
 /// A field that a file of `/proc` gives in KiB, such as `VmRSS:`.

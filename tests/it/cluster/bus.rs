@@ -1,16 +1,19 @@
 //! The bus: what arrives, in which order, and what it says when something did not.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use starling::cluster::memory::MemoryBus;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
     Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId, Timestamp, Topic, UserId,
 };
+use tokio::task::JoinSet;
 
 use super::{Replica, prefix};
-use crate::support::{Mode, OwnRedis, Proxy, eventually, redis_url};
+use crate::support::{Mode, OwnRedis, Proxy, Way, eventually, redis_url};
 
 /// How long an arrival may take.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
@@ -209,6 +212,88 @@ async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again
     }
 }
 
+/// What a listener made of its arrivals: which revs it heard, and when it was told to look at everything.
+#[derive(Default)]
+struct Heard {
+    revs: HashSet<Rev>,
+    lost: Option<Instant>,
+}
+
+/// Takes what arrives, as it arrives, until the bus ends.
+async fn listen(mut inbox: BusInbox, heard: Arc<Mutex<Heard>>) {
+    while let Some(arrival) = inbox.next().await {
+        match arrival {
+            Arrival::Event(event) => drop(heard.lock().revs.insert(revs(&event))),
+            Arrival::Lost => heard.lock().lost = Some(Instant::now()),
+            Arrival::Look(_) => {}
+        }
+    }
+}
+
+/// Follows more topics than one `SUBSCRIBE` names, and cuts the connection again wherever the resubscription is: each
+/// topic's name is somewhere in it, on the way there and on the way back, and the order is another each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_hears_every_topic() {
+    const TOPICS: usize = 3_000;
+    let (redis, prefix) = (OwnRedis::start().await, prefix());
+    let way = Proxy::to(&Proxy::target_of(&redis.url())).await;
+    let speaker = Replica::join(&redis.url(), &prefix);
+    let mut listener = Replica::join(&way.in_url(&redis.url()), &prefix);
+    let chats: Vec<ChatId> = (0..TOPICS).map(|_| chat()).collect();
+    connected(&listener).await;
+    for chat_id in &chats {
+        listener.cluster.bus.follow(Topic::Chat(*chat_id));
+    }
+    let (mut published, heard): (Vec<Instant>, Arc<Mutex<Heard>>) = Default::default();
+    let inbox = std::mem::replace(&mut listener.cluster.inbox, MemoryBus::new().1);
+    let mut listening = JoinSet::new();
+    listening.spawn(listen(inbox, heard.clone()));
+    // The revs count on over all topics, so that each stands for one event.
+    let say = |published: &mut Vec<Instant>, chat_id: ChatId| {
+        published.push(Instant::now());
+        let rev = i64::try_from(published.len()).unwrap();
+        speaker.cluster.bus.publish(sent(chat_id, rev, "hello"));
+        rev
+    };
+    for (round, marked) in chats.iter().step_by(TOPICS / 6).enumerate() {
+        let direction = if round % 2 == 0 { Way::ToServer } else { Way::ToClient };
+        let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        // As the name of this topic comes by: what is before it in the same packet goes through.
+        for _ in 0..2 {
+            way.set(Mode::CutAt(direction, marked.to_string().into_bytes()));
+            let start = Instant::now();
+            while way.mode() != Mode::Pass {
+                assert!(start.elapsed() < ARRIVAL_MAX, "round {round}: it is cut in the middle");
+                say(&mut published, chats[rand::random_range(0..TOPICS)]);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        for chat_id in &chats {
+            say(&mut published, *chat_id);
+        }
+        eventually("every topic is subscribed", async || subscribed(&redis, &prefix).await == TOPICS).await;
+        connected(&listener).await;
+        let first = say(&mut published, chats[0]);
+        let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
+        eventually("every topic is heard", async || {
+            let heard = heard.lock();
+            (first..=end).all(|rev| heard.revs.contains(&Rev(rev)))
+        })
+        .await;
+        let heard = heard.lock();
+        let lost = heard.lost.expect("it looks at everything");
+        let unheard = published.iter().zip(1..).filter(|(_, rev)| !heard.revs.contains(&Rev(*rev)));
+        let unseen = unheard.filter(|(at, _)| **at > lost).count();
+        assert_eq!(unseen, 0, "round {round}: what it did not hear was there when it looked");
+    }
+}
+
+/// How many chats' channels somebody is subscribed to.
+async fn subscribed(redis: &OwnRedis, prefix: &str) -> usize {
+    let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:chat:*")]).await;
+    channels.len()
+}
+
 #[tokio::test]
 async fn what_could_not_be_published_is_looked_for_once_it_can() {
     let (url, prefix) = (redis_url(), prefix());
@@ -255,7 +340,7 @@ async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_
     // What came until now is about the start.
     while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await {}
     drop(other);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::Lost) {}
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
@@ -291,7 +376,7 @@ async fn a_deaf_replica_connects_anew() {
     follow(&mut listener, Topic::Chat(chat_id)).await;
     // Its connections stay open and carry nothing any more; new ones do. Nobody says a word of it.
     way.set(Mode::Strand);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let mut rev = 0;
     loop {
         rev += 1;

@@ -4,9 +4,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
+use starling::model::limits::Limits;
+use starling_loadtest::actor::{Account, Actor};
+use starling_loadtest::client::Http;
+use starling_loadtest::device::{Device, DeviceOptions};
+use starling_loadtest::history::{Bounds, History};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::support::{Backend, Socket, TestServer, everywhere};
+use crate::support::{Backend, Mode, Proxy, Socket, TestServer, everywhere};
 
 // The load balancer of the tests takes from the server what its slow client does not.
 mod slowly {
@@ -110,6 +117,41 @@ async fn silence_for_two_intervals_closes_with_4408_whatever_is_sent_to_the_clie
         start.elapsed()
     );
     assert_eq!(unsynced.close_code().await, 4408);
+    server.stop().await;
+}
+
+/// Packets go nowhere, either way; nobody hears of an end. Two intervals of the default are a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_goes_dead_is_noticed_within_two_intervals_on_both_sides() {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    assert!(Limits::default().heartbeat_interval * 2 <= Duration::from_mins(1));
+    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(1000)).await;
+    let ada = server.user().await;
+    let line = Proxy::to(&server.address().to_string()).await;
+    let http = Http::new(&[format!("http://{}", line.address()), server.base()], INTERVAL * 2).unwrap();
+    let account = Account { user_id: ada.id.clone(), token: ada.token.clone(), ..Account::default() };
+    let actor = Actor::resolve(http, History::new(Bounds::default()), account).await.unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let device = Device::start(actor, DeviceOptions::default(), &tasks, stop.clone());
+    assert!(device.until_live(INTERVAL * 5).await);
+    // It lives by its heartbeats.
+    tokio::time::sleep(INTERVAL * 5 / 2).await;
+    assert_eq!((device.status().connections, server.connections().await), (1, 1));
+    line.set(Mode::BlackHole);
+    let start = Instant::now();
+    // The server lets go of the old connection while the device is on a new one.
+    let (mut noticed, mut let_go) = (None, None);
+    while (noticed.is_none() || let_go.is_none()) && start.elapsed() < INTERVAL * 8 {
+        let (status, connections) = (device.status(), server.connections().await);
+        let back = status.connections == 2 && status.live;
+        noticed = noticed.or(back.then(|| start.elapsed()));
+        let gone = if back { connections == 1 } else { connections == 0 };
+        let_go = let_go.or(gone.then(|| start.elapsed()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let in_time = |at: Option<Duration>| at.is_some_and(|at| at < INTERVAL * 5 / 2);
+    assert!(in_time(noticed) && in_time(let_go), "{noticed:?} {let_go:?}");
+    stop.cancel();
     server.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! A server of one's own for every test, and clients that hold each answer against the server's own documents.
 
+mod balancer;
 mod client;
 mod contract;
 mod database;
@@ -9,6 +10,7 @@ mod redis;
 mod round_robin;
 mod socket;
 
+pub use balancer::Balancer;
 pub use client::{Answer, User};
 pub use database::{Backend, Database, postgres_url};
 pub use postgres::OwnPostgres;
@@ -143,6 +145,11 @@ impl TestServer {
     /// `http://host:port` of the internal port.
     pub fn internal_base(&self) -> String {
         format!("http://{}", self.inner.internal_address)
+    }
+
+    /// Authenticated sockets of all replicas.
+    pub async fn connections(&self) -> usize {
+        self.inner.servers.lock().await.iter().map(|server| server.hub.connections()).sum()
     }
 
     /// The rules behind the port, for what no client can do.

@@ -28,7 +28,8 @@ impl RoundRobin {
     }
 }
 
-async fn pass_on(mut client: TcpStream, server: SocketAddr) {
+/// Passes on what is said either way, until one of them ends it.
+pub(super) async fn pass_on(mut client: TcpStream, server: SocketAddr) {
     let Ok(mut server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());

@@ -1,0 +1,67 @@
+//! A bus that is cut again and again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use starling_loadtest::checker::Report;
+use tokio_util::sync::CancellationToken;
+
+use super::Herd;
+use crate::chaos::stage::{Stage, Wrong};
+
+const USERS: usize = 24;
+/// Messages that a writer sends before the first of them is answered.
+const AT_ONCE: usize = 24;
+/// Messages in all.
+const SENDS: u64 = 50_000;
+/// Between two cuts of every subscribed connection.
+const CUT_EVERY: Duration = Duration::from_millis(200);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_cut_five_times_a_second_during_fifty_thousand_sends_lose_nothing() {
+    let report = send_while_cut(&Wrong::default(), SENDS).await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
+async fn send_while_cut(wrong: &Wrong, count: u64) -> Report {
+    let start = Instant::now();
+    let stage = Stage::set(3, wrong).await;
+    let herd = Herd::of(&stage, &stage.bases(), (USERS, 1), |number| number).await;
+    let mut chats = Vec::new();
+    for number in 0..USERS {
+        // Of neighbours, so on two replicas.
+        chats.push(herd.community.private(number, (number + 1) % USERS).await.unwrap());
+    }
+    let (acknowledged, over) = (AtomicU64::new(0), CancellationToken::new());
+    let writing = async {
+        let writing = herd.devices.iter().zip(&chats).map(async |(device, chat)| {
+            while acknowledged.load(Ordering::Relaxed) < count {
+                let texts: Vec<String> = (0..AT_ONCE).map(|_| herd.work.unique("cut")).collect();
+                let sent = join_all(texts.iter().map(|text| device.send(chat, text, None))).await;
+                let taken = sent.iter().filter(|answer| answer.is_ok()).count() as u64;
+                acknowledged.fetch_add(taken, Ordering::Relaxed);
+            }
+        });
+        join_all(writing).await;
+        over.cancel();
+        start.elapsed()
+    };
+    let cutting = async {
+        let (mut rounds, mut cut) = (0, 0);
+        while !over.is_cancelled() {
+            cut += stage.redis.command::<u64>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+            rounds += 1;
+            tokio::time::sleep(CUT_EVERY).await;
+        }
+        (rounds, cut)
+    };
+    let (took, (rounds, cut)) = tokio::join!(writing, cutting);
+    let (_, report) = herd.end().await;
+    println!("sent within {:.1} s; {cut} connections cut in {rounds} rounds", took.as_secs_f64());
+    println!("checked after {:.1} s\n{report}", start.elapsed().as_secs_f64());
+    // A replica that was cut again and again waits a moment before it comes back, so not every round meets all three.
+    assert!(cut > rounds / 3, "the cuts met connections: {cut} in {rounds} rounds");
+    report
+}
