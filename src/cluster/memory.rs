@@ -117,6 +117,10 @@ impl Presence for MemoryPresence {
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
         Box::pin(ready(Ok(users.iter().map(|user| self.0.is_here(*user)).collect())))
     }
+
+    fn dead_count_for(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 #[cfg(test)]

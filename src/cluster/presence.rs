@@ -1,6 +1,7 @@
 //! Presence: who has a connection, on any replica, and how many.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -12,8 +13,8 @@ use crate::model::{Result, UserId};
 /// A user is online from the first [`enter`](Self::enter) on a replica until [`withdraw`](Self::withdraw) there; between
 /// [`leave`](Self::leave) and that lies the caller's patience, so that a flap of a second is nothing.
 ///
-/// **Lease**: what a replica says holds only while that replica lives. Of one that was killed nothing is believed soon
-/// after, and what the others said stays. **Order**: what one replica says of a user takes effect in the order of the
+/// **Lease**: what a replica says holds only while that replica lives. Of one that was killed no place counts soon after
+/// ([`dead_count_for`](Self::dead_count_for)), nothing is believed a little later, and what the others said stays. **Order**: what one replica says of a user takes effect in the order of the
 /// calls, and before the returned future ends, unless blind. **Blind** (what is shared can't be asked): places are counted
 /// on this replica alone, since a bound that refuses everybody is worse than one that lets a few more in; `online` fails
 /// rather than guesses; and once it sees again, the replica says anew who is here. Nothing waits longer than
@@ -30,6 +31,8 @@ pub trait Presence: Send + Sync {
     /// # Errors
     /// `unavailable`.
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>>;
+    /// How long places count that a replica held which was killed: whoever is one too many may not be so after it.
+    fn dead_count_for(&self) -> Duration;
 }
 
 /// How somebody came in.

@@ -17,7 +17,7 @@ use super::frame::{ClientFrame, FrameId, Incoming};
 use super::sync::in_time;
 use super::{Gateway, Turn, close::CloseCode};
 use crate::hub::connection::Taken;
-use crate::hub::{Connection, ServerFrame};
+use crate::hub::{CloseReason, Connection, ServerFrame};
 use crate::metrics;
 use crate::model::limits::{
     AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX,
@@ -55,9 +55,8 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
         Ok((caller, id, turn)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
             let connection = Connection::new(number, caller.user_id, caller.session_id);
-            let per_user_max = gateway.service.limits().connections_per_user_max;
-            match Box::pin(gateway.hub.register(&connection, per_user_max)).await {
-                Ok(()) => {
+            match Box::pin(let_in(&gateway, &connection, turn)).await {
+                Ok(turn) => {
                     let mut live = Live {
                         gateway,
                         caller,
@@ -74,13 +73,33 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Opt
                         Err(code) => code,
                     }
                 }
-                Err(reason) => reason.into(),
+                Err(code) => code,
             }
         }
         Err(code) => code,
     };
     metrics::close_code(code.wire().0);
     Box::pin(say_goodbye(&mut socket, code)).await;
+}
+
+/// Finds a place for a connection. The turn goes on.
+async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> Result<Turn, CloseCode> {
+    let per_user_max = gateway.service.limits().connections_per_user_max;
+    let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
+    let wait = gateway.hub.dead_count_for();
+    if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
+        // A replica may just have died: its places count until its lease is over, and those who had them come back here.
+        // The turn is somebody else's meanwhile.
+        tokio::time::sleep(wait).await;
+        let turn = in_time(gateway.turn()).await.map_err(|error| CloseCode::of_error(&error))?;
+        let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
+    }
+    let_in.map_err(|reason| {
+        if matches!(reason, CloseReason::TooManyConnections) {
+            metrics::connection_refused("connections_per_user");
+        }
+        reason.into()
+    })
 }
 
 /// Waits for the first frame of a client that the handshake did not name.

@@ -90,12 +90,14 @@ impl Hub {
         match self.attendance.presence.enter(user_id, per_user_max).await {
             Ok(Entered::First) => self.bus.publish(Event::Presence(user_id)),
             Ok(Entered::Again) => {}
-            Err(TooMany) => {
-                metrics::connection_refused("connections_per_user");
-                return Err(CloseReason::TooManyConnections);
-            }
+            Err(TooMany) => return Err(CloseReason::TooManyConnections),
         }
         Ok(())
+    }
+
+    /// How long a refused connection may be so because of a replica that was killed.
+    pub fn dead_count_for(&self) -> Duration {
+        self.attendance.presence.dead_count_for()
     }
 
     /// Gives the place back. If it was the user's last one, they are gone after a while.

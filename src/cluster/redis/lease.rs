@@ -14,7 +14,7 @@ use crate::model::faults::{self, Mutant};
 
 /// How long a replica counts as alive after its last renewal. With [`RENEW_EVERY`] it bounds how late its death is
 /// noticed: what it committed and could not announce is looked for then.
-const LEASE: Duration = Duration::from_secs(3);
+pub(super) const LEASE: Duration = Duration::from_secs(3);
 /// How long what a replica said of its users is believed after its last renewal: a stumble is no death.
 const BELIEVED: Duration = Duration::from_secs(10);
 /// Pause between two renewals.
@@ -32,8 +32,8 @@ const RENEW: &str = "
     for index = 2, #all, 2 do all[index] = string.format('%d', now - all[index]) end
     return {held and 1 or 0, all}";
 
-/// Who is believed now, by the clock of Redis.
-const BELIEVE: &str = "
+/// Whose lease goes on or ended no longer than some milliseconds ago, by the clock of Redis.
+const LISTED: &str = "
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
     return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - ARGV[1]), '+inf')";
@@ -68,7 +68,7 @@ pub struct Leases {
     redis: Arc<Redis>,
     own: ReplicaId,
     script: Script,
-    believe: Script,
+    listed: Script,
     known: Mutex<Known>,
 }
 
@@ -76,7 +76,7 @@ impl Leases {
     /// This replica's view. It holds no lease before the first renewal.
     pub fn new(redis: Arc<Redis>, own: ReplicaId) -> Self {
         let known = Mutex::new(Known { renewed: false, alive: vec![own], believed: vec![own] });
-        Self { redis, own, script: Script::new(RENEW), believe: Script::new(BELIEVE), known }
+        Self { redis, own, script: Script::new(RENEW), listed: Script::new(LISTED), known }
     }
 
     /// This replica.
@@ -98,9 +98,21 @@ impl Leases {
         if faults::on(Mutant::GhostsNeverExpire) {
             return Ok(self.believed());
         }
-        let late_ms = i64::try_from(BELIEVED.saturating_sub(LEASE).as_millis()).unwrap_or(i64::MAX);
-        let mut call = self.believe.prepare_invoke();
-        call.key(self.redis.key("replicas", "")).arg(late_ms);
+        self.listed_now(BELIEVED.saturating_sub(LEASE)).await
+    }
+
+    /// The replicas that have a lease, as Redis has it now.
+    ///
+    /// # Errors
+    /// [`Down`].
+    pub async fn alive_now(&self) -> Result<Vec<ReplicaId>, Down> {
+        self.listed_now(Duration::ZERO).await
+    }
+
+    /// The replicas whose lease goes on or ended no longer than this ago.
+    async fn listed_now(&self, late: Duration) -> Result<Vec<ReplicaId>, Down> {
+        let mut call = self.listed.prepare_invoke();
+        call.key(self.redis.key("replicas", "")).arg(i64::try_from(late.as_millis()).unwrap_or(i64::MAX));
         let ids: Vec<String> = self.redis.script("lease", &call).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }

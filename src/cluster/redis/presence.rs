@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{Leases, Renewal};
+use super::lease::{LEASE, Leases, Renewal};
 use super::link::{Down, Redis};
 use crate::cluster::presence::Places;
 use crate::cluster::{BoxFuture, Entered, Presence, TooMany};
@@ -38,19 +38,19 @@ const QUESTIONS_AT_ONCE: usize = 16;
 
 /// Writes, for each of the KEYS, how many places a user holds on one replica (below 0: none, and not here), if they hold
 /// at most a number (below 0: any) with those on other replicas. Answers 1 for each written. ARGV: the replica, the life of
-/// an entry in seconds, how many other replicas are believed, these, and two numbers a key. Fields of replicas that are no
+/// an entry in seconds, how many other replicas are alive, these, and two numbers a key. Fields of replicas that are no
 /// more are dropped only where many gathered: one that just started is unknown to the others for a moment.
 const WRITE: &str = "
-    local own, life, believed = ARGV[1], ARGV[2], tonumber(ARGV[3])
-    local others, is_believed, written = {}, {[own] = true}, {}
-    for index = 1, believed do
+    local own, life, alive = ARGV[1], ARGV[2], tonumber(ARGV[3])
+    local others, is_alive, written = {}, {[own] = true}, {}
+    for index = 1, alive do
         others[index] = ARGV[3 + index]
-        is_believed[others[index]] = true
+        is_alive[others[index]] = true
     end
     for index, key in ipairs(KEYS) do
-        local places, max = tonumber(ARGV[2 + believed + 2 * index]), tonumber(ARGV[3 + believed + 2 * index])
+        local places, max = tonumber(ARGV[2 + alive + 2 * index]), tonumber(ARGV[3 + alive + 2 * index])
         local all = places
-        if max >= 0 and believed > 0 then
+        if max >= 0 and alive > 0 then
             for _, held in ipairs(redis.call('HMGET', key, unpack(others))) do
                 all = all + (tonumber(held or 0) or 0)
             end
@@ -63,9 +63,9 @@ const WRITE: &str = "
         else
             redis.call('HSET', key, own, places)
             redis.call('EXPIRE', key, life)
-            if redis.call('HLEN', key) > 32 + believed then
+            if redis.call('HLEN', key) > 32 + alive then
                 for _, id in ipairs(redis.call('HKEYS', key)) do
-                    if not is_believed[id] then redis.call('HDEL', key, id) end
+                    if not is_alive[id] then redis.call('HDEL', key, id) end
                 end
             end
         end
@@ -230,7 +230,7 @@ impl RedisPresence {
 
     async fn write(&self, steps: &[Step]) -> Result<Vec<i64>, Down> {
         let own = self.leases.own();
-        let others = self.leases.believed_now().await?;
+        let others = self.leases.alive_now().await?;
         let others: Vec<String> = others.into_iter().filter(|id| *id != own).map(|id| id.to_string()).collect();
         let mut call = self.write.prepare_invoke();
         call.arg(own.to_string()).arg(ENTRY_LIFE.as_secs()).arg(others.len());
@@ -370,5 +370,9 @@ impl Presence for RedisPresence {
             }
             Err(Error::overloaded())
         })
+    }
+
+    fn dead_count_for(&self) -> Duration {
+        LEASE
     }
 }

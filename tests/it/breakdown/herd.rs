@@ -14,9 +14,9 @@ use super::Herd;
 use crate::chaos::stage::{Stage, Wrong};
 
 /// Users, in pairs with a chat each.
-const USERS: usize = 112;
-/// Devices of a user: while the dead replica counts as alive, both their old places and their new ones are taken.
-const DEVICES: usize = 9;
+const USERS: usize = 56;
+/// Devices of a user, nearly as many as one may have: while the dead replica counts as alive, their old places are taken.
+const DEVICES: usize = 18;
 /// Those who write meanwhile, each to one other.
 const WRITERS: usize = 10;
 /// Their pause between two messages.
