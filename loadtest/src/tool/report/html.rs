@@ -76,23 +76,33 @@ fn verdict(report: &Report) -> String {
     format!("<p class=\"good\">Correct: every promise was kept in {} runs</p>", outcomes().count())
 }
 
-/// The figures that have a floor, beside each other.
+/// The figures that have a floor, beside each other: rates as shares of it, the others as multiples.
 fn ratios(page: &mut String, report: &Report) {
     let ratios: Vec<(String, Ratio)> = report.rows().iter().filter_map(Row::ratio).collect();
-    let most = ratios.iter().map(|(_, it)| it.ratio).fold(0.0, f64::max);
     if ratios.is_empty() {
         return;
     }
-    *page += "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached in the same run. For rates more \
-              is better, for sizes less.</p><div class=\"wide\"><table>";
-    for (name, Ratio { ratio: value, better }) in ratios {
-        let side = if better == Better::Higher { "more is better" } else { "less is better" };
+    *page += "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached in the same run.</p>";
+    let (rates, costs): (Vec<_>, Vec<_>) = ratios.into_iter().partition(|(_, it)| it.better == Better::Higher);
+    bars(page, "Rates: more is better", &rates, |share| share.min(1.0));
+    let most = costs.iter().map(|(_, it)| it.ratio).fold(0.0, f64::max);
+    // From half the floor to the largest; a few multiples are many times the others.
+    let length = |times: f64| ratio((times.max(0.5) * 2.0).ln(), (most.max(0.5) * 2.0).ln());
+    bars(page, "Latencies, sizes and CPU: less is better (bars are logarithmic)", &costs, length);
+}
+
+fn bars(page: &mut String, title: &str, ratios: &[(String, Ratio)], length: impl Fn(f64) -> f64) {
+    if ratios.is_empty() {
+        return;
+    }
+    let _ = write!(page, "<h3>{title}</h3><div class=\"wide\"><table>");
+    for (name, Ratio { ratio, .. }) in ratios {
         let _ = write!(
             page,
-            "<tr><td>{}</td><td class=\"soft\">{side}</td><td class=\"n\">{value:.2}</td>\
+            "<tr><td>{}</td><td class=\"n\">{ratio:.2}</td>\
              <td class=\"share\"><i style=\"width:{:.1}%\"></i></td></tr>",
-            escape(&name),
-            100.0 * ratio(value, most)
+            escape(name),
+            100.0 * length(*ratio)
         );
     }
     *page += "</table></div>";

@@ -58,7 +58,7 @@ impl Report {
         let mut command = "starling-loadtest".to_owned();
         while let Some(arg) = args.next() {
             command = format!("{command} {arg}");
-            if arg == "--accounts" || arg == "--starling" {
+            if ["--accounts", "--starling", "--json", "--report"].contains(&arg.as_str()) {
                 // Where the operator keeps things is of no use to a reader.
                 args.next();
                 command += " …";
