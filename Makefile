@@ -49,8 +49,8 @@ chaos: ## Break a fleet of processes in every way for half an hour, and check th
 	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
 		cargo test --locked --workspace --features starling/faults --test it chaos::as_long_as_told -- --ignored --nocapture
 
-# Each figure is held against a floor measured in the same run, and the best of three runs against the committed ratios:
-# what else a machine does only ever makes a run worse.
+# Each figure is held against a floor measured in the same run: the best of three against the best of three, since what else
+# a machine does only ever makes one of them worse.
 BENCH := local idle sends fanout inbox --replicas 3 --embedded --floors --seconds 5
 bench: ## Measure speed and memory; fail if a ratio to its floor is over 25 % worse than the committed one
 	tests/install.sh test

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::arith::ratio;
 use super::stage::Better;
 
 /// How much worse a ratio may get.
@@ -23,22 +24,39 @@ pub struct Ratio {
 /// Ratios by their row: deployment, workload, figure.
 pub type Ratios = BTreeMap<String, Ratio>;
 
+/// A figure of a run and its floor.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// The figure.
+    pub value: f64,
+    /// What it is held against.
+    pub floor: f64,
+    /// Which way both are good.
+    pub better: Better,
+}
+
+/// The same for each row of a run.
+pub type HeldRows = BTreeMap<String, Held>;
+
 #[derive(Deserialize)]
 struct Measured {
-    ratios: Ratios,
+    held: HeldRows,
 }
 
 /// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much worse. Of several runs
-/// each row's best counts: what else the machine does only ever makes a run worse, and a regression makes all of them.
+/// the best of each figure counts, and the best of each floor: what else the machine does only ever makes one of the two
+/// worse, and a regression makes all runs' figures worse.
 ///
 /// # Errors
 /// If a file can't be read or written.
 pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, String> {
-    let mut measured = Ratios::new();
+    let mut best = HeldRows::new();
     for path in json {
         let one: Measured = read(path)?;
-        keep_the_best(&mut measured, one.ratios);
+        keep_the_best(&mut best, one.held);
     }
+    let of = |(row, Held { value, floor, better })| (row, Ratio { ratio: ratio(value, floor), better });
+    let measured: Ratios = best.into_iter().map(of).collect();
     if accept {
         let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
         std::fs::write(against, text + "\n").map_err(|error| format!("{}: {error}", against.display()))?;
@@ -61,16 +79,14 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn keep_the_best(best: &mut Ratios, run: Ratios) {
+fn keep_the_best(best: &mut HeldRows, run: HeldRows) {
     for (row, new) in run {
-        best.entry(row)
-            .and_modify(|old| {
-                old.ratio = match new.better {
-                    Better::Higher => old.ratio.max(new.ratio),
-                    Better::Lower => old.ratio.min(new.ratio),
-                };
-            })
-            .or_insert(new);
+        let better = match new.better {
+            Better::Higher => f64::max,
+            Better::Lower => f64::min,
+        };
+        let old = best.entry(row).or_insert(new);
+        (old.value, old.floor) = (better(old.value, new.value), better(old.floor, new.floor));
     }
 }
 
@@ -122,13 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn of_several_runs_the_best_of_each_row_counts() {
-        for (runs, better, best) in [([0.4, 0.5, 0.3], Better::Higher, 0.5), ([2.0, 1.5, 1.7], Better::Lower, 1.5)] {
-            let mut kept = Ratios::new();
-            for ratio in runs {
-                keep_the_best(&mut kept, one(ratio, better));
+    fn of_several_runs_the_best_figure_counts_and_the_best_floor() {
+        let rates = ([(40.0, 100.0), (50.0, 20.0), (30.0, 90.0)], Better::Higher, (50.0, 100.0));
+        let costs = ([(2.0, 1.0), (1.5, 3.0), (1.7, 0.8)], Better::Lower, (1.5, 0.8));
+        for (runs, better, (value, floor)) in [rates, costs] {
+            let mut kept = HeldRows::new();
+            for (value, floor) in runs {
+                keep_the_best(&mut kept, HeldRows::from([("a row".to_owned(), Held { value, floor, better })]));
             }
-            assert_eq!(kept, one(best, better));
+            assert_eq!(kept["a row"], Held { value, floor, better });
         }
     }
 

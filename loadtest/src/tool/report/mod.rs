@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::cli::{Load, Output};
 use super::floor::Floors;
-use super::gate::Ratios;
+use super::gate::HeldRows;
 use super::load::Outcome;
 use hardware::Hardware;
 use rows::Row;
@@ -48,7 +48,7 @@ struct Whole<'a> {
     #[serde(flatten)]
     report: &'a Report,
     /// For the gate.
-    ratios: Ratios,
+    held: HeldRows,
 }
 
 impl Report {
@@ -86,8 +86,8 @@ impl Report {
             std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
         };
         if let Some(path) = &output.json {
-            let ratios = self.runs.iter().flat_map(rows::of).filter_map(|row| row.steady_ratio()).collect();
-            let whole = Whole { report: self, ratios };
+            let held = self.runs.iter().flat_map(rows::of).filter_map(|row| row.steady()).collect();
+            let whole = Whole { report: self, held };
             write(path, serde_json::to_string_pretty(&whole).map_err(|error| error.to_string())? + "\n")?;
         }
         if let Some(path) = &output.report {

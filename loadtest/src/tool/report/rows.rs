@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::tool::arith::{ratio, real, shown, thousands, whole};
-use crate::tool::gate::Ratio;
+use crate::tool::gate::{Held, Ratio};
 use crate::tool::load::Outcome;
 use crate::tool::stage::{Figure, FloorKind};
 use crate::tool::watch::RoleUse;
@@ -24,16 +24,20 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
+    fn name(&self) -> String {
+        format!("{} / {} / {}", self.site, self.workload, self.figure.name)
+    }
+
     /// The figure's share or multiple of its floor, by the row's name.
     pub fn ratio(&self) -> Option<(String, Ratio)> {
         let floor = self.floor?;
-        let name = format!("{} / {} / {}", self.site, self.workload, self.figure.name);
-        Some((name, Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better }))
+        Some((self.name(), Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better }))
     }
 
-    /// The same, if a later run's may be held against it.
-    pub fn steady_ratio(&self) -> Option<(String, Ratio)> {
-        self.ratio().filter(|_| self.figure.floor.is_some_and(FloorKind::is_steady))
+    /// The figure and its floor, by the row's name, if a later run's may be held against them.
+    pub fn steady(&self) -> Option<(String, Held)> {
+        let floor = self.floor.filter(|_| self.figure.floor.is_some_and(FloorKind::is_steady))?;
+        Some((self.name(), Held { value: self.figure.value, floor, better: self.figure.better }))
     }
 
     /// The ratio in words.
