@@ -88,7 +88,7 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
             for replica in &mut stage.replicas {
                 replica.terminate().await;
                 replica.start();
-                replica.until_ready().await;
+                replica.until_ready_again().await;
             }
         }
         Fault::RedisKilled

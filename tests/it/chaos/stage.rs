@@ -158,6 +158,18 @@ impl Replica {
         }
     }
 
+    /// The same while it may crash at a failpoint: then it is started again, as an orchestrator does.
+    pub async fn until_ready_again(&mut self) {
+        let start = Instant::now();
+        while !self.is_ready().await {
+            assert!(start.elapsed() < LIFE_MAX, "a replica does not get ready: {}", self.last_words());
+            if self.has_died() {
+                self.start();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn is_ready(&self) -> bool {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).build().unwrap();
         http.get(format!("{}/readyz", self.base())).send().await.is_ok_and(|answer| answer.status() == 200)

@@ -53,13 +53,13 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
         replica.signal("-CONT");
     }
     stage.revive();
-    for replica in &stage.replicas {
-        replica.until_ready().await;
+    for replica in &mut stage.replicas {
+        replica.until_ready_again().await;
     }
     scene.work.finish().await;
     stage.revive();
-    for replica in &stage.replicas {
-        replica.until_ready().await;
+    for replica in &mut stage.replicas {
+        replica.until_ready_again().await;
     }
     let healed_us = Some(scene.history.now_us());
     tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
