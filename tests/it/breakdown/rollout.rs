@@ -7,7 +7,7 @@ use starling_loadtest::workload;
 
 use super::Herd;
 use crate::chaos::stage::{Stage, Wrong};
-use crate::support::Balancer;
+use crate::support::{Balancer, Choice};
 
 const USERS: usize = 30;
 const DEVICES: usize = 4;
@@ -27,7 +27,7 @@ async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_
         replica.start();
     }
     let addresses = stage.replicas.iter().map(|replica| ([127, 0, 0, 1], replica.port).into()).collect();
-    let balancer = Balancer::start(addresses).await;
+    let balancer = Balancer::start(addresses, Choice::Fewest).await;
     for replica in &stage.replicas {
         replica.until_ready().await;
     }

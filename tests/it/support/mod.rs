@@ -7,16 +7,14 @@ mod database;
 mod postgres;
 mod proxy;
 mod redis;
-mod round_robin;
 mod socket;
 
-pub use balancer::Balancer;
+pub use balancer::{Balancer, Choice};
 pub use client::{Answer, User};
 pub use database::{Backend, Database, postgres_url};
 pub use postgres::OwnPostgres;
 pub use proxy::{Mode, Proxy, Way};
 pub use redis::{OwnRedis, command as redis_command};
-use round_robin::RoundRobin;
 pub use socket::Socket;
 
 use std::net::SocketAddr;
@@ -78,7 +76,7 @@ struct Inner {
     servers: tokio::sync::Mutex<Vec<Server>>,
     service: Arc<Service>,
     address: SocketAddr,
-    _balancer: Option<RoundRobin>,
+    _balancer: Option<Balancer>,
     internal_address: SocketAddr,
     clock: Clock,
     database: database::Database,
@@ -110,7 +108,10 @@ impl TestServer {
             servers.push(Server::start(config.clone(), clock.clone()).await.unwrap());
         }
         let balancer = match backend {
-            Backend::Fleet => Some(RoundRobin::start(servers.iter().map(|server| server.address).collect()).await),
+            Backend::Fleet => {
+                let addresses = servers.iter().map(|server| server.address).collect();
+                Some(Balancer::start(addresses, Choice::Next).await)
+            }
             _ => None,
         };
         let address = balancer.as_ref().map_or(servers[0].address, |balancer| balancer.address);
