@@ -229,7 +229,7 @@ pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
 }
 
 /// Waits until something holds, at most five seconds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..250 {
         if holds().await {
             return;
