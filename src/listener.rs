@@ -15,21 +15,48 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::metrics;
-use crate::model::limits::{HEAD_BYTES_MAX, REQUEST_MAX, REQUEST_READ_MAX};
+use crate::model::Error;
+use crate::model::limits::{HEAD_BYTES_MAX, REQUEST_MAX, REQUEST_READ_MAX, SEND_BUFFER_BYTES, UNACKNOWLEDGED_MAX};
 
 /// Connections to the internal port: scrapers and probes.
 pub const INTERNAL_CONNECTIONS_MAX: usize = 256;
+/// Connections that wait to be accepted: a herd comes within a moment.
+const BACKLOG: u32 = 1024;
 /// Streams of one HTTP/2 connection.
 const HTTP2_STREAMS_MAX: u32 = 64;
 /// Pause after the system refuses to accept, which is when it ran out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens on an address. What is set here, each connection has from its listener.
+///
+/// # Errors
+/// In a sentence with the settings, if the system refuses.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        #[cfg(target_os = "linux")]
+        {
+            let ms = u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX);
+            rustix::net::sockopt::set_tcp_user_timeout(&socket, ms)?;
+        }
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error: io::Error| {
+        Error::internal(format!(
+            "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
+        ))
+    })
+}
 
 /// Serves a router until `stop`, then lets the requests under way end.
 pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
@@ -124,5 +151,21 @@ impl AsyncWrite for Counted {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_has_its_bounds_from_its_listener() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let ms = rustix::net::sockopt::tcp_user_timeout(&stream).unwrap();
+        assert_eq!(u128::from(ms), UNACKNOWLEDGED_MAX.as_millis());
+        // The system makes it the double.
+        assert_eq!(rustix::net::sockopt::socket_send_buffer_size(&stream).unwrap(), 2 * SEND_BUFFER_BYTES as usize);
     }
 }

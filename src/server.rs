@@ -11,7 +11,6 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rand::Rng;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +23,7 @@ use crate::config::Config;
 use crate::gateway::{self, Gateway};
 use crate::hub::{Attendance, Hub};
 use crate::listener;
-use crate::model::limits::{CLOCK_EVERY, SEND_BUFFER_BYTES};
+use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
 use crate::service::{Hasher, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
@@ -33,9 +32,6 @@ use crate::telemetry;
 
 /// How long requests and the work behind them may take to end once the process stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
-
-/// Connections that wait to be accepted: a herd comes within a moment.
-const BACKLOG: u32 = 1024;
 
 /// Pause between two looks at what is still connected.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
@@ -57,7 +53,6 @@ pub struct Server {
     drain: Duration,
     /// Ends accepting and idle connections.
     stop_listening: CancellationToken,
-    listeners: TaskTracker,
     /// The work behind the requests.
     tasks: Tasks,
     right_to_serve: RightToServe,
@@ -162,7 +157,7 @@ impl Server {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
         let lock = store.hold_replica_lock(config.redis.is_some()).await?;
-        let (tasks, listeners, stop_listening) = (Tasks::default(), TaskTracker::new(), CancellationToken::new());
+        let (tasks, stop_listening) = (Tasks::default(), CancellationToken::new());
         set_clock(&store, &clock).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
@@ -183,17 +178,14 @@ impl Server {
         let internal =
             api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
         tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
-        let (listener, internal_listener) = (bind(config.listen)?, bind(config.internal_listen)?);
+        let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
         let address = listener.local_addr().map_err(Error::internal)?;
         let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
         let connections_max = config.limits.connections_max;
-        listeners.spawn(listener::serve(listener, public, connections_max, stop_listening.clone()));
-        listeners.spawn(listener::serve(
-            internal_listener,
-            internal,
-            listener::INTERNAL_CONNECTIONS_MAX,
-            tasks.stop_token(),
-        ));
+        let serving = listener::serve(listener, public, connections_max, stop_listening.clone());
+        tasks.spawn_vital("listener", serving);
+        let (few, stop) = (listener::INTERNAL_CONNECTIONS_MAX, tasks.stop_token());
+        tasks.spawn_vital("internal listener", listener::serve(internal_listener, internal, few, stop));
         Ok(Self {
             address,
             internal_address,
@@ -203,7 +195,6 @@ impl Server {
             unready: config.unready,
             drain: config.drain,
             stop_listening,
-            listeners,
             tasks,
             right_to_serve: RightToServe::keep(lock),
         })
@@ -238,7 +229,6 @@ impl Server {
         tokio::time::sleep(self.unready).await;
         self.hub.drain(self.drain).await;
         self.stop_listening.cancel();
-        self.listeners.close();
         let finished = async {
             // Sockets and requests first: the appenders must still answer them.
             while self.hub.connections() > 0 {
@@ -247,10 +237,7 @@ impl Server {
         };
         let _ = tokio::time::timeout(FINISH_MAX, finished).await;
         self.tasks.stop();
-        if tokio::time::timeout(FINISH_MAX, async { tokio::join!(self.listeners.wait(), self.tasks.wait()) })
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(FINISH_MAX, self.tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time and is given up");
         }
         self.service.store().close().await;
@@ -274,22 +261,6 @@ fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> R
 /// The `OpenAPI` document of all routes.
 pub fn openapi() -> String {
     api::openapi(gateway::openapi()).to_pretty_json().unwrap_or_default()
-}
-
-fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        // Connections have it from their listener.
-        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|error: std::io::Error| {
-        Error::internal(format!(
-            "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
-        ))
-    })
 }
 
 /// Has the clock show the database's time, so that what expires does so on all replicas at once.

@@ -15,6 +15,24 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// A folder for a run. Postgres, which runs as another user, has its data below.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// What the workloads of the only deployment measured, from `run.json`.
+fn outcomes(dir: &Path) -> Vec<serde_json::Value> {
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
+    json["runs"][0]["outcomes"].as_array().unwrap().clone()
+}
+
+fn figure(outcome: &serde_json::Value, name: &str) -> f64 {
+    let found = outcome["figures"].as_array().unwrap().iter().find(|it| it["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {outcome}"))["value"].as_f64().unwrap()
+}
+
 /// Whether there is a server to run; it is another crate, which may not have been built.
 fn has_server() -> bool {
     let there = Path::new(PROGRAM).with_file_name("starling").exists();
@@ -54,19 +72,13 @@ fn a_fleet_behind_one_address_is_restarted_one_by_one_while_people_write() {
     if !has_server() {
         return;
     }
-    // Postgres, which runs as another user, has its data below.
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let dir = folder();
     let storm = ["local", "--replicas", "2", "storm", "--seconds", "2", "--warm-up", "0", "--people", "12"];
     let output = run(dir.path(), &[&storm[..], &["--json", "run.json"]].concat());
     let words = said(&output);
     assert!(output.status.success() && words.contains("correct: "), "{words}");
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("run.json")).unwrap()).unwrap();
-    let storm = &json["runs"][0]["outcomes"][0];
-    let figure = |name: &str| {
-        let found = storm["figures"].as_array().unwrap().iter().find(|it| it["name"] == name);
-        found.unwrap_or_else(|| panic!("no {name} in {storm}"))["value"].as_f64().unwrap()
-    };
+    let storm = &outcomes(dir.path())[0];
+    let figure = |name: &str| figure(storm, name);
     assert!(figure("after a storm over 12 sockets, all are live again") > 0.0);
     assert!(figure("restart of 2, one by one") > 2.0, "each is unready for a second");
     assert!(figure("sends during the restart, p99 of the worst second") > 0.0);
@@ -75,6 +87,33 @@ fn a_fleet_behind_one_address_is_restarted_one_by_one_while_people_write() {
     assert!(used("balancer") > 0.0 && used("server") > used("balancer"), "{roles:?}");
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert_eq!(left, ["run.json"], "nothing else is left");
+}
+
+#[test]
+fn what_a_killed_replica_had_not_told_and_what_the_bus_lost_is_heard() {
+    if !has_server() {
+        return;
+    }
+    let dir = folder();
+    let args = ["local", "--replicas", "2", "crash", "cut", "--seconds", "3", "--warm-up", "0", "--people", "16"];
+    let mut command = Command::new(PROGRAM);
+    command.args(args).args(["--json", "run.json"]).current_dir(dir.path()).env("TMPDIR", dir.path());
+    // A server that can be slow on purpose tells what it committed so late that the killed one had not.
+    let output = command.env("STARLING_FAILPOINTS", "committed=wait:200/1").output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let outcomes = outcomes(dir.path());
+    let heard = figure(&outcomes[0], "after a crash, everybody has everything");
+    assert!((0.5..10.0).contains(&heard), "{heard} s");
+    let offline = figure(&outcomes[0], "after a crash, 4 who hung up are shown offline");
+    assert!((0.1..20.0).contains(&offline), "{offline} s");
+    assert!(figure(&outcomes[1], "subscribed connections cut") >= 3.0);
+}
+
+#[test]
+fn what_breaks_replicas_is_refused_where_there_are_none() {
+    let dir = folder();
+    let output = run(dir.path(), &["local", "--replicas", "2", "--embedded", "crash"]);
+    assert!(!output.status.success() && said(&output).contains("local --replicas 2 crash"), "{}", said(&output));
 }
 
 #[test]

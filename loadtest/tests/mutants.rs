@@ -120,4 +120,16 @@ mutants! {
         "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 4", ["chat ", "(rev "];
     leaving_the_sockets_of_an_ended_session_open_is_noticed: "revoke_without_closing", "",
         "--embedded churn --seconds 8 --people 6", ["a revoked session is good for nothing", "chat ", "(rev "];
+    placing_before_the_commit_is_noticed: "sequence_order", "",
+        "--replicas 2 churn --seconds 3 --people 12", ["chat ", "(rev ", "(device "];
+    remembering_dead_tokens_is_noticed: "stale_sessions", "",
+        "--replicas 2 churn --seconds 10 --people 12", ["a revoked session is good for nothing"];
+    letting_an_outbox_grow_is_noticed: "unbounded_outbox", "",
+        "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 8", ["chat ", "waited for a member", "(rev "];
+    subscribing_to_nothing_after_a_cut_is_noticed: "no_resubscribe", "",
+        "--replicas 2 cut --seconds 3 --people 12", ["chat ", "(rev ", "(device "];
+    not_looking_when_a_replica_dies_is_noticed: "no_look_on_death", "committed=wait:200/1",
+        "--replicas 2 crash --seconds 2 --people 16", ["chat ", "(rev ", "(device "];
+    believing_the_dead_is_noticed: "ghosts_never_expire", "",
+        "--replicas 2 crash --seconds 2 --people 16", ["offline"];
 }

@@ -56,6 +56,9 @@ pub const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that a connection writes at once.
 pub const WRITE_BATCH_BYTES_MAX: usize = 64 * 1024;
+/// How long a client's system may leave what was sent unacknowledged before the connection is dropped, as long as two
+/// heartbeats: by itself Linux tries for a quarter of an hour.
+pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_mins(1);
 /// Time for a slow reader to take what was written before its connection is dropped.
 pub const WRITE_MAX: Duration = Duration::from_secs(20);
 /// Time for a client to authenticate by its first frame. From the protocol.

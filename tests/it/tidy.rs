@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lexer::Lexed;
+use starling::model::faults::Mutant;
 
 /// Lines of a Rust file at most: what one can keep in mind.
 const LINES_MAX: usize = 500;
@@ -220,6 +221,19 @@ fn every_migration_is_there_for_both_databases() {
     };
     assert!(!names("postgres").is_empty());
     assert_eq!(names("postgres"), names("sqlite"));
+}
+
+#[test]
+fn every_deliberate_fault_is_noticed_by_the_chaos_tests_and_by_the_load_generator() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (chaos, program) = (read("tests/it/chaos/mutants.rs"), read("loadtest/tests/mutants.rs"));
+    for mutant in Mutant::ALL {
+        assert!(
+            chaos.contains(&format!("Mutant::{mutant:?}")) || chaos.contains(&format!(": {mutant:?},")),
+            "{mutant:?}"
+        );
+        assert!(program.contains(&format!("\"{}\"", mutant.word())), "{mutant:?}");
+    }
 }
 
 #[test]

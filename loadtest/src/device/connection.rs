@@ -112,6 +112,7 @@ impl Running {
                 End::Refused(code) => break code,
                 End::Again(wait) => {
                     if !self.pause(wait, failures).await {
+                        self.log.note(self.connection, Told::Stopped);
                         break 0;
                     }
                 }
@@ -156,7 +157,10 @@ impl Running {
         let replica = self.options.replica + self.connection as usize - 1;
         let (base, token) = (self.actor.http().base(replica).to_owned(), self.actor.account().token.clone());
         let socket = tokio::select! {
-            () = self.stop.cancelled() => return End::Stopped,
+            () = self.stop.cancelled() => {
+                self.log.note(self.connection, Told::Stopped);
+                return End::Stopped;
+            }
             socket = Socket::connect(&base, &token, self.options.socket) => socket,
         };
         let socket = match socket {

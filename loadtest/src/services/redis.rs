@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
@@ -130,6 +130,23 @@ impl Redis {
         if let Some(mut child) = self.child.take() {
             end(&mut child, Signal::KILL);
         }
+    }
+
+    /// Ends every connection by which a client hears what is published. How many those were.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn cut_subscriptions(&self) -> Result<u64, String> {
+        let asking = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            stream.write_all(b"CLIENT KILL TYPE pubsub\r\n").await?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let answer = asking.await.map_err(|error| format!("Redis: {error}"))?;
+        let count = answer.trim_end().strip_prefix(':').and_then(|count| count.parse().ok());
+        count.ok_or_else(|| format!("Redis: {answer}"))
     }
 
     /// Its address.

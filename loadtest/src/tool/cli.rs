@@ -96,12 +96,9 @@ pub enum Command {
     /// The bare servers that results are held against. Started by this program itself.
     #[command(hide = true)]
     Floor {
-        /// Insert what comes into a table of this database; without it, echo.
+        /// Insert what comes into a table of this database, `postgres://…` or `sqlite://…`; without it, echo.
         #[arg(long)]
         database: Option<String>,
-        /// Append what comes to this file and write it to disk.
-        #[arg(long, conflicts_with = "database")]
-        file: Option<PathBuf>,
     },
 }
 
@@ -125,6 +122,10 @@ pub enum Workload {
     Mix,
     /// Logins, revocations, joining and leaving.
     Churn,
+    /// In `local` with several replicas: one is killed while people write, and some of them hang up.
+    Crash,
+    /// In `local` with several replicas: every second, what these hear of each other by is cut, while people write.
+    Cut,
 }
 
 impl Workload {
@@ -139,6 +140,8 @@ impl Workload {
             Self::Storm => "storm",
             Self::Mix => "mix",
             Self::Churn => "churn",
+            Self::Crash => "crash",
+            Self::Cut => "cut",
         }
     }
 }
@@ -184,7 +187,7 @@ pub struct Load {
     /// seed, inbox: messages of each chat.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(50..=100_000))]
     pub messages: u32,
-    /// seed, inbox, storm, mix, churn: users.
+    /// seed, inbox, storm, mix, churn, crash, cut: users.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(6..=5000))]
     pub people: u16,
     /// Seeds what workloads choose.

@@ -148,6 +148,8 @@ pub struct Light {
     heartbeat: Duration,
     pinged: Instant,
     slow: bool,
+    /// Bytes of text that came while it was slow.
+    waited_bytes: usize,
 }
 
 /// The rev of each chat up to which everything came.
@@ -183,7 +185,8 @@ impl Light {
             let stream = if slow { open_narrow(base, "/ws", token).await? } else { open(base, "/ws", token).await? };
             let revs = Revs { known: HashMap::new(), replaying: false, verdict };
             let (base, token) = (base.to_owned(), token.to_owned());
-            let mut light = Self { stream, base, token, revs, heartbeat: HEARTBEAT, pinged: Instant::now(), slow };
+            let mut light =
+                Self { stream, base, token, revs, heartbeat: HEARTBEAT, pinged: Instant::now(), slow, waited_bytes: 0 };
             light.sync().await?;
             Ok(light)
         };
@@ -200,7 +203,7 @@ impl Light {
             tokio::time::sleep(Duration::from_millis(100) * (1 << turn.min(5))).await;
             match timeout(CONNECT, open(&self.base, "/ws", &self.token)).await {
                 Ok(Ok(stream)) => {
-                    self.stream = stream;
+                    (self.stream, self.slow) = (stream, false);
                     match timeout(CONNECT, self.sync()).await {
                         Ok(Ok(())) => return Ok(()),
                         Ok(Err(error)) => last = error,
@@ -239,7 +242,10 @@ impl Light {
     async fn text(&mut self) -> Result<tokio_tungstenite::tungstenite::Utf8Bytes, u16> {
         loop {
             match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => return Ok(text),
+                Some(Ok(Message::Text(text))) => {
+                    self.waited_bytes += if self.slow { text.len() } else { 0 };
+                    return Ok(text);
+                }
                 Some(Ok(Message::Close(frame))) => return Err(frame.map_or(0, |frame| frame.code.into())),
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(0),
@@ -308,9 +314,14 @@ impl Light {
         self.put(r#"{"type":"ping"}"#.to_owned()).await
     }
 
-    /// Whether it is to read nothing for a while.
+    /// Whether it is to read nothing for a while; over once it had to come back.
     pub fn is_slow(&self) -> bool {
         self.slow
+    }
+
+    /// Bytes of text that came while it was slow: all that waited for it.
+    pub fn waited_bytes(&self) -> usize {
+        self.waited_bytes
     }
 
     /// The rev up to which it was told everything of a chat.

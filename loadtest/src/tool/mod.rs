@@ -101,6 +101,6 @@ async fn obey(command: Command) -> Result<bool, String> {
         }
         Command::Gate { json, against, accept } => gate::run(&json, &against, accept),
         Command::Balancer { to } => balancer::serve(&to).await.map(|()| true),
-        Command::Floor { database, file } => floor::serve(database, file).await.map(|()| true),
+        Command::Floor { database } => floor::serve(database).await.map(|()| true),
     }
 }

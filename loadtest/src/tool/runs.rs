@@ -8,7 +8,7 @@ use starling_loadtest::actor::Account;
 use super::cli::{Load, Workload};
 use super::floor::{self, Floors};
 use super::guard::raise_file_limit;
-use super::load::{self, accounts_needed};
+use super::load::{self, accounts_needed, is_possible};
 use super::metrics;
 use super::report::{Report, Run};
 use super::site::{Shape, Site, versions};
@@ -56,6 +56,9 @@ pub async fn on_target(
     load: Load,
 ) -> Result<Run, String> {
     let Target { bases, metrics } = target;
+    for workload in workloads {
+        is_possible(*workload, 0)?;
+    }
     let site = bases.join(", ");
     raise_file_limit(files(&load))?;
     let stage = Stage::new(bases, accounts, None, load)?;
@@ -75,6 +78,9 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     let mut shapes: Vec<Shape> = local.replicas.map(fleet).into_iter().collect();
     if local.embedded || shapes.is_empty() {
         shapes.push(Shape::Embedded);
+    }
+    for (shape, workload) in shapes.iter().flat_map(|shape| local.workloads.iter().map(move |it| (shape, it))) {
+        is_possible(*workload, shape.replicas())?;
     }
     let mut report = Report::new(&load, versions(&program).await);
     for shape in shapes {

@@ -62,12 +62,21 @@ pub enum FloorKind {
     ReadP50,
     /// How long 99 % of them take at most.
     ReadP99,
+    /// How long half of the durable sends take at most, where there is only one at a time.
+    LoneSendP50,
+    /// How long 99 % of them take at most.
+    LoneSendP99,
+    /// How long half of the reads take at most, where there is only one at a time.
+    LoneReadP50,
+    /// How long 99 % of them take at most.
+    LoneReadP99,
 }
 
 impl FloorKind {
     /// Whether it is the same in each run, as far as the machine is: the worst of a hundred is not.
     pub fn is_steady(self) -> bool {
-        !matches!(self, Self::FanOutP99 | Self::GroupedP99 | Self::ReadP99)
+        use FloorKind::{FanOutP99, GroupedP99, LoneReadP99, LoneSendP99, ReadP99};
+        !matches!(self, FanOutP99 | GroupedP99 | ReadP99 | LoneSendP99 | LoneReadP99)
     }
 }
 
@@ -157,6 +166,11 @@ impl Stage {
     /// The addresses of the replicas, as far as they are known: to look at each of them, past any balancer.
     pub fn replicas(&self) -> Vec<String> {
         self.site.as_ref().map_or_else(|| self.bases.clone(), |site| site.replicas())
+    }
+
+    /// Whether nothing stands between clients and the servers.
+    pub fn is_direct(&self) -> bool {
+        self.site.is_some() && self.bases == self.replicas()
     }
 
     /// Fails if there are fewer accounts.

@@ -1,7 +1,8 @@
 //! Presence in Redis: for each user a hash of how many places they hold on which replica.
 //!
 //! A replica writes absolute numbers, from its own truth, in order; so a write that comes twice does no harm, and after
-//! Redis forgot everything each replica says it anew. What a replica wrote is believed as long as its lease.
+//! Redis forgot everything each replica says it anew. What a replica wrote is believed as long as its lease; that
+//! somebody is nowhere, once every replica has said who is with it.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -28,9 +29,13 @@ const ENTRY_LIFE: Duration = Duration::from_mins(2);
 const REFRESH_EVERY: Duration = Duration::from_secs(40);
 /// Pause before what could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long after Redis forgot everything the absence of an entry means nothing: every replica notices with its next
-/// renewal, and then says who is there.
+/// How long after this replica noticed that Redis forgot everything the absence of an entry means nothing, whoever is
+/// known to be missing: those who started a moment ago are not.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long whoever asks waits for replicas that have not said who is with them.
+const WHOLE_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Pause before they are looked for again.
+const WHOLE_RETRY: Duration = Duration::from_millis(100);
 /// Writes in one round trip, and users asked for in one.
 const BATCH: usize = 256;
 /// Questions on their way at once where each user lives on a node of their own.
@@ -96,6 +101,13 @@ pub struct RedisPresence {
     sees_from: Mutex<Instant>,
 }
 
+/// What a look at Redis found.
+struct Seen {
+    online: Vec<bool>,
+    /// Whether those who were not found are not there.
+    is_whole: bool,
+}
+
 /// What is to be written, in order.
 #[derive(Default)]
 struct Queue {
@@ -111,13 +123,15 @@ enum Step {
     Ask { user: UserId, places: usize, max: usize, answer: oneshot::Sender<bool> },
     /// Tells that everything before it is written; not at all if it isn't.
     Reach(oneshot::Sender<bool>),
+    /// Tells the others that everything before it is written in this memory of Redis.
+    Whole(String),
 }
 
 impl Step {
     fn user(&self) -> Option<UserId> {
         match self {
             Self::Say(user) | Self::Ask { user, .. } => Some(*user),
-            Self::Reach(_) => None,
+            Self::Reach(_) | Self::Whole(_) => None,
         }
     }
 }
@@ -144,8 +158,10 @@ impl RedisPresence {
 
     /// Takes note of a renewal of this replica's lease.
     pub fn renewed(&self, renewal: Renewal) {
-        if renewal.own_was_lost {
+        if renewal.was_forgotten {
             self.forgotten();
+        } else if renewal.is_unknown {
+            self.say_everything();
         }
     }
 
@@ -174,7 +190,21 @@ impl RedisPresence {
     /// Redis lost what it knew: says everything anew, and believes no absence before others had time for the same.
     fn forgotten(&self) {
         *self.sees_from.lock() = Instant::now() + GRACE;
+        self.say_everything();
+    }
+
+    /// Says who is here, and then that this is all.
+    fn say_everything(&self) {
+        let memory = self.leases.memory();
         self.say(self.places.users());
+        if let Some(memory) = memory {
+            self.say_whole(memory);
+        }
+    }
+
+    fn say_whole(&self, memory: String) {
+        self.queue.lock().steps.push_back(Step::Whole(memory));
+        self.queued.notify_one();
     }
 
     /// Has it written how many places these users hold.
@@ -221,7 +251,13 @@ impl RedisPresence {
             match self.write(&some).await {
                 Ok(written) => self.answer(some, written),
                 Err(down) => {
-                    self.say(some.iter().chain(steps.as_slice()).filter_map(Step::user));
+                    let undone = some.iter().chain(steps.as_slice());
+                    self.say(undone.clone().filter_map(Step::user));
+                    for step in undone {
+                        if let Step::Whole(memory) = step {
+                            self.say_whole(memory.clone());
+                        }
+                    }
                     return Err(down);
                 }
             }
@@ -242,7 +278,7 @@ impl RedisPresence {
             let (user, places, max) = match step {
                 Step::Say(user) => (*user, self.places.of(*user).map_or(-1, number), -1),
                 Step::Ask { user, places, max, .. } => (*user, number(*places), number(*max)),
-                Step::Reach(_) => continue,
+                Step::Reach(_) | Step::Whole(_) => continue,
             };
             call.key(self.key(user)).arg(places).arg(max);
             keys += 1;
@@ -263,6 +299,8 @@ impl RedisPresence {
                     }
                 }
                 Step::Reach(reached) => drop(reached.send(true)),
+                // If Redis forgot it since, the next renewal is in another memory.
+                Step::Whole(memory) => self.leases.has_said(memory),
             }
         }
     }
@@ -287,14 +325,14 @@ impl RedisPresence {
     }
 
     /// Who is online by the entries in Redis. Fails if Redis lost what it knew.
-    async fn look(&self, users: &[UserId]) -> Result<Vec<bool>, Down> {
+    async fn look(&self, users: &[UserId]) -> Result<Seen, Down> {
         let own = self.leases.own();
         // Asked each time: who entered on a replica that just started is online as well.
-        let mut believed = self.leases.believed_now().await?;
-        if !believed.contains(&own) {
-            believed.push(own);
+        let mut first = self.leases.believed_now().await?;
+        if !first.replicas.contains(&own) {
+            first.replicas.push(own);
         }
-        let believed: Vec<String> = believed.iter().map(ToString::to_string).collect();
+        let believed: Vec<String> = first.replicas.iter().map(ToString::to_string).collect();
         let ask = |users: &[UserId]| {
             let mut call = self.look.prepare_invoke();
             for user in users {
@@ -308,12 +346,14 @@ impl RedisPresence {
         let questions = stream::iter(users.chunks(self.together())).map(ask).buffered(QUESTIONS_AT_ONCE);
         let online: Vec<Vec<i64>> = questions.try_collect().await?;
         // Asked last: had Redis forgotten before it answered, this replica's lease would not be there.
-        if !self.leases.believed_now().await?.contains(&own) {
+        let last = self.leases.believed_now().await?;
+        if !last.replicas.contains(&own) {
             self.forgotten();
             return Err(Down);
         }
         let online = users.iter().zip(online.into_iter().flatten());
-        Ok(online.map(|(user, online)| online == 1 || self.places.is_here(*user)).collect())
+        let online = online.map(|(user, online)| online == 1 || self.places.is_here(*user)).collect();
+        Ok(Seen { online, is_whole: first.is_whole && last.is_whole })
     }
 
     async fn answered(&self, call: ScriptInvocation<'_>) -> Result<Vec<i64>, Down> {
@@ -360,12 +400,17 @@ impl Presence for RedisPresence {
 
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
         Box::pin(async move {
-            // Twice: the first look may be the one that finds out that Redis forgot.
-            for _ in 0..2 {
+            let deadline = Instant::now() + WHOLE_WAIT_MAX;
+            let mut failures = 0;
+            // Twice at least: the first look may be the one that finds out that Redis forgot.
+            while failures < 2 {
                 let sees_from = *self.sees_from.lock();
                 tokio::time::sleep_until(sees_from).await;
-                if let Ok(online) = self.look(users).await {
-                    return Ok(online);
+                match self.look(users).await {
+                    Ok(seen) if seen.is_whole || seen.online.iter().all(|online| *online) => return Ok(seen.online),
+                    Ok(_) if Instant::now() < deadline => tokio::time::sleep(WHOLE_RETRY).await,
+                    Ok(_) => break,
+                    Err(Down) => failures += 1,
                 }
             }
             Err(Error::overloaded())

@@ -235,6 +235,19 @@ impl Scene {
         format!("/chats/{}{rest}", self.chat)
     }
 
+    /// Makes it the private chat of these two, in which both have said something. Nobody is an owner there.
+    pub async fn turn_private(&mut self, member: User, victim: User) {
+        (self.member, self.victim) = (member, victim);
+        self.chat = self.member.private_chat(&self.victim).await;
+        for (number, user) in (1..).zip([&self.member, &self.victim]) {
+            user.say(&self.chat, "mine").await;
+            self.said.insert(user.id.clone(), number);
+        }
+        self.victim.say(&self.chat, "gone").await;
+        self.victim.delete(&self.path("/messages/3")).await.expect(204);
+        self.removed = 3;
+    }
+
     async fn set_role(&self, user: &User, role: &str) {
         let path = self.path(&format!("/members/{}", user.id));
         self.owner.patch(&path, json!({ "role": role })).await.expect(200);
@@ -330,16 +343,7 @@ async fn in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more(server
     // The group is only where the people come from.
     let mut scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {
-        scene.member = server.user().await;
-        scene.victim = server.user().await;
-        scene.chat = scene.member.private_chat(&scene.victim).await;
-        for (number, user) in (1..).zip([&scene.member, &scene.victim]) {
-            user.say(&scene.chat, "mine").await;
-            scene.said.insert(user.id.clone(), number);
-        }
-        scene.victim.say(&scene.chat, "gone").await;
-        scene.victim.delete(&scene.path("/messages/3")).await.expect(204);
-        scene.removed = 3;
+        scene.turn_private(server.user().await, server.user().await).await;
         for (user, expected) in [(&scene.stranger, 401), (&scene.other, 404), (&scene.member, row.5)] {
             let what = format!("private: {} {} {:?}", row.0, row.1, row.2);
             assert_answer(&scene.ask(user, row).await, expected, &what);

@@ -8,7 +8,7 @@ use starling::cluster::{Entered, Presence, TooMany};
 use starling::model::{Clock, UserId};
 
 use super::{Replica, prefix};
-use crate::support::{OwnRedis, eventually, redis_url};
+use crate::support::{Mode, OwnRedis, Proxy, eventually, redis_url};
 
 /// After how long at the latest a killed replica's users are offline.
 const GHOSTS_MAX: Duration = Duration::from_secs(20);
@@ -220,6 +220,34 @@ async fn when_redis_forgets_everything_nobody_goes_offline_and_the_places_are_co
     }
     assert!(b.cluster.presence.enter(ada, 2).await.is_ok());
     assert_eq!(b.cluster.presence.enter(ada, 2).await, Err(TooMany));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_redis_forgets_everything_those_of_a_replica_that_is_cut_off_from_it_go_offline_only_if_it_stays_so() {
+    let redis = OwnRedis::start().await;
+    let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
+    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    acquainted(&[&a, &b]).await;
+    let ada = user();
+    a.cluster.presence.enter(ada, 2).await.unwrap();
+    assert!(is_online(&*b.cluster.presence, ada).await);
+    // Longer than a replica takes to notice that Redis forgot, shorter than it is believed.
+    way.set(Mode::BlackHole);
+    redis.command::<()>(&["FLUSHALL"]).await;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        let online = b.cluster.presence.online(&[ada]).await;
+        assert!(!online.is_ok_and(|online| online == [false]), "{:?} after", start.elapsed());
+    }
+    way.set(Mode::Pass);
+    eventually("she is there", async || b.cluster.presence.online(&[ada]).await.is_ok_and(|it| it == [true])).await;
+    way.set(Mode::BlackHole);
+    redis.command::<()>(&["FLUSHALL"]).await;
+    let start = Instant::now();
+    while !b.cluster.presence.online(&[ada]).await.is_ok_and(|online| online == [false]) {
+        assert!(start.elapsed() < GHOSTS_MAX, "a ghost");
+    }
+    assert!(start.elapsed() > Duration::from_secs(7), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ everywhere!(
     before_it_authenticates_nobody_is_answered_anything,
     in_a_group_everyone_may_do_by_frame_what_the_table_says_and_no_more,
     in_a_channel_everyone_may_do_by_frame_what_the_table_says_and_no_more,
+    in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more,
     in_a_removed_group_nobody_may_do_anything_by_frame,
 );
 
@@ -36,19 +37,19 @@ const DONE: Outcome = Ok(());
 const NOT_ALLOWED: Outcome = Err("not_allowed");
 
 /// A row: a frame about a chat, and what members, admins and owners of a group and of a channel get. Others and
-/// ex-members get `chat_not_found`, always.
-type Row = (&'static str, About, [Outcome; 3], [Outcome; 3]);
+/// ex-members get `chat_not_found`, always. The last: members of a private chat.
+type Row = (&'static str, About, [Outcome; 3], [Outcome; 3], Outcome);
 
 const TABLE: &[Row] = &[
-    ("send_message", About::Chat, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE]),
-    ("typing", About::Chat, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE]),
-    ("read", About::Others, [DONE, DONE, DONE], [DONE, DONE, DONE]),
-    ("edit_message", About::Own, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE]),
-    ("edit_message", About::Others, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3]),
-    ("edit_message", About::Removed, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3]),
-    ("remove_message", About::Own, [DONE, DONE, DONE], [DONE, DONE, DONE]),
-    ("remove_message", About::Others, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE]),
-    ("remove_message", About::Removed, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE]),
+    ("send_message", About::Chat, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE], DONE),
+    ("typing", About::Chat, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE], DONE),
+    ("read", About::Others, [DONE, DONE, DONE], [DONE, DONE, DONE], DONE),
+    ("edit_message", About::Own, [DONE, DONE, DONE], [NOT_ALLOWED, DONE, DONE], DONE),
+    ("edit_message", About::Others, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3], NOT_ALLOWED),
+    ("edit_message", About::Removed, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3], NOT_ALLOWED),
+    ("remove_message", About::Own, [DONE, DONE, DONE], [DONE, DONE, DONE], DONE),
+    ("remove_message", About::Others, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE], NOT_ALLOWED),
+    ("remove_message", About::Removed, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE], NOT_ALLOWED),
 ];
 
 /// Frames about the caller alone, or about users: what they tell of whom is tested with each of them.
@@ -142,6 +143,19 @@ async fn in_a_group_everyone_may_do_by_frame_what_the_table_says_and_no_more(ser
 
 async fn in_a_channel_everyone_may_do_by_frame_what_the_table_says_and_no_more(server: TestServer) {
     play(&server, "channel", |row| row.3).await;
+}
+
+async fn in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more(server: TestServer) {
+    // The group is only where the people come from.
+    let mut scene = Stage::of(&server).await.scene("group").await;
+    for row in TABLE {
+        scene.turn_private(server.user().await, server.user().await).await;
+        for (who, expected) in [(Who::Other, Err("chat_not_found")), (Who::Member, row.4)] {
+            let mut socket = Socket::live(scene.who(who)).await;
+            let answer = ask(&mut socket, frame(&scene, who, row)).await;
+            assert_eq!(answer, expected.map_err(str::to_owned), "private: {who:?} {row:?}");
+        }
+    }
 }
 
 async fn in_a_removed_group_nobody_may_do_anything_by_frame(server: TestServer) {

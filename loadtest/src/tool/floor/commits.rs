@@ -1,10 +1,12 @@
-//! Inserts into a table with one index, or lines at the end of a file: what a durable send costs at least.
+//! Inserts into a table with one index, and pages of it: what a durable send and a read cost at least, in the database
+//! that the server under test uses.
 
-use std::io::Write;
-use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, Executor, PgConnection};
+use serde_json::json;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -23,9 +25,61 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// How long single rows are measured.
 const SINGLE: Duration = Duration::from_secs(2);
 
-const CREATE: &str = "CREATE TABLE IF NOT EXISTS loadtest_floor (id BIGSERIAL PRIMARY KEY, text TEXT NOT NULL)";
-
 type Waiting = (String, oneshot::Sender<()>);
+
+/// A connection to the table, which it makes.
+enum Table {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Table {
+    async fn open(url: &str) -> Result<Self, sqlx::Error> {
+        if url.starts_with("postgres:") {
+            let mut connection = PgConnection::connect(url).await?;
+            let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor (id BIGSERIAL PRIMARY KEY, text TEXT NOT NULL)";
+            connection.execute(sql).await?;
+            return Ok(Self::Postgres(connection));
+        }
+        // As careful as the real server.
+        let options = SqliteConnectOptions::from_str(url)?.create_if_missing(true);
+        let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+        let mut connection = options.connect().await?;
+        let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor (id INTEGER PRIMARY KEY, text TEXT NOT NULL)";
+        connection.execute(sql).await?;
+        Ok(Self::Sqlite(connection))
+    }
+
+    /// Commits these rows together.
+    async fn insert(&mut self, texts: Vec<String>) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Postgres(connection) => {
+                let sql = "INSERT INTO loadtest_floor (text) SELECT * FROM UNNEST($1::text[])";
+                sqlx::query(sql).bind(texts).execute(connection).await.map(drop)
+            }
+            Self::Sqlite(connection) => {
+                let sql = "INSERT INTO loadtest_floor (text) SELECT value FROM json_each($1)";
+                sqlx::query(sql).bind(json!(texts).to_string()).execute(connection).await.map(drop)
+            }
+        }
+    }
+
+    /// Reads the newest rows.
+    async fn page(&mut self, rows: u32) -> Result<(), sqlx::Error> {
+        const PAGE: &str = "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
+        let rows = i64::from(rows);
+        match self {
+            Self::Postgres(connection) => {
+                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(drop)
+            }
+            Self::Sqlite(connection) => sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(drop),
+        }
+    }
+}
+
+fn in_words(error: sqlx::Error) -> String {
+    error.to_string()
+}
 
 /// Takes inserts, and commits what is there together. Clones share a connection.
 #[derive(Clone, Debug)]
@@ -34,34 +88,16 @@ pub struct Commits {
     _task: TaskTracker,
 }
 
-async fn connect(url: &str) -> Result<PgConnection, String> {
-    let mut connection = PgConnection::connect(url).await.map_err(|error| error.to_string())?;
-    connection.execute(CREATE).await.map_err(|error| error.to_string())?;
-    Ok(connection)
-}
-
 impl Commits {
     /// Connects and makes the table.
     ///
     /// # Errors
     /// If the database does not answer.
     pub async fn to_database(url: &str) -> Result<Self, String> {
-        let connection = connect(url).await?;
+        let table = Table::open(url).await.map_err(in_words)?;
         let (waiting, inbox) = mpsc::channel(WAITING_MAX);
         let task = TaskTracker::new();
-        task.spawn(commit_on(connection, inbox));
-        Ok(Self { waiting, _task: task })
-    }
-
-    /// Makes the file.
-    ///
-    /// # Errors
-    /// If it can't be made.
-    pub fn to_file(path: &Path) -> Result<Self, String> {
-        let file = std::fs::File::create(path).map_err(|error| error.to_string())?;
-        let (waiting, inbox) = mpsc::channel(WAITING_MAX);
-        let task = TaskTracker::new();
-        task.spawn_blocking(|| append_to(file, inbox));
+        task.spawn(commit_to(table, inbox));
         Ok(Self { waiting, _task: task })
     }
 
@@ -73,34 +109,15 @@ impl Commits {
     }
 }
 
-async fn commit_on(mut connection: PgConnection, mut inbox: mpsc::Receiver<Waiting>) {
+async fn commit_to(mut table: Table, mut inbox: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let (texts, done): (Vec<String>, Vec<_>) = batch.drain(..).unzip();
-        let sql = "INSERT INTO loadtest_floor (text) SELECT * FROM UNNEST($1::text[])";
-        if sqlx::query(sql).bind(texts).execute(&mut connection).await.is_err() {
+        if table.insert(texts).await.is_err() {
             // Those who wait see that nobody will tell them.
             return;
         }
         for done in done {
-            let _ = done.send(());
-        }
-    }
-}
-
-/// As a database without tables would: all that is there in one write, then one sync.
-fn append_to(mut file: std::fs::File, mut inbox: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while inbox.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
-        let mut lines = String::new();
-        for (text, _) in &batch {
-            lines.push_str(text);
-            lines.push('\n');
-        }
-        if file.write_all(lines.as_bytes()).and_then(|()| file.sync_data()).is_err() {
-            return;
-        }
-        for (_, done) in batch.drain(..) {
             let _ = done.send(());
         }
     }
@@ -114,13 +131,11 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
     let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
     let until = Instant::now() + WARM_UP + READ;
     for _ in 0..readers {
-        let (meter, mut connection) = (meter.clone(), connect(url).await?);
+        let (meter, mut table) = (meter.clone(), Table::open(url).await.map_err(in_words)?);
         reading.spawn(async move {
-            let sql = "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
             while Instant::now() < until {
                 let began = Instant::now();
-                let page = sqlx::query(sql).bind(0_i64).bind(i64::from(rows)).fetch_all(&mut connection).await;
-                page.map_err(|error| error.to_string())?;
+                table.page(rows).await.map_err(in_words)?;
                 meter.record(began.elapsed());
             }
             Ok::<(), String>(())
@@ -138,12 +153,29 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
 /// # Errors
 /// If the database does not answer.
 pub async fn single_rows(url: &str) -> Result<f64, String> {
-    let mut connection = connect(url).await?;
+    let mut table = Table::open(url).await.map_err(in_words)?;
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < SINGLE {
-        let insert = sqlx::query("INSERT INTO loadtest_floor (text) VALUES ($1)").bind("A message of ordinary length.");
-        insert.execute(&mut connection).await.map_err(|error| error.to_string())?;
+        table.insert(vec!["A message of ordinary length.".to_owned()]).await.map_err(in_words)?;
         count += 1;
     }
     Ok(ratio(real(count), began.elapsed().as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn rows_are_inserted_and_read_in_a_file_of_ones_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("floor.db").display());
+        let commits = Commits::to_database(&url).await.unwrap();
+        assert_eq!(commits.insert("it's \"so\"".to_owned()).await, Some(()));
+        let Ok(Table::Sqlite(mut connection)) = Table::open(&url).await else { panic!("not SQLite") };
+        let texts: Vec<String> =
+            sqlx::query_scalar("SELECT text FROM loadtest_floor").fetch_all(&mut connection).await.unwrap();
+        assert_eq!(texts, ["it's \"so\""]);
+        Table::Sqlite(connection).page(50).await.unwrap();
+    }
 }

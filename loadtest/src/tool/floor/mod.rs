@@ -43,17 +43,25 @@ impl Floors {
         self.rows.iter().find(|row| row.kind == Some(kind)).map(|row| row.value)
     }
 
-    fn add_sends(&mut self, name: &'static str, sends: Driven) {
+    fn add_sends(&mut self, sends: Driven) {
+        let name = "inserts of a bare server that groups them into commits";
         self.add(Some(FloorKind::GroupedSends), name, sends.rate, "/s");
         self.add(Some(FloorKind::GroupedP50), "such a durable send, p50", sends.p50_ms, "ms");
         self.add(Some(FloorKind::GroupedP99), "such a durable send, p99", sends.p99_ms, "ms");
         self.add(Some(FloorKind::GroupedCpu), "CPU of such a durable send", sends.cpu_us, "µs");
     }
 
-    fn add_reads(&mut self, name: &'static str, reads: Driven) {
-        self.add(Some(FloorKind::Reads), name, reads.rate, "/s");
+    fn add_reads(&mut self, reads: Driven) {
+        self.add(Some(FloorKind::Reads), "pages of 50 rows read from the database by an index", reads.rate, "/s");
         self.add(Some(FloorKind::ReadP50), "such a read, p50", reads.p50_ms, "ms");
         self.add(Some(FloorKind::ReadP99), "such a read, p99", reads.p99_ms, "ms");
+    }
+
+    fn add_lone(&mut self, send: Driven, read: Driven) {
+        self.add(Some(FloorKind::LoneSendP50), "a durable send, one at a time, p50", send.p50_ms, "ms");
+        self.add(Some(FloorKind::LoneSendP99), "a durable send, one at a time, p99", send.p99_ms, "ms");
+        self.add(Some(FloorKind::LoneReadP50), "a read, one at a time, p50", read.p50_ms, "ms");
+        self.add(Some(FloorKind::LoneReadP99), "a read, one at a time, p99", read.p99_ms, "ms");
     }
 
     fn add(&mut self, kind: Option<FloorKind>, name: &'static str, value: f64, unit: &'static str) {
@@ -61,8 +69,8 @@ impl Floors {
     }
 }
 
-/// Measures the floors, a few seconds each: those of sockets always, those of Postgres and Redis where there are any;
-/// without Postgres, a file stands in for the floor of a durable send.
+/// Measures the floors, a few seconds each: those of sockets, those of this Postgres, or else of an SQLite of its own, and
+/// those of Redis where there is one.
 ///
 /// # Errors
 /// If a bare server does not start or does not answer.
@@ -80,22 +88,15 @@ pub async fn measure(load: &Load, database: Option<String>, redis_port: Option<u
     floors.add(Some(FloorKind::FanOutP50), "such a delivery, p50", writes.p50_ms, "ms");
     floors.add(Some(FloorKind::FanOutP99), "such a delivery, p99", writes.p99_ms, "ms");
     floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "µs");
-    if let Some(url) = &database {
-        let commits = bare(&["--database", url]).await?;
-        let sends = drive::round_trips(&commits, senders).await?;
-        floors.add_sends("inserts of a bare server that groups them into commits", sends);
-        drop(commits);
-        floors.add(None, "commits of one row, one at a time", commits::single_rows(url).await?, "/s");
-        let pages = commits::pages(url, READERS, PAGE).await?;
-        floors.add_reads("pages of 50 rows read from Postgres by an index", pages);
-    } else {
-        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let path = dir.path().join("lines").display().to_string();
-        let file = bare(&["--file", &path]).await?;
-        let sends = drive::round_trips(&file, senders).await?;
-        floors.add_sends("appends of a bare server that groups them into syncs of a file", sends);
-        floors.add_reads("echoes of a bare WebSocket server to 8 at once", drive::round_trips(&echo, READERS).await?);
-    }
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let url = database.unwrap_or_else(|| format!("sqlite://{}", dir.path().join("floor.db").display()));
+    let commits = bare(&["--database", &url]).await?;
+    floors.add_sends(drive::round_trips(&commits, senders).await?);
+    let send = drive::round_trips(&commits, 1).await?;
+    drop(commits);
+    floors.add(None, "commits of one row, one at a time", commits::single_rows(&url).await?, "/s");
+    floors.add_reads(commits::pages(&url, READERS, PAGE).await?);
+    floors.add_lone(send, commits::pages(&url, 1, PAGE).await?);
     if let Some(port) = redis_port {
         floors.add(None, "PUBLISH on one connection, 64 at once", publish::rate(port).await?, "/s");
     }

@@ -1,6 +1,5 @@
 //! Bare WebSocket servers: the sockets of the real one, and nothing behind them.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::{SinkExt, StreamExt};
@@ -23,16 +22,15 @@ pub const TO_ALL: char = '>';
 type Socket = WebSocketStream<TcpStream>;
 type Members = Arc<Mutex<Vec<Socket>>>;
 
-/// Serves until the process is ended: echoes frames, or makes them durable in a table of
-/// `database` or in `file`, and then echoes them. Prints `listening on http://ADDRESS`.
+/// Serves until the process is ended: echoes frames, or makes them durable in a table of `database`, and then echoes
+/// them. Prints `listening on http://ADDRESS`.
 ///
 /// # Errors
-/// If it can't listen, not reach the database, or not make the file.
-pub async fn serve(database: Option<String>, file: Option<PathBuf>) -> Result<(), String> {
-    let commits = match (database, file) {
-        (Some(url), _) => Some(Commits::to_database(&url).await?),
-        (None, Some(path)) => Some(Commits::to_file(&path)?),
-        (None, None) => None,
+/// If it can't listen, or not reach the database.
+pub async fn serve(database: Option<String>) -> Result<(), String> {
+    let commits = match database {
+        Some(url) => Some(Commits::to_database(&url).await?),
+        None => None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
     println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);

@@ -14,6 +14,9 @@ use crate::tool::stage::Stage;
 
 /// How long the last messages may take to reach a listener.
 const SETTLE: Duration = Duration::from_secs(15);
+/// Bytes that may wait for a listener that reads nothing: 1 MiB in the server, what the kernels keep on both sides, and
+/// the frames under way.
+const WAITING_BYTES_MAX: usize = 3 << 20;
 
 /// A connection that listens to one chat, or to none.
 #[derive(Debug)]
@@ -57,11 +60,17 @@ impl Listeners {
         let mut settling = JoinSet::new();
         for mut listener in self.tasks.join_all().await {
             let rev = rev_of(&listener.chat);
-            let verdict = stage.verdict.clone();
+            let (verdict, direct) = (stage.verdict.clone(), stage.is_direct());
             settling.spawn(async move {
                 if !until_rev(&mut listener.light, &listener.chat, rev, SETTLE).await {
                     let next = listener.light.rev(&listener.chat) + 1;
                     verdict.chat(&listener.chat, next, &format!("a member was not told it; the chat is at {rev}"));
+                }
+                let waited = listener.light.waited_bytes();
+                // A balancer's kernel keeps more.
+                if direct && waited > WAITING_BYTES_MAX {
+                    let what = format!("{waited} bytes waited for a member that read nothing, instead of its end");
+                    verdict.chat(&listener.chat, rev, &what);
                 }
                 let errors = listener.errors;
                 listener.light.close().await;

@@ -1,5 +1,7 @@
 //! The workloads.
 
+mod crash;
+mod cut;
 mod idle;
 pub(super) mod inbox;
 mod listeners;
@@ -79,11 +81,25 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
         Workload::Storm => storm::run(stage).await?,
         Workload::Mix => mix::run(stage).await?,
         Workload::Churn => recorded::churn(stage).await?,
+        Workload::Crash => crash::run(stage).await?,
+        Workload::Cut => cut::run(stage).await?,
     };
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
     let counted = String::new();
     Ok(Outcome { workload, figures, meters, spent, errors, proven, notes, counted, violations, sentences })
+}
+
+/// Fails if a workload can't be run on so many replicas of this program's own, 0 where none is.
+///
+/// # Errors
+/// In a sentence.
+pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> {
+    if own_replicas < 2 && matches!(workload, Workload::Crash | Workload::Cut) {
+        let word = workload.word();
+        return Err(format!("{word} breaks replicas of its own: `local --replicas 2 {word}`, without --embedded"));
+    }
+    Ok(())
 }
 
 /// How many accounts a workload needs.
@@ -92,9 +108,13 @@ pub fn accounts_needed(load: &Load, workload: Workload) -> usize {
         Workload::Idle => usize::from(load.connections).div_ceil(CONNECTIONS_PER_USER),
         Workload::Sends => 2 * usize::from(load.senders),
         Workload::Fanout => usize::from(load.members) + 1,
-        Workload::Seed | Workload::Inbox | Workload::Storm | Workload::Mix | Workload::Churn => {
-            usize::from(load.people)
-        }
+        Workload::Seed
+        | Workload::Inbox
+        | Workload::Storm
+        | Workload::Mix
+        | Workload::Churn
+        | Workload::Crash
+        | Workload::Cut => usize::from(load.people),
     }
 }
 
@@ -110,5 +130,11 @@ mod tests {
         let Command::Local { load, .. } = Cli::parse_from(line).command else { panic!("not local") };
         let needed = [Workload::Idle, Workload::Sends, Workload::Fanout].map(|it| accounts_needed(&load, it));
         assert_eq!(needed, [3, 6, 10]);
+    }
+
+    #[test]
+    fn what_breaks_replicas_is_refused_where_there_are_none_to_break() {
+        assert!(is_possible(Workload::Crash, 1).is_err() && is_possible(Workload::Cut, 0).is_err());
+        assert!(is_possible(Workload::Crash, 2).is_ok() && is_possible(Workload::Storm, 0).is_ok());
     }
 }

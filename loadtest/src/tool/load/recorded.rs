@@ -13,15 +13,21 @@ use crate::tool::watch::Watch;
 /// Members of a group in these workloads.
 pub(super) const GROUP: usize = 8;
 
-/// Users in groups of eight, each a member of two.
+/// Users in groups of eight, each a member of two, with a device each.
 pub(super) async fn in_groups(stage: &Stage) -> Result<Users, String> {
+    let mut users = grouped(stage).await?;
+    users.connect(stage).await?;
+    Ok(users)
+}
+
+/// The same before they have devices.
+pub(super) async fn grouped(stage: &Stage) -> Result<Users, String> {
     let mut users = Users::gather(stage).await?;
     let count = users.community.actors.len();
     for first in (0..count).step_by(GROUP / 2) {
         let members: Vec<usize> = (first..first + GROUP.min(count)).map(|number| number % count).collect();
         users.group(&members).await?;
     }
-    users.connect(stage).await?;
     Ok(users)
 }
 

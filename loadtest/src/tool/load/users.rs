@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::Measured;
 use crate::tool::arith::{ratio, real, shown};
 use crate::tool::meter::{Second, Summary};
-use crate::tool::stage::{Figure, Stage};
-use crate::tool::watch::Watch;
+use crate::tool::stage::{Figure, FloorKind, Stage};
+use crate::tool::watch::{Spent, Watch};
 
 /// How long a request may take.
 const REQUEST: Duration = Duration::from_secs(15);
@@ -26,7 +26,18 @@ const CONNECT: Duration = Duration::from_mins(1);
 /// After the last change everybody knows everything within this.
 const HEAL: Duration = Duration::from_secs(10);
 /// What should not come has this long to come, after everything else has.
-const SETTLE: Duration = Duration::from_millis(500);
+pub(super) const SETTLE: Duration = Duration::from_millis(500);
+
+/// What of a record is measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// From then on, by the record's clock.
+    pub from_us: u64,
+    /// Until then, when the last thing was broken, too.
+    pub until_us: u64,
+    /// How long after it everybody must know everything.
+    pub heal: Duration,
+}
 
 /// Users with a device each.
 pub(super) struct Users {
@@ -64,13 +75,22 @@ impl Users {
 
     /// Connects a device for each user.
     pub(super) async fn connect(&mut self, stage: &Stage) -> Result<(), String> {
-        let options = DeviceOptions { seed: stage.load.seed, ..DeviceOptions::default() };
-        self.devices = workload::connect_all(&self.devices_work, &self.community.actors, options);
-        if workload::wait_until_live(&self.devices, CONNECT).await {
-            return Ok(());
-        }
-        self.devices_work.finish().await;
-        Err("not every device could connect".to_owned())
+        self.devices = connect(stage, &self.devices_work, &self.community.actors).await?;
+        Ok(())
+    }
+
+    /// The same, but for some, of the numbers that `parts` holds for, whose devices run until this other work is over.
+    pub(super) async fn connect_parted(
+        &mut self,
+        stage: &Stage,
+        parting: &Work,
+        parts: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Device>, String> {
+        let numbered = self.community.actors.iter().cloned().enumerate();
+        let (gone, here): (Vec<_>, Vec<_>) = numbered.partition(|(number, _)| parts(*number));
+        let actors = |some: Vec<(usize, Actor)>| some.into_iter().map(|(_, actor)| actor).collect::<Vec<_>>();
+        self.devices = connect(stage, &self.devices_work, &actors(here)).await?;
+        connect(stage, parting, &actors(gone)).await
     }
 
     /// Waits until everything that should come has come, and lets the checker judge the record.
@@ -82,14 +102,25 @@ impl Users {
     pub(super) async fn judge(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<(Record, Measured), String> {
         let until_us = self.history.now_us();
         let spent = watch.finish();
-        let mut log = workload::read_final_log(&self.by_replica(stage)?).await?;
-        self.keep_own_chats(&mut log);
+        let log = self.final_log(&stage.replicas()).await?;
         let heal = self.until_caught_up(&log, until_us).await;
         tokio::time::sleep(SETTLE).await;
+        self.conclude(stage, &log, spent, Span { from_us, until_us, heal }).await
+    }
+
+    /// Ends the devices, and lets the checker judge the record.
+    pub(super) async fn conclude(
+        self,
+        stage: &Stage,
+        log: &FinalLog,
+        spent: Spent,
+        span: Span,
+    ) -> Result<(Record, Measured), String> {
+        let Span { from_us, until_us, heal } = span;
         self.devices_work.finish().await;
         let record = self.history.take();
         let limits = Limits { healed_us: Some(until_us), heal, ..Limits::default() };
-        let report = check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
+        let report = check(&Evidence { record: &record, log, secrets: &[], exposed: &[], limits });
         for (invariant, finding) in &report.findings {
             let examples = finding.examples.iter().map(|example| format!("{}: {example}", invariant.words()));
             stage.verdict.add(finding.count, examples);
@@ -107,16 +138,19 @@ impl Users {
         Ok((record, measured))
     }
 
-    /// The same users, who ask each replica by itself: behind a balancer nobody can tell which one answers.
-    fn by_replica(&self, stage: &Stage) -> Result<Vec<Actor>, String> {
-        let http = Http::new(&stage.replicas(), REQUEST)?;
+    /// What is there at the end, as each of these replicas has it: behind a balancer nobody can tell which one answers.
+    pub(super) async fn final_log(&self, replicas: &[String]) -> Result<FinalLog, String> {
+        let http = Http::new(replicas, REQUEST)?;
         let actor = |actor: &Actor| Actor::new(http.clone(), self.history.clone(), actor.account().clone());
-        Ok(self.community.actors.iter().map(actor).collect())
+        let actors: Vec<Actor> = self.community.actors.iter().map(actor).collect();
+        let mut log = workload::read_final_log(&actors).await?;
+        self.keep_own_chats(&mut log);
+        Ok(log)
     }
 
     /// Waits until every device knows every chat of its user to the end, at most [`HEAL`] after the last change. How long
     /// after it that was.
-    async fn until_caught_up(&self, log: &FinalLog, changed_us: u64) -> Duration {
+    pub(super) async fn until_caught_up(&self, log: &FinalLog, changed_us: u64) -> Duration {
         loop {
             let elapsed = Duration::from_micros(self.history.now_us().saturating_sub(changed_us));
             if elapsed >= HEAL {
@@ -136,6 +170,16 @@ impl Users {
         log.chats.retain(|chat| own.contains(&chat.chat));
         log.views.retain(|view| own.contains(&view.chat.chat));
     }
+}
+
+async fn connect(stage: &Stage, work: &Work, actors: &[Actor]) -> Result<Vec<Device>, String> {
+    let options = DeviceOptions { seed: stage.load.seed, ..DeviceOptions::default() };
+    let devices = workload::connect_all(work, actors, options);
+    if workload::wait_until_live(&devices, CONNECT).await {
+        return Ok(devices);
+    }
+    work.finish().await;
+    Err("not every device could connect".to_owned())
 }
 
 fn knows_everything(device: &Device, log: &FinalLog) -> bool {
@@ -171,6 +215,17 @@ fn word(kind: &Kind) -> Option<&'static str> {
     })
 }
 
+/// What an operation's p50 and p99 are held against. At a pace hardly anybody waits for another. A login is slow on purpose.
+fn floors(word: &str) -> Option<[FloorKind; 2]> {
+    match word {
+        "login" => None,
+        "history page" | "changes" | "one chat" | "list of chats" => {
+            Some([FloorKind::LoneReadP50, FloorKind::LoneReadP99])
+        }
+        _ => Some([FloorKind::LoneSendP50, FloorKind::LoneSendP99]),
+    }
+}
+
 /// Rate and latency of each kind of operation in a span of the record, and how many nobody answered.
 fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     let mut kinds: Vec<(&'static str, Histogram<u64>)> = Vec::new();
@@ -194,9 +249,11 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     let mut figures = Vec::new();
     for (word, histogram) in &kinds {
         figures.push(Figure::rate(*word, ratio(real(histogram.len()), span_s), "/s"));
-        let quantile = |quantile| real(histogram.value_at_quantile(quantile)) / 1e3;
-        figures.push(Figure::cost(format!("{word}, p50"), quantile(0.5), "ms"));
-        figures.push(Figure::cost(format!("{word}, p99"), quantile(0.99), "ms"));
+        let floors = floors(word).map_or([None; 2], |floors| floors.map(Some));
+        for ((quantile, share), floor) in [("p50", 0.5), ("p99", 0.99)].into_iter().zip(floors) {
+            let ms = real(histogram.value_at_quantile(share)) / 1e3;
+            figures.push(Figure { floor, ..Figure::cost(format!("{word}, {quantile}"), ms, "ms") });
+        }
     }
     (figures, unknown)
 }

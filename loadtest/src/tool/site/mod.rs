@@ -17,6 +17,7 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use self::replica::Replica;
+use super::proc;
 use super::processes::Processes;
 
 /// Threads of work that make accounts finish thousands a minute; more than this many takes too long to wait for.
@@ -40,6 +41,14 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// Replicas that may be broken: those of embedded mode have nobody to take over.
+    pub fn replicas(self) -> u16 {
+        match self {
+            Self::Embedded => 0,
+            Self::Replicas { count, .. } => count,
+        }
+    }
+
     /// In words, for tables.
     pub fn words(self) -> String {
         match self {
@@ -177,17 +186,43 @@ impl Site {
     /// In a sentence, if one does not stop well or does not come back.
     pub async fn restart_each(&self) -> Result<Duration, String> {
         let began = Instant::now();
-        for (number, address) in self.addresses.iter().enumerate() {
+        for number in 0..self.addresses.len() {
             let taken = self.replicas.lock()[number].take();
             if let Some(replica) = taken {
                 let pid = replica.pid();
                 let cpu_s = replica.stop().await?;
                 self.processes.remove(pid, cpu_s);
             }
-            let replica = self.start_replica(number, address.trim_start_matches("http://")).await?;
-            self.replicas.lock()[number] = Some(replica);
+            self.start_again(number).await?;
         }
         Ok(began.elapsed())
+    }
+
+    /// Starts a replica that was ended, on its port, until it is ready.
+    ///
+    /// # Errors
+    /// In a sentence, if it does not come back.
+    pub async fn start_again(&self, number: usize) -> Result<(), String> {
+        let replica = self.start_replica(number, self.addresses[number].trim_start_matches("http://")).await?;
+        self.replicas.lock()[number] = Some(replica);
+        Ok(())
+    }
+
+    /// Kills the last replica, as a crash would. Its number.
+    pub fn kill_last(&self) -> usize {
+        let number = self.addresses.len() - 1;
+        if let Some(replica) = self.replicas.lock()[number].take() {
+            self.processes.remove(replica.pid(), proc::of_tree(replica.pid()).cpu_s);
+        }
+        number
+    }
+
+    /// Ends every connection by which a replica hears of the others. How many those were.
+    ///
+    /// # Errors
+    /// If there is no Redis, or it does not answer.
+    pub async fn cut_subscriptions(&self) -> Result<u64, String> {
+        self.redis.as_ref().ok_or("there is no Redis")?.cut_subscriptions().await
     }
 
     /// How its replicas stop, in a sentence; nothing for embedded mode, which stops as the server does by default.
