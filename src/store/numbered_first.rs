@@ -26,8 +26,9 @@ const HEAD: &str = "
     WHERE id = $1 AND last_message_id = $2";
 const MARKER: &str = "
     UPDATE members SET last_read_message_id = $3 WHERE chat_id = $1 AND user_id = $2 AND last_read_message_id < $3";
-/// For so long every third message is on its way between its place and its commit.
-const ON_THE_WAY: Duration = Duration::from_millis(40);
+/// For so long every third message is on its way between its place and its commit: longer than a hub waits before it
+/// asks for what is missing.
+const ON_THE_WAY: Duration = Duration::from_millis(80);
 
 impl Store {
     /// Sends drafts one by one; the others are left to be sent as they should.
