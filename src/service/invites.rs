@@ -34,10 +34,12 @@ impl Service {
     /// # Errors
     /// `unavailable`.
     pub async fn first_invite(&self) -> Result<Invite> {
-        match self.store.operator_invite(self.clock.now()).await? {
-            Some(open) => Ok(open),
-            None => self.make_invite(None, None, None).await,
-        }
+        self.store.first_invite(self.new_invite(1, INVITE_LIFE)).await
+    }
+
+    fn new_invite(&self, uses: i64, life: Duration) -> Invite {
+        let now = self.clock.now();
+        Invite { code: random_code(&mut secrets()), uses_left: uses, expires_at_ms: now.plus(life), created_at_ms: now }
     }
 
     async fn make_invite(
@@ -56,13 +58,7 @@ impl Service {
             checks.fail("expires_in_s", format!("must be 1 to {}", INVITE_LIFE_MAX.as_secs()));
         }
         checks.done()?;
-        let now = self.clock.now();
-        let invite = Invite {
-            code: random_code(&mut secrets()),
-            uses_left: uses,
-            expires_at_ms: now.plus(life),
-            created_at_ms: now,
-        };
+        let invite = self.new_invite(uses, life);
         self.store.create_invite(&invite, user_id, self.limits.invites_per_user_max).await?;
         Ok(invite)
     }

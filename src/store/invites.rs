@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::users::lock_users;
-use super::{MapOkDrop, Store, on, timed, within};
+use super::{Db, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::{Code, Result, Timestamp, UserId};
 
 /// An invite.
@@ -31,6 +31,17 @@ pub struct OpenInvite {
 const INSERT: &str =
     "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
 
+async fn insert(work: &mut Work, invite: &Invite, user_id: Option<UserId>) -> Result<()> {
+    within!(work, |db| sqlx::query(INSERT)
+        .bind(invite.code.as_str())
+        .bind(user_id)
+        .bind(invite.uses_left)
+        .bind(invite.expires_at_ms)
+        .bind(invite.created_at_ms)
+        .execute(db)
+        .map_ok_drop())
+}
+
 impl Store {
     /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
     ///
@@ -51,14 +62,7 @@ impl Store {
                     return Err(Code::InviteLimit.into());
                 }
             }
-            within!(work, |db| sqlx::query(INSERT)
-                .bind(invite.code.as_str())
-                .bind(user_id)
-                .bind(invite.uses_left)
-                .bind(invite.expires_at_ms)
-                .bind(invite.created_at_ms)
-                .execute(db)
-                .map_ok_drop())?;
+            insert(&mut work, invite, user_id).await?;
             work.commit().await
         })
         .await
@@ -81,15 +85,27 @@ impl Store {
         .await
     }
 
-    /// An open invite for one use that the operator made, the newest.
-    pub async fn operator_invite(&self, now: Timestamp) -> Result<Option<Invite>> {
-        timed("operator_invite", || async {
-            on!(self.reader(), |db| sqlx::query_as(
+    /// An open invite for one use that the operator made, the newest; without one, `new` is made. Replicas that start at
+    /// the same moment find the same.
+    pub async fn first_invite(&self, new: Invite) -> Result<Invite> {
+        timed("first_invite", || async {
+            let mut work = self.begin().await?;
+            if matches!(self.writer, Db::Postgres(_)) {
+                let one_at_a_time = "LOCK TABLE invites IN SHARE ROW EXCLUSIVE MODE";
+                within!(work, |db| sqlx::query(one_at_a_time).execute(db).map_ok_drop())?;
+            }
+            let open: Option<Invite> = within!(work, |db| sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
                  WHERE user_id IS NULL AND uses_left = 1 AND expires_at_ms > $1 ORDER BY created_at_ms DESC LIMIT 1"
             )
-            .bind(now)
-            .fetch_optional(db))
+            .bind(new.created_at_ms)
+            .fetch_optional(db))?;
+            if let Some(open) = open {
+                return Ok(open);
+            }
+            insert(&mut work, &new, None).await?;
+            work.commit().await?;
+            Ok(new.clone())
         })
         .await
     }
