@@ -1,5 +1,10 @@
 //! The program as an operator runs it: it starts a server of its own, loads it, proves the run and removes everything.
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at a fault, and says what it skips")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at a fault, and says what it skips"
+)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -66,17 +66,26 @@ const END: &str = "
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
     return redis.call('ZADD', KEYS[1], 'XX', now, ARGV[1])";
 
+/// Whether Redis knows who is connected to this replica, as far as it was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    /// It does.
+    Still,
+    /// Not yet: this replica has just started.
+    NotYet,
+    /// Not any more: Redis lost what it knew, or this replica's lease was gone because it slept.
+    NoMore,
+}
+
 /// What a renewal brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
     /// A replica that was alive is not any more: it may have died with something untold.
     pub somebody_died: bool,
     /// A replica whose word on its users counted does not count any more: they are offline, unless another has them.
     pub somebody_is_gone: bool,
-    /// Redis lost what it knew, or this replica's lease was gone because it slept.
-    pub was_forgotten: bool,
-    /// Redis knows nobody who is connected to this replica: it was forgotten, or has just started.
-    pub is_unknown: bool,
+    /// What Redis knows of this replica's users.
+    pub remembered: Remembered,
 }
 
 #[derive(Default)]
@@ -253,13 +262,17 @@ impl Leases {
         let now = Instant::now();
         let mut known = self.known.lock();
         let before = known.memory.replace(memory);
-        let is_unknown = held == 0 || before != known.memory;
-        // The first renewal finds none, and that means nothing.
-        let was_forgotten = is_unknown && before.is_some();
+        let remembered = match before {
+            // The first renewal finds nothing of this replica, and that means nothing.
+            None => Remembered::NotYet,
+            before if held == 0 || before != known.memory => Remembered::NoMore,
+            Some(_) => Remembered::Still,
+        };
         let somebody_died = known.alive.iter().any(|id| !alive.contains(id));
         // After Redis forgot everything, those who were there have as long to come back as they are believed.
-        let before = if was_forgotten { known.believed.clone() } else { Vec::new() };
-        if is_unknown {
+        let mut before = Vec::new();
+        if remembered == Remembered::NoMore {
+            before.clone_from(&known.believed);
             known.said = None;
         }
         known.await_unsaid(&listed, &before, now);
@@ -275,7 +288,7 @@ impl Leases {
             known.believed = believed;
         }
         known.alive = alive;
-        Ok(Renewal { somebody_died, somebody_is_gone, was_forgotten, is_unknown })
+        Ok(Renewal { somebody_died, somebody_is_gone, remembered })
     }
 }
 

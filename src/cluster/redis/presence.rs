@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{LEASE, Leases, Renewal};
+use super::lease::{LEASE, Leases, Remembered, Renewal};
 use super::link::{Down, Redis};
 use crate::cluster::presence::Places;
 use crate::cluster::{BoxFuture, Entered, Presence, TooMany};
@@ -158,10 +158,10 @@ impl RedisPresence {
 
     /// Takes note of a renewal of this replica's lease.
     pub fn renewed(&self, renewal: Renewal) {
-        if renewal.was_forgotten {
-            self.forgotten();
-        } else if renewal.is_unknown {
-            self.say_everything();
+        match renewal.remembered {
+            Remembered::Still => {}
+            Remembered::NotYet => self.say_everything(),
+            Remembered::NoMore => self.forgotten(),
         }
     }
 

@@ -77,10 +77,6 @@ impl Table {
     }
 }
 
-fn in_words(error: sqlx::Error) -> String {
-    error.to_string()
-}
-
 /// Takes inserts, and commits what is there together. Clones share a connection.
 #[derive(Clone, Debug)]
 pub struct Commits {
@@ -94,7 +90,7 @@ impl Commits {
     /// # Errors
     /// If the database does not answer.
     pub async fn to_database(url: &str) -> Result<Self, String> {
-        let table = Table::open(url).await.map_err(in_words)?;
+        let table = Table::open(url).await.map_err(|error| error.to_string())?;
         let (waiting, inbox) = mpsc::channel(WAITING_MAX);
         let task = TaskTracker::new();
         task.spawn(commit_to(table, inbox));
@@ -131,11 +127,11 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
     let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
     let until = Instant::now() + WARM_UP + READ;
     for _ in 0..readers {
-        let (meter, mut table) = (meter.clone(), Table::open(url).await.map_err(in_words)?);
+        let (meter, mut table) = (meter.clone(), Table::open(url).await.map_err(|error| error.to_string())?);
         reading.spawn(async move {
             while Instant::now() < until {
                 let began = Instant::now();
-                table.page(rows).await.map_err(in_words)?;
+                table.page(rows).await.map_err(|error| error.to_string())?;
                 meter.record(began.elapsed());
             }
             Ok::<(), String>(())
@@ -153,10 +149,10 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
 /// # Errors
 /// If the database does not answer.
 pub async fn single_rows(url: &str) -> Result<f64, String> {
-    let mut table = Table::open(url).await.map_err(in_words)?;
+    let mut table = Table::open(url).await.map_err(|error| error.to_string())?;
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < SINGLE {
-        table.insert(vec!["A message of ordinary length.".to_owned()]).await.map_err(in_words)?;
+        table.insert(vec!["A message of ordinary length.".to_owned()]).await.map_err(|error| error.to_string())?;
         count += 1;
     }
     Ok(ratio(real(count), began.elapsed().as_secs_f64()))

@@ -69,11 +69,11 @@ async fn gather(stage: &Stage, parting: &Work, others: &Work) -> Result<(Users, 
     let groups: Vec<Vec<String>> = (0..count).map(|number| groups_of(&users, number)).collect();
     let gone = users.connect_parted(stage, parting, |number| number % PARTS == 0).await?;
     let leavers: Vec<Name> = gone.iter().map(|device| device.actor().user()).collect();
-    for number in 0..count {
+    for (number, groups) in groups.iter().enumerate() {
         // In a busy chat the next event shows that one is missing; in a chat of one's own there is none.
         let own = users.group(&[number]).await?;
         let actor = &users.community.actors[number];
-        others.spawn(workload::write(others.clone(), actor.clone(), groups[number].clone()));
+        others.spawn(workload::write(others.clone(), actor.clone(), groups.clone()));
         others.spawn(workload::write(others.clone(), actor.clone(), vec![own]));
     }
     for (number, device) in (0..count).filter(|number| number % PARTS != 0).zip(&users.devices) {
