@@ -6,11 +6,12 @@
     reason = "a test stops at a fault, and says what it skips"
 )]
 
-use std::os::unix::fs::PermissionsExt;
+mod common;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_starling-loadtest");
+use common::{PROGRAM, folder};
 
 fn run(dir: &Path, args: &[&str]) -> Output {
     Command::new(PROGRAM).args(args).current_dir(dir).env("TMPDIR", dir).output().unwrap()
@@ -18,13 +19,6 @@ fn run(dir: &Path, args: &[&str]) -> Output {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-/// A folder for a run. Postgres, which runs as another user, has its data below.
-fn folder() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    dir
 }
 
 /// What the workloads of the only deployment measured, from `run.json`.

@@ -7,12 +7,14 @@
     reason = "a test stops at a fault, and says what it skips"
 )]
 
-use std::os::unix::fs::PermissionsExt;
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_starling-loadtest");
+use common::{PROGRAM, folder};
+
 /// One at a time: two would only make each other slow.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -44,13 +46,6 @@ fn has_faults() -> bool {
     let server = std::fs::read(Path::new(PROGRAM).with_file_name("starling")).unwrap_or_default();
     let name = b"STARLING_MUTANT";
     server.windows(name.len()).any(|window| window == name)
-}
-
-/// A folder for a run. Postgres, which runs as another user, has its data below.
-fn folder() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    dir
 }
 
 /// Runs until it is noticed, at most three times, by a sentence with all of these words.
