@@ -139,3 +139,18 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
 
 /// How long a unit of work queues for SQLite's one writer: many short ones pass in this time.
 const UNIT_QUEUE_MAX: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sqlite_is_compiled_as_this_repository_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok((Db::Sqlite(reader), _)) = sqlite(dir.path()).await else { panic!("no SQLite") };
+        let options: Vec<String> = sqlx::query_scalar("PRAGMA compile_options").fetch_all(&reader).await.unwrap();
+        let has = |option: &str| options.iter().any(|known| known == option);
+        assert!(has("ENABLE_QPSG") && has("DEFAULT_MEMSTATUS=0"), ".cargo/config.toml was not read: {options:?}");
+        assert!(!has("ENABLE_MEMORY_MANAGEMENT"), "{options:?}");
+    }
+}
