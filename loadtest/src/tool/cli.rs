@@ -74,7 +74,7 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Compare the ratios to floors of runs with committed ones; fail if the best of one is more than 25 % worse.
+    /// Compare the ratios to floors of runs with committed ones; fail if the median of one is more than 25 % worse.
     Gate {
         /// What each run wrote with --json.
         #[arg(required = true)]

@@ -44,19 +44,13 @@ struct Measured {
 }
 
 /// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much worse. Of several runs
-/// the best of each figure counts, and the best of each floor: what else the machine does only ever makes one of the two
-/// worse, and a regression makes all runs' figures worse.
+/// the median of each ratio counts, so that one bad moment decides nothing.
 ///
 /// # Errors
 /// If a file can't be read or written.
 pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, String> {
-    let mut best = HeldRows::new();
-    for path in json {
-        let one: Measured = read(path)?;
-        keep_the_best(&mut best, one.held);
-    }
-    let of = |(row, Held { value, floor, better })| (row, Ratio { ratio: ratio(value, floor), better });
-    let measured: Ratios = best.into_iter().map(of).collect();
+    let runs: Vec<Measured> = json.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
+    let measured = medians(runs.into_iter().map(|run| run.held));
     if accept {
         let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
         std::fs::write(against, text + "\n").map_err(|error| format!("{}: {error}", against.display()))?;
@@ -79,15 +73,18 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn keep_the_best(best: &mut HeldRows, run: HeldRows) {
-    for (row, new) in run {
-        let better = match new.better {
-            Better::Higher => f64::max,
-            Better::Lower => f64::min,
-        };
-        let old = best.entry(row).or_insert(new);
-        (old.value, old.floor) = (better(old.value, new.value), better(old.floor, new.floor));
+/// The median ratio of each row over the runs that have it.
+fn medians(runs: impl Iterator<Item = HeldRows>) -> Ratios {
+    let mut all: BTreeMap<String, (Better, Vec<f64>)> = BTreeMap::new();
+    for (row, Held { value, floor, better }) in runs.flatten() {
+        all.entry(row).or_insert((better, Vec::new())).1.push(ratio(value, floor));
     }
+    let median = |mut ratios: Vec<f64>| {
+        ratios.sort_unstable_by(f64::total_cmp);
+        let middle = ratios.len() / 2;
+        if ratios.len().is_multiple_of(2) { f64::midpoint(ratios[middle - 1], ratios[middle]) } else { ratios[middle] }
+    };
+    all.into_iter().map(|(row, (better, ratios))| (row, Ratio { ratio: median(ratios), better })).collect()
 }
 
 /// What is more than a quarter worse, or was not measured, in sentences that name the row.
@@ -138,16 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn of_several_runs_the_best_figure_counts_and_the_best_floor() {
-        let rates = ([(40.0, 100.0), (50.0, 20.0), (30.0, 90.0)], Better::Higher, (50.0, 100.0));
-        let costs = ([(2.0, 1.0), (1.5, 3.0), (1.7, 0.8)], Better::Lower, (1.5, 0.8));
-        for (runs, better, (value, floor)) in [rates, costs] {
-            let mut kept = HeldRows::new();
-            for (value, floor) in runs {
-                keep_the_best(&mut kept, HeldRows::from([("a row".to_owned(), Held { value, floor, better })]));
-            }
-            assert_eq!(kept["a row"], Held { value, floor, better });
-        }
+    fn of_several_runs_the_median_ratio_counts() {
+        let run = |value, floor| {
+            let held = Held { value, floor, better: Better::Higher };
+            HeldRows::from([("embedded / sends / durable".to_owned(), held)])
+        };
+        let three = [run(50.0, 100.0), run(10.0, 100.0), run(50.0, 200.0)];
+        assert_eq!(medians(three.into_iter()), one(0.25, Better::Higher));
+        let two = [run(50.0, 100.0), run(25.0, 100.0)];
+        assert_eq!(medians(two.into_iter()), one(0.375, Better::Higher));
     }
 
     #[test]

@@ -19,8 +19,10 @@ pub struct Use {
 /// How busy the whole machine was so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Machine {
-    /// CPU seconds that were worked, of all cores.
+    /// CPU seconds that were worked, of all cores, or taken by others.
     pub busy_s: f64,
+    /// CPU seconds that the hypervisor gave to other machines while this one wanted them.
+    pub stolen_s: f64,
     /// CPU seconds in all, of all cores.
     pub all_s: f64,
 }
@@ -94,27 +96,43 @@ fn machine_of(stat: &str) -> Machine {
     let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
     let all: u64 = ticks.iter().sum();
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
-    Machine { busy_s: real(all - idle) * tick_s(), all_s: real(all) * tick_s() }
+    let seconds = |ticks| real(ticks) * tick_s();
+    Machine { busy_s: seconds(all - idle), stolen_s: seconds(ticks.get(7).copied().unwrap_or(0)), all_s: seconds(all) }
 }
 
 /// A word when the generator itself was what limited the run: the machine had nothing left, and a good part of it went
 /// to the generator.
-pub fn bottleneck(machine_busy: f64, generator_of_machine: f64) -> Option<String> {
+pub fn bottleneck(shares: Shares) -> Option<String> {
     const BUSY: f64 = 0.9;
     const SHARE: f64 = 0.25;
-    (machine_busy >= BUSY && generator_of_machine >= SHARE).then(|| {
+    (shares.busy >= BUSY && shares.own >= SHARE).then(|| {
         format!(
             "the generator may have been the bottleneck: the cores were {:.0} % busy, {:.0} % of them with the generator",
-            machine_busy * 100.0,
-            generator_of_machine * 100.0
+            shares.busy * 100.0,
+            shares.own * 100.0
         )
     })
 }
 
-/// Shares of the machine between two moments: how busy it was, and how much of it `cpu_s` is.
-pub fn shares(before: Machine, after: Machine, cpu_s: f64) -> (f64, f64) {
-    let all_s = after.all_s - before.all_s;
-    (ratio(after.busy_s - before.busy_s, all_s), ratio(cpu_s, all_s))
+/// Shares of the machine between two moments, each from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares {
+    /// How busy it was.
+    pub busy: f64,
+    /// How much of it others took.
+    pub stolen: f64,
+    /// How much of it the generator used.
+    pub own: f64,
+}
+
+/// What became of the machine's CPU between two moments, `own_cpu_s` of it in the generator.
+pub fn shares(before: Machine, after: Machine, own_cpu_s: f64) -> Shares {
+    let share = |seconds: f64| ratio(seconds, after.all_s - before.all_s);
+    Shares {
+        busy: share(after.busy_s - before.busy_s),
+        stolen: share(after.stolen_s - before.stolen_s),
+        own: share(own_cpu_s),
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +155,14 @@ mod tests {
 
     #[test]
     fn the_machines_idle_time_is_not_busy() {
-        let machine = machine_of("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1");
+        let machine = machine_of("cpu  10 0 5 70 10 0 0 5 0 0\ncpu0 1");
         assert!((machine.busy_s / machine.all_s - 0.2).abs() < 1e-9);
-        let (busy, share) = shares(Machine::default(), Machine { busy_s: 9.5, all_s: 10.0 }, 4.0);
-        assert!(bottleneck(busy, share).is_some_and(|word| word.contains("95 %") && word.contains("40 %")));
-        assert_eq!(bottleneck(0.5, 0.4), None);
-        assert_eq!(bottleneck(0.99, 0.1), None);
+        assert!((machine.stolen_s / machine.all_s - 0.05).abs() < 1e-9);
+        let later = Machine { busy_s: 9.5, stolen_s: 1.0, all_s: 10.0 };
+        let shares = shares(Machine::default(), later, 4.0);
+        assert!((shares.stolen - 0.1).abs() < 1e-9);
+        assert!(bottleneck(shares).is_some_and(|word| word.contains("95 %") && word.contains("40 %")));
+        assert_eq!(bottleneck(Shares { busy: 0.5, ..shares }), None);
+        assert_eq!(bottleneck(Shares { own: 0.1, ..shares }), None);
     }
 }

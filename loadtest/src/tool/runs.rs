@@ -6,7 +6,7 @@ use std::sync::Arc;
 use starling_loadtest::actor::Account;
 
 use super::cli::{Load, Workload};
-use super::floor::{self, Floors};
+use super::floor::{Bench, Floors};
 use super::guard::raise_file_limit;
 use super::load::{self, accounts_needed, is_possible};
 use super::metrics;
@@ -62,7 +62,7 @@ pub async fn on_target(
     let site = bases.join(", ");
     raise_file_limit(files(&load))?;
     let stage = Stage::new(bases, accounts, None, load)?;
-    all(&stage, site, workloads, Floors::default(), &metrics).await
+    all(&stage, site, workloads, None, &metrics).await
 }
 
 /// Starts what is to be measured, loads it, and removes it.
@@ -90,14 +90,9 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
         let count = local.users.map_or(needed, |users| users as usize);
         eprintln!("making {count} accounts");
         let accounts = site.make_accounts(count).await?;
-        let floors = if local.floors {
-            eprintln!("measuring the floors");
-            floor::measure(&load, site.database_url(), site.redis_port()).await?
-        } else {
-            Floors::default()
-        };
+        let bench = if local.floors { Some(Bench::new(&load, site.database_url(), site.redis_port())?) } else { None };
         let stage = Stage::new(site.bases(), accounts, Some(site.clone()), load.clone())?;
-        report.runs.push(all(&stage, shape.words(), &local.workloads, floors, &[]).await?);
+        report.runs.push(all(&stage, shape.words(), &local.workloads, bench, &[]).await?);
     }
     Ok(report)
 }
@@ -106,20 +101,27 @@ async fn all(
     stage: &Stage,
     site: String,
     workloads: &[Workload],
-    floors: Floors,
+    bench: Option<Bench>,
     metrics: &[String],
 ) -> Result<Run, String> {
     let mut outcomes = Vec::new();
     // Connections that reuse what earlier work has freed would look smaller than they are.
     let (idle, others): (Vec<Workload>, Vec<Workload>) = workloads.iter().partition(|it| **it == Workload::Idle);
     for workload in idle.into_iter().chain(others) {
+        let floors = || async {
+            let Some(bench) = &bench else { return Ok(Floors::default()) };
+            eprintln!("{site}: floors of {}", workload.word());
+            bench.measure(workload).await
+        };
+        let floors_before = floors().await?;
         eprintln!("{site}: {}", workload.word());
         let before = metrics::read(metrics).await?;
         let mut outcome = load::run(stage, workload).await?;
         outcome.counted = metrics::growth(&before, &metrics::read(metrics).await?);
+        outcome.floors = floors_before.mean(&floors().await?);
         outcomes.push(outcome);
     }
-    Ok(Run { site, outcomes, floors })
+    Ok(Run { site, outcomes })
 }
 
 /// Connections are the most of what is open; those of a floor are as many again.

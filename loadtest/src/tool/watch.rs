@@ -33,8 +33,10 @@ pub struct Spent {
     pub roles: Vec<RoleUse>,
     /// CPU seconds of this program.
     pub generator_cpu_s: f64,
-    /// How much of the machine's CPU was at work, from 0 to 1.
+    /// How much of the machine's CPU was at work or taken by others, from 0 to 1.
     pub machine_busy: f64,
+    /// How much of it a hypervisor gave to other machines, from 0 to 1.
+    pub machine_stolen: f64,
     /// A word when the generator was what limited the run.
     pub bottleneck: Option<String>,
     /// The servers' resident bytes, second by second.
@@ -90,13 +92,14 @@ impl Watch {
             memory_bytes: now.memory_bytes,
         });
         let generator_cpu_s = proc::own_cpu_s() - self.own_cpu_s;
-        let (machine_busy, share) = proc::shares(self.machine, machine, generator_cpu_s);
+        let shares = proc::shares(self.machine, machine, generator_cpu_s);
         Spent {
             seconds: self.began.elapsed().as_secs_f64(),
             roles: roles.collect(),
             generator_cpu_s,
-            machine_busy,
-            bottleneck: proc::bottleneck(machine_busy, share),
+            machine_busy: shares.busy,
+            machine_stolen: shares.stolen,
+            bottleneck: proc::bottleneck(shares),
             memory_bytes: self.memory.lock().clone(),
         }
     }

@@ -23,7 +23,11 @@ const WAITING_MAX: usize = 4096;
 const READ: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_secs(1);
 /// How long single rows are measured.
-const SINGLE: Duration = Duration::from_secs(2);
+const SINGLE: Duration = Duration::from_secs(1);
+/// Rows that are there when pages are read.
+const ROWS: usize = 10_000;
+
+const ROW: &str = "A message of ordinary length.";
 
 type Waiting = (String, oneshot::Sender<()>);
 
@@ -64,15 +68,17 @@ impl Table {
         }
     }
 
-    /// Reads the newest rows.
-    async fn page(&mut self, rows: u32) -> Result<(), sqlx::Error> {
+    /// Reads the newest rows. How many there were.
+    async fn page(&mut self, rows: u32) -> Result<usize, sqlx::Error> {
         const PAGE: &str = "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
         let rows = i64::from(rows);
         match self {
             Self::Postgres(connection) => {
-                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(drop)
+                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(|rows| rows.len())
             }
-            Self::Sqlite(connection) => sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(drop),
+            Self::Sqlite(connection) => {
+                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(|rows| rows.len())
+            }
         }
     }
 }
@@ -124,6 +130,7 @@ async fn commit_to(mut table: Table, mut inbox: mpsc::Receiver<Waiting>) {
 /// # Errors
 /// If the database does not answer.
 pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, String> {
+    fill(url).await.map_err(|error| error.to_string())?;
     let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
     let until = Instant::now() + WARM_UP + READ;
     for _ in 0..readers {
@@ -144,6 +151,15 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
     Ok(Driven::of(&meter.summary(), 0.0))
 }
 
+/// Puts rows into a table that has none yet.
+async fn fill(url: &str) -> Result<(), sqlx::Error> {
+    let mut table = Table::open(url).await?;
+    if table.page(1).await? == 0 {
+        table.insert(vec![ROW.to_owned(); ROWS]).await?;
+    }
+    Ok(())
+}
+
 /// Rows a second that one connection commits one by one.
 ///
 /// # Errors
@@ -152,7 +168,7 @@ pub async fn single_rows(url: &str) -> Result<f64, String> {
     let mut table = Table::open(url).await.map_err(|error| error.to_string())?;
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < SINGLE {
-        table.insert(vec!["A message of ordinary length.".to_owned()]).await.map_err(|error| error.to_string())?;
+        table.insert(vec![ROW.to_owned()]).await.map_err(|error| error.to_string())?;
         count += 1;
     }
     Ok(ratio(real(count), began.elapsed().as_secs_f64()))
@@ -161,6 +177,16 @@ pub async fn single_rows(url: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn there_is_something_to_read_before_anything_was_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("floor.db").display());
+        for _ in 0..2 {
+            fill(&url).await.unwrap();
+            assert_eq!(Table::open(&url).await.unwrap().page(u32::MAX).await.unwrap(), ROWS);
+        }
+    }
 
     #[tokio::test]
     async fn rows_are_inserted_and_read_in_a_file_of_ones_own() {
@@ -172,6 +198,6 @@ mod tests {
         let texts: Vec<String> =
             sqlx::query_scalar("SELECT text FROM loadtest_floor").fetch_all(&mut connection).await.unwrap();
         assert_eq!(texts, ["it's \"so\""]);
-        Table::Sqlite(connection).page(50).await.unwrap();
+        assert_eq!(Table::Sqlite(connection).page(50).await.unwrap(), 1);
     }
 }

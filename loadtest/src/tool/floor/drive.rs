@@ -18,7 +18,7 @@ use crate::tool::proc::of_tree;
 use crate::tool::site::replica::Replica;
 
 /// How long each is measured, after a second of warm-up.
-const SPAN: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Handshakes at once.
 const HANDSHAKES_MAX: usize = 32;

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::tool::arith::{ratio, real};
 
 /// How long it is measured.
-const SPAN: Duration = Duration::from_secs(2);
+const SPAN: Duration = Duration::from_secs(1);
 /// Commands under way at once.
 const AT_ONCE: u64 = 64;
 /// About as long as an event of a message.

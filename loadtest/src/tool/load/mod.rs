@@ -19,6 +19,7 @@ mod users;
 use serde::Serialize;
 
 use super::cli::{Load, Workload};
+use super::floor::Floors;
 use super::meter::Summary;
 use super::stage::{Figure, Stage};
 use super::watch::Spent;
@@ -35,6 +36,8 @@ pub struct Outcome {
     pub workload: Workload,
     /// What it measured.
     pub figures: Vec<Figure>,
+    /// What it is held against.
+    pub floors: Floors,
     /// Latencies.
     pub meters: Vec<Summary>,
     /// What was used.
@@ -86,8 +89,8 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
     };
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
-    let counted = String::new();
-    Ok(Outcome { workload, figures, meters, spent, errors, proven, notes, counted, violations, sentences })
+    let (counted, floors) = (String::new(), Floors::default());
+    Ok(Outcome { workload, figures, floors, meters, spent, errors, proven, notes, counted, violations, sentences })
 }
 
 /// Fails if a workload can't be run on so many replicas of this program's own, 0 where none is.

@@ -82,7 +82,8 @@ fn ratios(page: &mut String, report: &Report) {
     if ratios.is_empty() {
         return;
     }
-    *page += "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached in the same run.</p>";
+    *page +=
+        "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached right before and right after.</p>";
     let (rates, costs): (Vec<_>, Vec<_>) = ratios.into_iter().partition(|(_, it)| it.better == Better::Higher);
     bars(page, "Rates: more is better", &rates, |share| share.min(1.0));
     let most = costs.iter().map(|(_, it)| it.ratio).fold(0.0, f64::max);
@@ -135,15 +136,16 @@ fn section(page: &mut String, run: &Run) {
             }
             *page += "</tr>";
         }
-        let _ = write!(page, "</table></div><div class=\"charts\">{}</div>", charts(outcome));
-    }
-    if !run.floors.rows.is_empty() {
-        *page += "<h3>floors</h3><table><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
-        for floor in &run.floors.rows {
-            let value = format!("{} {}", shown(floor.value), floor.unit);
-            let _ = write!(page, "<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(floor.name), escape(&value));
+        *page += "</table></div>";
+        if !outcome.floors.rows.is_empty() {
+            *page += "<table><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
+            for floor in &outcome.floors.rows {
+                let value = format!("{} {}", shown(floor.value), floor.unit);
+                let _ = write!(page, "<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(floor.name), escape(&value));
+            }
+            *page += "</table>";
         }
-        *page += "</table>";
+        let _ = write!(page, "<div class=\"charts\">{}</div>", charts(outcome));
     }
 }
 

@@ -9,7 +9,6 @@ mod rows;
 use serde::Serialize;
 
 use super::cli::{Load, Output};
-use super::floor::Floors;
 use super::gate::HeldRows;
 use super::load::Outcome;
 use hardware::Hardware;
@@ -22,8 +21,6 @@ pub struct Run {
     pub site: String,
     /// What each workload measured.
     pub outcomes: Vec<Outcome>,
-    /// What they are held against.
-    pub floors: Floors,
 }
 
 /// Everything that one call of the program measured.

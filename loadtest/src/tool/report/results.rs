@@ -13,8 +13,8 @@ pub fn markdown(report: &Report) -> String {
         "# Results\n\nWritten by the program, not by hand, with\n\n```sh\n{command}\n```\n\n\
          - When: {made_at}\n- Hardware: {}. The generator ran on the same cores.\n- Versions: {}\n\
          - Each workload was measured for {} s after {} s of warm-up.\n\n\
-         A ratio is the figure divided by its floor: what a bare server reached in the same run with the same \
-         generator. For rates more is better, for sizes less.\n",
+         A ratio is the figure divided by its floor: what a bare server reached with the same generator, on the mean \
+         of right before and right after. For rates more is better, for sizes less.\n",
         hardware.words(),
         versions.join("; "),
         load.seconds,
@@ -31,11 +31,12 @@ pub fn markdown(report: &Report) -> String {
             let (floor, ratio) = (row.floor_words(), row.ratio_words());
             let _ = writeln!(text, "| {} | {name} | {value} | {floor} | {ratio} |", row.workload);
         }
-        if !run.floors.rows.is_empty() {
-            text += "\n| floor | value |\n|---|---:|\n";
-            for floor in &run.floors.rows {
-                let _ = writeln!(text, "| {} | {} {} |", floor.name, shown(floor.value), floor.unit);
+        let beside = run.outcomes.iter().flat_map(|it| it.floors.rows.iter().map(move |floor| (it.workload, floor)));
+        for (number, (workload, floor)) in beside.enumerate() {
+            if number == 0 {
+                text += "\n| beside | floor | value |\n|---|---|---:|\n";
             }
+            let _ = writeln!(text, "| {} | {} | {} {} |", workload.word(), floor.name, shown(floor.value), floor.unit);
         }
         text.push('\n');
         for outcome in &run.outcomes {

@@ -65,7 +65,7 @@ pub fn of(run: &Run) -> impl Iterator<Item = Row<'_>> {
             site: &run.site,
             workload: outcome.workload.word(),
             figure,
-            floor: figure.floor.and_then(|kind| run.floors.of(kind)),
+            floor: figure.floor.and_then(|kind| outcome.floors.of(kind)),
         })
     })
 }
@@ -95,7 +95,10 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     }
     let busy = outcome.spent.machine_busy * 100.0;
     let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;
-    remarks.push(format!("the generator used {own:.0} % of a core; all cores were {busy:.0} % busy"));
+    let stolen = outcome.spent.machine_stolen * 100.0;
+    remarks.push(format!(
+        "the generator used {own:.0} % of a core; all cores were {busy:.0} % busy, {stolen:.0} % with other machines"
+    ));
     remarks.extend(outcome.spent.bottleneck.clone());
     remarks
 }
@@ -103,7 +106,8 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
 /// The table of a run.
 pub fn table(run: &Run) -> String {
     let rows: Vec<Row<'_>> = of(run).collect();
-    let names = rows.iter().map(|row| row.figure.name.as_str()).chain(run.floors.rows.iter().map(|row| row.name));
+    let floors = run.outcomes.iter().flat_map(|outcome| &outcome.floors.rows);
+    let names = rows.iter().map(|row| row.figure.name.as_str()).chain(floors.map(|floor| floor.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
     let mut table = format!("\n{}\n", run.site);
     for outcome in &run.outcomes {
@@ -115,15 +119,12 @@ pub fn table(run: &Run) -> String {
             let line = format!("  {name:<width$}  {value:>16}  {floor:>16}  {ratio:>8}");
             let _ = writeln!(table, "{}", line.trim_end());
         }
+        for floor in &outcome.floors.rows {
+            let value = format!("{} {}", shown(floor.value), floor.unit);
+            let _ = writeln!(table, "  {:<width$}  {:>16}  {value:>16}", floor.name, "");
+        }
         for remark in remarks(outcome) {
             let _ = writeln!(table, "  {remark}");
-        }
-    }
-    if !run.floors.rows.is_empty() {
-        let _ = writeln!(table, "\n  floors");
-        for floor in &run.floors.rows {
-            let _ =
-                writeln!(table, "  {:<width$}  {:>16}", floor.name, format!("{} {}", shown(floor.value), floor.unit));
         }
     }
     table
