@@ -16,15 +16,15 @@ pub struct Use {
     pub memory_bytes: u64,
 }
 
-/// How busy the whole machine was so far.
+/// How busy the whole machine was so far, in CPU seconds of all cores.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Machine {
-    /// CPU seconds that were worked, of all cores, or taken by others.
-    pub busy_s: f64,
-    /// CPU seconds that the hypervisor gave to other machines while this one wanted them.
-    pub stolen_s: f64,
-    /// CPU seconds in all, of all cores.
-    pub all_s: f64,
+    /// Worked, or taken by others.
+    pub busy: f64,
+    /// What the hypervisor gave to other machines while this one wanted it.
+    pub stolen: f64,
+    /// All.
+    pub all: f64,
 }
 
 fn tick_s() -> f64 {
@@ -97,7 +97,7 @@ fn machine_of(stat: &str) -> Machine {
     let all: u64 = ticks.iter().sum();
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
     let seconds = |ticks| real(ticks) * tick_s();
-    Machine { busy_s: seconds(all - idle), stolen_s: seconds(ticks.get(7).copied().unwrap_or(0)), all_s: seconds(all) }
+    Machine { busy: seconds(all - idle), stolen: seconds(ticks.get(7).copied().unwrap_or(0)), all: seconds(all) }
 }
 
 /// A word when the generator itself was what limited the run: the machine had nothing left, and a good part of it went
@@ -127,12 +127,8 @@ pub struct Shares {
 
 /// What became of the machine's CPU between two moments, `own_cpu_s` of it in the generator.
 pub fn shares(before: Machine, after: Machine, own_cpu_s: f64) -> Shares {
-    let share = |seconds: f64| ratio(seconds, after.all_s - before.all_s);
-    Shares {
-        busy: share(after.busy_s - before.busy_s),
-        stolen: share(after.stolen_s - before.stolen_s),
-        own: share(own_cpu_s),
-    }
+    let share = |seconds: f64| ratio(seconds, after.all - before.all);
+    Shares { busy: share(after.busy - before.busy), stolen: share(after.stolen - before.stolen), own: share(own_cpu_s) }
 }
 
 #[cfg(test)]
@@ -156,9 +152,9 @@ mod tests {
     #[test]
     fn the_machines_idle_time_is_not_busy() {
         let machine = machine_of("cpu  10 0 5 70 10 0 0 5 0 0\ncpu0 1");
-        assert!((machine.busy_s / machine.all_s - 0.2).abs() < 1e-9);
-        assert!((machine.stolen_s / machine.all_s - 0.05).abs() < 1e-9);
-        let later = Machine { busy_s: 9.5, stolen_s: 1.0, all_s: 10.0 };
+        assert!((machine.busy / machine.all - 0.2).abs() < 1e-9);
+        assert!((machine.stolen / machine.all - 0.05).abs() < 1e-9);
+        let later = Machine { busy: 9.5, stolen: 1.0, all: 10.0 };
         let shares = shares(Machine::default(), later, 4.0);
         assert!((shares.stolen - 0.1).abs() < 1e-9);
         assert!(bottleneck(shares).is_some_and(|word| word.contains("95 %") && word.contains("40 %")));

@@ -24,6 +24,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; back
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); } th { color: var(--soft); font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 9rem; }
 td.share { width: 40%; } td.share i { display: block; height: .8rem; background: var(--a); border-radius: .15rem; }
+.beside { margin-top: 1.2rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem; margin-top: 1rem; } figure { margin: 0; }
 figcaption { font-weight: 600; } figcaption span { color: var(--soft); font-weight: 400; } figcaption b { margin-left: .8rem; color: var(--a); } figcaption b.s1 { color: var(--b); }
 svg { width: 100%; } svg text { font-size: 11px; fill: var(--soft); } rect { fill: var(--a); } rect.warm { fill: var(--line); opacity: .6; }
@@ -138,7 +139,7 @@ fn section(page: &mut String, run: &Run) {
         }
         *page += "</table></div>";
         if !outcome.floors.rows.is_empty() {
-            *page += "<table><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
+            *page += "<table class=\"beside\"><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
             for floor in &outcome.floors.rows {
                 let value = format!("{} {}", shown(floor.value), floor.unit);
                 let _ = write!(page, "<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(floor.name), escape(&value));
