@@ -67,6 +67,34 @@ fn one_command_starts_loads_proves_and_removes_a_server() {
 }
 
 #[test]
+fn figures_are_held_against_floors_of_the_same_moment_and_the_gate_against_committed_ratios() {
+    if !has_server() {
+        return;
+    }
+    let dir = folder();
+    let inbox = ["inbox", "--seconds", "1", "--warm-up", "0", "--people", "12", "--messages", "50"];
+    let output = run(dir.path(), &[&["local", "--embedded", "--floors"], &inbox[..], &["--json", "run.json"]].concat());
+    let words = said(&output);
+    assert!(output.status.success() && words.contains("pages of 50 rows read from the database"), "{words}");
+    let read = || -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(dir.path().join("run.json")).unwrap()).unwrap()
+    };
+    let row = "embedded / inbox / list of chats";
+    let held = &read()["held"][row];
+    let (value, floor) = (held["value"].as_f64().unwrap(), held["floor"].as_f64().unwrap());
+    assert!(0.0 < value && value < floor, "a server does more than its floor: {held}");
+
+    let gate = |more: &[&str]| run(dir.path(), &[&["gate", "run.json", "--against", "ratios.json"], more].concat());
+    assert!(gate(&["--accept"]).status.success());
+    assert!(gate(&[]).status.success(), "a run is as good as itself");
+    let mut worse = read();
+    worse["held"][row]["value"] = (value * 0.7).into();
+    std::fs::write(dir.path().join("run.json"), worse.to_string()).unwrap();
+    let refused = gate(&[]);
+    assert!(!refused.status.success() && said(&refused).contains(&format!("{row}: ")), "{}", said(&refused));
+}
+
+#[test]
 fn a_fleet_behind_one_address_is_restarted_one_by_one_while_people_write() {
     if !has_server() {
         return;
