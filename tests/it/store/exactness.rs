@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use starling::model::{ChatId, Code, Role, SessionId};
-use starling::store::{Creation, Refreshed, Store};
+use starling::model::{ChatId, Code, Role, SessionId, Timestamp};
+use starling::store::{Creation, Invite, Refreshed, Store};
 
 use super::bench::{Bench, on_both_stores, refused};
 
@@ -15,6 +15,7 @@ on_both_stores!(
     a_private_chat_is_found_again_by_users_who_have_a_self_chat_too,
     the_session_limit_is_exact_under_concurrent_logins,
     an_invite_lets_in_exactly_as_many_as_it_says,
+    processes_that_start_at_once_tell_of_one_first_invite,
     a_refused_registration_gives_the_use_back,
     the_limit_of_open_invites_is_exact,
     the_limits_of_members_and_chats_are_exact,
@@ -134,6 +135,23 @@ async fn an_invite_lets_in_exactly_as_many_as_it_says(bench: Arc<Bench>) {
             }
         }
         assert!(bench.store.open_invite(&invite.code, bench.now()).await.unwrap().is_none());
+    }
+}
+
+async fn processes_that_start_at_once_tell_of_one_first_invite(bench: Arc<Bench>) {
+    const LIFE_MS: i64 = 60_000;
+    let (store, began_ms) = (two(&bench).await, bench.now().as_ms());
+    for round in 0..16 {
+        // The one of the round before is over.
+        let now_ms = began_ms + round * LIFE_MS;
+        let start = |number: usize| {
+            let times = [now_ms, now_ms + LIFE_MS].map(Timestamp::from_ms);
+            let new = Invite { created_at_ms: times[0], expires_at_ms: times[1], ..bench.new_invite(1, LIFE_MS) };
+            let store = store(number);
+            async move { store.first_invite(new).await.unwrap().code }
+        };
+        let told: BTreeSet<String> = join_all((0..16).map(start)).await.into_iter().collect();
+        assert_eq!(told.len(), 1, "{told:?}");
     }
 }
 
