@@ -56,7 +56,7 @@ pub enum FloorKind {
     GroupedP99,
     /// CPU of the bare server for each of them.
     GroupedCpu,
-    /// Reads a second of what the database, or without one a bare server, holds.
+    /// Pages a second that a bare client reads from the database.
     Reads,
     /// How long half of those take at most.
     ReadP50,
