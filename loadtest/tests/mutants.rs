@@ -105,7 +105,7 @@ mutants! {
         "--replicas 2 churn --seconds 2 --people 12", ["told everything, in order, once", "chat ", "(rev "];
     not_fetching_what_the_bus_lost_is_noticed: "no_gap_fill", "committed=wait:200/10",
         "--replicas 2 churn --seconds 2 --people 12", ["chat ", "(rev ", "(device "];
-    healing_backwards_is_noticed: "heal_backwards", "committed=wait:200/10",
+    healing_backwards_is_noticed: "heal_backwards", "committed=wait:400/5",
         "--replicas 2 churn --seconds 3 --people 12", ["told everything, in order, once", "chat ", "(rev "];
     following_after_reading_is_noticed: "subscribe_after_fetch", "",
         "--embedded churn --seconds 4 --people 12", ["chat ", "(rev ", "(device "];
@@ -123,8 +123,8 @@ mutants! {
         "--embedded fanout --members 5 --slow 1 --rate 400 --text-bytes 3900 --seconds 8", ["chat ", "waited for a member", "(rev "];
     subscribing_to_nothing_after_a_cut_is_noticed: "no_resubscribe", "",
         "--replicas 2 cut --seconds 3 --people 12", ["chat ", "(rev ", "(device "];
-    not_looking_when_a_replica_dies_is_noticed: "no_look_on_death", "committed=wait:200/1",
-        "--replicas 2 crash --seconds 2 --people 16", ["chat ", "(rev ", "(device "];
+    not_looking_when_a_replica_dies_is_noticed: "no_look_on_death", "committed=wait:600/1",
+        "--replicas 2 crash --seconds 2 --people 48", ["chat ", "(rev ", "(device "];
     believing_the_dead_is_noticed: "ghosts_never_expire", "",
         "--replicas 2 crash --seconds 2 --people 16", ["never told that user", "went offline"];
 }
