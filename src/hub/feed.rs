@@ -283,6 +283,16 @@ impl Feed {
         }
     }
 
+    /// Tells a user's connections of the chat anew, whatever they were told before: they go on from this view.
+    pub fn add_again(&mut self, user_id: UserId, view: &Chat) {
+        let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
+        for follower in self.followers.iter_mut().filter(|follower| follower.connection.user_id == user_id) {
+            follower.from = follower.from.max(view.rev);
+            // Whatever a snapshot holds of it: there it may have been off the list.
+            follower.connection.push(Some(view.id), None, &frame);
+        }
+    }
+
     /// Ends the following of all of a user's connections, but of those that know better by a newer snapshot.
     fn expel(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
         if faults::on(Mutant::CachedMembership) {

@@ -153,7 +153,7 @@ pub enum ServerFrame {
         chat: Chat,
     },
     /// A chat is no longer in the caller's list. A self or private chat that the caller removed comes back with its
-    /// next `new_message`.
+    /// next `new_message`, or with `chat_added` when the caller opens it again.
     ChatGone {
         /// The chat.
         chat_id: ChatId,

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::feed::Feed;
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
@@ -269,6 +270,43 @@ impl Hub {
             feed.admit(user_id, &view, view.rev, &self.registry);
         }
         self.close_if_unfollowed(&mut feeds, chat_id);
+        Ok(current)
+    }
+
+    /// Tells a user's connections of a chat that is back in their list, as soon as it is read.
+    pub(super) fn add_again_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
+        let is_theirs = |feed: &Feed| feed.connections().any(|connection| connection.user_id == user_id);
+        if !self.feeds(chat_id).get(&chat_id).is_some_and(is_theirs) {
+            return;
+        }
+        let hub = self.clone();
+        self.tasks.spawn_vital("healing", async move {
+            for _ in 0..TAKE_IN_TRIES_MAX {
+                match hub.try_to_add_again(chat_id, user_id).await {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "could not read a chat that a connected user opened again");
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Fails if the feed was faster than the store's answer: what it delivered since must not be told as still to come.
+    async fn try_to_add_again(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+        let Some(view) = self.store.chat(chat_id, user_id).await? else {
+            return Ok(true);
+        };
+        let mut feeds = self.feeds(chat_id);
+        let Some(feed) = feeds.get_mut(&chat_id) else {
+            return Ok(true);
+        };
+        let current = feed.rev() <= view.rev;
+        if current {
+            feed.add_again(user_id, &view);
+        }
         Ok(current)
     }
 

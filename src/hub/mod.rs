@@ -130,6 +130,7 @@ impl Hub {
                 let frame = ServerFrame::ChatGone { chat_id }.encode();
                 self.deliver_passing(chat_id, &frame, |connection| connection.user_id == user_id);
             }
+            Event::ChatBack { chat_id, user_id } => self.add_again_later(chat_id, user_id),
             Event::SessionsEnded(_) if faults::on(Mutant::RevokeWithoutClosing) => {}
             Event::SessionsEnded(sessions) => {
                 for connection in self.registry.of_sessions(&sessions) {

@@ -99,6 +99,13 @@ pub enum Event {
         /// Whose list.
         user_id: UserId,
     },
+    /// A self or private chat is back in the user's list: they asked for it. It may have gone on since.
+    ChatBack {
+        /// The chat.
+        chat_id: ChatId,
+        /// Whose list.
+        user_id: UserId,
+    },
     /// These sessions are over: their connections close.
     SessionsEnded(Vec<SessionId>),
     /// A user may have come online or gone offline: whoever watches looks again.
@@ -126,9 +133,10 @@ impl Event {
                 let joiners = event.change.joiners().map(Topic::User);
                 std::iter::once(Topic::Chat(event.chat_id)).chain(joiners).collect()
             }
-            Self::Read { chat_id, .. } | Self::Typing { chat_id, .. } | Self::ChatGone { chat_id, .. } => {
-                vec![Topic::Chat(*chat_id)]
-            }
+            Self::Read { chat_id, .. }
+            | Self::Typing { chat_id, .. }
+            | Self::ChatGone { chat_id, .. }
+            | Self::ChatBack { chat_id, .. } => vec![Topic::Chat(*chat_id)],
             Self::SessionsEnded(_) => vec![Topic::Everyone],
             Self::Presence(user_id) => vec![Topic::Presence(*user_id)],
         }

@@ -8,7 +8,7 @@ use crate::model::text::{self, Checks};
 use crate::model::{
     Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev, Role, UserId,
 };
-use crate::store::{AddMember, Creation, NewChat};
+use crate::store::{AddMember, Creation, NewChat, Opened};
 
 /// A chat as a client asks for it.
 #[derive(Clone, Debug)]
@@ -77,12 +77,19 @@ impl Service {
         let now = self.clock.now();
         let id = ChatId::new(now, &mut rand::rng());
         let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.limits.chats_per_user_max };
-        let (created, views) = self.store.create_chat(&new).await?;
-        let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
-        if created {
-            self.bus.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change: Change::Created(views) }));
+        match self.store.create_chat(&new).await? {
+            Opened::New(views) => {
+                let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
+                self.bus.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change: Change::Created(views) }));
+                Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, true))
+            }
+            Opened::Found { chat, was_off_the_list } => {
+                if was_off_the_list {
+                    self.bus.publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
+                }
+                Ok((chat, false))
+            }
         }
-        Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, created))
     }
 
     fn check_creation(&self, creator: UserId, request: ChatRequest) -> Result<Creation> {

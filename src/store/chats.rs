@@ -46,6 +46,20 @@ pub enum Creation {
     },
 }
 
+/// What became of a [`NewChat`].
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// It is made; this is what each first member sees of it.
+    New(Vec<(UserId, Chat)>),
+    /// The one `self` or `private` chat was there already.
+    Found {
+        /// As the creator sees it.
+        chat: Chat,
+        /// Whether they had removed it, and nothing had come since.
+        was_off_the_list: bool,
+    },
+}
+
 /// What a member may see and do in a chat.
 #[derive(Clone, Debug, FromRow)]
 pub struct Access {
@@ -261,12 +275,11 @@ impl Store {
         .await
     }
 
-    /// Makes a chat, or finds the one `self` or `private` chat that there is. Whether it is new, and what each first
-    /// member sees of it (of a found one: the creator only).
+    /// Makes a chat, or finds the one `self` or `private` chat that there is.
     ///
     /// # Errors
     /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`.
-    pub async fn create_chat(&self, new: &NewChat) -> Result<(bool, Vec<(UserId, Chat)>)> {
+    pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
             let mut work = self.begin().await?;
             let others: &[UserId] = match &new.kind {
@@ -280,9 +293,9 @@ impl Store {
                 return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
             }
             if !insert_chat(&mut work, new, wanted.len()).await? {
-                let chat = reopen(&mut work, new).await?;
+                let found = reopen(&mut work, new).await?;
                 work.commit().await?;
-                return Ok((false, vec![(new.creator, chat)]));
+                return Ok(found);
             }
             let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) { &wanted } else { &[new.creator] };
             for user_id in limited {
@@ -297,7 +310,7 @@ impl Store {
                 views.push((user_id, view_within(&mut work, new.id, user_id).await?));
             }
             work.commit().await?;
-            Ok((true, views))
+            Ok(Opened::New(views))
         })
         .await
     }
@@ -425,25 +438,33 @@ async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Res
 }
 
 /// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
-async fn reopen(work: &mut Work, new: &NewChat) -> Result<Chat> {
+async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
     let (self_user, pair) = match new.kind {
         Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
         _ => (Some(new.creator), None),
     };
     let chat_id: ChatId = within!(work, |db| {
         sqlx::query_scalar(
-            "UPDATE members SET hidden = FALSE WHERE user_id = $1 AND chat_id IN (
-                 SELECT id FROM chats WHERE self_user = $2
-                 UNION ALL SELECT id FROM chats WHERE pair_low = $3 AND pair_high = $4
-             ) RETURNING chat_id",
+            "SELECT id FROM chats WHERE self_user = $1
+             UNION ALL SELECT id FROM chats WHERE pair_low = $2 AND pair_high = $3",
         )
-        .bind(new.creator)
         .bind(self_user)
         .bind(pair.map(|(low, _)| low))
         .bind(pair.map(|(_, high)| high))
         .fetch_one(db)
     })?;
-    view_within(work, chat_id, new.creator).await
+    // Hidden does not say that it was off the list: what came since put it back.
+    let was_off: Option<bool> = within!(work, |db| {
+        sqlx::query_scalar(
+            "UPDATE members SET hidden = FALSE WHERE chat_id = $1 AND user_id = $2 AND hidden
+             RETURNING (SELECT last_message_id FROM chats WHERE id = $1) <= cleared_message_id",
+        )
+        .bind(chat_id)
+        .bind(new.creator)
+        .fetch_optional(db)
+    })?;
+    let chat = view_within(work, chat_id, new.creator).await?;
+    Ok(Opened::Found { chat, was_off_the_list: was_off.unwrap_or(false) })
 }
 
 fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {

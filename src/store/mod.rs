@@ -25,7 +25,7 @@ mod users;
 
 pub use append::Appended;
 pub use changes::{ChangeItem, Changes, Since};
-pub use chats::{Access, ChatToSync, Creation, NewChat};
+pub use chats::{Access, ChatToSync, Creation, NewChat, Opened};
 pub use connect::StoreOptions;
 pub use invites::{Invite, OpenInvite};
 pub use jobs::Swept;

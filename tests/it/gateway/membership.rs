@@ -14,6 +14,7 @@ everywhere!(
     another_name_is_told_to_all,
     a_removed_chat_is_gone_for_all,
     a_private_chat_removed_by_one_is_gone_for_that_one_alone,
+    a_private_chat_opened_again_is_back_on_all_of_ones_sockets,
     a_stranger_hears_nothing,
     the_events_of_a_chat_count_on_by_one_through_every_kind_of_change,
     the_idempotency_key_is_shown_to_the_sender_alone,
@@ -191,6 +192,43 @@ async fn a_private_chat_removed_by_one_is_gone_for_that_one_alone(server: TestSe
     assert_eq!((told.len(), &told[0]["message"]["text"]), (2, &json!("new")));
     let (_, told) = Socket::resumed(&ada, json!({})).await;
     assert_eq!((told.len(), &told[0]["chat"]["id"]), (2, &json!(chat)));
+}
+
+async fn a_private_chat_opened_again_is_back_on_all_of_ones_sockets(server: TestServer) {
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    bob.say(&chat, "old").await;
+    let (mut a1, mut a2, mut b) = (Socket::live(&ada).await, Socket::live(&ada).await, Socket::live(&bob).await);
+    ada.private_chat(&bob).await;
+    a1.expect_silence().await;
+    ada.delete(&format!("/chats/{chat}")).await.expect(204);
+    for socket in [&mut a1, &mut a2] {
+        socket.expect("chat_gone").await;
+    }
+    ada.private_chat(&bob).await;
+    let view = ada.get(&format!("/chats/{chat}")).await.expect(200);
+    assert_eq!((&view["rev"], &view["last_message"]), (&json!(2), &Value::Null));
+    for socket in [&mut a1, &mut a2] {
+        assert_eq!(socket.expect("chat_added").await["chat"], view);
+    }
+    ada.private_chat(&bob).await;
+    a1.expect_silence().await;
+    ada.delete(&format!("/chats/{chat}")).await.expect(204);
+    bob.say(&chat, "new").await;
+    for socket in [&mut a1, &mut a2] {
+        socket.expect("chat_gone").await;
+        is(&socket.expect("new_message").await, &chat, 3);
+    }
+    ada.private_chat(&bob).await;
+    a1.expect_silence().await;
+    bob.say(&chat, "newer").await;
+    for socket in [&mut a1, &mut a2] {
+        is(&socket.expect("new_message").await, &chat, 4);
+    }
+    for rev in [3, 4] {
+        is(&b.expect("new_message").await, &chat, rev);
+    }
+    b.expect_silence().await;
 }
 
 async fn a_stranger_hears_nothing(server: TestServer) {

@@ -13,7 +13,7 @@ use starling::model::{
     Change, ChatId, ChatKind, Clock, Code, Member, Message, MessageId, Result, Rev, Role, SessionId, Timestamp, UserId,
 };
 use starling::store::{
-    AddMember, Changes, Creation, HistoryRange, Invite, NewChat, NewSession, NewUser, SessionTokens, Store,
+    AddMember, Changes, Creation, HistoryRange, Invite, NewChat, NewSession, NewUser, Opened, SessionTokens, Store,
     StoreOptions,
 };
 use tempfile::TempDir;
@@ -114,7 +114,7 @@ impl Bench {
     pub async fn shared(&self, kind: ChatKind, owner: UserId, members: &[UserId]) -> ChatId {
         let kind = Creation::Shared { kind, name: "Crew".to_owned(), members: members.to_vec() };
         let new = self.new_chat(owner, kind);
-        assert!(self.store.create_chat(&new).await.unwrap().0);
+        assert!(matches!(self.store.create_chat(&new).await.unwrap(), Opened::New(_)));
         new.id
     }
 

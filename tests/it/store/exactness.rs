@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use starling::model::{ChatId, Code, Role, SessionId, Timestamp};
-use starling::store::{Creation, Invite, Refreshed, Store};
+use starling::store::{Creation, Invite, Opened, Refreshed, Store};
 
 use super::bench::{Bench, on_both_stores, refused};
 
@@ -30,6 +30,17 @@ async fn two(bench: &Bench) -> impl Fn(usize) -> Store + use<> {
     move |number| stores[number % 2].clone()
 }
 
+fn is_new(opened: &Opened) -> bool {
+    matches!(opened, Opened::New(_))
+}
+
+fn id(opened: &Opened) -> ChatId {
+    match opened {
+        Opened::New(views) => views[0].1.id,
+        Opened::Found { chat, .. } => chat.id,
+    }
+}
+
 async fn a_pair_has_one_private_chat_though_both_make_it_at_once(bench: Arc<Bench>) {
     let store = two(&bench).await;
     for _ in 0..4 {
@@ -41,9 +52,8 @@ async fn a_pair_has_one_private_chat_though_both_make_it_at_once(bench: Arc<Benc
             async move { store.create_chat(&new).await.unwrap() }
         };
         let outcomes = join_all((0..16).map(make)).await;
-        assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
-        let ids: BTreeSet<ChatId> =
-            outcomes.iter().flat_map(|(_, views)| views.iter().map(|(_, chat)| chat.id)).collect();
+        assert_eq!(outcomes.iter().filter(|opened| is_new(opened)).count(), 1);
+        let ids: BTreeSet<ChatId> = outcomes.iter().map(id).collect();
         assert_eq!(ids.len(), 1);
         for user in [ada, bob] {
             assert_eq!(bench.store.inbox(user, None, 10).await.unwrap().len(), 1);
@@ -59,15 +69,15 @@ async fn a_user_has_one_self_chat_though_many_make_it_at_once(bench: Arc<Bench>)
         async move { store.create_chat(&new).await.unwrap() }
     };
     let outcomes = join_all((0..16).map(make)).await;
-    assert_eq!(outcomes.iter().filter(|(new, _)| *new).count(), 1);
+    assert_eq!(outcomes.iter().filter(|opened| is_new(opened)).count(), 1);
     assert_eq!(bench.store.chat_heads(ada).await.unwrap().len(), 1);
 }
 
 async fn a_private_chat_is_found_again_by_users_who_have_a_self_chat_too(bench: Arc<Bench>) {
     let (ada, bob) = (bench.user().await, bench.user().await);
     let open = async |creator, kind| {
-        let (new, views) = bench.store.create_chat(&bench.new_chat(creator, kind)).await.unwrap();
-        (new, views[0].1.id)
+        let opened = bench.store.create_chat(&bench.new_chat(creator, kind)).await.unwrap();
+        (is_new(&opened), id(&opened))
     };
     let mut expected = Vec::new();
     for user in [ada, bob] {
