@@ -17,7 +17,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use starling::model::message::Draft;
 use starling::model::{ChatId, Timestamp, UserId};
-use starling::store::{Creation, NewChat, Store, StoreOptions};
+use starling::store::{Creation, NewChat, Opened, Store, StoreOptions};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
@@ -154,7 +154,8 @@ impl Site<'_> {
 async fn create_private(store: &Store, creator: UserId, peer: UserId, now: Timestamp) -> ChatId {
     let id = ChatId::new(now, &mut rand::rng());
     let new = NewChat { id, kind: Creation::Private(peer), creator, now, chats_max: i64::MAX };
-    store.create_chat(&new).await.unwrap().1[0].1.id
+    assert!(matches!(store.create_chat(&new).await.unwrap(), Opened::New(_)), "this pair had none");
+    id
 }
 
 struct Server {

@@ -48,6 +48,7 @@ pub enum Creation {
 
 /// What became of a [`NewChat`].
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a request")]
 pub enum Opened {
     /// It is made; this is what each first member sees of it.
     New(Vec<(UserId, Chat)>),
