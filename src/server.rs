@@ -66,9 +66,9 @@ struct RightToServe {
 }
 
 impl RightToServe {
-    fn keep(lock: Option<ReplicaLock>) -> Self {
+    fn keep(lock: ReplicaLock) -> Self {
         let (task, stop) = (TaskTracker::new(), CancellationToken::new());
-        let keeping = lock.map(|lock| task.spawn(lock.keep(stop.clone())));
+        let keeping = Some(task.spawn(lock.keep(stop.clone())));
         Self { keeping, task, stop }
     }
 

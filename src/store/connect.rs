@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -12,7 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use super::pool::{Pool, STATEMENT_MAX};
 use super::{Db, Store, failure};
-use crate::model::{Error, Result};
+use crate::model::{Code, Error, Result};
 
 /// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
 /// paused within a transaction for longer than any unit of work takes is ended, and one whose peer answers no probe of
@@ -30,6 +30,8 @@ const PROBES_MAX: u32 = 2;
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
 const BUSY_MAX: Duration = Duration::from_secs(3);
+/// Pause between two tries where SQLite does not wait by itself.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// Connections that read an SQLite file at once.
 const SQLITE_READERS: u32 = 4;
 /// Before this release a crash at the wrong moment could corrupt the write-ahead log.
@@ -125,7 +127,7 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
             .idle_timeout(None)
             .max_lifetime(None)
     };
-    let writer = pool(1).connect_with(options.clone()).await.map_err(failure)?;
+    let writer = first_connection(|| pool(1).connect_with(options.clone())).await?;
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let mut part = || parts.next().unwrap_or(0);
@@ -137,12 +139,42 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
     Ok((Db::Sqlite(reader), Db::Sqlite(writer)))
 }
 
+/// Tries for as long as a lock is waited for. SQLite itself does not wait where two processes make the same file: the
+/// slower one to switch it to WAL is refused at once, whatever its busy timeout.
+async fn first_connection<T, F: Future<Output = sqlx::Result<T>>>(connect: impl Fn() -> F) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match connect().await.map_err(failure) {
+            Err(error) if error.code == Code::Unavailable && start.elapsed() < BUSY_MAX => {
+                tokio::time::sleep(BUSY_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// How long a unit of work queues for SQLite's one writer: many short ones pass in this time.
 const UNIT_QUEUE_MAX: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
+    use sqlx::SqliteConnection;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_new_file_that_another_process_is_making_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(dir.path().join("starling.db")).create_if_missing(true);
+        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        let making = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+        };
+        let (opened, ()) = tokio::join!(sqlite(dir.path()), making);
+        assert!(opened.is_ok(), "{:?}", opened.err());
+    }
 
     #[tokio::test]
     async fn sqlite_is_compiled_as_this_repository_says() {

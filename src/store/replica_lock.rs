@@ -1,10 +1,13 @@
 //! Who may serve on a database: one replica alone, or a fleet that shares a Redis. Never both, and never two alone: each
 //! would believe that it hears of every change.
 //!
-//! An advisory lock of Postgres, held by a connection of its own for as long as the process serves: alone it is held by
-//! itself, in a fleet it is shared. It ends with its session, so a replica that was killed leaves nothing behind.
+//! On Postgres an advisory lock, held by a connection of its own for as long as the process serves: alone it is held by
+//! itself, in a fleet it is shared. On SQLite a lock on a file beside the database's. Either ends with its holder, so a
+//! replica that was killed leaves nothing behind.
 
+use std::fs::{File, TryLockError};
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -14,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Db, Store, failure};
 use crate::model::{Error, Result};
 
-/// The key of the lock: "replicas" in ASCII.
+/// The file whose lock is the right to serve on the SQLite file beside it. Always empty; it may stay when nobody serves.
+const FILE: &str = "starling.lock";
+/// The key of the lock in Postgres: "replicas" in ASCII.
 const KEY: i64 = 0x7265_706c_6963_6173;
 /// How long a predecessor that is just going away may take.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
@@ -27,7 +32,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const CALL_MAX: Duration = Duration::from_secs(2);
 
 /// The right to serve, held while [`ReplicaLock::keep`] runs.
-pub struct ReplicaLock {
+pub struct ReplicaLock(Kind);
+
+#[expect(clippy::large_enum_variant, reason = "there is one a process")]
+enum Kind {
+    Postgres(SessionLock),
+    Sqlite(File),
+}
+
+/// A lock that may be lost with its session, and taken again.
+struct SessionLock {
     options: PgConnectOptions,
     shared: bool,
     holder: Holder,
@@ -48,16 +62,23 @@ struct Identity {
 
 impl Store {
     /// Takes the right to serve on this database: `shared` by replicas of one fleet, else alone. Waits a moment for a
-    /// predecessor to go away. `None` on SQLite, whose file belongs to one process anyway.
+    /// predecessor to go away. On SQLite there is no fleet, and `shared` means nothing.
     ///
     /// # Errors
     /// `internal` with a sentence for the operator if another holds it, `unavailable` if the database is away.
-    pub async fn hold_replica_lock(&self, shared: bool) -> Result<Option<ReplicaLock>> {
-        let Db::Postgres(pool) = &self.writer else { return Ok(None) };
-        let options = pool.options().clone().application_name("starling-replica");
-        let connection = connect(&options).await?;
-        let holder = take(connection, shared).await?.ok_or_else(|| refusal(shared))?;
-        Ok(Some(ReplicaLock { options, shared, holder }))
+    pub async fn hold_replica_lock(&self, shared: bool) -> Result<ReplicaLock> {
+        match &self.writer {
+            Db::Postgres(pool) => {
+                let options = pool.options().clone().application_name("starling-replica");
+                let connection = connect(&options).await?;
+                let holder = take(connection, shared).await?.ok_or_else(|| refusal(shared))?;
+                Ok(ReplicaLock(Kind::Postgres(SessionLock { options, shared, holder })))
+            }
+            Db::Sqlite(pool) => {
+                let file = pool.connect_options().get_filename().with_file_name(FILE);
+                take_file(&file).await.map(|file| ReplicaLock(Kind::Sqlite(file)))
+            }
+        }
     }
 }
 
@@ -67,7 +88,20 @@ impl ReplicaLock {
     ///
     /// # Errors
     /// `internal` with a sentence for the operator if another got it meanwhile: then this process must not go on.
-    pub async fn keep(mut self, stop: CancellationToken) -> Result<()> {
+    pub async fn keep(self, stop: CancellationToken) -> Result<()> {
+        match self.0 {
+            Kind::Postgres(lock) => lock.keep(stop).await,
+            Kind::Sqlite(file) => {
+                stop.cancelled().await;
+                drop(file);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl SessionLock {
+    async fn keep(mut self, stop: CancellationToken) -> Result<()> {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -131,6 +165,28 @@ async fn take(mut connection: PgConnection, shared: bool) -> Result<Option<Holde
             return Ok(None);
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The same for the lock of a file.
+async fn take_file(path: &Path) -> Result<File> {
+    let failed =
+        |error: io::Error| Error::internal(io::Error::other(format!("can't lock {}: {error}", path.display())));
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() <= HANDOVER_MAX => tokio::time::sleep(RETRY).await,
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::internal(io::Error::other(format!(
+                    "another `starling serve` holds {}: one process serves on an SQLite file; stop the other one, give \
+                     this one another STARLING_DATA_DIR, or use Postgres and Redis for a fleet",
+                    path.display()
+                ))));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }
 

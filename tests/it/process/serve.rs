@@ -208,6 +208,25 @@ async fn several_commands_at_once_may_be_the_first_on_an_empty_directory() {
 }
 
 #[tokio::test]
+async fn a_second_server_on_the_same_sqlite_file_is_refused_and_the_commands_are_not() {
+    let home = Home::new();
+    let server = home.serve().await;
+    home.run(&["serve"]).await.failed(1, &["starling: ", "starling.lock", "STARLING_DATA_DIR"]);
+    for command in [&["invite"][..], &["user", "create", "--login", "ada"], &["doctor"]] {
+        home.run(command).await.fine();
+    }
+    server.stranger().get("/readyz").await.expect(200);
+    // Neither a successor of one that is going away, nor one of a killed one, is.
+    let going = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        server.stop().await;
+    };
+    let (next, ()) = tokio::join!(home.serve(), going);
+    next.kill().await;
+    home.serve().await.stop().await;
+}
+
+#[tokio::test]
 async fn probes_and_metrics_are_on_the_internal_port() {
     let internal = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let server = Home::new().with("STARLING_INTERNAL_LISTEN", &internal.to_string());
