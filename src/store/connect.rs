@@ -158,23 +158,7 @@ const UNIT_QUEUE_MAX: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
-    use sqlx::SqliteConnection;
-
     use super::*;
-
-    #[tokio::test]
-    async fn a_new_file_that_another_process_is_making_is_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = SqliteConnectOptions::new().filename(dir.path().join("starling.db")).create_if_missing(true);
-        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
-        let making = async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            sqlx::query("COMMIT").execute(&mut other).await.unwrap();
-        };
-        let (opened, ()) = tokio::join!(sqlite(dir.path()), making);
-        assert!(opened.is_ok(), "{:?}", opened.err());
-    }
 
     #[tokio::test]
     async fn sqlite_is_compiled_as_this_repository_says() {

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use starling::model::{ChatId, Code, Role, SessionId, Timestamp};
-use starling::store::{Creation, Invite, Opened, Refreshed, Store};
+use starling::store::{Creation, Invite, Opened, Refreshed, Store, StoreOptions};
 
 use super::bench::{Bench, on_both_stores, refused};
 
@@ -23,6 +26,22 @@ on_both_stores!(
     a_spent_refresh_token_ends_its_session_after_the_grace,
     an_account_that_goes_while_it_joins_leaves_no_member_behind,
 );
+
+/// SQLite refuses the slower of two that make a file at once, however long it waits for a lock otherwise.
+#[tokio::test]
+async fn a_new_file_that_another_process_is_making_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteConnectOptions::new().filename(dir.path().join("starling.db")).create_if_missing(true);
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let making = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+    };
+    let options = StoreOptions::Sqlite { dir: dir.path().to_owned() };
+    let (opened, ()) = tokio::join!(Store::open(&options), making);
+    assert!(opened.is_ok(), "{:?}", opened.err());
+}
 
 /// Of the store and one more process, the one for this number.
 async fn two(bench: &Bench) -> impl Fn(usize) -> Store + use<> {
@@ -272,7 +291,7 @@ async fn a_spent_refresh_token_ends_its_session_after_the_grace(bench: Arc<Bench
         assert!(matches!(outcome, Refreshed::Rotated { session: it, .. } if it.id == session.id), "a lost answer");
     }
     assert!(bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_none(), "the old token is dead");
-    bench.clock.advance(std::time::Duration::from_secs(11));
+    bench.clock.advance(Duration::from_secs(11));
     let (outcome, _) = refresh(session.tokens.refresh).await;
     assert!(matches!(outcome, Refreshed::Reused(it) if it.id == session.id));
     for (_, fresh) in [&first, &second] {
