@@ -15,7 +15,8 @@ use crate::model::{Change, ChatId, Result, Rev, SessionId, Topic, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 const CHECK_BATCH: usize = 1000;
-/// How often a view is read again because the chat went on meanwhile; then the slow check tries again.
+/// How often a view is read again because the chat went on meanwhile. Then the slow check tries again, where somebody
+/// joined; a chat opened again is told at the next `sync`.
 const TAKE_IN_TRIES_MAX: usize = 50;
 
 impl Hub {
