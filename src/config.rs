@@ -91,6 +91,8 @@ keys! {
     chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", example "1000";
     /// Members of a group.
     group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", example "20";
+    /// Members of a channel up to which all members get each join and leave; above, they get the number of members.
+    channel_events_members_max: i64, env "STARLING_CHANNEL_EVENTS_MEMBERS_MAX", example "1000";
     /// Entries of a page, whatever the client asks for.
     page_max: i64, env "STARLING_PAGE_MAX", example "100";
     /// WebSocket connections of a user.
@@ -234,6 +236,10 @@ impl Settings {
             group_members_max: at_least_1(
                 "group_members_max",
                 self.group_members_max.unwrap_or(defaults.group_members_max),
+            )?,
+            channel_events_members_max: at_least_1(
+                "channel_events_members_max",
+                self.channel_events_members_max.unwrap_or(defaults.channel_events_members_max),
             )?,
             page_max: at_least_1("page_max", self.page_max.unwrap_or(defaults.page_max))?,
             connections_per_user_max: at_least_1(

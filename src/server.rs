@@ -162,7 +162,8 @@ impl Server {
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
-        let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone());
+        let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
+        let hub = Hub::new(store.clone(), bus, attendance, clock.clone(), tasks.clone(), events_max);
         let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));

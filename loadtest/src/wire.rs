@@ -193,6 +193,7 @@ pub enum FrameKind {
     MemberJoined,
     MemberChanged,
     MemberLeft,
+    MemberCount,
     ChatChanged,
     ChatAdded,
     ChatGone,

@@ -13,8 +13,8 @@ use super::answer::refusal;
 use super::close::CloseCode;
 use super::connection::Live;
 use super::frame::{FrameId, SyncFrame};
-use crate::hub::ServerFrame;
 use crate::hub::frame::EncodedEvent;
+use crate::hub::{Crowd, ServerFrame, Snapshot};
 use crate::metrics;
 use crate::model::faults::{self, Mutant, Point};
 use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
@@ -64,9 +64,11 @@ impl Live {
         // One that the caller removed from their list is followed, and comes back with its next message.
         let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());
+        let mut crowds = HashMap::with_capacity(chats.len());
         let mut added = Vec::new();
         for found in chats {
             let (chat_id, mut rev) = (found.chat.id, found.chat.rev);
+            crowds.insert(chat_id, (found.chat.role, Crowd::of(&found.chat)));
             if found.listed {
                 match known.get(&chat_id) {
                     Some(known) => rev = self.tell_changes(socket, &found, *known).await?,
@@ -79,7 +81,9 @@ impl Live {
         added.extend(gone.map(|chat_id| ServerFrame::ChatGone { chat_id: *chat_id }.encode()));
         self.write(socket, added).await?;
         for chat_id in followed {
-            self.gateway.hub.settle(&self.connection, chat_id, snapshot.get(&chat_id).copied());
+            let seen = snapshot.get(&chat_id).zip(crowds.get(&chat_id));
+            let seen = seen.map(|(rev, (role, crowd))| Snapshot { rev: *rev, role: *role, crowd: *crowd });
+            self.gateway.hub.settle(&self.connection, chat_id, seen);
         }
         Ok(snapshot)
     }
@@ -124,7 +128,9 @@ impl Live {
             return self.reset(socket, chat_id, rev).await;
         }
         // A page at a time: what was not yet told is not kept for a client that may not be reading.
-        let mut page = Page { known, told: known, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
+        let limits = self.gateway.service.limits();
+        let counted = Crowd::of(&found.chat).is_counted_for(found.chat.role, limits.channel_events_members_max);
+        let mut page = Page { known, told: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
         while page.told < rev {
             let Some(changes) = self.changes_after(found, &page).await? else {
                 return self.reset(socket, chat_id, rev).await;
@@ -146,13 +152,15 @@ impl Live {
         let reading = async {
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
-            let since = Since { known: page.known, told: page.told };
+            let only_member = page.counted.then_some(self.caller.user_id);
+            let since = Since { known: page.known, told: page.told, only_member };
             let read = store.changes(found.chat.id, Some(self.caller.user_id), since, page.items_max).await?;
-            let Some(changes) = read.filter(|changes| !changes.forgotten) else { return Ok(None) };
+            let is_whole = |changes: &Changes| page.counted || !changes.forgotten;
+            let Some(changes) = read.filter(is_whole) else { return Ok(None) };
             let is_first = page.told == page.known;
             let too_many = is_first
                 && !changes.complete
-                && store.has_more_changes(found.chat.id, page.known, SYNC_CHANGES_MAX).await?;
+                && store.has_more_changes(found.chat.id, page.known, !page.counted, SYNC_CHANGES_MAX).await?;
             Ok(Some(changes).filter(|_| !too_many))
         };
         let changes = in_time(reading).await?;
@@ -165,6 +173,8 @@ struct Page {
     /// What the client knew at first.
     known: Rev,
     told: Rev,
+    /// Whether the client gets the number of the members instead of each change of another member.
+    counted: bool,
     /// Changes to read at once.
     items_max: i64,
     /// Messages that were told as new.
@@ -195,6 +205,12 @@ impl Page {
                 frames.push(frame);
             }
         }
+        // Only members changed after the last frame.
+        if self.counted && changes.complete && self.told < changes.rev {
+            let (rev, member_count) = (changes.rev, changes.member_count);
+            frames.push(ServerFrame::MemberCount { chat_id, rev, member_count }.encode());
+        }
+
         self.told = changes.rev;
         frames
     }

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::connection::{Connection, Mark};
+use super::crowd::{Crowd, Snapshot};
 use super::frame::{EncodedEvent, ServerFrame};
 use super::registry::Registry;
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::REORDER_MAX;
-use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, UserId};
+use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, Role, UserId};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,14 @@ struct Follower {
     /// It knows the chat up to this revision by other means.
     from: Rev,
     standing: Standing,
+    /// The role of its user; unknown before the snapshot is read.
+    role: Option<Role>,
+}
+
+impl Follower {
+    fn has_left(&self) -> bool {
+        matches!(self.standing, Standing::Left(_))
+    }
 }
 
 /// What is known of a follower's membership.
@@ -53,14 +62,29 @@ pub struct Feed {
     followers: Vec<Follower>,
     /// Events that came too early.
     waiting: BTreeMap<Rev, ChatEvent>,
+    crowd: Crowd,
+    /// Members of a channel above which ordinary members get counts instead of member events.
+    events_max: i64,
+    /// The last member event that the ordinary members did not get, until a count stands for it.
+    uncounted: Option<Rev>,
     /// Whether somebody is fetching what is missing.
     pub healing: bool,
 }
 
 impl Feed {
-    /// A feed of which everything up to `rev` counts as delivered.
-    pub fn delivered_up_to(rev: Rev) -> Self {
-        Self { rev, seen: rev, followers: Vec::new(), waiting: BTreeMap::new(), healing: false }
+    /// A feed of which everything up to `rev` counts as delivered. In a channel of more than `events_max` members the
+    /// ordinary ones get counts instead of member events.
+    pub fn delivered_up_to(rev: Rev, events_max: i64) -> Self {
+        Self {
+            rev,
+            seen: rev,
+            followers: Vec::new(),
+            waiting: BTreeMap::new(),
+            crowd: Crowd::default(),
+            events_max,
+            uncounted: None,
+            healing: false,
+        }
     }
 
     /// The last revision delivered.
@@ -93,16 +117,26 @@ impl Feed {
         match self.find(connection) {
             // It was taken in by a join that came first.
             Some(follower) => follower.standing = Standing::Joined,
-            None => self.add(chat_id, connection, Rev(0), Standing::Unknown),
+            None => self.add(chat_id, connection, Rev(0), Standing::Unknown, None),
         }
     }
 
     /// Tells what a follower's snapshot held: the chat at a revision, or no such chat. It goes on from there if its
     /// user is a member; the later of snapshot and events decides.
-    pub fn settle(&mut self, chat_id: ChatId, connection: &Arc<Connection>, snapshot: Option<Rev>) {
+    pub fn settle(&mut self, chat_id: ChatId, connection: &Arc<Connection>, snapshot: Option<Snapshot>) {
+        if let Some(snapshot) = snapshot {
+            self.crowd.learn(snapshot.crowd);
+            if snapshot.role.is_some_and(Role::leads) {
+                // From now on it gets the events themselves, so the count must not stand for earlier ones any more.
+                self.send_count_to(chat_id, |follower| follower.connection.id == connection.id);
+            }
+        }
+
         let Some(follower) = self.find(connection) else {
             return;
         };
+        follower.role = snapshot.and_then(|snapshot| snapshot.role).or(follower.role);
+        let snapshot = snapshot.map(|snapshot| snapshot.rev);
         let stays = match (follower.standing, snapshot) {
             (Standing::Left(left), Some(rev)) => left <= rev,
             (Standing::Left(_) | Standing::Unknown, None) => false,
@@ -121,10 +155,17 @@ impl Feed {
         self.followers.iter_mut().find(|follower| follower.connection.id == connection.id)
     }
 
-    fn add(&mut self, chat_id: ChatId, connection: &Arc<Connection>, from: Rev, standing: Standing) {
+    fn add(
+        &mut self,
+        chat_id: ChatId,
+        connection: &Arc<Connection>,
+        from: Rev,
+        standing: Standing,
+        role: Option<Role>,
+    ) {
         // One that is gone would never be removed again.
         if connection.add_chat(chat_id) {
-            self.followers.push(Follower { connection: connection.clone(), from, standing });
+            self.followers.push(Follower { connection: connection.clone(), from, standing, role });
         }
     }
 
@@ -159,6 +200,7 @@ impl Feed {
         chat_id: ChatId,
         items: Vec<(Rev, Change)>,
         sent_earlier: &HashMap<MessageId, Rev>,
+        crowd: Crowd,
         rev: Rev,
         registry: &Registry,
     ) {
@@ -188,6 +230,8 @@ impl Feed {
             }
         }
         self.rev = self.rev.max(rev);
+        // Several changes of one member came as one, so what was counted may be off.
+        self.crowd.learn(crowd);
         self.expect_up_to(rev);
         self.deliver_waiting(registry);
     }
@@ -242,6 +286,7 @@ impl Feed {
     fn deliver(&mut self, event: ChatEvent, registry: &Registry) {
         let (chat_id, rev) = (event.chat_id, event.rev);
         self.rev = rev;
+        self.crowd.count(&event.change, rev);
         match &event.change {
             Change::Created(views) => {
                 for (user_id, view) in views {
@@ -259,6 +304,14 @@ impl Feed {
                 self.expel(chat_id, *user_id, rev);
                 self.broadcast(event, |_| true);
             }
+            Change::MemberChanged(member) => {
+                let (user_id, role) = (member.user.id, member.role);
+                self.send_count(chat_id);
+                for follower in self.followers.iter_mut().filter(|it| it.connection.user_id == user_id) {
+                    follower.role = Some(role);
+                }
+                self.broadcast(event, |_| true);
+            }
             Change::Removed => self.end(chat_id),
             _ => self.broadcast(event, |_| true),
         }
@@ -268,16 +321,18 @@ impl Feed {
     pub fn admit(&mut self, user_id: UserId, view: &Chat, rev: Rev, registry: &Registry) {
         // The view may be newer than the event, if it was read back from the store.
         let from = rev.max(view.rev);
+        self.crowd.learn(Crowd::of(view));
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
         for connection in registry.streaming(user_id) {
             match self.find(&connection) {
                 Some(follower) if matches!(follower.standing, Standing::Left(_)) => {
                     follower.standing = Standing::Joined;
                     follower.from = follower.from.max(from);
+                    follower.role = view.role;
                 }
                 // It is told of every event already.
                 Some(_) => continue,
-                None => self.add(view.id, &connection, from, Standing::Settled),
+                None => self.add(view.id, &connection, from, Standing::Settled, view.role),
             }
             connection.push(Some(view.id), Some(Mark::Added(from)), &frame);
         }
@@ -313,17 +368,57 @@ impl Feed {
         });
     }
 
-    /// Hands an event to the followers that do not know it yet, as far as it is `meant` for them.
-    fn broadcast(&self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
-        let (chat_id, rev) = (event.chat_id, event.rev);
+    /// Hands an event to the followers that do not know it yet, as far as it is `meant` for them. A member event of a large
+    /// channel goes to those who lead it and to the member; the others get a count later.
+    fn broadcast(&mut self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
+        let (chat_id, rev, member) = (event.chat_id, event.rev, event.change.member());
+        if member.is_none() || !self.crowd.is_counted_for(None, self.events_max) {
+            // A client must learn what became of the revisions before this one.
+            self.send_count(chat_id);
+        }
         let Some(encoded) = EncodedEvent::new(event) else {
             return;
         };
+
+        let (crowd, events_max) = (self.crowd, self.events_max);
+        let is_counted = |follower: &Follower| {
+            member.is_some_and(|member| member != follower.connection.user_id)
+                && crowd.is_counted_for(follower.role, events_max)
+        };
         let mut delivered = 0;
-        let left = |follower: &Follower| matches!(follower.standing, Standing::Left(_));
-        for follower in self.followers.iter().filter(|it| it.from < rev && !left(it) && meant(it)) {
+        for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && meant(it)) {
+            if is_counted(follower) {
+                self.uncounted = Some(rev);
+                continue;
+            }
             let frame = encoded.for_viewer(follower.connection.user_id);
             follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), frame);
+            delivered += 1;
+        }
+        metrics::events_delivered(delivered);
+    }
+
+    /// Whether ordinary members wait for a count.
+    pub fn has_uncounted(&self) -> bool {
+        self.uncounted.is_some()
+    }
+
+    /// Sends the ordinary members of a large channel the number of members, if it changed since the last time.
+    pub fn send_count(&mut self, chat_id: ChatId) {
+        self.send_count_to(chat_id, |_| true);
+        self.uncounted = None;
+    }
+
+    fn send_count_to(&self, chat_id: ChatId, meant: impl Fn(&Follower) -> bool) {
+        let Some(rev) = self.uncounted else {
+            return;
+        };
+        let member_count = self.crowd.member_count();
+        let frame = ServerFrame::MemberCount { chat_id, rev, member_count }.encode();
+        let mut delivered = 0;
+        let leads = |follower: &Follower| follower.role.is_some_and(Role::leads);
+        for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && !leads(it) && meant(it)) {
+            follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), &frame);
             delivered += 1;
         }
         metrics::events_delivered(delivered);

@@ -138,6 +138,17 @@ pub enum ServerFrame {
         /// Who.
         user_id: UserId,
     },
+    /// Members of a large channel joined, left or changed their roles. Stands for all changes of the chat up to `rev` that
+    /// this connection did not get as events: each of them concerned members only. Owner and admins get the events
+    /// instead, except for those that happen while their connection syncs.
+    MemberCount {
+        /// The channel.
+        chat_id: ChatId,
+        /// The last revision that this stands for.
+        rev: Rev,
+        /// How many members the channel has at that revision.
+        member_count: i64,
+    },
     /// The chat itself changed, such as its name.
     ChatChanged {
         /// The chat.

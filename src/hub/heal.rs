@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::crowd::Crowd;
 use super::feed::Feed;
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
@@ -81,7 +82,11 @@ impl Hub {
         }
         let mut feeds = self.feeds(chat_id);
         if let Some(feed) = feeds.get_mut(&chat_id) {
-            feed.catch_up(chat_id, items, &changes.sent_earlier, changes.rev, &self.registry);
+            let crowd = Crowd::new(changes.kind, changes.member_count, changes.rev);
+            // The count is that of the chat's present revision, so a page before the last says nothing.
+            let crowd = if changes.complete { crowd } else { Crowd::default() };
+            feed.catch_up(chat_id, items, &changes.sent_earlier, crowd, changes.rev, &self.registry);
+            self.count_later(chat_id, feed);
             if changes.complete && changes.rev < seen {
                 // What was seen before the store was asked, and is not there, was never committed.
                 feed.disbelieve_beyond(changes.rev);

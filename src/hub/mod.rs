@@ -5,6 +5,7 @@
 //! to arrive, then fetched from the store ([`heal`]). Each event is encoded once and shared by all outboxes.
 
 pub mod connection;
+mod crowd;
 mod feed;
 pub mod frame;
 mod heal;
@@ -13,7 +14,7 @@ pub mod presence;
 mod registry;
 mod watchers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +26,12 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
-use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, SESSION_CHECK_EVERY};
+use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
 use crate::tasks::Tasks;
 pub use connection::{CloseReason, Connection};
+pub use crowd::{Crowd, Snapshot};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
 use one_at_a_time::OneAtATime;
@@ -55,6 +57,10 @@ pub struct Hub {
     stop: CancellationToken,
     draining: CancellationToken,
     checking: Checks,
+    /// Members of a channel above which ordinary members get counts instead of member events.
+    channel_events_max: i64,
+    /// Large channels whose members wait for a count.
+    uncounted: Mutex<HashSet<ChatId>>,
 }
 
 /// Comparisons with the store: one of each kind at a time, and once more if it was asked for meanwhile.
@@ -65,8 +71,16 @@ struct Checks {
 }
 
 impl Hub {
-    /// A hub without connections.
-    pub fn new(store: Store, bus: Arc<dyn Bus>, attendance: Attendance, clock: Clock, tasks: Tasks) -> Arc<Self> {
+    /// A hub without connections. In a channel of more than `channel_events_max` members the ordinary ones get the number
+    /// of members instead of each member event.
+    pub fn new(
+        store: Store,
+        bus: Arc<dyn Bus>,
+        attendance: Attendance,
+        clock: Clock,
+        tasks: Tasks,
+        channel_events_max: i64,
+    ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
         let (watchers, stop) = (Watchers::new(bus.clone()), tasks.stop_token());
@@ -83,6 +97,8 @@ impl Hub {
             stop,
             draining,
             checking: Checks::default(),
+            channel_events_max,
+            uncounted: Mutex::default(),
         })
     }
 
@@ -92,12 +108,17 @@ impl Hub {
         self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
+        let mut count = slow_interval(MEMBER_COUNT_EVERY);
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
                 _ = check.tick() => Some(Arrival::Lost),
                 _ = session_check.tick() => {
                     self.check_sessions_now();
+                    continue;
+                }
+                _ = count.tick() => {
+                    self.send_counts();
                     continue;
                 }
                 arrival = inbox.next() => arrival,
@@ -159,6 +180,7 @@ impl Hub {
             |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !feed.is_followed_by(it));
         let missed: Vec<UserId> = late.filter(unfollowing).collect();
         let accepted = feed.accept(event, &self.registry);
+        self.count_later(chat_id, feed);
         let followed = !self.close_if_unfollowed(&mut feeds, chat_id);
         drop(feeds);
         for user_id in missed {
@@ -169,6 +191,22 @@ impl Hub {
         } else if unknown && followed {
             // A later event may have come first, when nobody was here to take it.
             self.check_later(chat_id);
+        }
+    }
+
+    /// Has the members of a large channel get a count with the next tick, if they wait for one.
+    fn count_later(&self, chat_id: ChatId, feed: &Feed) {
+        if feed.has_uncounted() {
+            self.uncounted.lock().insert(chat_id);
+        }
+    }
+
+    fn send_counts(&self) {
+        let chats = std::mem::take(&mut *self.uncounted.lock());
+        for chat_id in chats {
+            if let Some(feed) = self.feeds(chat_id).get_mut(&chat_id) {
+                feed.send_count(chat_id);
+            }
         }
     }
 
@@ -231,13 +269,13 @@ impl Hub {
 
     /// Tells the hub what the connection's snapshot, read after [`Hub::follow`], held of a chat: it gets what comes after
     /// that revision; or nothing, where it did not hold the chat and no later event brought it.
-    pub fn settle(self: &Arc<Self>, connection: &Arc<Connection>, chat_id: ChatId, snapshot: Option<Rev>) {
+    pub fn settle(self: &Arc<Self>, connection: &Arc<Connection>, chat_id: ChatId, snapshot: Option<Snapshot>) {
         let mut feeds = self.feeds(chat_id);
         let Some(feed) = feeds.get_mut(&chat_id) else {
             return;
         };
         feed.settle(chat_id, connection, snapshot);
-        let behind = snapshot.filter(|rev| feed.rev() < *rev);
+        let behind = snapshot.map(|snapshot| snapshot.rev).filter(|rev| feed.rev() < *rev);
         self.close_if_unfollowed(&mut feeds, chat_id);
         drop(feeds);
         if behind.is_some() {
@@ -280,7 +318,7 @@ impl Hub {
     fn open<'a>(&self, feeds: &'a mut HashMap<ChatId, Feed>, chat_id: ChatId, rev: Rev) -> &'a mut Feed {
         feeds.entry(chat_id).or_insert_with(|| {
             self.bus.follow(Topic::Chat(chat_id));
-            Feed::delivered_up_to(rev)
+            Feed::delivered_up_to(rev, self.channel_events_max)
         })
     }
 

@@ -60,6 +60,16 @@ impl Change {
         }
     }
 
+    /// The member who joined, left or got another role by this change.
+    pub fn member(&self) -> Option<UserId> {
+        match self {
+            Self::MemberJoined(joined) => Some(joined.0.user.id),
+            Self::MemberChanged(member) => Some(member.user.id),
+            Self::MemberLeft(user_id) => Some(*user_id),
+            _ => None,
+        }
+    }
+
     /// Who enters the chat by this change.
     pub fn joiners(&self) -> impl Iterator<Item = UserId> {
         let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };

@@ -9,7 +9,7 @@ use super::members::{MemberRow, members};
 use super::messages::{MessageRow, messages};
 use super::{Db, Store, Work, failure, lent, on, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
-use crate::model::{Change, Chat, ChatId, Message, MessageId, Result, Rev, UserId};
+use crate::model::{Change, Chat, ChatId, ChatKind, Message, MessageId, Result, Rev, UserId};
 
 /// Items that can share one rev: the first members of a chat, and the chat itself.
 #[expect(clippy::cast_possible_wrap, reason = "a hundred")]
@@ -25,11 +25,13 @@ pub struct Since {
     pub known: Rev,
     /// What they were told meanwhile; changes after it are read.
     pub told: Rev,
+    /// Of whom changes of the membership are read: of all members, or of this one alone.
+    pub only_member: Option<UserId>,
 }
 
 impl From<Rev> for Since {
     fn from(known: Rev) -> Self {
-        Self { known, told: known }
+        Self { known, told: known, only_member: None }
     }
 }
 
@@ -48,10 +50,17 @@ pub struct Changes {
     pub forgotten: bool,
     /// Since when the viewer is a member; `None` without a viewer.
     pub joined_rev: Option<Rev>,
+    /// The chat's kind.
+    pub kind: ChatKind,
+    /// How many members the chat has at its present revision, which is [`Changes::rev`] if that is complete.
+    pub member_count: i64,
 }
 
 #[derive(sqlx::FromRow)]
 struct HeadRow {
+    #[sqlx(try_from = "String")]
+    kind: ChatKind,
+    member_count: i64,
     rev: Rev,
     renamed_rev: Rev,
     forgotten_rev: Rev,
@@ -72,7 +81,7 @@ impl Store {
         timed("changes", || async {
             let mut work = self.snapshot().await?;
             let head: Option<HeadRow> = within!(work, |db| sqlx::query_as(
-                "SELECT rev, renamed_rev, forgotten_rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL"
+                "SELECT kind, member_count, rev, renamed_rev, forgotten_rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL"
             )
             .bind(chat_id)
             .fetch_optional(db))?;
@@ -106,25 +115,27 @@ impl Store {
             items.truncate(room);
             let rev = if complete { head.rev } else { items.last().map_or(since.told, |(rev, _)| *rev) };
             let forgotten = since.told.0 > 0 && since.told < head.forgotten_rev;
-            Ok(Some(Changes { items, sent_earlier, rev, complete, forgotten, joined_rev }))
+            let HeadRow { kind, member_count, .. } = head;
+            Ok(Some(Changes { items, sent_earlier, rev, complete, forgotten, joined_rev, kind, member_count }))
         })
         .await
     }
 
-    /// Whether more than `max` messages and members of a chat changed after a revision.
-    pub async fn has_more_changes(&self, chat_id: ChatId, known: Rev, max: i64) -> Result<bool> {
+    /// Whether more than `max` messages of a chat changed after a revision; with `members`, messages and members.
+    pub async fn has_more_changes(&self, chat_id: ChatId, known: Rev, members: bool, max: i64) -> Result<bool> {
         timed("has_more_changes", || async {
             // Each count ends where it is enough: a client may be a million changes behind.
             let count: i64 = on!(self.reader(), |db| sqlx::query_scalar(
                 "SELECT (SELECT COUNT(*) FROM messages WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
                     (SELECT rev FROM messages WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4)) \
-                 + (SELECT COUNT(*) FROM members WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                 + (SELECT COUNT(*) FROM members WHERE $5 AND chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
                     (SELECT rev FROM members WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4))"
             )
             .bind(chat_id)
             .bind(known)
             .bind(max)
             .bind(i64::MAX)
+            .bind(members)
             .fetch_one(db))?;
             Ok(count > max)
         })
@@ -167,7 +178,7 @@ impl Store {
 async fn items_after(
     work: &mut Work,
     chat_id: ChatId,
-    Since { known, told }: Since,
+    Since { known, told, only_member }: Since,
     max: i64,
 ) -> Result<(Vec<ChangeItem>, HashMap<MessageId, Rev>)> {
     let messages: Vec<MessageRow> =
@@ -177,12 +188,19 @@ async fn items_after(
             // No two messages share a rev; one more tells whether these are all.
             .bind(max + 1)
             .fetch_all(db))?;
-    let members: Vec<MemberRow> =
-        within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
+    let members: Vec<MemberRow> = match only_member {
+        None => within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
             .bind(chat_id)
             .bind(told)
             .bind(max + SHARED_REV_MAX)
-            .fetch_all(db))?;
+            .fetch_all(db))?,
+        Some(user_id) => within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 AND m.user_id = $3"))
+            .bind(chat_id)
+            .bind(told)
+            .bind(user_id)
+            .fetch_all(db))?,
+    };
+
     let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
     let mut sent_earlier = HashMap::new();
     for row in messages {

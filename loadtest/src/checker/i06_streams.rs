@@ -7,9 +7,12 @@
 //! message whose last change lies between what the device named and what `synced` says has been told, and so has each
 //! that was sent there.
 //!
+//! A `member_count` stands for the revs before it that did not come: each of them must have changed a member.
+//!
 //! From connection to connection the device names what it knows, so these stretches join: together they are everything.
 
 use super::facts::Facts;
+use super::ledger::Item;
 use super::quick::HashMap;
 use super::report::Sink;
 use super::stand::{Delivery, Owed, Phase, Stand};
@@ -107,11 +110,25 @@ impl Walk<'_, '_, '_> {
             }
             Phase::Live => {
                 for missing in known + 1..rev {
-                    self.gap(chat, missing);
+                    let counted = matches!(told, Told::Counted { .. }) && self.changed_a_member(chat, missing);
+                    if !counted {
+                        self.gap(chat, missing);
+                    }
                 }
             }
         }
+        if matches!(told, Told::Counted { .. }) {
+            if !self.changed_a_member(chat, rev) {
+                self.wrong(Harm::Lost, chat, rev, "a count of the members stands for something else");
+            }
+            self.stands.entry(chat).or_default().others.extend(known + 1..rev);
+        }
         self.deliver(chat, rev, told);
+    }
+
+    /// Whether a rev changed a member, as far as is known.
+    fn changed_a_member(&self, chat: Name, rev: u32) -> bool {
+        self.facts.item(chat, rev).is_none_or(|item| matches!(item, Item::Member(_)))
     }
 
     /// Judges a rev that the live stream passed over.

@@ -22,6 +22,7 @@ fn durable(history: &History, frame: &Frame) -> Option<Told> {
         FrameKind::MemberJoined => Told::Joined { chat, rev, user: member()? },
         FrameKind::MemberChanged => Told::Changed { chat, rev, user: member()? },
         FrameKind::MemberLeft => Told::Left { chat, rev, user: history.name(frame.user_id.as_deref()?) },
+        FrameKind::MemberCount => Told::Counted { chat, rev },
         FrameKind::ChatChanged => Told::Renamed { chat, rev },
         FrameKind::Reset => Told::Reset { chat, rev },
         _ => return None,

@@ -222,6 +222,8 @@ pub enum Told {
     Changed { chat: Name, rev: u32, user: Name },
     /// `member_left`.
     Left { chat: Name, rev: u32, user: Name },
+    /// `member_count`: stands for all revs up to this one that did not come, each of which changed a member.
+    Counted { chat: Name, rev: u32 },
     /// `chat_changed`.
     Renamed { chat: Name, rev: u32 },
     /// `chat_added`.
@@ -256,6 +258,7 @@ impl Told {
             | Self::Joined { chat, rev, .. }
             | Self::Changed { chat, rev, .. }
             | Self::Left { chat, rev, .. }
+            | Self::Counted { chat, rev }
             | Self::Renamed { chat, rev } => Some((*chat, *rev)),
             _ => None,
         }

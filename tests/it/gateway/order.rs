@@ -69,6 +69,7 @@ impl Bench {
             Attendance::new(Arc::new(MemoryPresence::default()), Duration::ZERO),
             clock.clone(),
             tasks.clone(),
+            1000,
         );
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
@@ -123,7 +124,7 @@ impl Bench {
     }
 
     fn settle(&self, connection: &Arc<Connection>, rev: i64) {
-        self.hub.settle(connection, self.chat, Some(Rev(rev)));
+        self.hub.settle(connection, self.chat, Some(Rev(rev).into()));
         connection.go_live(&HashMap::from([(self.chat, Rev(rev))]));
     }
 
@@ -331,7 +332,7 @@ async fn a_join_that_a_newer_snapshot_overtook_is_told_to_the_others(server: Tes
     let newer = bench.connection(bench.reader);
     assert!(newer.hold());
     bench.hub.follow(&newer, &[(other, Rev(2))]);
-    bench.hub.settle(&newer, other, Some(Rev(2)));
+    bench.hub.settle(&newer, other, Some(Rev(2).into()));
     newer.go_live(&HashMap::from([(other, Rev(2))]));
     bench.deliver(&joined);
     let told = within_a_second(&live, 1).await;
@@ -451,7 +452,7 @@ async fn any_case(bench: &Bench, log: usize, steps: Vec<Step>) -> Result<(), Tes
     };
     let settle = |connection: Arc<Connection>, rev: usize, synced: &mut Vec<(Arc<Connection>, i64)>| {
         let rev = i64::try_from(rev).unwrap() + 1;
-        bench.hub.settle(&connection, chat, Some(Rev(rev)));
+        bench.hub.settle(&connection, chat, Some(Rev(rev).into()));
         connection.go_live(&HashMap::from([(chat, Rev(rev))]));
         synced.push((connection, rev));
     };

@@ -60,7 +60,16 @@ pub(crate) use on_both_databases;
 
 /// Starts a server, runs a test on it, stops it and removes what it left.
 pub async fn run<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(TestServer) -> F) {
-    let server = TestServer::start(backend).await;
+    run_with(backend, |_| {}, test).await;
+}
+
+/// The same with some settings changed.
+pub async fn run_with<F: Future<Output = ()>>(
+    backend: Backend,
+    change: impl FnOnce(&mut Settings),
+    test: impl FnOnce(TestServer) -> F,
+) {
+    let server = TestServer::with(backend, change).await;
     let cleanup = server.clone();
     test(server).await;
     cleanup.stop().await;

@@ -1,0 +1,3 @@
+//! What an attacker with one account, a bad failover and a crowd can not do.
+
+mod channels;
