@@ -126,6 +126,8 @@ pub enum Workload {
     Crash,
     /// In `local` with several replicas: every second, what these hear of each other by is cut, while people write.
     Cut,
+    /// In `local` with several replicas: the last one holds all connections and is killed; they come back to the others.
+    Loss,
 }
 
 impl Workload {
@@ -142,6 +144,7 @@ impl Workload {
             Self::Churn => "churn",
             Self::Crash => "crash",
             Self::Cut => "cut",
+            Self::Loss => "loss",
         }
     }
 }
@@ -181,7 +184,7 @@ pub struct Load {
     /// sends, fanout: the length of a text, in bytes, beyond some thirty.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=3900))]
     pub text_bytes: u16,
-    /// idle: connections.
+    /// idle, loss: connections.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub connections: u16,
     /// seed, inbox: messages of each chat.

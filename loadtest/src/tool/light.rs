@@ -175,6 +175,15 @@ impl Revs {
     }
 }
 
+impl Revs {
+    /// A count of members that stands for everything up to a rev.
+    fn counted(&mut self, chat: &str, rev: u32) {
+        if let Some(known) = self.known.get_mut(chat) {
+            *known = rev.max(*known);
+        }
+    }
+}
+
 impl Light {
     /// Connects and syncs. `slow`: for a client that will read nothing for a while.
     ///
@@ -191,6 +200,15 @@ impl Light {
             Ok(light)
         };
         timeout(CONNECT, connecting).await.map_err(|_| format!("{base}: not connected in time"))?
+    }
+
+    /// Connects again, to another address, and gets what it missed.
+    ///
+    /// # Errors
+    /// As [`Light::come_back`].
+    pub async fn come_back_to(&mut self, base: &str) -> Result<(), String> {
+        base.clone_into(&mut self.base);
+        self.come_back().await
     }
 
     /// Connects again, and is told what it missed.
@@ -278,6 +296,8 @@ impl Light {
             }
             ("chat_gone", Some(chat), _) => drop(self.revs.known.remove(chat)),
             ("reset", Some(chat), Some(rev)) => drop(self.revs.known.insert(chat.to_owned(), rev)),
+            // It stands for all revs before it that did not come.
+            ("member_count", Some(chat), Some(rev)) => self.revs.counted(chat, rev),
             (_, Some(chat), Some(rev)) => self.revs.heard(chat, rev),
             _ => {}
         }
@@ -347,6 +367,8 @@ mod tests {
             revs.heard("c", rev);
         }
         revs.heard("unknown", 7);
+        revs.counted("c", 20);
+        revs.heard("c", 21);
         let (count, sentences) = verdict.take();
         assert_eq!(count, 2);
         assert_eq!(sentences[0], "chat c: not told; 8 came after 6 (rev 7)");

@@ -39,6 +39,23 @@ fn a_hole_is_legal_if_the_item_changed_again_and_that_is_told() {
     violates(&report, Invariant::I6);
 }
 
+#[test]
+fn a_count_of_members_stands_for_their_changes_and_for_nothing_else() {
+    let Crew { mut run, ann, eve, chat, .. } = crew();
+    run.join(ann, chat, eve);
+    let joined = run.log.chats[0].rev;
+    run.finish();
+    let count = |run: &mut Scenario, at: u32, rev: u32| {
+        let index = entry(run, 1, at);
+        run.record.devices[1].entries[index].told = Told::Counted { chat, rev };
+    };
+    let mut sound = copy(&run);
+    count(&mut sound, joined, joined);
+    assert!(sound.check().is_clean(), "{}", sound.check());
+    let report = broken(run, |run| count(run, 4, 4));
+    violates(&report, Invariant::I6);
+}
+
 impl Scenario {
     /// A message that is told to all who are connected.
     fn send_after_the_end(&mut self) {

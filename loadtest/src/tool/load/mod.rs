@@ -5,6 +5,7 @@ mod cut;
 mod idle;
 pub(super) mod inbox;
 mod listeners;
+mod loss;
 mod mix;
 mod pace;
 mod proof;
@@ -86,6 +87,7 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
         Workload::Churn => recorded::churn(stage).await?,
         Workload::Crash => crash::run(stage).await?,
         Workload::Cut => cut::run(stage).await?,
+        Workload::Loss => loss::run(stage).await?,
     };
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
@@ -98,7 +100,7 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
 /// # Errors
 /// In a sentence.
 pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> {
-    if own_replicas < 2 && matches!(workload, Workload::Crash | Workload::Cut) {
+    if own_replicas < 2 && matches!(workload, Workload::Crash | Workload::Cut | Workload::Loss) {
         let word = workload.word();
         return Err(format!("{word} breaks replicas of its own: `local --replicas 2 {word}`, without --embedded"));
     }
@@ -109,6 +111,7 @@ pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> 
 pub fn accounts_needed(load: &Load, workload: Workload) -> usize {
     match workload {
         Workload::Idle => usize::from(load.connections).div_ceil(CONNECTIONS_PER_USER),
+        Workload::Loss => usize::from(load.connections).div_ceil(loss::CONNECTIONS_PER_USER) + 1,
         Workload::Sends => 2 * usize::from(load.senders),
         Workload::Fanout => usize::from(load.members) + 1,
         Workload::Seed
