@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use starling::config::Config;
 
-use super::raw::{Http2, whole};
+use super::raw::{Http2, metrics, whole};
 use crate::support::{Backend, TestServer, User, eventually, everywhere};
 
 everywhere!(
@@ -99,11 +99,12 @@ const AT_ONCE: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_they_are_closed() {
-    let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(6);
+    let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(10);
     let server = TestServer::tuned(Backend::Sqlite, |_| {}, stall).await;
+    metrics(&server).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
-    let path = format!("/chats/{chat}/messages?max=100");
+    let path = format!("/chats/{chat}/messages?max=10");
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         connections.push(Http2::connect(server.address(), 0).await);
@@ -123,7 +124,7 @@ async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_t
         connection.until_closed().await;
     }
     drop(answers);
-    let metrics = reqwest::get(format!("{}/metrics", server.internal_base())).await.unwrap().text().await.unwrap();
+    let metrics = metrics(&server).await;
     assert!(metrics.contains(r#"starling_connections_closed_total{reason="answer_stalled"}"#));
     assert!(metrics.contains(r#"starling_requests_refused_total{bound="requests_per_user"}"#));
     eventually("the account has its requests back", async || {
@@ -135,7 +136,7 @@ async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_t
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_its_answers_slowly_gets_them_whole_and_many_at_once_take_turns() {
-    let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(2);
+    let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(5);
     let server = TestServer::tuned(Backend::Sqlite, |_| {}, stall).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
@@ -147,7 +148,7 @@ async fn a_client_that_takes_its_answers_slowly_gets_them_whole_and_many_at_once
         let piece = piece.unwrap();
         taken += piece.len();
         // In all it takes longer than it may stall.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
         body.flow_control().release_capacity(piece.len()).unwrap();
     }
     assert_eq!(taken.to_string(), expected.to_str().unwrap());

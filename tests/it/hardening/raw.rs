@@ -11,10 +11,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::support::User;
+use crate::support::{TestServer, User};
 
 /// How long anything may take that must happen: far more than the deadlines that tests set.
-pub const IN_TIME: Duration = Duration::from_secs(20);
+pub const IN_TIME: Duration = Duration::from_mins(1);
+
+/// The metrics of all servers of this process.
+pub async fn metrics(server: &TestServer) -> String {
+    reqwest::get(format!("{}/metrics", server.internal_base())).await.unwrap().text().await.unwrap()
+}
 
 /// Connects and writes these bytes.
 pub async fn say(address: SocketAddr, bytes: &[u8]) -> TcpStream {
