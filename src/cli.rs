@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cluster;
 use crate::config::{Config, Settings};
 use crate::gateway;
+use crate::listener;
 use crate::model::{Clock, Error, Kind};
 use crate::server::{self, Server};
 use crate::store::{Store, StoreOptions};
@@ -143,6 +144,9 @@ async fn serve(config: Config) -> Result<(), Failure> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    if let Some(warning) = listener::file_warning(listener::raise_file_limit(), config.limits.connections_max) {
+        tracing::warn!("{warning}");
+    }
     telemetry::exporter();
     let public_url = config.public_url.clone();
     let mut server = Server::start(config, Clock::system()).await?;
@@ -224,6 +228,9 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     };
     say(true, "the configuration can be read")?;
     for warning in config.warnings() {
+        print(&format!("warn  {warning}\n"))?;
+    }
+    if let Some(warning) = listener::file_warning(listener::raise_file_limit(), config.limits.connections_max) {
         print(&format!("warn  {warning}\n"))?;
     }
     match &config.store {

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
+use crate::model::limits::Patience;
 use crate::store::StoreOptions;
 
 /// A switch, in words.
@@ -99,6 +100,9 @@ keys! {
     connections_per_user_max: usize, env "STARLING_CONNECTIONS_PER_USER_MAX", example "20";
     /// Connections of this process, HTTP and WebSocket.
     connections_max: usize, env "STARLING_CONNECTIONS_MAX", example "20000";
+    /// Connections of one address that have not logged in yet; of IPv6 a /64 is one address, a /56 has twice and a /48 four
+    /// times as many. Behind trusted proxies: requests and sockets without a login, by client.
+    connections_per_address_max: usize, env "STARLING_CONNECTIONS_PER_ADDRESS_MAX", example "1000";
     /// Life of an access token, in seconds.
     token_life_s: u64, env "STARLING_TOKEN_LIFE_S", example "86400";
     /// Life of a refresh token, and so of a session that nobody uses, in seconds.
@@ -144,6 +148,8 @@ pub struct Config {
     pub drain: Duration,
     /// Passwords hashed at once.
     pub hashes_at_once_max: usize,
+    /// How patient the listeners are: no key, but tests are not.
+    pub patience: Patience,
 }
 
 impl Config {
@@ -247,6 +253,10 @@ impl Settings {
                 self.connections_per_user_max.unwrap_or(defaults.connections_per_user_max),
             )?,
             connections_max: at_least_1("connections_max", self.connections_max.unwrap_or(defaults.connections_max))?,
+            connections_per_address_max: at_least_1(
+                "connections_per_address_max",
+                self.connections_per_address_max.unwrap_or(defaults.connections_per_address_max),
+            )?,
             token_life: seconds("token_life_s", self.token_life_s, defaults.token_life)?,
             refresh_life: seconds("refresh_life_s", self.refresh_life_s, defaults.refresh_life)?,
             heartbeat_interval: match self.heartbeat_interval_ms {
@@ -277,6 +287,7 @@ impl Settings {
             unready: Duration::from_millis(self.unready_ms.unwrap_or(if fleet { 5000 } else { 0 })),
             drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet { 15_000 } else { 2000 })),
             hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
+            patience: Patience::default(),
         })
     }
 }

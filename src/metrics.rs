@@ -29,6 +29,9 @@ const PRESENCE_WATCHES: &str = "starling_presence_watches";
 const PRESENCE_TOLD: &str = "starling_presence_told_total";
 const PRESENCE_BLIND: &str = "starling_presence_blind_total";
 const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
+const CONNECTIONS_CLOSED: &str = "starling_connections_closed_total";
+const REQUESTS_REFUSED: &str = "starling_requests_refused_total";
+const PROXIES_UNTRUSTED: &str = "starling_untrusted_proxy_requests_total";
 const REPLICAS: &str = "starling_replicas";
 const REDIS_SECONDS: &str = "starling_redis_seconds";
 const REDIS_ERRORS: &str = "starling_redis_errors_total";
@@ -67,6 +70,15 @@ pub fn describe() {
     describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
     describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
+    describe_counter!(
+        CONNECTIONS_CLOSED,
+        "Connections that the listener closed: evicted, no_request, idle or answer_stalled, by reason"
+    );
+    describe_counter!(REQUESTS_REFUSED, "Requests refused because too many were in progress, by bound");
+    describe_counter!(
+        PROXIES_UNTRUSTED,
+        "Requests with X-Forwarded-For whose peer is not in trusted_proxies, so that the peer's address counted"
+    );
     describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
     describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
     describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
@@ -195,6 +207,21 @@ pub fn presence_blind() {
 /// A connection was refused at the door.
 pub fn connection_refused(bound: &'static str) {
     counter!(CONNECTIONS_REFUSED, "bound" => bound).increment(1);
+}
+
+/// The listener closed a connection by itself.
+pub fn connection_closed(reason: &'static str) {
+    counter!(CONNECTIONS_CLOSED, "reason" => reason).increment(1);
+}
+
+/// A request was refused because too many were in progress.
+pub fn request_refused(bound: &'static str) {
+    counter!(REQUESTS_REFUSED, "bound" => bound).increment(1);
+}
+
+/// A request came through a proxy that is not trusted.
+pub fn proxy_untrusted() {
+    counter!(PROXIES_UNTRUSTED).increment(1);
 }
 
 /// So many replicas have a lease.

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,10 +22,10 @@ use crate::cluster::{Bus, BusInbox, Presence, RateLimiter, SessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
 use crate::hub::{Attendance, Hub};
-use crate::listener;
+use crate::listener::{self, Rules};
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Error};
-use crate::service::{Hasher, Parts, Service};
+use crate::service::{Admission, Hasher, Health, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
 use crate::telemetry;
@@ -168,10 +168,15 @@ impl Server {
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
         let draining = Arc::<AtomicBool>::default();
+        let (health, admission) = (Health::good(), Admission::new(config.limits.connections_per_address_max));
+        tasks.spawn_vital("health", health.clone().watch(service.store().clone(), tasks.stop_token()));
         let api = Arc::new(Api {
             service: service.clone(),
-            trusted_proxies: config.trusted_proxies,
+            trusted_proxies: config.trusted_proxies.clone(),
+            proxy_warned_at: AtomicI64::new(0),
             draining: draining.clone(),
+            health: health.clone(),
+            admission: admission.clone(),
             is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
         });
         let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
@@ -182,11 +187,14 @@ impl Server {
         let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
         let address = listener.local_addr().map_err(Error::internal)?;
         let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
+        let (patience, trusted_proxies) = (config.patience, config.trusted_proxies);
         let connections_max = config.limits.connections_max;
-        let serving = listener::serve(listener, public, connections_max, stop_listening.clone());
-        tasks.spawn_vital("listener", serving);
-        let (few, stop) = (listener::INTERNAL_CONNECTIONS_MAX, tasks.stop_token());
-        tasks.spawn_vital("internal listener", listener::serve(internal_listener, internal, few, stop));
+        let rules = Rules { connections_max, admission: Some(admission), trusted_proxies, patience };
+        tasks.spawn_vital("listener", listener::serve(listener, public, rules, stop_listening.clone()));
+        let connections_max = listener::INTERNAL_CONNECTIONS_MAX;
+        let rules = Rules { connections_max, admission: None, trusted_proxies: Vec::new(), patience };
+        let serving = listener::serve(internal_listener, internal, rules, tasks.stop_token());
+        tasks.spawn_vital("internal listener", serving);
         Ok(Self {
             address,
             internal_address,

@@ -167,7 +167,8 @@ pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<Ch
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Everything whose latest change is after a revision, oldest change first: the way back in sync after any absence.
+/// Everything whose latest change is after a revision, oldest change first: the way back in sync after any absence. A page
+/// ends early at 512 KiB of text, but holds at least one item; `complete` says whether it is the last.
 #[utoipa::path(get, path = "/chats/{chat_id}/changes", tag = "chats", params(("chat_id" = ChatId, Path), ChangesParams), responses(
     (status = 200, body = ChangeList), (status = 404, body = Problem)))]
 pub async fn changes(

@@ -16,7 +16,10 @@ use super::Api;
 use crate::model::limits::{BODY_BYTES_MAX, DEVICE_CHARS_MAX, REQUEST_READ_MAX};
 use crate::model::session::Caller;
 use crate::model::{ChatId, Code, Error, Result, json};
-use crate::service::Origin;
+use crate::service::{Origin, Visit};
+
+/// What proxies tell of their clients in.
+pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl FromRequestParts<Arc<Api>> for Caller {
     type Rejection = Error;
@@ -28,7 +31,11 @@ impl FromRequestParts<Arc<Api>> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
-        api.service.authenticate(token.trim()).await
+        let caller = api.service.authenticate(token.trim()).await?;
+        if let Some(visit) = parts.extensions.get::<Arc<Visit>>() {
+            api.service.begin_request(caller, visit).await?;
+        }
+        Ok(caller)
     }
 }
 
@@ -45,12 +52,12 @@ impl FromRequestParts<Arc<Api>> for Origin {
 
 /// The nearest address in the chain of proxies that is not one of ours. A client can write what it likes into the
 /// header, but only in front of what our own proxies append.
-fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_ours = |ip: &IpAddr| trusted.iter().any(|net| net.contains(&ip.to_canonical()));
+pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_ours = |ip: &IpAddr| is_in(*ip, trusted);
     if !is_ours(&peer) {
         return peer;
     }
-    let values = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
     let hops: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     let mut client = peer;
     for hop in hops.iter().rev() {
@@ -61,6 +68,11 @@ fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         }
     }
     client
+}
+
+/// Whether an address is in one of these networks.
+pub(super) fn is_in(ip: IpAddr, networks: &[IpNet]) -> bool {
+    networks.iter().any(|net| net.contains(&ip.to_canonical()))
 }
 
 /// Ids from the path. What can't be an id is the id of nothing: `404`, as for any other thing that isn't there.

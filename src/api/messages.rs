@@ -58,7 +58,8 @@ pub struct MessagePatch {
     text: String,
 }
 
-/// A chat's history: the newest page, or the one before or after a message.
+/// A chat's history: the newest page, or the one before or after a message. A page ends early at 512 KiB of text, but holds
+/// at least one message where there is one, so only an empty page is the end.
 #[utoipa::path(get, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path), HistoryParams),
     responses((status = 200, body = MessageList), (status = 404, body = Problem)))]
 pub async fn history(

@@ -14,7 +14,7 @@ mod sessions;
 mod users;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use axum::Router;
 use axum::response::Redirect;
@@ -25,7 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::model::{Code, Error};
-use crate::service::Service;
+use crate::service::{Admission, Health, Service};
 
 pub use probes::internal_router;
 pub use problem::Problem;
@@ -38,6 +38,12 @@ pub struct Api {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether the process is about to stop.
     pub draining: Arc<AtomicBool>,
+    /// Whether the database answers.
+    pub health: Arc<Health>,
+    /// Counts what the clients of trusted proxies hold without a login.
+    pub admission: Arc<Admission>,
+    /// When a proxy that is not trusted was last warned of, in milliseconds.
+    pub proxy_warned_at: AtomicI64,
     /// Whether this replica has not heard the others for long, though it could.
     pub is_deaf: Box<dyn Fn() -> bool + Send + Sync>,
 }

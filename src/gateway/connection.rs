@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::answer::PendingAnswer;
 use super::frame::{ClientFrame, FrameId, Incoming};
 use super::sync::in_time;
-use super::{Gateway, Turn, close::CloseCode};
+use super::{Arrival, Gateway, Turn, close::CloseCode};
 use crate::hub::connection::Taken;
 use crate::hub::{CloseReason, Connection, ServerFrame};
 use crate::metrics;
@@ -46,10 +46,16 @@ enum Wake {
 }
 
 /// Serves a connection from its handshake to its end.
-pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, known: Option<(Caller, Turn)>) {
-    let authenticated = match known {
-        Some((caller, turn)) => Ok((caller, None, turn)),
-        None => Box::pin(authenticate(&gateway, &mut socket)).await,
+pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: Arrival) {
+    let authenticated = match arrival {
+        Arrival::Known(caller, turn) => Ok((caller, None, turn)),
+        Arrival::Nameless(visit) => {
+            let authenticated = Box::pin(authenticate(&gateway, &mut socket)).await;
+            if authenticated.is_ok() {
+                visit.authenticated();
+            }
+            authenticated
+        }
     };
     let code = match authenticated {
         Ok((caller, id, turn)) => {

@@ -11,9 +11,9 @@ mod sync;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,7 +26,7 @@ use crate::hub::Hub;
 use crate::model::limits::{ARRIVALS_AT_ONCE_MAX, FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
 use crate::model::session::Caller;
 use crate::model::{Code, Error, Result};
-use crate::service::Service;
+use crate::service::{Service, Visit};
 
 /// The subprotocol that this server speaks.
 pub const SUBPROTOCOL: &str = "starling.v1";
@@ -35,6 +35,14 @@ const BEARER: &str = "bearer.";
 
 /// The turn of a newcomer, until it is let in.
 type Turn = OwnedSemaphorePermit;
+
+/// What a handshake said of its client.
+enum Arrival {
+    /// It brought a token.
+    Known(Caller, Turn),
+    /// It did not: the client holds its address's places until its first frame.
+    Nameless(Arc<Visit>),
+}
 
 /// What all connections share.
 pub struct Gateway {
@@ -54,10 +62,11 @@ pub struct Gateway {
     (status = 403, description = "The request comes from a page of another origin")))]
 async fn ws(
     State(gateway): State<Arc<Gateway>>,
+    visit: Option<Extension<Arc<Visit>>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
-    gateway.upgrade(&headers, upgrade).await
+    gateway.upgrade(visit.map(|Extension(visit)| visit).unwrap_or_default(), &headers, upgrade).await
 }
 
 /// The gateway's route.
@@ -89,26 +98,29 @@ impl Gateway {
     /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `unavailable`.
     async fn upgrade(
         self: Arc<Self>,
+        visit: Arc<Visit>,
         headers: &HeaderMap,
         upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     ) -> Result<Response> {
         self.check_origin(headers)?;
-        let known = match presented_token(headers)? {
+        let arrival = match presented_token(headers)? {
             Some(token) => {
                 let turn = self.turn().await?;
-                Some((self.service.authenticate(&token).await?, turn))
+                let caller = self.service.authenticate(&token).await?;
+                visit.authenticated();
+                Arrival::Known(caller, turn)
             }
-            None => None,
+            None => Arrival::Nameless(visit),
         };
         let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
         Ok(configured(upgrade, FRAME_BYTES_MAX)
             .protocols([SUBPROTOCOL])
-            .on_upgrade(move |socket| self.serve(socket, known)))
+            .on_upgrade(move |socket| self.serve(socket, arrival)))
     }
 
-    fn serve(self: Arc<Self>, socket: WebSocket, known: Option<(Caller, Turn)>) -> impl Future<Output = ()> {
+    fn serve(self: Arc<Self>, socket: WebSocket, arrival: Arrival) -> impl Future<Output = ()> {
         let tasks = self.service.tasks().clone();
-        tasks.track(connection::run(self, socket, known))
+        tasks.track(connection::run(self, socket, arrival))
     }
 
     /// Waits until a newcomer's turn comes.

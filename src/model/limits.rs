@@ -44,6 +44,41 @@ pub const REQUEST_READ_MAX: Duration = Duration::from_secs(15);
 /// database does. Clients may count on 5 s. What is under way then goes on to its end.
 pub const REQUEST_MAX: Duration = Duration::from_millis(4500);
 
+/// Time from the accept of a connection to its first complete request head. Everything before it is without a login, so it
+/// is as short as a slow line allows: a TCP handshake that is repeated twice and a head of [`HEAD_BYTES_MAX`].
+pub const FIRST_HEAD_MAX: Duration = Duration::from_secs(15);
+/// How long a connection may stay open without a request in progress: longer than the 60 s for which load balancers keep
+/// theirs, so that they close first and no request meets a connection that is just closing.
+pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(75);
+/// How long a client may take no piece of an answer before its connection is closed, as long as [`WRITE_MAX`].
+pub const ANSWER_STALL_MAX: Duration = Duration::from_secs(20);
+/// Bytes of an answer's body that are handed over at once: what a connection keeps beside the answer itself.
+pub const ANSWER_PIECE_BYTES: usize = 16 * 1024;
+/// Streams of one HTTP/2 connection at once: what a browser opens for a page, and as many as [`USER_REQUESTS_MAX`].
+pub const HTTP2_STREAMS_MAX: u32 = 16;
+/// Bytes of one HTTP/2 stream that wait for the connection to write them: two pieces of an answer.
+pub const HTTP2_SEND_BYTES_MAX: usize = 2 * ANSWER_PIECE_BYTES;
+/// Requests of one user at once on a replica, each from its authentication until the last byte of its answer is taken.
+/// An answer has about a MiB at most, so one account holds 16 MiB, over however many connections and streams.
+pub const USER_REQUESTS_MAX: usize = 16;
+/// How long a request waits for one of its user's [`USER_REQUESTS_MAX`]; then `503`. Shorter than [`REQUEST_MAX`].
+pub const USER_REQUEST_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Bytes of text on a page of messages, as stored; one message is always on it. As JSON that is twice as much at most.
+pub const PAGE_BYTES_MAX: usize = 512 * 1024;
+/// How many times the share of one address the IPv6 /56 around it has: a household has several links.
+pub const ADDRESS_SHARES_56: usize = 2;
+/// How many times the share of one address the IPv6 /48 around it has: a company has many links.
+pub const ADDRESS_SHARES_48: usize = 4;
+
+/// How often the database is asked whether it answers, for the readiness probes.
+pub const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// How old the last good answer of the database may be for the replica to be ready: a ping of 2 s may fail, and the next.
+pub const HEALTH_STALE: Duration = Duration::from_secs(6);
+/// Pause between two warnings about a proxy that is not trusted: a stranger can cause them.
+pub const PROXY_WARNING_EVERY: Duration = Duration::from_hours(1);
+/// Open files that are no connections of clients: the database, Redis, the log, listeners, and connections just closing.
+pub const FILES_RESERVE: usize = 256;
+
 /// Bytes of one WebSocket message from a client: the longest text, escaped, fits.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a connection's read buffer. An idle connection costs this; a larger frame grows it.
@@ -174,6 +209,8 @@ pub struct Limits {
     pub connections_per_user_max: usize,
     /// Connections of this replica, HTTP and WebSocket.
     pub connections_max: usize,
+    /// Connections of one address that have not authenticated yet; an IPv6 /64 counts as one address.
+    pub connections_per_address_max: usize,
     /// Life of an access token.
     pub token_life: Duration,
     /// Life of a refresh token, and so of a session that nobody refreshes.
@@ -197,12 +234,30 @@ impl Default for Limits {
             page_max: 100,
             connections_per_user_max: 20,
             connections_max: 20_000,
+            connections_per_address_max: 1000,
             token_life: Duration::from_hours(24),
             refresh_life: Duration::from_hours(30 * 24),
             heartbeat_interval: Duration::from_secs(30),
             presence_linger: Duration::from_secs(5),
             rate_limits: true,
         }
+    }
+}
+
+/// How patient a listener is with a connection. Constants, except in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the accept to the first complete request head.
+    pub first_head: Duration,
+    /// Without a request in progress.
+    pub idle: Duration,
+    /// While an answer waits for its client to take a piece of it.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { first_head: FIRST_HEAD_MAX, idle: CONNECTION_IDLE_MAX, stall: ANSWER_STALL_MAX }
     }
 }
 

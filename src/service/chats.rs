@@ -2,7 +2,7 @@
 
 use super::Service;
 use crate::model::cursor::{self, InboxCursor, MemberCursor};
-use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX};
+use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX, PAGE_BYTES_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
@@ -237,7 +237,7 @@ impl Service {
         Ok(())
     }
 
-    /// What changed in a chat after a revision.
+    /// What changed in a chat after a revision: `max` items, or fewer if their texts reach [`PAGE_BYTES_MAX`].
     ///
     /// # Errors
     /// `chat_not_found`.
@@ -251,7 +251,9 @@ impl Service {
         let access = self.access(caller, chat_id).await?;
         let max = self.page("max", max)?;
         let not_found = || Error::new(Code::ChatNotFound);
-        let changes = self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?.ok_or_else(not_found)?;
+        let changes = self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?;
+        let mut changes = changes.ok_or_else(not_found)?;
+        changes.cut_to_bytes(PAGE_BYTES_MAX);
         let mut page = ChangesPage {
             messages: Vec::new(),
             members: Vec::new(),

@@ -65,7 +65,7 @@ impl Service {
         self.store.access(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
     }
 
-    /// A page of a chat's history, ascending.
+    /// A page of a chat's history, ascending, bounded in messages and in bytes as [`crate::store::Store::history`] says.
     ///
     /// # Errors
     /// `chat_not_found`.

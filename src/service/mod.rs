@@ -2,18 +2,24 @@
 //! unit of work in the store, publish. No HTTP, no SQL, no Redis here.
 
 mod accounts;
+mod admission;
 mod appender;
+mod budget;
 mod chats;
 mod hasher;
+mod health;
 mod invites;
 mod jobs;
 mod messages;
 mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
+pub use admission::{Admission, Place, SharedPlace, Visit};
 pub use appender::PendingSend;
+pub use budget::{UserPermit, UserPermits};
 pub use chats::{ChangesPage, ChatRequest};
 pub use hasher::Hasher;
+pub use health::Health;
 pub use messages::{HistoryPage, Outgoing};
 pub use sessions::{Grant, Login, Origin};
 
@@ -26,6 +32,7 @@ use tokio::sync::Semaphore;
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
 use crate::model::limits::{self, Rate};
+use crate::model::session::Caller;
 use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -63,6 +70,8 @@ pub struct Service {
     appender: Appender,
     /// Turns to ask the store about tokens.
     resolves: Semaphore,
+    /// What one user may have in progress.
+    requests: Arc<UserPermits>,
     tasks: Tasks,
 }
 
@@ -72,7 +81,20 @@ impl Service {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks);
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
-        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, tasks })
+        let requests = UserPermits::new(limits::USER_REQUESTS_MAX);
+        Arc::new(Self {
+            store,
+            bus,
+            session_cache,
+            limiter,
+            clock,
+            limits,
+            hasher,
+            appender,
+            resolves,
+            requests,
+            tasks,
+        })
     }
 
     /// The bounds in force.
@@ -93,6 +115,21 @@ impl Service {
     /// Where long-lived work is tracked.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
+    }
+
+    /// Gives a request one of its user's [`limits::USER_REQUESTS_MAX`], which the visit keeps, and gives the address of
+    /// the client its places back.
+    ///
+    /// # Errors
+    /// `unavailable` if none is free within [`limits::USER_REQUEST_WAIT_MAX`].
+    pub async fn begin_request(&self, caller: Caller, visit: &Visit) -> Result<()> {
+        visit.authenticated();
+        let Some(permit) = self.requests.acquire(caller.user_id, limits::USER_REQUEST_WAIT_MAX).await else {
+            metrics::request_refused("requests_per_user");
+            return Err(Error::overloaded());
+        };
+        visit.keep_permit(permit);
+        Ok(())
     }
 
     /// Counts one of what `rate` limits under `key`.

@@ -56,6 +56,32 @@ pub struct Changes {
     pub member_count: i64,
 }
 
+impl Changes {
+    /// Ends the page at so many bytes of text, after one item at least, and says so in `rev` and `complete`.
+    pub fn cut_to_bytes(&mut self, bytes_max: usize) {
+        let mut bytes = 0;
+        let fits = |(_, change): &ChangeItem| {
+            bytes += match change {
+                Change::MessageSent(it) | Change::MessageEdited(it) | Change::MessageRemoved(it) => {
+                    it.text.as_ref().map_or(0, String::len)
+                }
+                _ => 0,
+            };
+            bytes <= bytes_max
+        };
+        let mut room = self.items.iter().map(fits).take_while(|fits| *fits).count().max(1);
+        // Items that share a rev come on one page, or the rest would be lost.
+        while room < self.items.len() && self.items[room].0 == self.items[room - 1].0 {
+            room += 1;
+        }
+        if room < self.items.len() {
+            self.items.truncate(room);
+            self.rev = self.items[room - 1].0;
+            self.complete = false;
+        }
+    }
+}
+
 #[derive(sqlx::FromRow)]
 struct HeadRow {
     #[sqlx(try_from = "String")]

@@ -5,6 +5,7 @@ use sqlx::FromRow;
 use super::head::Head;
 use super::{Access, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
+use crate::model::limits::PAGE_BYTES_MAX;
 use crate::model::text::snippet;
 use crate::model::{ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId};
 
@@ -67,18 +68,22 @@ pub struct HistoryRange {
 }
 
 impl Store {
-    /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`.
+    /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`. It holds `range.max` messages, or
+    /// fewer if their texts reach [`PAGE_BYTES_MAX`], but at least one where there is one.
     pub async fn history(&self, chat_id: ChatId, access: &Access, range: HistoryRange) -> Result<Vec<Message>> {
         timed("history", || async {
             let after = range.after.unwrap_or_default().max(access.cleared_message_id);
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
-                on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id LIMIT $4"))
-                    .bind(chat_id)
-                    .bind(after)
-                    .bind(before)
-                    .bind(range.max)
-                    .fetch_all(db))?
+                let mut oldest_first: Vec<MessageRow> =
+                    on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id LIMIT $4"))
+                        .bind(chat_id)
+                        .bind(after)
+                        .bind(before)
+                        .bind(range.max)
+                        .fetch_all(db))?;
+                cut_to_bytes(&mut oldest_first);
+                oldest_first
             } else {
                 let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!(
                     "AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4"
@@ -88,6 +93,7 @@ impl Store {
                 .bind(before)
                 .bind(range.max)
                 .fetch_all(db))?;
+                cut_to_bytes(&mut newest_first);
                 newest_first.reverse();
                 newest_first
             };
@@ -189,6 +195,17 @@ impl Store {
         })
         .await
     }
+}
+
+/// Ends a page, in the order of reading, at [`PAGE_BYTES_MAX`] of text, after one message at least.
+fn cut_to_bytes(rows: &mut Vec<MessageRow>) {
+    let mut bytes = 0;
+    let fits = |row: &MessageRow| {
+        bytes += row.text.as_ref().map_or(0, String::len);
+        bytes <= PAGE_BYTES_MAX
+    };
+    let fitting = rows.iter().map(fits).take_while(|fits| *fits).count();
+    rows.truncate(fitting.max(1));
 }
 
 /// The message, unless it isn't there or the user removed the history up to it.

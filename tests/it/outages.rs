@@ -120,6 +120,7 @@ async fn a_database_that_goes_and_comes_back_is_503_meanwhile_and_200_after() {
             && db.execute(AssertSqlSafe(away.clone())).await.is_err()
         {}
         execute(&mut db, kill.clone()).await;
+        eventually("it is unready", || async { !fine_or_unavailable(&bob.get("/readyz").await) }).await;
         for n in 0..4 {
             let start = Instant::now();
             let answers = [

@@ -25,6 +25,15 @@ pub struct Home {
     env: BTreeMap<String, String>,
 }
 
+/// How many files a process may have open.
+#[derive(Clone, Copy, Debug)]
+pub enum Files {
+    /// The soft limit, which the process may raise.
+    Soft(u32),
+    /// The hard limit, and so the soft one too.
+    Hard(u32),
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub struct Finished {
@@ -107,10 +116,36 @@ impl Home {
 
     /// Runs a command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Finished {
-        let output = tokio::time::timeout(COMMAND_MAX, self.command(arguments).stdin(Stdio::null()).output()).await;
-        let output = output.unwrap_or_else(|_| panic!("{arguments:?} did not end")).unwrap();
+        self.finish(self.command(arguments)).await
+    }
+
+    async fn finish(&self, mut command: Command) -> Finished {
+        let output = tokio::time::timeout(COMMAND_MAX, command.stdin(Stdio::null()).output()).await;
+        let output = output.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Finished { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Runs a command that may have so many files open.
+    pub async fn run_with_files(&self, limit: Files, arguments: &[&str]) -> Finished {
+        self.finish(self.with_files(limit, arguments)).await
+    }
+
+    /// Starts a server that may have so many files open.
+    pub async fn serve_with_files(&self, limit: Files) -> Process {
+        self.start(self.with_files(limit, &[])).await
+    }
+
+    fn with_files(&self, limit: Files, arguments: &[&str]) -> Command {
+        let (kind, limit) = match limit {
+            Files::Soft(limit) => ("-S", limit),
+            Files::Hard(limit) => ("", limit),
+        };
+        let script = format!("ulimit {kind} -n {limit} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_starling")]).args(arguments);
+        command.env_clear().envs(&self.env).current_dir(self.path()).kill_on_drop(true);
+        command
     }
 
     /// Starts a server and waits until it says where it listens.
@@ -120,9 +155,13 @@ impl Home {
 
     /// The same with arguments.
     pub async fn serve_with(&self, arguments: &[&str]) -> Process {
+        self.start(self.command(arguments)).await
+    }
+
+    async fn start(&self, mut command: Command) -> Process {
         let log = self.path().join("stderr");
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
         let listening = async {

@@ -101,6 +101,11 @@ impl TestServer {
 
     /// A server with some settings changed.
     pub async fn with(backend: Backend, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::tuned(backend, change, |_| {}).await
+    }
+
+    /// A server with some settings changed, and what no setting changes.
+    pub async fn tuned(backend: Backend, change: impl FnOnce(&mut Settings), tune: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = database::Database::create(backend).await;
         let mut settings = settings(dir.path(), database.url());
@@ -111,7 +116,8 @@ impl TestServer {
             settings.redis_prefix = Some(format!("test-{:016x}", rand::random::<u64>()));
         }
         change(&mut settings);
-        let config = Config::resolve(settings, None).unwrap();
+        let mut config = Config::resolve(settings, None).unwrap();
+        tune(&mut config);
         let mut servers = Vec::new();
         for _ in 0..replicas {
             servers.push(Server::start(config.clone(), clock.clone()).await.unwrap());

@@ -1,0 +1,243 @@
+//! One connection: what it holds, what happens on it, and when it has lasted too long.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::metrics;
+use crate::model::limits::{CLOSE_MAX, Patience};
+use crate::service::{SharedPlace, Visit};
+
+/// The slots of one listener.
+pub(super) struct Slots {
+    free: Arc<Semaphore>,
+    /// Connections without a complete request head, the one that has waited longest first.
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    lines: BTreeMap<u64, Arc<Line>>,
+}
+
+/// What the parts of a connection share: the task, the socket and the requests.
+pub(super) struct Line {
+    slots: Arc<Slots>,
+    /// Its key among those that wait.
+    number: u64,
+    /// The slot, until the socket is closed or the slot goes to a newcomer.
+    slot: Mutex<Option<OwnedSemaphorePermit>>,
+    /// The place of the peer's address, until the client is known.
+    place: SharedPlace,
+    activity: Mutex<Activity>,
+    evicted: Notify,
+}
+
+struct Activity {
+    had_head: bool,
+    requests: usize,
+    /// Since when there is no request in progress.
+    quiet_since: Instant,
+    /// When each answer in progress last moved.
+    answers: HashMap<u64, Instant>,
+    next_answer: u64,
+}
+
+/// What a look at a connection came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Look again then.
+    Fine(Instant),
+    /// Without a request for too long: it may end in peace.
+    Idle,
+    /// It must end now, for this reason.
+    Overdue(&'static str),
+}
+
+impl Slots {
+    pub(super) fn new(connections_max: usize) -> Arc<Self> {
+        Arc::new(Self { free: Arc::new(Semaphore::new(connections_max)), waiting: Mutex::default() })
+    }
+
+    /// A slot for a new connection: a free one, or that of the connection that has waited longest without a complete
+    /// request head. `None` if all have had one.
+    pub(super) fn take(self: &Arc<Self>, place: SharedPlace) -> Option<Arc<Line>> {
+        let slot = self.free.clone().try_acquire_owned().ok().or_else(|| self.evict())?;
+        let mut waiting = self.waiting.lock();
+        let number = waiting.next;
+        waiting.next += 1;
+        let activity = Activity {
+            had_head: false,
+            requests: 0,
+            quiet_since: Instant::now(),
+            answers: HashMap::new(),
+            next_answer: 0,
+        };
+        let line = Arc::new(Line {
+            slots: self.clone(),
+            number,
+            slot: Mutex::new(Some(slot)),
+            place,
+            activity: Mutex::new(activity),
+            evicted: Notify::new(),
+        });
+        waiting.lines.insert(number, line.clone());
+        Some(line)
+    }
+
+    fn evict(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let (_, line) = self.waiting.lock().lines.pop_first()?;
+            let slot = line.slot.lock().take();
+            line.evicted.notify_one();
+            if slot.is_some() {
+                metrics::connection_closed("evicted");
+                return slot;
+            }
+        }
+    }
+
+    fn forget(&self, number: u64) {
+        self.waiting.lock().lines.remove(&number);
+    }
+}
+
+impl Line {
+    /// A request's head is complete.
+    pub(super) fn begin(self: &Arc<Self>) -> Request {
+        let first = {
+            let mut activity = self.activity.lock();
+            activity.requests += 1;
+            !std::mem::replace(&mut activity.had_head, true)
+        };
+        if first {
+            self.slots.forget(self.number);
+        }
+        Request { line: self.clone(), answer: None, visit: Visit::new(self.place.clone()) }
+    }
+
+    /// The socket is closed.
+    pub(super) fn closed(&self) {
+        self.slots.forget(self.number);
+        self.place.give_back();
+        self.slot.lock().take();
+    }
+
+    /// Comes back if the slot went to a newcomer.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
+    }
+
+    /// Whether the connection may go on. `leaving` is since when it was asked to end in peace.
+    pub(super) fn look(&self, patience: &Patience, leaving: Option<Instant>, now: Instant) -> Verdict {
+        let activity = self.activity.lock();
+        // An answer may begin to wait right after this look.
+        let soon = now + patience.stall / 4;
+        if let Some(moved) = activity.answers.values().min() {
+            let until = *moved + patience.stall;
+            return if until <= now { Verdict::Overdue("answer_stalled") } else { Verdict::Fine(until.min(soon)) };
+        }
+        if activity.requests > 0 {
+            return Verdict::Fine(soon);
+        }
+        let (for_long, end): (Duration, _) = match leaving {
+            Some(_) => (CLOSE_MAX, Verdict::Overdue("idle")),
+            None if activity.had_head => (patience.idle, Verdict::Idle),
+            None => (patience.first_head, Verdict::Overdue("no_request")),
+        };
+        let until = leaving.unwrap_or(activity.quiet_since).max(activity.quiet_since) + for_long;
+        if until <= now { end } else { Verdict::Fine(until.min(soon)) }
+    }
+}
+
+/// A request in progress, from its head until its answer is taken entirely or dropped.
+pub(super) struct Request {
+    line: Arc<Line>,
+    /// The key of its answer, once that has begun.
+    answer: Option<u64>,
+    /// What the request holds; it may be held longer by the work behind it.
+    visit: Arc<Visit>,
+}
+
+impl Request {
+    /// What the request holds.
+    pub(super) fn visit(&self) -> Arc<Visit> {
+        self.visit.clone()
+    }
+
+    /// The answer began, or a piece of it was taken.
+    pub(super) fn moved(&mut self) {
+        let mut activity = self.line.activity.lock();
+        let key = *self.answer.get_or_insert_with(|| {
+            activity.next_answer += 1;
+            activity.next_answer
+        });
+        activity.answers.insert(key, Instant::now());
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut activity = self.line.activity.lock();
+        activity.requests -= 1;
+        activity.quiet_since = Instant::now();
+        if let Some(key) = self.answer {
+            activity.answers.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience =
+        Patience { first_head: Duration::from_secs(10), idle: Duration::from_secs(60), stall: Duration::from_secs(20) };
+
+    fn after(line: &Line, seconds: u64) -> Verdict {
+        line.look(&PATIENCE, None, Instant::now() + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_connection_has_its_time_for_its_first_head_and_then_to_be_idle() {
+        let line = Slots::new(1).take(SharedPlace::default()).unwrap();
+        assert!(matches!(after(&line, 1), Verdict::Fine(_)));
+        assert_eq!(after(&line, 11), Verdict::Overdue("no_request"));
+        drop(line.begin());
+        assert!(matches!(after(&line, 11), Verdict::Fine(_)));
+        assert_eq!(after(&line, 61), Verdict::Idle);
+    }
+
+    #[test]
+    fn a_request_keeps_its_connection_and_an_answer_that_does_not_move_ends_it() {
+        let line = Slots::new(1).take(SharedPlace::default()).unwrap();
+        let mut request = line.begin();
+        assert!(matches!(after(&line, 1000), Verdict::Fine(_)));
+        request.moved();
+        assert!(matches!(after(&line, 19), Verdict::Fine(_)));
+        assert_eq!(after(&line, 21), Verdict::Overdue("answer_stalled"));
+        drop(request);
+        assert!(matches!(after(&line, 21), Verdict::Fine(_)));
+    }
+
+    #[test]
+    fn the_slot_of_the_connection_that_waits_longest_goes_to_a_newcomer_and_no_other_does() {
+        let slots = Slots::new(2);
+        let take = || slots.take(SharedPlace::default());
+        let (first, second) = (take().unwrap(), take().unwrap());
+        let _served = first.begin();
+        let third = take().unwrap();
+        assert!(second.slot.lock().is_none() && first.slot.lock().is_some());
+        let _served_too = third.begin();
+        assert!(take().is_none(), "both have had a request");
+        second.closed();
+        assert!(take().is_none(), "the slot is no longer the evicted one's to give back");
+        first.closed();
+        assert!(take().is_some());
+    }
+}

@@ -1,0 +1,111 @@
+//! Addresses as bounds count them: by the network that one customer is given, not by the single address.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A network that a bound counts: one IPv4 address, or an IPv6 prefix of 64, 56 or 48 bits.
+///
+/// An IPv6 address that only maps an IPv4 address counts as that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Network {
+    /// One IPv4 address.
+    V4(Ipv4Addr),
+    /// An IPv6 prefix, its other bits zero.
+    V6(Ipv6Addr, Prefix),
+}
+
+/// How many bits of an IPv6 address a network keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Prefix {
+    /// One link: what a device or a rented machine gets.
+    Bits64,
+    /// What a household often gets.
+    Bits56,
+    /// What a company gets.
+    Bits48,
+}
+
+impl Prefix {
+    /// The number of bits.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Bits64 => 64,
+            Self::Bits56 => 56,
+            Self::Bits48 => 48,
+        }
+    }
+}
+
+impl Network {
+    /// The narrowest network of an address: the IPv4 address itself, or the /64.
+    pub fn of(ip: IpAddr) -> Self {
+        Self::within(ip, Prefix::Bits64)
+    }
+
+    /// The network of this width; an IPv4 address has one width only.
+    pub fn within(ip: IpAddr, prefix: Prefix) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Self::V4(ip),
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX << (128 - prefix.bits());
+                Self::V6(Ipv6Addr::from_bits(ip.to_bits() & mask), prefix)
+            }
+        }
+    }
+
+    /// All networks of an address that a bound counts, the narrowest first: one of IPv4, three of IPv6.
+    pub fn all(ip: IpAddr) -> impl Iterator<Item = Self> {
+        let prefixes: &[Prefix] = match ip.to_canonical() {
+            IpAddr::V4(_) => &[Prefix::Bits64],
+            IpAddr::V6(_) => &[Prefix::Bits64, Prefix::Bits56, Prefix::Bits48],
+        };
+        prefixes.iter().map(move |prefix| Self::within(ip, *prefix))
+    }
+}
+
+/// `192.0.2.1`, or `2001:db8:0:1::/64` with its leading groups written out, as keys in Redis have always been.
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(ip) => write!(f, "{ip}"),
+            Self::V6(ip, prefix) => {
+                let [a, b, c, d, ..] = ip.segments();
+                match prefix {
+                    Prefix::Bits48 => write!(f, "{a:x}:{b:x}:{c:x}::/48"),
+                    Prefix::Bits56 | Prefix::Bits64 => write!(f, "{a:x}:{b:x}:{c:x}:{d:x}::/{}", prefix.bits()),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(ip: &str) -> Vec<String> {
+        Network::all(ip.parse().unwrap()).map(|network| network.to_string()).collect()
+    }
+
+    #[test]
+    fn an_ipv4_address_is_one_network_however_it_is_written() {
+        assert_eq!(all("192.0.2.1"), ["192.0.2.1"]);
+        assert_eq!(all("::ffff:192.0.2.1"), ["192.0.2.1"]);
+    }
+
+    #[test]
+    fn an_ipv6_address_belongs_to_a_64_a_56_and_a_48() {
+        let expected = ["2001:db8:1:1234::/64", "2001:db8:1:1200::/56", "2001:db8:1::/48"];
+        assert_eq!(all("2001:db8:1:1234:5:6:7:8"), expected);
+        assert_eq!(Network::of("2001:db8:1:1234::1".parse().unwrap()).to_string(), expected[0]);
+    }
+
+    #[test]
+    fn neighbours_share_the_wider_networks_and_networks_of_two_widths_are_never_equal() {
+        let networks = |ip: &str| Network::all(ip.parse().unwrap()).collect::<Vec<_>>();
+        let (one, other) = (networks("2001:db8:1:1200::1"), networks("2001:db8:1:12ff::1"));
+        assert_ne!(one[0], other[0]);
+        assert_eq!(one[1..], other[1..]);
+        assert_ne!(one[0], one[1], "the same bits, another width");
+    }
+}
