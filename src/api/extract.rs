@@ -8,7 +8,7 @@ use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
@@ -28,7 +28,12 @@ impl FromRequestParts<Arc<Api>> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
-        api.service.authenticate(token.trim()).await
+        let caller = api.service.authenticate(token.trim()).await?;
+        // The other methods are counted by what they do.
+        if matches!(parts.method, Method::GET | Method::HEAD) {
+            api.service.count_read(caller.user_id)?;
+        }
+        Ok(caller)
     }
 }
 

@@ -85,6 +85,20 @@ pub const SYNC_PAGE_MAX: i64 = 100;
 /// Bytes of what one client missed that are encoded before it took those in front of them.
 pub const SYNC_PAGE_BYTES_MAX: usize = 512 * 1024;
 
+/// Frames of one user that work on the database at once on one replica (`edit_message`, `remove_message`, `read`,
+/// `typing`, `watch_presence`, `sync`): a quarter of the default number of connections. Further ones wait, and their
+/// sockets are not read meanwhile.
+pub const FRAMES_AT_ONCE_PER_USER: usize = 4;
+/// Units of work that wait for one of a pool's connections; over it the newest is refused at once. Sixteen connections
+/// that need 2 ms each for a unit work this off in 32 ms, so a longer queue means that the database stands still, and
+/// what joined it would be given up after its wait all the same.
+pub const STORE_WAITING_MAX: usize = 256;
+/// Connections to Postgres for sessions alone (look-ups of tokens, checks, logins), so that whatever requests wait for,
+/// users are still recognised and ended sessions still noticed.
+pub const SESSION_CONNECTIONS_MAX: u32 = 4;
+/// Users, or pairs of user and chat, that a replica counts in its own memory; the idle ones are forgotten first.
+pub const BUDGET_KEYS_MAX: usize = 100_000;
+
 /// Pause between two groups of connections that a stopping replica sends away.
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
 /// Users that one `watch_presence` may name: what a screen shows, a few times over.
@@ -283,3 +297,11 @@ pub const REFRESHES_PER_ADDRESS: Rate =
 pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10), alone: Alone::AsEver };
 /// `watch_presence` of a user: a few devices that come back at once, each with what it shows.
 pub const WATCHES: Rate = Rate { name: "watches", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };
+/// Reads of a user on one replica: every GET, read markers, and `typing` that is not a repetition. A client that comes
+/// back to a thousand chats reads a screenful of them at once, and the rest as its user scrolls.
+pub const READS: Rate = Rate { name: "reads", burst: 300, every: Duration::from_millis(20), alone: Alone::AsEver };
+/// Connections and `sync`s of a user on one replica: all devices that a user may connect come back three times at once.
+pub const ARRIVALS: Rate =
+    Rate { name: "arrivals", burst: 120, every: Duration::from_millis(250), alone: Alone::AsEver };
+/// `typing` of a user in one chat that is passed on. From the protocol.
+pub const TYPING: Rate = Rate { name: "typing", burst: 1, every: Duration::from_secs(2), alone: Alone::AsEver };

@@ -2,7 +2,7 @@
 
 use super::Service;
 use super::appender::PendingSend;
-use crate::model::limits::{SENDS, WATCHES};
+use crate::model::limits::{SENDS, TYPING, WATCHES};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
@@ -120,8 +120,9 @@ impl Service {
     /// Moves the caller's read marker forward.
     ///
     /// # Errors
-    /// `chat_not_found`, `message_not_found` past the end.
+    /// `rate_limited`, `chat_not_found`, `message_not_found` past the end.
     pub async fn mark_read(&self, caller: Caller, chat_id: ChatId, message_id: MessageId) -> Result<()> {
+        self.count_read(caller.user_id)?;
         let moved = self.store.mark_read(chat_id, caller.user_id, message_id).await?;
         if let Some((kind, message_id)) = moved {
             // In a channel of thousands nobody needs to know how far each has read.
@@ -131,11 +132,23 @@ impl Service {
         Ok(())
     }
 
-    /// Tells the other members that the caller is typing.
+    /// Tells the other members that the caller is typing, at most once in the pause of [`TYPING`], whichever replicas the
+    /// caller's devices are on. A repetition costs neither a look-up nor an event.
     ///
     /// # Errors
-    /// `chat_not_found`; `not_allowed` where the caller can't write.
+    /// `rate_limited`; `chat_not_found`; `not_allowed` where the caller can't write.
     pub async fn typing(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
+        let now = self.clock.now();
+        // The replica's own memory first: a client that repeats itself a hundred times a second asks nobody else.
+        if !self.budgets.takes_typing(caller.user_id, chat_id, now) {
+            return Ok(());
+        }
+        self.count_read(caller.user_id)?;
+        // The pause is part of the protocol, so it holds where rate limits are off.
+        if self.limiter.take(TYPING, &format!("{}:{chat_id}", caller.user_id), now).await.is_err() {
+            return Ok(());
+        }
+
         let access = self.access(caller, chat_id).await?;
         chat::permit(access.kind, access.role, chat::Action::Write)?;
         self.bus.publish(Event::Typing { chat_id, user_id: caller.user_id });

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod appender;
+mod budget;
 mod chats;
 mod hasher;
 mod invites;
@@ -12,6 +13,7 @@ mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
 pub use appender::PendingSend;
+pub use budget::{FramePermit, FramePermits};
 pub use chats::{ChangesPage, ChatRequest};
 pub use hasher::Hasher;
 pub use messages::{HistoryPage, Outgoing};
@@ -30,6 +32,7 @@ use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use appender::Appender;
+use budget::Budgets;
 
 /// What the service is made of.
 pub struct Parts {
@@ -63,6 +66,7 @@ pub struct Service {
     appender: Appender,
     /// Turns to ask the store about tokens.
     resolves: Semaphore,
+    budgets: Budgets,
     tasks: Tasks,
 }
 
@@ -72,7 +76,8 @@ impl Service {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks);
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
-        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, tasks })
+        let budgets = Budgets::default();
+        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, budgets, tasks })
     }
 
     /// The bounds in force.

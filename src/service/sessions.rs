@@ -192,8 +192,9 @@ impl Service {
     /// Ends one of the caller's sessions and closes its connections.
     ///
     /// # Errors
-    /// `session_not_found`.
+    /// `rate_limited`, `session_not_found`.
     pub async fn end_session(&self, caller: Caller, id: SessionId) -> Result<()> {
+        self.count_read(caller.user_id)?;
         let ended = self.store.end_session(caller.user_id, id).await?.ok_or(Error::new(Code::SessionNotFound))?;
         self.sessions_ended(vec![ended]).await;
         Ok(())
@@ -202,8 +203,9 @@ impl Service {
     /// Ends all of the caller's sessions but this one.
     ///
     /// # Errors
-    /// `unavailable`.
+    /// `rate_limited`, `unavailable`.
     pub async fn end_other_sessions(&self, caller: Caller) -> Result<()> {
+        self.count_read(caller.user_id)?;
         let ended = self.store.end_other_sessions(caller.user_id, caller.session_id).await?;
         self.sessions_ended(ended).await;
         Ok(())

@@ -114,7 +114,7 @@ impl Store {
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", || async {
-            on!(self.reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
+            on!(self.session_reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
                 .bind(login)
                 .fetch_optional(db))
         })
@@ -124,7 +124,7 @@ impl Store {
     /// The password hash of an account.
     pub async fn password_hash(&self, id: UserId) -> Result<Option<String>> {
         timed("password_hash", || async {
-            on!(self.reader(), |db| sqlx::query_scalar(
+            on!(self.session_reader(), |db| sqlx::query_scalar(
                 "SELECT password_hash FROM users WHERE id = $1 AND removed_at_ms IS NULL"
             )
             .bind(id)
