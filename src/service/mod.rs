@@ -5,6 +5,7 @@ mod accounts;
 mod appender;
 mod budget;
 mod chats;
+mod directory;
 mod hasher;
 mod invites;
 mod jobs;

@@ -9,6 +9,7 @@ mod changes;
 mod chats;
 mod cluster;
 mod connect;
+mod directory;
 mod head;
 mod invites;
 mod jobs;
