@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
-use crate::model::limits::Patience;
+use crate::model::limits::{CHATS_PER_USER_MAX, Patience};
 use crate::store::StoreOptions;
 
 /// A switch, in words.
@@ -66,7 +66,7 @@ keys! {
     /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres itself, not a pooler such
     /// as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
-    /// Connections to Postgres.
+    /// Connections to Postgres for requests; sessions and probes have 6 of their own besides.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
     /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent: one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
@@ -88,7 +88,7 @@ keys! {
     sessions_per_user_max: i64, env "STARLING_SESSIONS_PER_USER_MAX", example "10";
     /// Open invites of a user.
     invites_per_user_max: i64, env "STARLING_INVITES_PER_USER_MAX", example "20";
-    /// Chats of a user.
+    /// Chats of a user by their own act, 1016 at most, so that all fit in one sync; others may bring a user into 300 more.
     chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", example "1000";
     /// Members of a group.
     group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", example "20";
@@ -235,10 +235,7 @@ impl Settings {
                 "invites_per_user_max",
                 self.invites_per_user_max.unwrap_or(defaults.invites_per_user_max),
             )?,
-            chats_per_user_max: at_least_1(
-                "chats_per_user_max",
-                self.chats_per_user_max.unwrap_or(defaults.chats_per_user_max),
-            )?,
+            chats_per_user_max: chats_per_user_max(self.chats_per_user_max.unwrap_or(defaults.chats_per_user_max))?,
             group_members_max: at_least_1(
                 "group_members_max",
                 self.group_members_max.unwrap_or(defaults.group_members_max),
@@ -309,6 +306,14 @@ fn at_least_1<T: PartialOrd + From<u8>>(key: &str, value: T) -> Result<T, String
     if value < T::from(1) { Err(format!("{key} must be at least 1")) } else { Ok(value) }
 }
 
+fn chats_per_user_max(value: i64) -> Result<i64, String> {
+    if value > CHATS_PER_USER_MAX {
+        let reason = "a user with more could not name all of their chats in one sync";
+        return Err(format!("chats_per_user_max must be at most {CHATS_PER_USER_MAX}: {reason}"));
+    }
+    at_least_1("chats_per_user_max", value)
+}
+
 fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
     /// A century: longer lives are a slip of the finger, and would not fit the arithmetic of time.
     const MAX: u64 = 100 * 365 * 24 * 3600;
@@ -357,6 +362,8 @@ mod tests {
         wrong(Settings { database_url: Some("mysql://x".into()), ..Settings::default() }, "DATABASE_URL");
         wrong(Settings { redis_url: Some("redis://x".into()), ..Settings::default() }, "REDIS_URL");
         wrong(Settings { public_url: Some("chat.example.org".into()), ..Settings::default() }, "STARLING_PUBLIC_URL");
+        let too_many = Settings { chats_per_user_max: Some(CHATS_PER_USER_MAX + 1), ..Settings::default() };
+        wrong(too_many, "chats_per_user_max must be at most 1016");
         wrong(Settings { page_max: Some(0), ..Settings::default() }, "page_max");
         wrong(Settings { token_life_s: Some(u64::MAX), ..Settings::default() }, "token_life_s");
         wrong(Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() }, "trusted_proxies");

@@ -19,6 +19,8 @@ const SENDS: &str = "starling_messages_sent_total";
 const APPEND_BATCH: &str = "starling_append_batch_messages";
 const STORE_SECONDS: &str = "starling_store_seconds";
 const STORE_ERRORS: &str = "starling_store_errors_total";
+const STORE_REFUSED: &str = "starling_store_refused_total";
+const FRAMES_WAITED: &str = "starling_frames_waited_total";
 const STORE_CONNECTIONS_CLOSED: &str = "starling_store_connections_closed_total";
 const BUS_LOST: &str = "starling_bus_events_lost_total";
 const HUB_CHATS: &str = "starling_hub_chats";
@@ -61,6 +63,11 @@ pub fn describe() {
     describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
     describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
     describe_counter!(STORE_CONNECTIONS_CLOSED, "Connections to Postgres closed because they were in doubt, by reason");
+    describe_counter!(
+        STORE_REFUSED,
+        "Units of work refused at once because too many waited for a connection to Postgres, by pool"
+    );
+    describe_counter!(FRAMES_WAITED, "Frames that waited because as many of their user were worked on as may be");
     describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
@@ -126,6 +133,16 @@ pub fn close_code(code: u16) {
 /// A frame came in.
 pub fn frame(kind: &'static str) {
     counter!(FRAMES, "type" => kind).increment(1);
+}
+
+/// A frame waited for one of its user's permits.
+pub fn frame_waited() {
+    counter!(FRAMES_WAITED).increment(1);
+}
+
+/// A unit of work found too many before it in the queue for a connection.
+pub fn store_refused(pool: &'static str) {
+    counter!(STORE_REFUSED, "pool" => pool).increment(1);
 }
 
 /// An event was put into this many outboxes.

@@ -128,7 +128,8 @@ pub async fn inbox(
 
 /// Makes a chat, or finds the one `self` or `private` chat that there is.
 #[utoipa::path(post, path = "/chats", tag = "chats", request_body = NewChat, responses(
-    (status = 201, body = Chat), (status = 200, body = Chat, description = "It was there"), (status = 409, body = Problem)))]
+    (status = 201, body = Chat), (status = 200, body = Chat, description = "It was there"),
+    (status = 403, body = Problem), (status = 409, body = Problem)))]
 pub async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,

@@ -8,7 +8,7 @@ use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
@@ -34,6 +34,10 @@ impl FromRequestParts<Arc<Api>> for Caller {
         let caller = api.service.authenticate(token.trim()).await?;
         if let Some(visit) = parts.extensions.get::<Arc<Visit>>() {
             api.service.begin_request(caller, visit).await?;
+        }
+        // The other methods are counted by what they do.
+        if matches!(parts.method, Method::GET | Method::HEAD) {
+            api.service.count_read(caller.user_id)?;
         }
         Ok(caller)
     }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::extract::{Body, Ids};
 use super::{Api, Problem};
 use crate::model::session::Caller;
-use crate::model::{Result, Session, SessionId, Timestamp, User};
+use crate::model::{Account, Result, Session, SessionId, Timestamp};
 use crate::service::{Grant, Login, Origin};
 
 /// A login.
@@ -36,7 +36,7 @@ pub struct Refresh {
 /// A session and its tokens, which are shown this once.
 #[derive(Serialize, ToSchema)]
 pub struct GrantView {
-    user: User,
+    user: Account,
     session: Session,
     /// For `Authorization: Bearer`.
     token: String,
@@ -63,7 +63,7 @@ impl From<Grant> for GrantView {
 #[derive(Serialize, ToSchema)]
 pub struct CurrentSession {
     session: Session,
-    user: User,
+    user: Account,
 }
 
 /// The caller's sessions.

@@ -12,7 +12,7 @@ use super::extract::{Body, Ids, Params};
 use super::sessions::GrantView;
 use super::{Api, Problem};
 use crate::model::session::Caller;
-use crate::model::{Result, User, UserId};
+use crate::model::{Account, Result, User, UserId};
 use crate::service::{AccountPatch, Origin, Registration};
 
 /// A newcomer.
@@ -44,6 +44,8 @@ pub struct UserPatch {
     password: Option<String>,
     /// Needed for another login or password.
     current_password: Option<String>,
+    /// Whether users who share no chat with the caller are kept from opening a chat with them and from adding them to one.
+    refuse_strangers: Option<bool>,
 }
 
 /// Confirms the removal of the account.
@@ -86,7 +88,8 @@ pub async fn register(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// The directory: accounts whose login or name begins with `query`, by login.
+/// The directory: accounts whose login begins with `query`, by login; then those whose name alone does, by name. A page
+/// may be shorter than `limit`: the last one is that without a `next_cursor`.
 #[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
 pub async fn directory(
     State(api): State<Arc<Api>>,
@@ -106,17 +109,17 @@ pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>)
 }
 
 /// The caller's account.
-#[utoipa::path(get, path = "/users/me", tag = "users", responses((status = 200, body = User)))]
-pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<User>> {
-    api.service.user(caller.user_id).await.map(Json)
+#[utoipa::path(get, path = "/users/me", tag = "users", responses((status = 200, body = Account)))]
+pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Account>> {
+    api.service.account(caller).await.map(Json)
 }
 
 /// Changes the caller's account. Another password ends all other sessions.
 #[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
-    (status = 200, body = User), (status = 403, body = Problem), (status = 409, body = Problem)))]
-pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<User>> {
-    let UserPatch { name, login, password, current_password } = body.0;
-    let patch = AccountPatch { name, login, password, current_password };
+    (status = 200, body = Account), (status = 403, body = Problem), (status = 409, body = Problem)))]
+pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<Account>> {
+    let UserPatch { name, login, password, current_password, refuse_strangers } = body.0;
+    let patch = AccountPatch { name, login, password, current_password, refuse_strangers };
     api.service.change_account(caller, patch).await.map(Json)
 }
 

@@ -35,7 +35,7 @@ pub enum CloseCode {
     TooManyConnections,
     /// The client reads too slowly: reconnect and `sync`.
     TooSlow,
-    /// Too many frames.
+    /// Too many frames, or too many connections in a short time.
     RateLimited,
 }
 
@@ -74,7 +74,7 @@ impl CloseCode {
             Self::TimedOut => (4408, "no authentication or heartbeat in time"),
             Self::TooManyConnections => (4409, "too many connections"),
             Self::TooSlow => (4413, "too slow: reconnect and sync"),
-            Self::RateLimited => (4429, "too many frames"),
+            Self::RateLimited => (4429, "too many frames or connections"),
         }
     }
 

@@ -133,7 +133,7 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
     };
     let arriving = async {
         let turn = gateway.turn().await?;
-        Ok((gateway.service.authenticate(&frame.token).await?, turn))
+        Ok((gateway.arrive(&frame.token).await?, turn))
     };
     let (caller, turn) = in_time(arriving).await.map_err(|error| CloseCode::of_error(&error))?;
     Ok((caller, incoming.id, turn))

@@ -95,7 +95,7 @@ impl Gateway {
     /// Answers `GET /ws`: refuses a bad origin or token with a status, anything later with a close code.
     ///
     /// # Errors
-    /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `unavailable`.
+    /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `rate_limited`, `unavailable`.
     async fn upgrade(
         self: Arc<Self>,
         visit: Arc<Visit>,
@@ -106,7 +106,7 @@ impl Gateway {
         let arrival = match presented_token(headers)? {
             Some(token) => {
                 let turn = self.turn().await?;
-                let caller = self.service.authenticate(&token).await?;
+                let caller = self.arrive(&token).await?;
                 visit.authenticated();
                 Arrival::Known(caller, turn)
             }
@@ -126,6 +126,13 @@ impl Gateway {
     /// Waits until a newcomer's turn comes.
     async fn turn(&self) -> Result<Turn> {
         self.arrivals.clone().acquire_owned().await.map_err(Error::internal)
+    }
+
+    /// The user behind a token, whose arrival is counted.
+    async fn arrive(&self, token: &str) -> Result<Caller> {
+        let caller = self.service.authenticate(token).await?;
+        self.service.count_arrival(caller.user_id)?;
+        Ok(caller)
     }
 
     /// Browsers say which page connects; other clients say nothing and are let through.

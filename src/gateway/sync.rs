@@ -34,6 +34,10 @@ impl Live {
         if let Some(error) = unacceptable(&known) {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
+        // Before the one `sync` of this connection begins, so that it can still come later.
+        if let Err(error) = self.gateway.service.count_arrival(self.caller.user_id) {
+            return self.write(socket, vec![refusal(id, &error)]).await;
+        }
         if !self.connection.hold() {
             return self.write(socket, vec![refusal(id, &Code::AlreadySynced.into())]).await;
         }
@@ -90,6 +94,8 @@ impl Live {
 
     /// Follows all of the caller's chats, and then reads them.
     async fn follow_all(&mut self) -> Result<(HashSet<ChatId>, Vec<ChatToSync>)> {
+        // The user's own permit first: those who wait for it must not keep the turns of others.
+        let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
         let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
         let store = self.gateway.service.store();
         let mut followed = HashSet::new();
@@ -150,6 +156,7 @@ impl Live {
     /// the chat since it was found: then what happened meanwhile is not theirs to be told.
     async fn changes_after(&mut self, found: &ChatToSync, page: &Page) -> Result<Option<Changes>> {
         let reading = async {
+            let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
             let only_member = page.counted.then_some(self.caller.user_id);

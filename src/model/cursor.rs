@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ChatId, Error, Result, UserId};
 
-/// Longest cursor worth decoding; ours are shorter.
-const CURSOR_BYTES_MAX: usize = 512;
+/// Longest cursor worth decoding; ours are shorter, also with a name of a hundred characters of four bytes.
+const CURSOR_BYTES_MAX: usize = 1024;
 
 /// Where a page of the inbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +31,26 @@ pub struct MemberCursor {
     pub user_id: UserId,
 }
 
-/// Where a page of the directory ended.
+/// Where a page of the directory ended: among those whose login begins with the query, which come first, or among those
+/// whose name does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DirectoryCursor {
+#[serde(untagged, deny_unknown_fields)]
+pub enum DirectoryCursor {
     /// The last login.
-    #[serde(rename = "l")]
-    pub login: String,
+    ByLogin {
+        /// It.
+        #[serde(rename = "l")]
+        login: String,
+    },
+    /// The last name, in lower case, and whose it is.
+    ByName {
+        /// The name.
+        #[serde(rename = "n")]
+        name_key: String,
+        /// The user.
+        #[serde(rename = "u")]
+        user_id: UserId,
+    },
 }
 
 /// The cursor's words.
@@ -63,14 +76,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::limits::NAME_CHARS_MAX;
 
     proptest! {
         #[test]
         fn a_cursor_comes_back_as_it_went(activity_ms: i64, id: u128, login in "\\PC{0,64}") {
             let inbox = InboxCursor { activity_ms, chat_id: ChatId(uuid::Uuid::from_u128(id)) };
             prop_assert_eq!(decode::<InboxCursor>(&encode(&inbox)).unwrap(), inbox);
-            let directory = DirectoryCursor { login };
-            prop_assert_eq!(decode::<DirectoryCursor>(&encode(&directory)).unwrap(), directory);
+            let by_name = DirectoryCursor::ByName { name_key: login.clone(), user_id: UserId(uuid::Uuid::from_u128(id)) };
+            for directory in [DirectoryCursor::ByLogin { login }, by_name] {
+                prop_assert_eq!(decode::<DirectoryCursor>(&encode(&directory)).unwrap(), directory);
+            }
         }
 
         #[test]
@@ -83,7 +99,16 @@ mod tests {
 
     #[test]
     fn a_cursor_of_another_list_is_refused() {
-        let words = encode(&DirectoryCursor { login: "ada".into() });
+        let words = encode(&DirectoryCursor::ByLogin { login: "ada".into() });
         assert!(decode::<InboxCursor>(&words).is_err());
+        let words = encode(&MemberCursor { user_id: UserId::default() });
+        assert!(decode::<DirectoryCursor>(&words).is_err());
+    }
+
+    #[test]
+    fn the_longest_name_fits_in_a_cursor() {
+        let cursor =
+            DirectoryCursor::ByName { name_key: "\u{10FFFF}".repeat(NAME_CHARS_MAX), user_id: UserId::default() };
+        assert_eq!(decode::<DirectoryCursor>(&encode(&cursor)).unwrap(), cursor);
     }
 }

@@ -92,6 +92,8 @@ codes! {
     OriginNotAllowed = "origin_not_allowed", Forbidden, "This origin is not allowed";
     /// Wrong password where one confirms an action.
     WrongPassword = "wrong_password", Forbidden, "The password is wrong";
+    /// The user wants to hear only from those who share a chat with them. Among several users it is not said which.
+    UserUnreachable = "user_unreachable", Forbidden, "You can't bring this user into a chat";
     /// No such path.
     RouteNotFound = "route_not_found", NotFound, "There is nothing here";
     /// No such chat, or none of the caller's.

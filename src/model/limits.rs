@@ -25,6 +25,9 @@ pub const QUERY_CHARS_MAX: usize = 100;
 
 /// Entries of a page that does not say: a screen or two.
 pub const PAGE: i64 = 50;
+/// Statements that read one page of the directory at most, each of one page's rows. More are needed only where most users
+/// whose name begins with the query were listed by their login already; then the page is shorter than was asked.
+pub const DIRECTORY_READS_MAX: usize = 10;
 /// Members named at once when a group or channel is created: one transaction stays short.
 pub const MEMBERS_AT_ONCE_MAX: usize = 100;
 /// Most uses of one invite.
@@ -108,6 +111,19 @@ pub const FLOODED_FRAMES_MAX: u32 = 100;
 pub const INFLIGHT_FRAMES_MAX: usize = 32;
 /// Chats that one `sync` may name: more than a user can have.
 pub const SYNC_CHATS_MAX: usize = 10_000;
+/// Bytes of one chat in the `sync` of a client: its id in quotation marks, a colon, a revision below 10⁹ (ten changes a
+/// second make that many in three years) and a comma.
+pub const SYNC_CHAT_BYTES: usize = 36 + 2 + 1 + 9 + 1;
+/// Bytes of a `sync` frame besides its chats: its type, id, epoch and options.
+pub const SYNC_ENVELOPE_BYTES: usize = 1024;
+/// Chats that other users may bring a user into, by a private chat with them or as a member of theirs. Counted apart, so
+/// that nobody uses up the room for the user's own.
+pub const CHATS_BY_OTHERS_MAX: i64 = 300;
+/// The most that [`Limits::chats_per_user_max`] may be: with those that others brought, all of a user's chats fit in one
+/// `sync` frame. A user with more could never come back in sync.
+#[expect(clippy::cast_possible_wrap, reason = "about a thousand")]
+pub const CHATS_PER_USER_MAX: i64 =
+    ((FRAME_BYTES_MAX - SYNC_ENVELOPE_BYTES) / SYNC_CHAT_BYTES) as i64 - CHATS_BY_OTHERS_MAX;
 /// Changes of one chat that `sync` replays; a chat further behind gets `reset`.
 pub const SYNC_CHANGES_MAX: i64 = 500;
 /// Connections let in at once, from the look-up of their token to `ready`: a herd of reconnecting clients queues here, not
@@ -119,6 +135,20 @@ pub const SYNCS_AT_ONCE_MAX: usize = 8;
 pub const SYNC_PAGE_MAX: i64 = 100;
 /// Bytes of what one client missed that are encoded before it took those in front of them.
 pub const SYNC_PAGE_BYTES_MAX: usize = 512 * 1024;
+
+/// Frames of one user that work on the database at once on one replica (`edit_message`, `remove_message`, `read`,
+/// `typing`, `watch_presence`, `sync`): a quarter of the default number of connections. Further ones wait, and their
+/// sockets are not read meanwhile.
+pub const FRAMES_AT_ONCE_PER_USER: usize = 4;
+/// Units of work that wait for one of a pool's connections; over it the newest is refused at once. Sixteen connections
+/// that need 2 ms each for a unit work this off in 32 ms, so a longer queue means that the database stands still, and
+/// what joined it would be given up after its wait all the same.
+pub const STORE_WAITING_MAX: usize = 256;
+/// Connections to Postgres for sessions alone (look-ups of tokens, checks, logins), so that whatever requests wait for,
+/// users are still recognised and ended sessions still noticed.
+pub const SESSION_CONNECTIONS_MAX: u32 = 4;
+/// Users, or pairs of user and chat, that a replica counts in its own memory; the idle ones are forgotten first.
+pub const BUDGET_KEYS_MAX: usize = 100_000;
 
 /// Pause between two groups of connections that a stopping replica sends away.
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
@@ -195,7 +225,8 @@ pub struct Limits {
     pub sessions_per_user_max: i64,
     /// Open invites of a user.
     pub invites_per_user_max: i64,
-    /// Chats of a user.
+    /// Chats of a user by their own act; [`CHATS_PER_USER_MAX`] at most. Nobody is added to a group or channel who has as
+    /// many altogether.
     pub chats_per_user_max: i64,
     /// Members of a group.
     pub group_members_max: i64,
@@ -346,3 +377,33 @@ pub const REFRESHES_PER_ADDRESS: Rate =
 pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10), alone: Alone::AsEver };
 /// `watch_presence` of a user: a few devices that come back at once, each with what it shows.
 pub const WATCHES: Rate = Rate { name: "watches", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };
+/// Reads of a user on one replica: every GET, read markers, and `typing` that is not a repetition. A client that comes
+/// back to a thousand chats reads a screenful of them at once, and the rest as its user scrolls.
+pub const READS: Rate = Rate { name: "reads", burst: 300, every: Duration::from_millis(20), alone: Alone::AsEver };
+/// Connections and `sync`s of a user on one replica: all devices that a user may connect come back three times at once.
+pub const ARRIVALS: Rate =
+    Rate { name: "arrivals", burst: 120, every: Duration::from_millis(250), alone: Alone::AsEver };
+/// `typing` of a user in one chat that is passed on. From the protocol.
+pub const TYPING: Rate = Rate { name: "typing", burst: 1, every: Duration::from_secs(2), alone: Alone::AsEver };
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn all_chats_that_a_user_can_have_fit_in_one_sync_frame() {
+        assert!(Limits::default().chats_per_user_max <= CHATS_PER_USER_MAX);
+        let most = usize::try_from(CHATS_PER_USER_MAX + CHATS_BY_OTHERS_MAX).unwrap();
+        assert!(most <= SYNC_CHATS_MAX);
+
+        let chats: serde_json::Map<String, serde_json::Value> = (0..most as u128)
+            .map(|number| (uuid::Uuid::from_u128(u128::MAX - number).to_string(), json!(999_999_999)))
+            .collect();
+        let id = "x".repeat(64);
+        let frame = json!({ "type": "sync", "id": id, "epoch": id, "detail": true, "chats": chats }).to_string();
+        assert!(frame.len() <= FRAME_BYTES_MAX, "{} bytes", frame.len());
+        assert!(frame.len() + SYNC_CHAT_BYTES + SYNC_ENVELOPE_BYTES > FRAME_BYTES_MAX, "the bound wastes no room");
+    }
+}

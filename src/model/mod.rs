@@ -24,7 +24,7 @@ pub use id::{ChatId, MessageId, Rev, SessionId, UserId};
 pub use limits::Limits;
 pub use message::{Message, MessageKind};
 pub use session::Session;
-pub use user::User;
+pub use user::{Account, User};
 
 /// Declares an enum that is stored and sent as one lower-case word, and the conversions both ways.
 macro_rules! words {

@@ -22,6 +22,16 @@ pub struct User {
     pub created_at: Timestamp,
 }
 
+/// An account as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Account {
+    /// What all may see of it.
+    #[serde(flatten)]
+    pub user: User,
+    /// Whether users who share no chat with this one are kept from opening a chat with them and from adding them to one.
+    pub refuse_strangers: bool,
+}
+
 /// An account in few words, inside other things.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UserBrief {

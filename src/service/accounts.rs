@@ -1,17 +1,15 @@
-//! Accounts: registration, the directory, changing and removing one's own.
+//! Accounts: registration, changing and removing one's own.
 
 use super::Service;
-use super::chats::cut;
 use super::hasher::Verdict;
 use super::invites::plausible;
 use super::secrets;
 use super::sessions::{Grant, Origin};
-use crate::model::cursor::{self, DirectoryCursor};
-use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, QUERY_CHARS_MAX, REGISTRATIONS_PER_ADDRESS};
+use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, REGISTRATIONS_PER_ADDRESS};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
-use crate::model::{Code, Error, Event, Result, User, UserId};
+use crate::model::{Account, Code, Error, Event, Result, User, UserId};
 use crate::store::{AccountChange, NewUser};
 
 /// What a newcomer tells.
@@ -36,6 +34,8 @@ pub struct AccountPatch {
     pub password: Option<String>,
     /// The password so far; needed for another login or password.
     pub current_password: Option<String>,
+    /// Whether to keep users away who share no chat with this one.
+    pub refuse_strangers: Option<bool>,
 }
 
 /// An account made by the operator, with the one chance to see its secrets.
@@ -75,7 +75,7 @@ impl Service {
         self.store.register(&registration.invite, &user, &new).await?;
         let session = self.store.session(new.id).await?.ok_or(Error::new(Code::SessionNotFound))?;
         let user = User { id: user.id, login: Some(user.login), name: user.name, created_at: user.created_at };
-        Ok(tokens.grant(user, session))
+        Ok(tokens.grant(Account { user, refuse_strangers: false }, session))
     }
 
     /// Makes an account for the operator, with a random password, and a first session if asked.
@@ -109,38 +109,19 @@ impl Service {
         self.store.user(id).await?.ok_or(Error::new(Code::UserNotFound))
     }
 
-    /// A page of accounts whose login or name begins with `query`, and the cursor behind it if there may be more.
+    /// The caller's account as its owner sees it.
     ///
     /// # Errors
-    /// `invalid_fields` for a bad cursor or query.
-    pub async fn directory(
-        &self,
-        query: Option<&str>,
-        limit: Option<i64>,
-        after: Option<&str>,
-    ) -> Result<(Vec<User>, Option<String>)> {
-        let query = query.unwrap_or_default().trim().to_lowercase();
-        if query.contains('\0') || query.chars().count() > QUERY_CHARS_MAX {
-            return Err(Error::field("query", format!("has at most {QUERY_CHARS_MAX} characters and no U+0000")));
-        }
-        let after: Option<DirectoryCursor> = after.map(cursor::decode).transpose()?;
-        let after = after.map(|after| after.login).unwrap_or_default();
-        if after.contains('\0') {
-            return Err(Error::field("after", "is not a cursor of this list"));
-        }
-        let limit = self.page("limit", limit)?;
-        let mut users = self.store.directory(&query, &after, limit + 1).await?;
-        let more = cut(&mut users, limit);
-        let last_login = users.last().and_then(|user| user.login.clone());
-        let next = last_login.filter(|_| more).map(|login| cursor::encode(&DirectoryCursor { login }));
-        Ok((users, next))
+    /// `user_not_found`.
+    pub async fn account(&self, caller: Caller) -> Result<Account> {
+        self.store.account(caller.user_id).await?.ok_or(Error::new(Code::UserNotFound))
     }
 
     /// Changes the caller's account. Another password ends all other sessions.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `wrong_password`, `login_taken`.
-    pub async fn change_account(&self, caller: Caller, patch: AccountPatch) -> Result<User> {
+    pub async fn change_account(&self, caller: Caller, patch: AccountPatch) -> Result<Account> {
         let mut checks = Checks::new();
         let name = patch.name.map(|name| checks.keep("name", text::name(&name)));
         let login = patch.login.map(|login| checks.keep("login", text::login(&login)));
@@ -151,8 +132,8 @@ impl Service {
         if sensitive && patch.current_password.is_none() {
             checks.fail("current_password", "is needed to change login or password");
         }
-        if name.is_none() && login.is_none() && patch.password.is_none() {
-            checks.fail("name", "nothing to change: give name, login or password");
+        if name.is_none() && !sensitive && patch.refuse_strangers.is_none() {
+            checks.fail("name", "nothing to change: give name, login, password or refuse_strangers");
         }
         checks.done()?;
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
@@ -163,10 +144,10 @@ impl Service {
             Some(password) => Some((self.hasher.hash(password).await?, caller.session_id)),
             None => None,
         };
-        let change = AccountChange { name, login, password };
-        let (user, ended) = self.store.change_account(caller.user_id, &change).await?;
+        let change = AccountChange { name, login, password, refuse_strangers: patch.refuse_strangers };
+        let (account, ended) = self.store.change_account(caller.user_id, &change).await?;
         self.sessions_ended(ended).await;
-        Ok(user)
+        Ok(account)
     }
 
     /// Removes the caller's account: sessions end, chats are left, messages stay without a name.

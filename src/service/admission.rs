@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::budget::UserPermit;
+use super::permits::UserPermit;
 use crate::model::address::{Network, Prefix};
 use crate::model::limits::{ADDRESS_SHARES_48, ADDRESS_SHARES_56};
 

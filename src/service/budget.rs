@@ -1,105 +1,114 @@
-//! How much of a replica one user may use at once: permits, counted by user.
+//! What one user may take of a replica: how often they may read and arrive, and how many of their frames are worked on
+//! at once.
+//!
+//! Rates are counted in the memory of this replica, because a read must not cost a round trip to Redis. A user whose
+//! requests are spread over several replicas may therefore read as much on each: every replica guards its own
+//! connections to the database.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::model::UserId;
+use super::Service;
+use super::permits::{UserPermit, UserPermits};
+use crate::metrics;
+use crate::model::limits::{
+    ARRIVALS, BUDGET_KEYS_MAX, Bucket, FRAMES_AT_ONCE_PER_USER, READS, REQUEST_MAX, Rate, TYPING,
+};
+use crate::model::{ChatId, Error, Result, Timestamp, UserId};
 
-/// Permits of which each user has the same number on this replica. A user without a permit costs nothing.
-///
-/// Permits of one user are given in the order in which they were asked for.
-#[derive(Debug)]
-pub struct UserPermits {
-    of_each: usize,
-    users: Mutex<HashMap<UserId, Share>>,
+/// The budgets of all users of one replica.
+pub(super) struct Budgets {
+    reads: Rates<UserId>,
+    arrivals: Rates<UserId>,
+    typing: Rates<(UserId, ChatId)>,
+    frames: Arc<UserPermits>,
 }
 
-/// The permits of one user.
-#[derive(Debug)]
-struct Share {
-    permits: Arc<Semaphore>,
-    /// Those who hold a permit or wait for one: without any, the share is forgotten.
-    users: usize,
-}
-
-/// One permit of a user, given back when it is dropped.
-#[derive(Debug)]
-pub struct UserPermit {
-    permit: Option<OwnedSemaphorePermit>,
-    interest: Interest,
-}
-
-/// Keeps a user's share, also while its holder waits and may be cancelled.
-#[derive(Debug)]
-struct Interest {
-    permits: Arc<UserPermits>,
-    user_id: UserId,
-}
-
-impl UserPermits {
-    /// Permits of which each user has `of_each`, at least one.
-    pub fn new(of_each: usize) -> Arc<Self> {
-        Arc::new(Self { of_each: of_each.max(1), users: Mutex::default() })
-    }
-
-    /// A permit of this user, if one is free at once.
-    pub fn try_acquire(self: &Arc<Self>, user_id: UserId) -> Option<UserPermit> {
-        let (share, interest) = self.share(user_id);
-        let permit = share.try_acquire_owned().ok()?;
-        Some(UserPermit { permit: Some(permit), interest })
-    }
-
-    /// A permit of this user; `None` if none is free within `wait`.
-    pub async fn acquire(self: &Arc<Self>, user_id: UserId, wait: Duration) -> Option<UserPermit> {
-        if let Some(permit) = self.try_acquire(user_id) {
-            return Some(permit);
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            reads: Rates::new(READS),
+            arrivals: Rates::new(ARRIVALS),
+            typing: Rates::new(TYPING),
+            frames: UserPermits::new(FRAMES_AT_ONCE_PER_USER),
         }
-        let (share, interest) = self.share(user_id);
-        let permit = tokio::time::timeout(wait, share.acquire_owned()).await.ok()?.ok()?;
-        Some(UserPermit { permit: Some(permit), interest })
-    }
-
-    /// Users who hold a permit or wait for one.
-    pub fn users(&self) -> usize {
-        self.users.lock().len()
-    }
-
-    fn share(self: &Arc<Self>, user_id: UserId) -> (Arc<Semaphore>, Interest) {
-        let mut users = self.users.lock();
-        let fresh = || Share { permits: Arc::new(Semaphore::new(self.of_each)), users: 0 };
-        let share = users.entry(user_id).or_insert_with(fresh);
-        share.users += 1;
-        (share.permits.clone(), Interest { permits: self.clone(), user_id })
     }
 }
 
-impl UserPermit {
-    /// Whose permit it is.
-    pub fn user_id(&self) -> UserId {
-        self.interest.user_id
+impl Budgets {
+    /// Whether this replica passed on no `typing` of the user in this chat lately. If so, it counts as passed on.
+    pub fn takes_typing(&self, user_id: UserId, chat_id: ChatId, now: Timestamp) -> bool {
+        self.typing.take((user_id, chat_id), now).is_ok()
     }
 }
 
-impl Drop for UserPermit {
-    fn drop(&mut self) {
-        // Before the interest: a share that is forgotten has all its permits.
-        self.permit = None;
+impl Service {
+    /// Counts one read of a user. It is counted on this replica alone.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub fn count_read(&self, user_id: UserId) -> Result<()> {
+        self.count(&self.budgets.reads, user_id)
     }
-}
 
-impl Drop for Interest {
-    fn drop(&mut self) {
-        let mut users = self.permits.users.lock();
-        if let Some(share) = users.get_mut(&self.user_id) {
-            share.users -= 1;
-            if share.users == 0 {
-                users.remove(&self.user_id);
-            }
+    /// Counts one connection or `sync` of a user. It is counted on this replica alone.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub fn count_arrival(&self, user_id: UserId) -> Result<()> {
+        self.count(&self.budgets.arrivals, user_id)
+    }
+
+    /// A permit for a frame of this user that works on the database, if one is free. Permits bound what runs at once, so
+    /// they hold even where rate limits are off.
+    pub fn try_frame_permit(&self, user_id: UserId) -> Option<UserPermit> {
+        self.budgets.frames.try_acquire(user_id)
+    }
+
+    /// The same; waits for one. The first to ask is the first to get one.
+    ///
+    /// # Errors
+    /// `unavailable` if none was free for as long as a frame may take.
+    pub async fn frame_permit(&self, user_id: UserId) -> Result<UserPermit> {
+        self.budgets.frames.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded)
+    }
+
+    fn count(&self, rates: &Rates<UserId>, user_id: UserId) -> Result<()> {
+        if !self.limits.rate_limits {
+            return Ok(());
         }
+        let taken = rates.take(user_id, self.clock.now());
+        if taken.is_err() {
+            metrics::rate_limited(rates.rate.name);
+        }
+        taken
+    }
+}
+
+/// Counters under one [`Rate`], one for each key.
+struct Rates<K> {
+    rate: Rate,
+    buckets: Mutex<HashMap<K, Bucket>>,
+}
+
+impl<K: Eq + Hash> Rates<K> {
+    fn new(rate: Rate) -> Self {
+        Self { rate, buckets: Mutex::default() }
+    }
+
+    /// Takes one under `key`.
+    fn take(&self, key: K, now: Timestamp) -> Result<()> {
+        let mut buckets = self.buckets.lock();
+        if buckets.len() >= BUDGET_KEYS_MAX {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        if buckets.len() >= BUDGET_KEYS_MAX {
+            buckets.clear();
+        }
+        buckets.entry(key).or_default().take(self.rate, now).map_err(Error::rate_limited)
     }
 }
 
@@ -107,41 +116,13 @@ impl Drop for Interest {
 mod tests {
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(20);
-    const LATE: Duration = Duration::from_secs(30);
-
-    fn user(number: u128) -> UserId {
-        UserId(uuid::Uuid::from_u128(number))
-    }
-
-    #[tokio::test]
-    async fn a_user_has_so_many_permits_and_another_user_as_many() {
-        let permits = UserPermits::new(2);
-        let held = [permits.try_acquire(user(1)), permits.try_acquire(user(1))];
-        assert!(held.iter().all(Option::is_some));
-        assert!(permits.try_acquire(user(1)).is_none());
-        assert!(permits.acquire(user(1), SOON).await.is_none());
-        assert!(permits.try_acquire(user(2)).is_some());
-    }
-
-    #[tokio::test]
-    async fn a_permit_that_is_given_back_goes_to_the_one_that_waits() {
-        let permits = UserPermits::new(1);
-        let held = permits.try_acquire(user(1)).unwrap();
-        assert_eq!(held.user_id(), user(1));
-        let waiting = permits.acquire(user(1), LATE);
-        let (next, ()) = tokio::join!(waiting, async move { drop(held) });
-        assert!(next.is_some());
-    }
-
-    #[tokio::test]
-    async fn nothing_is_kept_of_a_user_without_permits_even_if_one_gave_up_waiting() {
-        let permits = UserPermits::new(1);
-        let held = permits.try_acquire(user(1));
-        assert!(permits.acquire(user(1), SOON).await.is_none());
-        assert_eq!(permits.users(), 1);
-        drop(held);
-        assert_eq!(permits.users(), 0);
-        assert!(permits.try_acquire(user(1)).is_some());
+    #[test]
+    fn counters_beyond_the_bound_are_forgotten() {
+        let rates = Rates::new(TYPING);
+        let now = Timestamp::from_ms(1);
+        for number in 0..=BUDGET_KEYS_MAX {
+            rates.take(number, now).unwrap();
+        }
+        assert!(rates.buckets.lock().len() <= BUDGET_KEYS_MAX);
     }
 }

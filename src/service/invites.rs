@@ -84,8 +84,9 @@ impl Service {
     /// Revokes one of the caller's invites.
     ///
     /// # Errors
-    /// `invite_not_found`.
+    /// `rate_limited`, `invite_not_found`.
     pub async fn revoke_invite(&self, caller: Caller, code: &str) -> Result<()> {
+        self.count_read(caller.user_id)?;
         let revoked = plausible(code) && self.store.revoke_invite(caller.user_id, code).await?;
         if revoked { Ok(()) } else { Err(Code::InviteNotFound.into()) }
     }

@@ -6,21 +6,23 @@ mod admission;
 mod appender;
 mod budget;
 mod chats;
+mod directory;
 mod hasher;
 mod health;
 mod invites;
 mod jobs;
 mod messages;
+mod permits;
 mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
 pub use admission::{Admission, Place, SharedPlace, Visit};
 pub use appender::PendingSend;
-pub use budget::{UserPermit, UserPermits};
 pub use chats::{ChangesPage, ChatRequest};
 pub use hasher::Hasher;
 pub use health::Health;
 pub use messages::{HistoryPage, Outgoing};
+pub use permits::{UserPermit, UserPermits};
 pub use sessions::{Grant, Login, Origin};
 
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use appender::Appender;
+use budget::Budgets;
 
 /// What the service is made of.
 pub struct Parts {
@@ -72,6 +75,7 @@ pub struct Service {
     resolves: Semaphore,
     /// What one user may have in progress.
     requests: Arc<UserPermits>,
+    budgets: Budgets,
     tasks: Tasks,
 }
 
@@ -82,6 +86,7 @@ impl Service {
         let appender = Appender::start(&store, &bus, &clock, &tasks);
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
         let requests = UserPermits::new(limits::USER_REQUESTS_MAX);
+        let budgets = Budgets::default();
         Arc::new(Self {
             store,
             bus,
@@ -93,6 +98,7 @@ impl Service {
             appender,
             resolves,
             requests,
+            budgets,
             tasks,
         })
     }

@@ -54,6 +54,8 @@ pub struct Changes {
     pub kind: ChatKind,
     /// How many members the chat has at its present revision, which is [`Changes::rev`] if that is complete.
     pub member_count: i64,
+    /// The viewer removed the history up to here, for themselves; 0 without a viewer.
+    pub cleared_message_id: MessageId,
 }
 
 impl Changes {
@@ -80,6 +82,12 @@ impl Changes {
             self.complete = false;
         }
     }
+}
+
+#[derive(Clone, Copy, sqlx::FromRow)]
+struct MembershipRow {
+    joined_rev: Rev,
+    cleared_message_id: MessageId,
 }
 
 #[derive(sqlx::FromRow)]
@@ -112,9 +120,9 @@ impl Store {
             .bind(chat_id)
             .fetch_optional(db))?;
             let Some(head) = head else { return Ok(None) };
-            let joined_rev = match viewer {
-                Some(viewer) => match joined_rev(&mut work, chat_id, viewer).await? {
-                    Some(rev) => Some(rev),
+            let membership = match viewer {
+                Some(viewer) => match membership(&mut work, chat_id, viewer).await? {
+                    Some(membership) => Some(membership),
                     None => return Ok(None),
                 },
                 None => None,
@@ -141,8 +149,20 @@ impl Store {
             items.truncate(room);
             let rev = if complete { head.rev } else { items.last().map_or(since.told, |(rev, _)| *rev) };
             let forgotten = since.told.0 > 0 && since.told < head.forgotten_rev;
+            let joined_rev = membership.map(|it| it.joined_rev);
+            let cleared_message_id = membership.map(|it| it.cleared_message_id).unwrap_or_default();
             let HeadRow { kind, member_count, .. } = head;
-            Ok(Some(Changes { items, sent_earlier, rev, complete, forgotten, joined_rev, kind, member_count }))
+            Ok(Some(Changes {
+                items,
+                sent_earlier,
+                rev,
+                complete,
+                forgotten,
+                joined_rev,
+                cleared_message_id,
+                kind,
+                member_count,
+            }))
         })
         .await
     }
@@ -241,9 +261,9 @@ async fn items_after(
     Ok((items, sent_earlier))
 }
 
-async fn joined_rev(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Rev>> {
-    within!(work, |db| sqlx::query_scalar(
-        "SELECT joined_rev FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+async fn membership(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<MembershipRow>> {
+    within!(work, |db| sqlx::query_as(
+        "SELECT joined_rev, cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )
     .bind(chat_id)
     .bind(user_id)

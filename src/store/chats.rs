@@ -8,6 +8,7 @@ use super::users::lock_users;
 use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
+use crate::model::limits::CHATS_BY_OTHERS_MAX;
 use crate::model::user::UserBrief;
 use crate::model::{
     Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
@@ -24,7 +25,7 @@ pub struct NewChat {
     pub creator: UserId,
     /// Now.
     pub now: Timestamp,
-    /// Chats that a user may have.
+    /// Chats that the creator may have by their own act, and each member of a group or channel altogether.
     pub chats_max: i64,
 }
 
@@ -279,7 +280,7 @@ impl Store {
     /// Makes a chat, or finds the one `self` or `private` chat that there is.
     ///
     /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`.
+    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`.
     pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
             let mut work = self.begin().await?;
@@ -298,15 +299,24 @@ impl Store {
                 work.commit().await?;
                 return Ok(found);
             }
-            let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) { &wanted } else { &[new.creator] };
-            for user_id in limited {
-                below_chat_limit(&mut work, *user_id, new.chats_max).await?;
+            below_chat_limit(&mut work, new.creator, new.chats_max).await?;
+            // Nobody is kept from writing to somebody by how many chats that one made.
+            let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
+            for user_id in others {
+                may_be_brought_in(&mut work, new.creator, *user_id, altogether_max).await?;
             }
             let mut views = Vec::with_capacity(wanted.len());
             for user_id in wanted {
                 let owns = user_id == new.creator && !matches!(new.kind, Creation::Private(_));
                 let role = if owns { Role::Owner } else { Role::Member };
-                let member = NewMember { chat_id: new.id, user_id, role, rev: Rev(1), last_message_id: MessageId(0) };
+                let member = NewMember {
+                    chat_id: new.id,
+                    user_id,
+                    role,
+                    rev: Rev(1),
+                    last_message_id: MessageId(0),
+                    by_others: user_id != new.creator,
+                };
                 insert_member(&mut work, &member, new.now).await?;
                 views.push((user_id, view_within(&mut work, new.id, user_id).await?));
             }
@@ -384,13 +394,41 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     Ok(row.into())
 }
 
-/// Refuses one chat too many. The caller holds the user's lock.
-pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
-    let chats: i64 =
-        within!(work, |db| sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
-            .bind(user_id)
-            .fetch_one(db))?;
+/// Refuses one chat too many by the user's own act. The caller holds the user's lock.
+async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
+    let chats: i64 = within!(work, |db| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND NOT by_others"
+    )
+    .bind(user_id)
+    .fetch_one(db))?;
     if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
+}
+
+/// Refuses to bring a user into a chat by the act of `actor`, if they are strangers to each other and the user refuses
+/// such, or if the user has too many chats already: by others, or altogether. Strangers learn nothing of the latter. The
+/// caller holds the user's lock.
+pub(super) async fn may_be_brought_in(
+    work: &mut Work,
+    actor: UserId,
+    user_id: UserId,
+    altogether_max: Option<i64>,
+) -> Result<()> {
+    let (refused, by_others, altogether): (bool, i64, i64) = within!(work, |db| sqlx::query_as(
+        "SELECT u.refuse_strangers AND NOT EXISTS (
+                 SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+                 WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = $1 AND b.left_rev IS NULL),
+             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND by_others),
+             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL)
+         FROM users u WHERE u.id = $1"
+    )
+    .bind(user_id)
+    .bind(actor)
+    .fetch_one(db))?;
+    if refused {
+        return Err(Code::UserUnreachable.into());
+    }
+    let is_full = by_others >= CHATS_BY_OTHERS_MAX || altogether_max.is_some_and(|max| altogether >= max);
+    if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
 /// Nobody sees the chat any more; the job clears what is left of it.

@@ -11,7 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::pool::{Pool, STATEMENT_MAX};
-use super::{Db, Store, failure};
+use super::{Db, SessionDb, Store, failure};
+use crate::model::limits::SESSION_CONNECTIONS_MAX;
 use crate::model::{Code, Error, Result};
 
 /// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
@@ -34,6 +35,8 @@ const BUSY_MAX: Duration = Duration::from_secs(3);
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// Connections that read an SQLite file at once.
 const SQLITE_READERS: u32 = 4;
+/// Connections that read sessions from an SQLite file, whatever the others wait for.
+const SQLITE_SESSION_READERS: u32 = 1;
 /// Before this release a crash at the wrong moment could corrupt the write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
 
@@ -44,7 +47,7 @@ pub enum StoreOptions {
     Postgres {
         /// The address with user and password.
         url: String,
-        /// The pool's size.
+        /// Connections for requests. Sessions and probes have some of their own besides.
         connections_max: u32,
     },
     /// The file `starling.db` in this directory, made if need be.
@@ -71,18 +74,22 @@ impl Store {
     /// # Errors
     /// `unavailable` if it can't be reached, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
-        let (reader, writer, probe) = match options {
+        let (reader, writer, sessions, probe) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
-                let pool = Db::Postgres(Pool::new(options.clone(), *connections_max));
-                (pool.clone(), pool, Db::Postgres(Pool::new(options, PROBES_MAX)))
+                let pool = |name, places_max| Db::Postgres(Pool::new(name, options.clone(), places_max));
+                let (requests, sessions) =
+                    (pool("requests", *connections_max), pool("sessions", SESSION_CONNECTIONS_MAX));
+                let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
+                (requests.clone(), requests, sessions, pool("probes", PROBES_MAX))
             }
             StoreOptions::Sqlite { dir } => {
-                let (reader, writer) = sqlite(dir).await?;
-                (reader.clone(), writer, reader)
+                let Sqlite { reader, session_reader, writer } = sqlite(dir).await?;
+                let sessions = SessionDb { reader: session_reader, writer: writer.clone() };
+                (reader.clone(), writer, sessions, reader)
             }
         };
-        Ok(Self { reader, writer, probe, statements: Arc::default() })
+        Ok(Self { reader, writer, sessions, probe, statements: Arc::default() })
     }
 }
 
@@ -110,7 +117,14 @@ const POOLER: &str = "a pooler such as PgBouncer is in between, which does not p
                       transaction, neither its locks: let DATABASE_URL name Postgres itself (Starling pools its \
                       connections), or a pool in session mode that passes on `options`";
 
-async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
+/// The connections to an SQLite file.
+struct Sqlite {
+    reader: Db,
+    session_reader: Db,
+    writer: Db,
+}
+
+async fn sqlite(dir: &Path) -> Result<Sqlite> {
     std::fs::create_dir_all(dir).map_err(Error::internal)?;
     let options = SqliteConnectOptions::new()
         .filename(dir.join("starling.db"))
@@ -134,9 +148,10 @@ async fn sqlite(dir: &Path) -> Result<(Db, Db)> {
     if (part(), part(), part()) < SQLITE_MIN {
         return Err(Error::internal(format!("SQLite {version} is older than {SQLITE_MIN:?}")));
     }
-    let reader =
-        pool(SQLITE_READERS).connect_with(options.read_only(true).create_if_missing(false)).await.map_err(failure)?;
-    Ok((Db::Sqlite(reader), Db::Sqlite(writer)))
+    let read_only = options.read_only(true).create_if_missing(false);
+    let reader = pool(SQLITE_READERS).connect_with(read_only.clone()).await.map_err(failure)?;
+    let session_reader = pool(SQLITE_SESSION_READERS).connect_with(read_only).await.map_err(failure)?;
+    Ok(Sqlite { reader: Db::Sqlite(reader), session_reader: Db::Sqlite(session_reader), writer: Db::Sqlite(writer) })
 }
 
 /// Tries for as long as a lock is waited for. SQLite itself does not wait where two processes make the same file: the
@@ -163,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn sqlite_is_compiled_as_this_repository_says() {
         let dir = tempfile::tempdir().unwrap();
-        let Ok((Db::Sqlite(reader), _)) = sqlite(dir.path()).await else { panic!("no SQLite") };
+        let Ok(Sqlite { reader: Db::Sqlite(reader), .. }) = sqlite(dir.path()).await else { panic!("no SQLite") };
         let options: Vec<String> = sqlx::query_scalar("PRAGMA compile_options").fetch_all(&reader).await.unwrap();
         let has = |option: &str| options.iter().any(|known| known == option);
         assert!(has("ENABLE_QPSG") && has("DEFAULT_MEMSTATUS=0"), ".cargo/config.toml was not read: {options:?}");

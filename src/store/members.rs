@@ -4,7 +4,7 @@
 
 use sqlx::FromRow;
 
-use super::chats::{below_chat_limit, mark_removed, view_within};
+use super::chats::{mark_removed, may_be_brought_in, view_within};
 use super::head::{Head, role_of};
 use super::users::lock_users;
 use super::{MapOkDrop, Store, Work, on, timed, within};
@@ -75,18 +75,31 @@ pub(super) struct NewMember {
     pub rev: Rev,
     /// The chat's end: a new member starts with nothing unread.
     pub last_message_id: MessageId,
+    /// Whether another user brought them in.
+    pub by_others: bool,
 }
 
 impl Store {
-    /// Members of a chat by id, after the member `after`.
-    pub async fn members(&self, chat_id: ChatId, after: Option<UserId>, limit: i64) -> Result<Vec<Member>> {
+    /// Members of a chat by id, after the member `after`. None for a `viewer` who is no member: one statement decides
+    /// that and reads, so nobody reads who came after their removal.
+    pub async fn members(
+        &self,
+        chat_id: ChatId,
+        viewer: UserId,
+        after: Option<UserId>,
+        limit: i64,
+    ) -> Result<Vec<Member>> {
         timed("members", || async {
             let rows: Vec<MemberRow> = on!(self.reader(), |db| sqlx::query_as(members!(
-                "AND m.left_rev IS NULL AND m.user_id > $2 ORDER BY m.user_id LIMIT $3"
+                "AND m.left_rev IS NULL AND m.user_id > $2 AND EXISTS ( \
+                     SELECT 1 FROM members v JOIN chats c ON c.id = v.chat_id AND c.removed_at_ms IS NULL \
+                     WHERE v.chat_id = $1 AND v.user_id = $4 AND v.left_rev IS NULL) \
+                 ORDER BY m.user_id LIMIT $3"
             ))
             .bind(chat_id)
             .bind(after.unwrap_or_default())
             .bind(limit)
+            .bind(viewer)
             .fetch_all(db))?;
             Ok(rows.into_iter().map(Member::from).collect())
         })
@@ -97,7 +110,7 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
-    /// `chat_limit_reached`.
+    /// `user_unreachable`, `chat_limit_reached`.
     pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
         timed("add_member", || async {
             let mut work = self.begin().await?;
@@ -113,13 +126,14 @@ impl Store {
             if head.kind == ChatKind::Group && head.member_count >= add.members_max {
                 return Err(Code::MemberLimit.into());
             }
-            below_chat_limit(&mut work, add.user_id, add.chats_max).await?;
+            may_be_brought_in(&mut work, add.actor, add.user_id, Some(add.chats_max)).await?;
             let member = NewMember {
                 chat_id: add.chat_id,
                 user_id: add.user_id,
                 role: add.role,
                 rev: head.rev,
                 last_message_id: head.last_message_id,
+                by_others: true,
             };
             insert_member(&mut work, &member, add.now).await?;
             count_members(&mut work, add.chat_id, 1).await?;
@@ -243,17 +257,18 @@ pub struct AddMember {
     pub now: Timestamp,
     /// Members of a group.
     pub members_max: i64,
-    /// Chats of a user.
+    /// Chats that the new member may have altogether.
     pub chats_max: i64,
 }
 
 pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
-            "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
-         VALUES ($1, $2, $3, $4, $5, $5, $6)
+            "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+         VALUES ($1, $2, $3, $4, $5, $5, $6, $7)
          ON CONFLICT (chat_id, user_id) DO UPDATE SET role = $3, joined_at_ms = $4, joined_rev = $5, rev = $5,
-             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE",
+             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE,
+             by_others = $7",
         )
         .bind(new.chat_id)
         .bind(new.user_id)
@@ -261,6 +276,7 @@ pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timesta
         .bind(now)
         .bind(new.rev)
         .bind(new.last_message_id)
+        .bind(new.by_others)
         .execute(db)
         .map_ok_drop()
     })

@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::head::Head;
-use super::{Access, MapOkDrop, Store, Work, on, timed, within};
+use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::limits::PAGE_BYTES_MAX;
 use crate::model::text::snippet;
@@ -56,6 +56,22 @@ macro_rules! messages {
 }
 pub(super) use messages;
 
+/// The same as far as the member `$2` may see it and after the message `$3`. The member is looked up once, before the
+/// range is read, and its two lower ends are made one, since SQLite seeks by one only. Without a member the end is
+/// `NULL`, which nothing is after.
+macro_rules! seen_messages {
+    ($tail:literal) => {
+        concat!(
+            "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, sent_at_ms, edited_at_ms, removed_at_ms \
+             FROM messages WHERE chat_id = $1 AND id > ( \
+                 SELECT CASE WHEN v.cleared_message_id > $3 THEN v.cleared_message_id ELSE $3 END \
+                 FROM members v JOIN chats c ON c.id = v.chat_id AND c.removed_at_ms IS NULL \
+                 WHERE v.chat_id = $1 AND v.user_id = $2 AND v.left_rev IS NULL) ",
+            $tail
+        )
+    };
+}
+
 /// Which part of a history to read; both ends are excluded.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRange {
@@ -68,16 +84,18 @@ pub struct HistoryRange {
 }
 
 impl Store {
-    /// A page of a chat's history, ascending. Nothing up to `access.cleared_message_id`. It holds `range.max` messages, or
-    /// fewer if their texts reach [`PAGE_BYTES_MAX`], but at least one where there is one.
-    pub async fn history(&self, chat_id: ChatId, access: &Access, range: HistoryRange) -> Result<Vec<Message>> {
+    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty for one who is no member: one
+    /// statement decides that and reads, so nobody reads what came after their removal. The page holds `range.max`
+    /// messages, or fewer if their texts reach [`PAGE_BYTES_MAX`], but at least one where there is one.
+    pub async fn history(&self, chat_id: ChatId, viewer: UserId, range: HistoryRange) -> Result<Vec<Message>> {
         timed("history", || async {
-            let after = range.after.unwrap_or_default().max(access.cleared_message_id);
+            let after = range.after.unwrap_or_default();
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
                 let mut oldest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(messages!("AND id > $2 AND id < $3 ORDER BY id LIMIT $4"))
+                    on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id < $4 ORDER BY id LIMIT $5"))
                         .bind(chat_id)
+                        .bind(viewer)
                         .bind(after)
                         .bind(before)
                         .bind(range.max)
@@ -85,14 +103,14 @@ impl Store {
                 cut_to_bytes(&mut oldest_first);
                 oldest_first
             } else {
-                let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!(
-                    "AND id > $2 AND id < $3 ORDER BY id DESC LIMIT $4"
-                ))
-                .bind(chat_id)
-                .bind(after)
-                .bind(before)
-                .bind(range.max)
-                .fetch_all(db))?;
+                let mut newest_first: Vec<MessageRow> =
+                    on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id < $4 ORDER BY id DESC LIMIT $5"))
+                        .bind(chat_id)
+                        .bind(viewer)
+                        .bind(after)
+                        .bind(before)
+                        .bind(range.max)
+                        .fetch_all(db))?;
                 cut_to_bytes(&mut newest_first);
                 newest_first.reverse();
                 newest_first
@@ -102,11 +120,13 @@ impl Store {
         .await
     }
 
-    /// One message.
-    pub async fn message(&self, chat_id: ChatId, id: MessageId) -> Result<Option<Message>> {
+    /// One message, if `viewer` may see it.
+    pub async fn message(&self, chat_id: ChatId, viewer: UserId, id: MessageId) -> Result<Option<Message>> {
         timed("message", || async {
-            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(messages!("AND id = $2"))
+            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id = $4"))
                 .bind(chat_id)
+                .bind(viewer)
+                .bind(MessageId(0))
                 .bind(id)
                 .fetch_optional(db))?;
             Ok(row.map(Message::from))

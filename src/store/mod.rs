@@ -9,6 +9,7 @@ mod changes;
 mod chats;
 mod cluster;
 mod connect;
+mod directory;
 mod head;
 mod invites;
 mod jobs;
@@ -69,12 +70,21 @@ enum Tx {
     Ended,
 }
 
+/// The connections for sessions: one pool on Postgres; on SQLite a reading one of their own and the one that writes.
+#[derive(Clone)]
+struct SessionDb {
+    reader: Db,
+    writer: Db,
+}
+
 /// The store. Clones share the connections.
 #[derive(Clone)]
 pub struct Store {
     reader: Db,
     /// The same pool as `reader` on Postgres; the one writing connection on SQLite.
     writer: Db,
+    /// What sessions are read from and written to, so that no queue of requests keeps users from being recognised.
+    sessions: SessionDb,
     /// What [`Store::ping`] asks: connections of its own on Postgres, so that a pool that is busy is not a database that is
     /// away.
     probe: Db,
@@ -177,6 +187,18 @@ impl Store {
         &self.writer
     }
 
+    /// As [`Store::reader`], on the connections for sessions.
+    fn session_reader(&self) -> &Db {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        &self.sessions.reader
+    }
+
+    /// As [`Store::writer`], on the connections for sessions.
+    fn session_writer(&self) -> &Db {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        &self.sessions.writer
+    }
+
     /// Statements sent so far, without `BEGIN` and `COMMIT`. A test holds the hot paths to a fixed number.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
@@ -189,7 +211,16 @@ impl Store {
 
     /// Begins a unit of work that writes.
     async fn begin(&self) -> Result<Work> {
-        let inner = match &self.writer {
+        self.begin_on(&self.writer).await
+    }
+
+    /// Begins a unit of work that writes sessions.
+    async fn begin_session(&self) -> Result<Work> {
+        self.begin_on(&self.sessions.writer).await
+    }
+
+    async fn begin_on(&self, db: &Db) -> Result<Work> {
+        let inner = match db {
             Db::Postgres(pool) => Tx::Postgres(pool.begin("BEGIN").await.map_err(failure)?),
             // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever the busy timeout.
             Db::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?),
@@ -218,7 +249,7 @@ impl Store {
 
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
-        for db in [&self.reader, &self.writer, &self.probe] {
+        for db in [&self.reader, &self.writer, &self.sessions.reader, &self.sessions.writer, &self.probe] {
             match db {
                 Db::Postgres(pool) => pool.close().await,
                 Db::Sqlite(pool) => pool.close().await,

@@ -6,17 +6,19 @@
 //! Whatever else becomes of a lease (an error of the line, a deadline, a cancelled future) closes the socket.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
 use sqlx::{Connection, Executor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::task::TaskTracker;
 
 use crate::metrics;
+use crate::model::limits::STORE_WAITING_MAX;
 
 /// How long a unit of work waits for a connection, a new one included, before it is `unavailable`.
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
@@ -39,9 +41,13 @@ pub(super) struct Pool {
 }
 
 struct Shared {
+    /// What its connections are for, in metrics.
+    name: &'static str,
     options: PgConnectOptions,
     places: Arc<Semaphore>,
     places_max: u32,
+    /// Units of work that wait for a place now.
+    waiting: AtomicUsize,
     idle: Mutex<VecDeque<Session>>,
     /// Grows when a connection proves bad: those opened before are as doubtful as that one.
     trusted_since: AtomicU64,
@@ -79,11 +85,40 @@ impl Drop for Alarm {
     }
 }
 
+/// One that waits for a place; counted until it has one or gives up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn enter(shared: &'a Shared) -> sqlx::Result<Self> {
+        let waiting = Self(&shared.waiting);
+        if waiting.0.fetch_add(1, Ordering::Relaxed) < STORE_WAITING_MAX {
+            return Ok(waiting);
+        }
+        metrics::store_refused(shared.name);
+        Err(io::Error::new(io::ErrorKind::WouldBlock, "too many units of work wait for a connection").into())
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Pool {
-    pub fn new(options: PgConnectOptions, places_max: u32) -> Self {
-        let places = Arc::new(Semaphore::new(places_max as usize));
-        let (idle, trusted_since, rollbacks) = (Mutex::default(), AtomicU64::default(), TaskTracker::new());
-        Self { shared: Arc::new(Shared { options, places, places_max, idle, trusted_since, rollbacks }) }
+    /// A pool of up to `places_max` connections, none of which is open yet. `name` tells it from others in metrics.
+    pub fn new(name: &'static str, options: PgConnectOptions, places_max: u32) -> Self {
+        let shared = Shared {
+            name,
+            options,
+            places: Arc::new(Semaphore::new(places_max as usize)),
+            places_max,
+            waiting: AtomicUsize::default(),
+            idle: Mutex::default(),
+            trusted_since: AtomicU64::default(),
+            rollbacks: TaskTracker::new(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// How its connections are opened.
@@ -91,10 +126,11 @@ impl Pool {
         &self.shared.options
     }
 
-    /// Lends a connection: one at rest, or a new one if there is room.
+    /// Lends a connection: one at rest, or a new one if there is room. Waits in a queue of at most
+    /// [`STORE_WAITING_MAX`]; beyond it the newest is refused at once.
     pub async fn lend(&self) -> sqlx::Result<Lease> {
         let lending = async {
-            let place = self.shared.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let place = self.place().await?;
             let session = match self.take() {
                 Some(session) => session,
                 None => self.open().await?,
@@ -102,6 +138,17 @@ impl Pool {
             Ok(Lease { session, alarm: Alarm { pool: self.clone(), asked: None }, _place: place })
         };
         tokio::time::timeout(ACQUIRE_MAX, lending).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
+    async fn place(&self) -> sqlx::Result<OwnedSemaphorePermit> {
+        let places = self.shared.places.clone();
+        match places.clone().try_acquire_owned() {
+            Ok(place) => return Ok(place),
+            Err(TryAcquireError::Closed) => return Err(sqlx::Error::PoolClosed),
+            Err(TryAcquireError::NoPermits) => {}
+        }
+        let _waiting = Waiting::enter(&self.shared)?;
+        places.acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)
     }
 
     async fn open(&self) -> sqlx::Result<Session> {

@@ -103,7 +103,7 @@ impl Store {
     /// oldest over the limit.
     pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<LoggedIn> {
         timed("log_in", || async {
-            let mut work = self.begin().await?;
+            let mut work = self.begin_session().await?;
             if lock_users(&mut work, &[new.user_id]).await?.is_empty() {
                 return Err(Code::InvalidCredentials.into());
             }
@@ -145,7 +145,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Refreshed> {
         timed("refresh", || async {
-            let mut work = self.begin().await?;
+            let mut work = self.begin_session().await?;
             // The update locks the session's row, so two refreshes at once take turns.
             let found: Option<(SessionId, UserId, Vec<u8>)> = within!(work, |db| sqlx::query_as(
                 "UPDATE sessions SET ip = $2, last_seen_at_ms = $3
@@ -180,13 +180,14 @@ impl Store {
     /// Who a token stands for, if it is valid at `now`.
     pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
         timed("resolve", || async {
-            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> = on!(self.reader(), |db| sqlx::query_as(
-                "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
+            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> =
+                on!(self.session_reader(), |db| sqlx::query_as(
+                    "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
                  WHERE token_hash = $1 AND token_expires_at_ms > $2"
-            )
-            .bind(&token.0[..])
-            .bind(now)
-            .fetch_optional(db))?;
+                )
+                .bind(&token.0[..])
+                .bind(now)
+                .fetch_optional(db))?;
             Ok(row.map(|(session_id, user_id, expires_at, last_seen_at)| Caller {
                 user_id,
                 session_id,
@@ -200,7 +201,7 @@ impl Store {
     /// Notes that a session was seen.
     pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
         timed("touch_session", || async {
-            on!(self.writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
+            on!(self.session_writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
                 .bind(id)
                 .bind(now)
                 .execute(db)
@@ -212,7 +213,7 @@ impl Store {
     /// The live sessions of a user, newest first.
     pub async fn sessions(&self, caller: Caller, now: Timestamp) -> Result<Vec<Session>> {
         timed("sessions", || async {
-            let rows: Vec<SessionRow> = on!(self.reader(), |db| sqlx::query_as(
+            let rows: Vec<SessionRow> = on!(self.session_reader(), |db| sqlx::query_as(
                 "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions
                  WHERE user_id = $1 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, id DESC LIMIT 1000"
             )
@@ -227,7 +228,7 @@ impl Store {
     /// One session, as its owner sees it.
     pub async fn session(&self, id: SessionId) -> Result<Option<Session>> {
         timed("session", || async {
-            let row: Option<SessionRow> = on!(self.reader(), |db| {
+            let row: Option<SessionRow> = on!(self.session_reader(), |db| {
                 sqlx::query_as("SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1")
                     .bind(id)
                     .fetch_optional(db)
@@ -240,7 +241,7 @@ impl Store {
     /// Ends one session of a user, if there is such a one.
     pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<Option<EndedSession>> {
         timed("end_session", || async {
-            on!(self.writer(), |db| sqlx::query_as(
+            on!(self.session_writer(), |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id, token_hash"
             )
             .bind(id)
@@ -254,7 +255,7 @@ impl Store {
     pub async fn ended_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<Vec<SessionId>> {
         timed("ended_sessions", || async {
             let mut live: HashSet<SessionId> = HashSet::with_capacity(sessions.len());
-            match self.reader() {
+            match self.session_reader() {
                 Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
                     let found: Vec<SessionId> = lent!(pool, |db| sqlx::query_scalar(
@@ -286,7 +287,7 @@ impl Store {
     /// Ends all sessions of a user but one. Returns those that ended.
     pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
         timed("end_other_sessions", || async {
-            let mut work = self.begin().await?;
+            let mut work = self.begin_session().await?;
             let ended = end_others(&mut work, user_id, kept).await?;
             work.commit().await?;
             Ok(ended)

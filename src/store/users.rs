@@ -6,10 +6,10 @@ use super::members::depart;
 use super::sessions::EndedSession;
 use super::{MapOkDrop, Store, Tx, Work, ended, failure, is_unique_violation, on, on_lease, timed, within};
 use crate::model::user::REMOVED_NAME;
-use crate::model::{ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
+use crate::model::{Account, ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
 
 #[derive(FromRow)]
-struct UserRow {
+pub(super) struct UserRow {
     id: UserId,
     login: Option<String>,
     name: String,
@@ -19,6 +19,19 @@ struct UserRow {
 impl From<UserRow> for User {
     fn from(row: UserRow) -> Self {
         Self { id: row.id, login: row.login, name: row.name, created_at: row.created_at_ms }
+    }
+}
+
+#[derive(FromRow)]
+struct AccountRow {
+    #[sqlx(flatten)]
+    user: UserRow,
+    refuse_strangers: bool,
+}
+
+impl From<AccountRow> for Account {
+    fn from(row: AccountRow) -> Self {
+        Self { user: row.user.into(), refuse_strangers: row.refuse_strangers }
     }
 }
 
@@ -46,6 +59,8 @@ pub struct AccountChange {
     pub login: Option<String>,
     /// The hash of a new password. All sessions but the named one end with the old one.
     pub password: Option<(String, SessionId)>,
+    /// Whether strangers are kept away.
+    pub refuse_strangers: Option<bool>,
 }
 
 /// What the removal of an account did.
@@ -111,10 +126,23 @@ impl Store {
         .await
     }
 
+    /// The account with this id as its owner sees it, removed or not.
+    pub async fn account(&self, id: UserId) -> Result<Option<Account>> {
+        timed("account", || async {
+            let row: Option<AccountRow> = on!(self.reader(), |db| sqlx::query_as(
+                "SELECT id, login, name, created_at_ms, refuse_strangers FROM users WHERE id = $1"
+            )
+            .bind(id)
+            .fetch_optional(db))?;
+            Ok(row.map(Account::from))
+        })
+        .await
+    }
+
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", || async {
-            on!(self.reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
+            on!(self.session_reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
                 .bind(login)
                 .fetch_optional(db))
         })
@@ -124,7 +152,7 @@ impl Store {
     /// The password hash of an account.
     pub async fn password_hash(&self, id: UserId) -> Result<Option<String>> {
         timed("password_hash", || async {
-            on!(self.reader(), |db| sqlx::query_scalar(
+            on!(self.session_reader(), |db| sqlx::query_scalar(
                 "SELECT password_hash FROM users WHERE id = $1 AND removed_at_ms IS NULL"
             )
             .bind(id)
@@ -158,52 +186,33 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` accounts whose login or name begins with `prefix` (lower case), by login, after the login `after`.
-    pub async fn directory(&self, prefix: &str, after: &str, limit: i64) -> Result<Vec<User>> {
-        timed("directory", || async {
-            // U+10FFFF sorts behind everything, so the range holds just what begins with the prefix.
-            let end = format!("{prefix}\u{10FFFF}");
-            let rows: Vec<UserRow> = on!(self.reader(), |db| sqlx::query_as(
-                "SELECT id, login, name, created_at_ms FROM users
-                 WHERE ((login >= $1 AND login < $2) OR (name_key >= $1 AND name_key < $2)) AND login > $3
-                 ORDER BY login LIMIT $4"
-            )
-            .bind(prefix)
-            .bind(end.as_str())
-            .bind(after)
-            .bind(limit)
-            .fetch_all(db))?;
-            Ok(rows.into_iter().map(User::from).collect())
-        })
-        .await
-    }
-
     /// Changes an account. Returns it as it is now, and the sessions that ended.
     ///
     /// # Errors
     /// `login_taken`, `user_not_found`.
-    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<EndedSession>)> {
+    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(Account, Vec<EndedSession>)> {
         timed("change_account", || async {
             let mut work = self.begin().await?;
-            let row: Option<UserRow> = within!(work, |db| sqlx::query_as(
+            let row: Option<AccountRow> = within!(work, |db| sqlx::query_as(
                 "UPDATE users SET name = COALESCE($2, name), name_key = COALESCE($3, name_key), login = COALESCE($4, login),
-                 password_hash = COALESCE($5, password_hash) WHERE id = $1 AND removed_at_ms IS NULL
-                 RETURNING id, login, name, created_at_ms"
+                 password_hash = COALESCE($5, password_hash), refuse_strangers = COALESCE($6, refuse_strangers)
+                 WHERE id = $1 AND removed_at_ms IS NULL RETURNING id, login, name, created_at_ms, refuse_strangers"
             )
             .bind(id)
             .bind(change.name.as_deref())
             .bind(change.name.as_deref().map(str::to_lowercase))
             .bind(change.login.as_deref())
             .bind(change.password.as_ref().map(|(hash, _)| hash.as_str()))
+            .bind(change.refuse_strangers)
             .fetch_optional(db))
             .map_err(login_taken)?;
-            let user = row.ok_or(Error::new(Code::UserNotFound))?.into();
+            let account = row.ok_or(Error::new(Code::UserNotFound))?.into();
             let ended = match change.password {
                 Some((_, kept)) => super::sessions::end_others(&mut work, id, kept).await?,
                 None => Vec::new(),
             };
             work.commit().await?;
-            Ok((user, ended))
+            Ok((account, ended))
         })
         .await
     }

@@ -1,7 +1,11 @@
 //! What an attacker with one account, a bad failover and a crowd can not do.
 
+mod access;
 mod answers;
+mod budgets;
 mod channels;
 mod connections;
+mod directory;
 mod probes;
 mod raw;
+mod strangers;

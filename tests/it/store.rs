@@ -4,6 +4,6 @@ mod append;
 mod bench;
 mod changes;
 mod exactness;
-mod explain;
+pub mod explain;
 mod statements;
 mod sweep;

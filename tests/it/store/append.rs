@@ -287,7 +287,7 @@ async fn every_kind_of_change_at_once_gives_each_rev_to_exactly_one(bench: Arc<B
     assert_eq!(fold.rev, shown.rev);
     assert_eq!(fold.messages.into_values().collect::<Vec<_>>(), bench.log(chat, owner).await);
     assert_eq!(i64::try_from(fold.members.len()).unwrap(), shown.member_count);
-    let members = bench.store.members(chat, None, 100).await.unwrap();
+    let members = bench.store.members(chat, owner, None, 100).await.unwrap();
     assert_eq!(fold.members.into_values().collect::<Vec<_>>(), members);
     assert_eq!(fold.name, shown.name);
 }

@@ -48,7 +48,7 @@ async fn matches_the_chat(bench: &Bench, fold: &Fold, chat: ChatId, viewer: User
     let shown = bench.store.chat(chat, viewer).await.unwrap().unwrap();
     assert_eq!((fold.rev, fold.name.as_str()), (shown.rev, shown.name.as_str()));
     assert_eq!(fold.messages.values().cloned().collect::<Vec<_>>(), bench.log(chat, viewer).await);
-    let members = bench.store.members(chat, None, 100).await.unwrap();
+    let members = bench.store.members(chat, viewer, None, 100).await.unwrap();
     // Read markers move without a rev.
     let known = |member: &Member| (member.user.id, member.role, member.joined_at);
     assert_eq!(fold.members.values().map(known).collect::<Vec<_>>(), members.iter().map(known).collect::<Vec<_>>());

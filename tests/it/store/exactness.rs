@@ -246,7 +246,7 @@ async fn the_limits_of_members_and_chats_are_exact(bench: Arc<Bench>) {
     for outcome in outcomes.iter().filter(|outcome| outcome.is_err()) {
         refused(outcome, Code::MemberLimit);
     }
-    assert_eq!(bench.store.members(chat, None, 100).await.unwrap().len(), 6);
+    assert_eq!(bench.store.members(chat, ada, None, 100).await.unwrap().len(), 6);
     let bob = bench.user().await;
     let mut chats = Vec::new();
     for _ in 0..12 {
@@ -317,7 +317,7 @@ async fn an_account_that_goes_while_it_joins_leaves_no_member_behind(bench: Arc<
         let (_, removal) = tokio::join!(join_all((0..3).map(join)), going);
         assert!(bench.store.chat_heads(bob).await.unwrap().is_empty());
         for chat in chats {
-            assert_eq!(bench.store.members(chat, None, 10).await.unwrap().len(), 1);
+            assert_eq!(bench.store.members(chat, ada, None, 10).await.unwrap().len(), 1);
             assert_eq!(bench.store.chat(chat, ada).await.unwrap().unwrap().member_count, 1);
         }
         assert!(removal.events.len() <= 3);

@@ -22,7 +22,7 @@ const POSTGRES_ONLY: &[&str] = &["UNNEST", "ANY(", "FOR NO KEY UPDATE", "pg_", "
 const SQLITE_ONLY: &[&str] = &["json_each", "unhex", "sqlite_"];
 
 /// Every SQL text in `src/store`, complete: the column lists of macros are put before their tails.
-fn statements() -> Vec<String> {
+pub fn statements() -> Vec<String> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
     let files = std::fs::read_dir(dir).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
     let sources: Vec<String> = files.collect();

@@ -1,0 +1,147 @@
+//! What one user may have in progress on a replica at once: permits, counted by user.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::model::UserId;
+
+/// Permits of which each user has the same number on this replica. A user without a permit costs nothing.
+///
+/// Permits of one user are given in the order in which they were asked for.
+#[derive(Debug)]
+pub struct UserPermits {
+    of_each: usize,
+    users: Mutex<HashMap<UserId, Share>>,
+}
+
+/// The permits of one user.
+#[derive(Debug)]
+struct Share {
+    permits: Arc<Semaphore>,
+    /// Those who hold a permit or wait for one: without any, the share is forgotten.
+    users: usize,
+}
+
+/// One permit of a user, given back when it is dropped.
+#[derive(Debug)]
+pub struct UserPermit {
+    permit: Option<OwnedSemaphorePermit>,
+    interest: Interest,
+}
+
+/// Keeps a user's share, also while its holder waits and may be cancelled.
+#[derive(Debug)]
+struct Interest {
+    permits: Arc<UserPermits>,
+    user_id: UserId,
+}
+
+impl UserPermits {
+    /// Permits of which each user has `of_each`, at least one.
+    pub fn new(of_each: usize) -> Arc<Self> {
+        Arc::new(Self { of_each: of_each.max(1), users: Mutex::default() })
+    }
+
+    /// A permit of this user, if one is free at once.
+    pub fn try_acquire(self: &Arc<Self>, user_id: UserId) -> Option<UserPermit> {
+        let (share, interest) = self.share(user_id);
+        let permit = share.try_acquire_owned().ok()?;
+        Some(UserPermit { permit: Some(permit), interest })
+    }
+
+    /// A permit of this user; `None` if none is free within `wait`.
+    pub async fn acquire(self: &Arc<Self>, user_id: UserId, wait: Duration) -> Option<UserPermit> {
+        if let Some(permit) = self.try_acquire(user_id) {
+            return Some(permit);
+        }
+        let (share, interest) = self.share(user_id);
+        let permit = tokio::time::timeout(wait, share.acquire_owned()).await.ok()?.ok()?;
+        Some(UserPermit { permit: Some(permit), interest })
+    }
+
+    /// Users who hold a permit or wait for one.
+    pub fn users(&self) -> usize {
+        self.users.lock().len()
+    }
+
+    fn share(self: &Arc<Self>, user_id: UserId) -> (Arc<Semaphore>, Interest) {
+        let mut users = self.users.lock();
+        let fresh = || Share { permits: Arc::new(Semaphore::new(self.of_each)), users: 0 };
+        let share = users.entry(user_id).or_insert_with(fresh);
+        share.users += 1;
+        (share.permits.clone(), Interest { permits: self.clone(), user_id })
+    }
+}
+
+impl UserPermit {
+    /// Whose permit it is.
+    pub fn user_id(&self) -> UserId {
+        self.interest.user_id
+    }
+}
+
+impl Drop for UserPermit {
+    fn drop(&mut self) {
+        // Before the interest: a share that is forgotten has all its permits.
+        self.permit = None;
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        let mut users = self.permits.users.lock();
+        if let Some(share) = users.get_mut(&self.user_id) {
+            share.users -= 1;
+            if share.users == 0 {
+                users.remove(&self.user_id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+    const LATE: Duration = Duration::from_secs(30);
+
+    fn user(number: u128) -> UserId {
+        UserId(uuid::Uuid::from_u128(number))
+    }
+
+    #[tokio::test]
+    async fn a_user_has_so_many_permits_and_another_user_as_many() {
+        let permits = UserPermits::new(2);
+        let held = [permits.try_acquire(user(1)), permits.try_acquire(user(1))];
+        assert!(held.iter().all(Option::is_some));
+        assert!(permits.try_acquire(user(1)).is_none());
+        assert!(permits.acquire(user(1), SOON).await.is_none());
+        assert!(permits.try_acquire(user(2)).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_is_given_back_goes_to_the_one_that_waits() {
+        let permits = UserPermits::new(1);
+        let held = permits.try_acquire(user(1)).unwrap();
+        assert_eq!(held.user_id(), user(1));
+        let waiting = permits.acquire(user(1), LATE);
+        let (next, ()) = tokio::join!(waiting, async move { drop(held) });
+        assert!(next.is_some());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_user_without_permits_even_if_one_gave_up_waiting() {
+        let permits = UserPermits::new(1);
+        let held = permits.try_acquire(user(1));
+        assert!(permits.acquire(user(1), SOON).await.is_none());
+        assert_eq!(permits.users(), 1);
+        drop(held);
+        assert_eq!(permits.users(), 0);
+        assert!(permits.try_acquire(user(1)).is_some());
+    }
+}
