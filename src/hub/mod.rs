@@ -8,14 +8,17 @@ pub mod connection;
 mod feed;
 pub mod frame;
 mod heal;
+mod look;
 mod one_at_a_time;
 pub mod presence;
 mod registry;
+mod resync;
 mod watchers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -32,9 +35,11 @@ use crate::tasks::Tasks;
 pub use connection::{CloseReason, Connection};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
+use look::Looked;
 use one_at_a_time::OneAtATime;
 pub use presence::Attendance;
 use registry::Registry;
+use resync::Doubts;
 pub use watchers::TooManyWatched;
 use watchers::Watchers;
 
@@ -55,6 +60,10 @@ pub struct Hub {
     stop: CancellationToken,
     draining: CancellationToken,
     checking: Checks,
+    doubts: Doubts,
+    looked: Looked,
+    /// Grows with each new epoch of the log: what was read before is of no use after.
+    generation: AtomicU64,
 }
 
 /// Comparisons with the store: one of each kind at a time, and once more if it was asked for meanwhile.
@@ -83,6 +92,9 @@ impl Hub {
             stop,
             draining,
             checking: Checks::default(),
+            doubts: Doubts::default(),
+            looked: Looked::default(),
+            generation: AtomicU64::new(0),
         })
     }
 
@@ -90,12 +102,16 @@ impl Hub {
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
         self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
+        self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = check.tick() => Some(Arrival::Lost),
+                _ = check.tick() => {
+                    self.belt_later();
+                    Some(Arrival::Lost)
+                }
                 _ = session_check.tick() => {
                     self.check_sessions_now();
                     continue;
@@ -138,6 +154,7 @@ impl Hub {
                 }
             }
             Event::Presence(user_id) => self.presence_may_have_changed(user_id),
+            Event::Resync(topics) => self.resync(topics),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod clock;
 pub mod cursor;
+pub mod epoch;
 pub mod error;
 pub mod event;
 pub mod faults;
@@ -17,9 +18,10 @@ pub mod user;
 
 pub use chat::{Chat, ChatKind, LastMessage, Member, Role};
 pub use clock::{Clock, Timestamp};
+pub use epoch::PresentEpoch;
 pub use error::{Code, Error, FieldError, Kind, Result};
 pub use event::{Change, ChatEvent, Event, Topic};
-pub use id::{ChatId, MessageId, Rev, SessionId, UserId};
+pub use id::{ChatId, Epoch, MessageId, Rev, SessionId, UserId};
 pub use limits::Limits;
 pub use message::{Message, MessageKind};
 pub use session::Session;
