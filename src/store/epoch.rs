@@ -127,6 +127,23 @@ impl Store {
         .await
     }
 
+    /// Notes beside an SQLite file how far it was served in the end.
+    pub(super) async fn mark_end(&self) {
+        if !self.is_embedded() || self.epoch() == Epoch::default() {
+            return;
+        }
+        let noting = async {
+            let look = self.look().await?;
+            match look.row {
+                Some((epoch, _)) if epoch == self.epoch() => self.adopt(epoch, look).await.map(drop),
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = noting.await {
+            tracing::warn!(%error, "could not note how far this history was served");
+        }
+    }
+
     /// The error of a server that has become a standby; the connections to it are left.
     pub(super) fn leave_standby(&self) -> Error {
         self.each_pool(pool::Pool::leave_standby);
@@ -148,7 +165,7 @@ impl Store {
             }
             Db::Sqlite(pool) => pool.connect_options().get_filename().to_path_buf(),
         };
-        let row: Option<SqliteRow> = on!(self.writer(), |db| sqlx::query_as(LOOK_ON_SQLITE).fetch_optional(db))?;
+        let row: Option<SqliteRow> = on!(&self.reader, |db| sqlx::query_as(LOOK_ON_SQLITE).fetch_optional(db))?;
         let origin = identity(&path).map_err(Error::internal)?;
         if self.log.seen.lock().origin.is_empty() {
             let marked = read_mark(&mark_file(&path)).await;

@@ -224,6 +224,7 @@ impl Store {
 
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
+        self.mark_end().await;
         for db in [&self.reader, &self.writer, &self.probe] {
             match db {
                 Db::Postgres(pool) => pool.close().await,
