@@ -25,7 +25,7 @@ pub enum CloseReason {
     TooManyConnections,
     /// The server restarts.
     Restarting,
-    /// The log has a new epoch: what the client was told may be no more.
+    /// The log has a new epoch: what the client holds may be no more.
     LogFellBack,
 }
 

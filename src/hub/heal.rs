@@ -123,7 +123,8 @@ impl Hub {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             if let Err(error) = hub.compare(&topics).await {
-                tracing::warn!(%error, "could not compare what the bus begins to tell of with the store");
+                tracing::warn!(%error, "could not compare what the bus may have lost with the store; trying again");
+                hub.doubt(topics);
             }
         });
     }

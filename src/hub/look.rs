@@ -42,8 +42,9 @@ impl Hub {
         // Both from before the first row is read.
         let (slot, now) = (self.store.change_slot().await?, self.clock.now());
         match last {
-            None => self.check_everything().await?,
-            Some((slot, at)) => self.look_since(slot, at).await?,
+            Some((last, at)) if last <= slot => self.look_since(last, at).await?,
+            // The database's clock stepped back: what changed since may bear an earlier slot than the last look.
+            Some(_) | None => self.check_everything().await?,
         }
         if self.generation() == generation {
             *self.looked.last.lock() = Some((slot, now));

@@ -12,7 +12,7 @@ use super::one_at_a_time::OneAtATime;
 use super::{CloseReason, Hub, ServerFrame};
 use crate::metrics;
 use crate::model::limits::{
-    EPOCH_CHECK_EVERY, EPOCH_RETURN_MAX, HEAL_RETRY, LOG_DOUBT_PAUSE, RESYNC_EVERY, RESYNC_LOOKS, RESYNC_TOPICS_MAX,
+    EPOCH_CHECK_EVERY, EPOCH_RETURN_MAX, LOG_DOUBT_PAUSE, RESYNC_EVERY, RESYNC_LOOKS, RESYNC_TOPICS_MAX,
 };
 use crate::model::{ChatId, Epoch, Result, Rev, Topic};
 
@@ -120,8 +120,15 @@ impl Hub {
         Ok(())
     }
 
-    /// Compares topics with the store again and again, since a change of them may have been committed or may be yet.
+    /// Compares topics with the store now and again, since a change of them may have been committed or may be yet.
     pub(super) fn resync(self: &Arc<Self>, topics: Vec<Topic>) {
+        self.doubt(topics.clone());
+        self.look_at(topics);
+    }
+
+    /// Compares topics with the store a few times more, each after a pause, and until the store answered.
+    pub(super) fn doubt(self: &Arc<Self>, mut topics: Vec<Topic>) {
+        topics.retain(|topic| !matches!(topic, Topic::Presence(_)));
         {
             let mut doubtful = self.doubts.topics.lock();
             doubtful.extend(topics.into_iter().map(|topic| (topic, RESYNC_LOOKS)));
@@ -146,11 +153,15 @@ impl Hub {
         });
     }
 
-    /// One comparison of everything in doubt, and the pause after it. What can't be compared stays in doubt.
+    /// A pause, and one comparison of everything in doubt. What can't be compared stays in doubt.
     async fn resync_once(self: &Arc<Self>) {
+        tokio::select! {
+            () = self.stop.cancelled() => return,
+            () = tokio::time::sleep(RESYNC_EVERY) => {}
+        }
         let topics: Vec<Topic> = self.doubts.topics.lock().keys().copied().collect();
         let compared = self.compare(&topics).await;
-        let pause = match compared {
+        match compared {
             Ok(()) => {
                 metrics::hub_resynced(topics.len());
                 let mut doubtful = self.doubts.topics.lock();
@@ -162,16 +173,10 @@ impl Hub {
                         }
                     }
                 }
-                RESYNC_EVERY
             }
             Err(error) => {
                 tracing::debug!(%error, "could not compare what may have changed with the store; trying again");
-                HEAL_RETRY
             }
-        };
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
         }
     }
 }

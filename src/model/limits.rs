@@ -128,7 +128,8 @@ pub const LOG_DOUBT_PAUSE: Duration = Duration::from_secs(1);
 pub const EPOCH_RETURN_MAX: Duration = Duration::from_secs(5);
 /// Pause between the comparisons of a chat that a unit of work with an unknown outcome may have changed.
 pub const RESYNC_EVERY: Duration = Duration::from_secs(2);
-/// Comparisons of such a chat: the last one comes after the longest statement (2.5 s) that may still have been at work.
+/// Comparisons of such a chat after the first one, which comes at once: the last one comes after the longest unit of work
+/// (4 s), which may still have been under way.
 pub const RESYNC_LOOKS: u32 = 3;
 /// Such chats and users remembered one by one; beyond it everything is compared.
 pub const RESYNC_TOPICS_MAX: usize = 10_000;

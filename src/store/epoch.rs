@@ -3,7 +3,7 @@
 //! A database may fall back to an earlier state: a standby that lagged behind takes over, or a backup is restored. Then
 //! revisions are given out a second time, with other contents, and numbers alone can't show it. So the database carries an
 //! epoch and the origin that it belongs to. An origin names one history: on Postgres the system, the database, the table
-//! and the timeline of the write-ahead log; on SQLite the file. Whoever finds the log on another origin, or behind what was
+//! and the timeline of the write-ahead log; on SQLite the file. A replica that finds the log on another origin, or behind what was
 //! seen of it, replaces the epoch; one conditional statement does it, so all replicas come to the same one.
 //!
 //! What can't be seen is a restore of the same origin to a state that is consistent and no older than the last mark:

@@ -223,10 +223,14 @@ impl Publisher {
     fn tell(&self, epoch: Epoch, event: &Event, commands: &mut Vec<Cmd>) {
         let said = Said::Event(event.clone());
         let body = Envelope { from: self.own, epoch: Some(epoch), said }.seal(&self.key);
-        // A replica of the version before knows no resync, but what to do when told to look.
-        let announced = body.len() > TOLD_BYTES_MAX || matches!(event, Event::Resync(_));
         for topic in event.topics() {
-            commands.push(if announced {
+            if let Event::Resync(_) = event {
+                // A replica of the version before knows no resync, but what a look is.
+                commands.push(self.publish(topic, Said::Look(topic)));
+                commands.push(self.publish(topic, Said::Event(Event::Resync(vec![topic]))));
+                continue;
+            }
+            commands.push(if body.len() > TOLD_BYTES_MAX {
                 self.publish(topic, Said::Look(topic))
             } else {
                 self.command(channel(&self.redis, topic), body.clone())

@@ -59,7 +59,7 @@ impl ClusterKey {
 pub struct Envelope {
     /// Who tells it.
     pub from: ReplicaId,
-    /// The epoch of the log when it was told; absent from a replica of the version before.
+    /// The epoch of the log when it was published; absent from a replica of the version before.
     #[serde(default)]
     pub epoch: Option<Epoch>,
     /// What.

@@ -65,7 +65,7 @@ pub async fn sync(socket: &mut Socket, epoch: &str, chats: Value) -> Vec<Value> 
     socket.until("synced").await
 }
 
-pub fn of_kind<'a>(frames: &'a [Value], kind: &str) -> Vec<&'a Value> {
+fn of_kind<'a>(frames: &'a [Value], kind: &str) -> Vec<&'a Value> {
     frames.iter().filter(|frame| frame["type"] == kind).collect()
 }
 
@@ -96,16 +96,16 @@ async fn ready_names_the_epoch_and_sync_with_it_tells_only_what_was_missed(serve
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "one").await;
     let (mut socket, epoch) = connect(&bob).await;
-    let told = sync(&mut socket, &epoch, json!({})).await;
-    let known = told.last().unwrap()["chats"].clone();
+    let frames = sync(&mut socket, &epoch, json!({})).await;
+    let known = frames.last().unwrap()["chats"].clone();
     socket.close().await;
 
     ada.say(&chat, "two").await;
     let (mut socket, again) = connect(&bob).await;
     assert_eq!(epoch, again, "of every replica");
-    let told = sync(&mut socket, &epoch, known).await;
-    assert_eq!(told[0]["message"]["text"], "two");
-    assert_eq!(told.len(), 2, "{told:?}");
+    let frames = sync(&mut socket, &epoch, known).await;
+    assert_eq!(frames[0]["message"]["text"], "two");
+    assert_eq!(frames.len(), 2, "{frames:?}");
 }
 
 async fn a_sync_of_another_epoch_is_reset_chat_by_chat(server: TestServer) {
@@ -114,10 +114,10 @@ async fn a_sync_of_another_epoch_is_reset_chat_by_chat(server: TestServer) {
     ada.say(&first, "one").await;
     for other in ["0198c0de-0000-7000-8000-000000000000", "no epoch at all", ""] {
         let (mut socket, _) = connect(&bob).await;
-        let told = sync(&mut socket, other, json!({ &first: 2, &second: 1 })).await;
-        let synced = &told.last().unwrap()["chats"];
-        let resets = of_kind(&told, "reset");
-        assert_eq!((resets.len(), told.len()), (2, 3), "{told:?}");
+        let frames = sync(&mut socket, other, json!({ &first: 2, &second: 1 })).await;
+        let synced = &frames.last().unwrap()["chats"];
+        let resets = of_kind(&frames, "reset");
+        assert_eq!((resets.len(), frames.len()), (2, 3), "{frames:?}");
         for reset in resets {
             let chat = reset["chat_id"].as_str().unwrap();
             assert_eq!(reset["rev"], synced[chat]);
@@ -132,10 +132,10 @@ async fn a_revision_that_the_chat_never_had_is_reset(server: TestServer) {
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "one").await;
     let (mut socket, epoch) = connect(&bob).await;
-    let told = sync(&mut socket, &epoch, json!({ &chat: 3 })).await;
-    assert_eq!(told[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
-    let (mut socket, told) = Socket::resumed(&bob, json!({ &chat: 1_000_000 })).await;
-    assert_eq!(told[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
+    let frames = sync(&mut socket, &epoch, json!({ &chat: 3 })).await;
+    assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
+    let (mut socket, frames) = Socket::resumed(&bob, json!({ &chat: 1_000_000 })).await;
+    assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
     ada.say(&chat, "two").await;
     assert_eq!(socket.expect("new_message").await["rev"], 3);
 }
@@ -173,9 +173,9 @@ async fn an_sqlite_file_that_was_replaced_by_an_older_copy_has_another_epoch_and
         ada.say(&chat, "instead").await;
         let (mut socket, after) = connect(&bob).await;
         assert_ne!(before, after, "in place: {in_place}");
-        // By numbers alone this client is up to date, and shows what is not there.
-        let told = sync(&mut socket, &before, json!({ &chat: 3 })).await;
-        assert_eq!(told[0], json!({ "type": "reset", "chat_id": chat, "rev": 3 }));
+        // By numbers alone this client is up to date, and shows a message that the log lacks.
+        let frames = sync(&mut socket, &before, json!({ &chat: 3 })).await;
+        assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 3 }));
         assert_eq!(bob.texts(&chat, "").await, ["kept", "instead"]);
         server.stop().await;
     }
@@ -237,8 +237,8 @@ async fn a_chat_that_steps_back_under_its_subscribers_renews_the_epoch() {
     sent_away(&mut socket).await;
     let (mut socket, after) = connect(&bob).await;
     assert_ne!(before, after);
-    let told = sync(&mut socket, &before, json!({ &chat: 4 })).await;
-    assert_eq!(told[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
+    let frames = sync(&mut socket, &before, json!({ &chat: 4 })).await;
+    assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 2 }));
     redis.set(Mode::Pass);
     server.stop().await;
 }

@@ -100,15 +100,15 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
     for user in [&ada, &bob, &bob] {
         let (mut socket, present) = connect(user).await;
         assert_ne!(present, epoch);
-        let told = sync(&mut socket, &epoch, known.clone()).await;
-        assert_eq!(told[0], json!({ "type": "reset", "chat_id": chat, "rev": 11 }));
-        assert_eq!(told.len(), 2, "{told:?}");
+        let frames = sync(&mut socket, &epoch, known.clone()).await;
+        assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 11 }));
+        assert_eq!(frames.len(), 2, "{frames:?}");
         assert_eq!(user.texts(&chat, "").await, kept, "what it reloads");
         back.push(socket);
         // Within the new epoch numbers count again.
         let (mut again, _) = connect(user).await;
-        let told = sync(&mut again, &present, json!({ &chat: 10 })).await;
-        assert_eq!(told[0]["message"]["text"], "after 4");
+        let frames = sync(&mut again, &present, json!({ &chat: 10 })).await;
+        assert_eq!(frames[0]["message"]["text"], "after 4");
     }
     ada.say(&chat, "live").await;
     for socket in &mut back {
