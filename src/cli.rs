@@ -12,7 +12,7 @@ use crate::cluster;
 use crate::config::{Config, Settings};
 use crate::gateway;
 use crate::listener;
-use crate::model::{Clock, Error, Kind};
+use crate::model::{Clock, Epoch, Error, Kind};
 use crate::server::{self, Server};
 use crate::store::{Store, StoreOptions};
 use crate::telemetry;
@@ -48,6 +48,11 @@ enum Command {
         #[arg(long)]
         expires_in_s: Option<i64>,
     },
+    /// Works on the log's epoch.
+    Epoch {
+        #[command(subcommand)]
+        command: EpochCommand,
+    },
     /// Works on accounts.
     User {
         #[command(subcommand)]
@@ -61,6 +66,14 @@ enum Command {
     Openapi,
     /// Prints the `AsyncAPI` document.
     Asyncapi,
+}
+
+#[derive(Debug, Subcommand)]
+enum EpochCommand {
+    /// Gives the log a new epoch and prints it: every client reloads its chats. For after a restore that the server can't
+    /// detect: rows that were put back into the same tables, or a data directory put back together with `starling.epoch`.
+    /// Works also while the server runs, which follows within a second or two.
+    Renew,
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,6 +147,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::User { command: UserCommand::Create { login, name, count, with_session } } => {
             create_users(&config, &login, name.as_deref(), count, with_session).await
         }
+        Command::Epoch { command: EpochCommand::Renew } => renew_epoch(&config).await,
         Command::Doctor => doctor(&config).await,
         Command::Config | Command::Openapi | Command::Asyncapi => Ok(()),
     }
@@ -183,6 +197,16 @@ async fn invite(config: &Config, uses: Option<i64>, expires_in_s: Option<i64>) -
     let invite = service.create_operator_invite(uses, expires_in_s).await?;
     print(&format!("{}\n", invite.code))?;
     service.store().close().await;
+    Ok(())
+}
+
+async fn renew_epoch(config: &Config) -> Result<(), Failure> {
+    let service = server::open_service(config, Clock::system()).await?;
+    let (store, fresh) = (service.store(), || Epoch::new(service.clock().now(), &mut rand::rng()));
+    let before = store.watch_log(fresh()).await?;
+    let epoch = store.renew_epoch(before, fresh(), "the operator said so").await?;
+    print(&format!("{epoch}\n"))?;
+    store.close().await;
     Ok(())
 }
 

@@ -24,6 +24,10 @@ const FRAMES_WAITED: &str = "starling_frames_waited_total";
 const STORE_CONNECTIONS_CLOSED: &str = "starling_store_connections_closed_total";
 const BUS_LOST: &str = "starling_bus_events_lost_total";
 const HUB_CHATS: &str = "starling_hub_chats";
+const LOG_EPOCHS: &str = "starling_log_epochs_total";
+const HUB_LOOKED_AT: &str = "starling_hub_looked_at_total";
+const HUB_RESYNCS: &str = "starling_hub_resyncs_total";
+const HUB_RESYNCS_OVERFLOWED: &str = "starling_hub_resyncs_overflowed_total";
 const HUB_HEALS: &str = "starling_hub_heals_total";
 const RATE_LIMITED: &str = "starling_rate_limited_total";
 const SWEPT: &str = "starling_swept_rows_total";
@@ -70,6 +74,13 @@ pub fn describe() {
     describe_counter!(FRAMES_WAITED, "Frames that waited because as many of their user were worked on as may be");
     describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
+    describe_counter!(
+        LOG_EPOCHS,
+        "Times that this replica gave the log a new epoch because it fell back, by reason; any increase is an alert"
+    );
+    describe_counter!(HUB_LOOKED_AT, "Chats that changed, looked at for what the bus may have lost");
+    describe_counter!(HUB_RESYNCS, "Comparisons with the store after units of work with an unknown outcome");
+    describe_counter!(HUB_RESYNCS_OVERFLOWED, "Times that too many such comparisons waited; everything was compared");
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
@@ -185,6 +196,26 @@ pub fn bus_lost() {
 pub fn hub_chats(count: usize) {
     #[expect(clippy::cast_precision_loss, reason = "exact far beyond what fits in memory")]
     gauge!(HUB_CHATS).set(count as f64);
+}
+
+/// The log fell back and got a new epoch from this replica.
+pub fn log_epoch_renewed(reason: &'static str) {
+    counter!(LOG_EPOCHS, "reason" => reason).increment(1);
+}
+
+/// So many chats that changed were looked at.
+pub fn hub_looked_at(count: usize) {
+    counter!(HUB_LOOKED_AT).increment(count as u64);
+}
+
+/// So many topics were compared with the store after an unknown outcome.
+pub fn hub_resynced(count: usize) {
+    counter!(HUB_RESYNCS).increment(count as u64);
+}
+
+/// Too many topics waited for such a comparison.
+pub fn hub_resyncs_overflowed() {
+    counter!(HUB_RESYNCS_OVERFLOWED).increment(1);
 }
 
 /// A chat's missing events were fetched.

@@ -24,7 +24,7 @@ use crate::gateway::{self, Gateway};
 use crate::hub::{Attendance, Hub};
 use crate::listener::{self, Rules};
 use crate::model::limits::CLOCK_EVERY;
-use crate::model::{Clock, Error};
+use crate::model::{Clock, Epoch, Error};
 use crate::service::{Admission, Hasher, Health, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
@@ -129,7 +129,7 @@ impl Cluster {
         let mut fresh = [0; 32];
         UnwrapErr(SysRng).fill_bytes(&mut fresh);
         let key = ClusterKey(store.cluster_key(fresh).await?);
-        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, clock, tasks);
+        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, store.present_epoch(), clock, tasks);
         let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
         Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))
     }
@@ -159,6 +159,7 @@ impl Server {
         let lock = store.hold_replica_lock(config.redis.is_some()).await?;
         let (tasks, stop_listening) = (Tasks::default(), CancellationToken::new());
         set_clock(&store, &clock).await?;
+        store.watch_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);

@@ -230,6 +230,8 @@ pub struct Frame {
     pub user_id: Option<String>,
     /// The session (`ready`).
     pub session_id: Option<String>,
+    /// The history that all revisions belong to (`ready`).
+    pub epoch: Option<String>,
     /// How often to send `ping`, in milliseconds (`ready`).
     pub heartbeat_interval_ms: Option<u64>,
     /// Revisions by chat (`synced`).

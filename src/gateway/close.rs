@@ -122,7 +122,7 @@ impl From<CloseReason> for CloseCode {
             CloseReason::SessionEnded => Self::NotAuthenticated,
             CloseReason::TooSlow => Self::TooSlow,
             CloseReason::TooManyConnections => Self::TooManyConnections,
-            CloseReason::Restarting => Self::Restarting,
+            CloseReason::Restarting | CloseReason::LogFellBack => Self::Restarting,
         }
     }
 }

@@ -168,16 +168,22 @@ impl Live {
         let silence = tokio::time::sleep(patience);
         tokio::pin!(silence);
         loop {
+            let reads = self.inflight.len() < INFLIGHT_FRAMES_MAX;
+            let waiting = Instant::now();
             let wake = tokio::select! {
-                received = socket.recv(), if self.inflight.len() < INFLIGHT_FRAMES_MAX => Wake::Received(received),
+                received = socket.recv(), if reads => Wake::Received(received),
                 Some(answer) = self.inflight.next(), if !self.inflight.is_empty() => Wake::Answered(answer),
                 () = self.connection.woken() => Wake::Queued,
                 () = &mut silence => Wake::Silent,
             };
+            let working = Instant::now();
+            if !reads {
+                last_heard += working - waiting;
+            }
             let mut out = Vec::new();
             let step = match wake {
                 Wake::Received(received) => {
-                    last_heard = Instant::now();
+                    last_heard = working;
                     self.receive(socket, received, &mut out).await
                 }
                 Wake::Answered(answer) => {
@@ -201,6 +207,8 @@ impl Live {
             if let Err(code) = self.write_all(socket, out).await {
                 return code;
             }
+            // While this task works, as on a long `sync`, pings wait in the socket: that is no silence of the client's.
+            last_heard += working.elapsed();
         }
     }
 
@@ -213,6 +221,7 @@ impl Live {
             user_id: self.caller.user_id,
             heartbeat_interval_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
             server_time: service.clock().now(),
+            epoch: service.store().epoch(),
         }
         .encode()
     }

@@ -69,6 +69,9 @@ client_frames! {
     Ping(PingFrame) = "ping" {}
     /// Asks for what was missed and for everything from now on. Once per connection.
     Sync(SyncFrame) = "sync" {
+        /// The epoch that these revisions belong to, from `ready`. Another one than the present: `reset` for each chat.
+        #[serde(default)]
+        epoch: Option<String>,
         /// The chats that the client knows, and up to which revision.
         #[serde(default)]
         chats: Option<HashMap<ChatId, Rev>>,

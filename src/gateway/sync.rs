@@ -41,7 +41,9 @@ impl Live {
         if !self.connection.hold() {
             return self.write(socket, vec![refusal(id, &Code::AlreadySynced.into())]).await;
         }
-        match self.catch_up(socket, &known).await {
+        let present = self.gateway.service.store().epoch();
+        let same_log = frame.epoch.is_none_or(|epoch| epoch.parse() == Ok(present));
+        match self.catch_up(socket, &known, same_log).await {
             Ok(snapshot) => {
                 let chats: BTreeMap<ChatId, Rev> = snapshot.iter().map(|(chat_id, rev)| (*chat_id, *rev)).collect();
                 self.write(socket, vec![ServerFrame::Synced { id, chats }.encode()]).await?;
@@ -58,10 +60,12 @@ impl Live {
     }
 
     /// Tells everything that is in the snapshot and not known to the client. Returns the snapshot's revisions.
+    /// `same_log`: the client's revisions are of the present epoch, as far as it says; else they mean nothing.
     async fn catch_up(
         &mut self,
         socket: &mut WebSocket,
         known: &HashMap<ChatId, Rev>,
+        same_log: bool,
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
         let (followed, chats) = in_time(self.follow_all()).await?;
         faults::at(Point::SnapshotRead).await;
@@ -75,6 +79,7 @@ impl Live {
             crowds.insert(chat_id, (found.chat.role, Crowd::of(&found.chat)));
             if found.listed {
                 match known.get(&chat_id) {
+                    Some(_) if !same_log => rev = self.reset(socket, chat_id, rev).await?,
                     Some(known) => rev = self.tell_changes(socket, &found, *known).await?,
                     None => added.push(ServerFrame::ChatAdded { chat: found.chat }.encode()),
                 }

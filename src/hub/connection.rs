@@ -25,6 +25,8 @@ pub enum CloseReason {
     TooManyConnections,
     /// The server restarts.
     Restarting,
+    /// The log has a new epoch: what the client holds may be no more.
+    LogFellBack,
 }
 
 /// A connection as the hub sees it.
@@ -256,13 +258,14 @@ impl Connection {
         !matches!(self.state.lock().phase, Phase::Silent)
     }
 
-    /// Notes that it follows a chat; refused once it is gone.
+    /// Notes that it follows a chat; refused once it is gone or about to be: what it knows may be of an earlier epoch.
     pub(super) fn add_chat(&self, chat_id: ChatId) -> bool {
         let mut state = self.state.lock();
-        if !state.gone {
+        let stays = !state.gone && state.closing.is_none();
+        if stays {
             state.chats.push(chat_id);
         }
-        !state.gone
+        stays
     }
 
     /// Notes that it follows a chat no more.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
+    Change, Chat, ChatEvent, ChatId, Epoch, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
 };
 
 /// What a client calls a frame, to know its answer again: a string or an integer.
@@ -37,6 +37,9 @@ pub enum ServerFrame {
         heartbeat_interval_ms: u64,
         /// The server's time.
         server_time: Timestamp,
+        /// Names the history that all revisions belong to. It changes only when the database fell back to an earlier
+        /// state. To be kept with the revisions, and named in `sync`.
+        epoch: Epoch,
     },
     /// Answers `ping`.
     Pong {

@@ -15,7 +15,7 @@ use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
 use crate::model::{Change, ChatId, Result, Rev, SessionId, Topic, UserId};
 
 /// Chats or sessions compared with the store in one statement.
-const CHECK_BATCH: usize = 1000;
+pub(super) const CHECK_BATCH: usize = 1000;
 /// How often a view is read again because the chat went on meanwhile. Then the slow check tries again, where somebody
 /// joined; a chat opened again is told at the next `sync`.
 const TAKE_IN_TRIES_MAX: usize = 50;
@@ -61,11 +61,12 @@ impl Hub {
     }
 
     async fn heal(&self, chat_id: ChatId) -> Result<()> {
+        let generation = self.generation();
         let Some((known, seen)) = self.feeds(chat_id).get(&chat_id).map(|feed| (feed.rev(), feed.seen())) else {
             return Ok(());
         };
         let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
-            self.end_chat(chat_id);
+            self.end_chat(chat_id, generation);
             return Ok(());
         };
         let mut items = changes.items;
@@ -81,6 +82,9 @@ impl Hub {
             }
         }
         let mut feeds = self.feeds(chat_id);
+        if self.generation() != generation {
+            return Ok(());
+        }
         if let Some(feed) = feeds.get_mut(&chat_id) {
             let crowd = Crowd::new(changes.kind, changes.member_count, changes.rev);
             // The count is that of the chat's present revision, so a page before the last says nothing.
@@ -107,9 +111,11 @@ impl Hub {
         });
     }
 
-    fn end_chat(&self, chat_id: ChatId) {
+    pub(super) fn end_chat(&self, chat_id: ChatId, generation: u64) {
         let mut feeds = self.feeds(chat_id);
-        if let Some(feed) = feeds.get_mut(&chat_id) {
+        if self.generation() == generation
+            && let Some(feed) = feeds.get_mut(&chat_id)
+        {
             feed.end(chat_id);
             self.close_if_unfollowed(&mut feeds, chat_id);
         }
@@ -121,45 +127,35 @@ impl Hub {
         self.attendance.look_soon(watched);
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
-            if topics.contains(&Topic::Everyone) {
-                return hub.check_all_now();
-            }
-            let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
-            let chats: Vec<ChatId> = of_chats.collect();
-            let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
-            let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| hub.registry.streaming(id)).collect();
-            for batch in chats.chunks(CHECK_BATCH) {
-                if let Err(error) = hub.check_chats(batch).await {
-                    tracing::warn!(%error, "could not compare newly followed chats with the store");
-                    return;
-                }
-            }
-            for batch in connections.chunks(CHECK_BATCH) {
-                if let Err(error) = hub.check_lists(batch).await {
-                    tracing::warn!(%error, "could not compare newly connected users with the store");
-                    return;
-                }
+            if let Err(error) = hub.compare(&topics).await {
+                tracing::warn!(%error, "could not compare what the bus may have lost with the store; trying again");
+                hub.doubt(topics);
             }
         });
     }
 
-    /// Compares all followed chats, and the lists of all connected users, with the store.
-    async fn check_all(self: &Arc<Self>) {
-        let chats: Vec<ChatId> =
-            self.shards.iter().flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>()).collect();
-        metrics::hub_chats(chats.len());
+    /// Compares these chats, and the lists of these users, with the store.
+    pub(super) async fn compare(self: &Arc<Self>, topics: &[Topic]) -> Result<()> {
+        if topics.contains(&Topic::Everyone) {
+            return self.look_for_changes().await;
+        }
+        let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
+        let chats: Vec<ChatId> = of_chats.filter(|id| self.feeds(*id).contains_key(id)).collect();
+        let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
+        let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| self.registry.streaming(id)).collect();
         for batch in chats.chunks(CHECK_BATCH) {
-            if let Err(error) = self.check_chats(batch).await {
-                tracing::warn!(%error, "could not compare the followed chats with the store");
-                return;
-            }
+            self.check_chats(batch).await?;
         }
-        for batch in self.registry.all().chunks(CHECK_BATCH) {
-            if let Err(error) = self.check_lists(batch).await {
-                tracing::warn!(%error, "could not compare the followed chats with the users' lists");
-                return;
-            }
+        for batch in connections.chunks(CHECK_BATCH) {
+            self.check_lists(batch).await?;
         }
+        Ok(())
+    }
+
+    /// Takes the next step of the slow comparison.
+    pub(super) fn belt_later(self: &Arc<Self>) {
+        let hub = self.clone();
+        self.tasks.spawn_vital("healing", async move { hub.belt().await });
     }
 
     /// Has all sessions with a connection compared with the store.
@@ -183,7 +179,7 @@ impl Hub {
         });
     }
 
-    /// Has everything compared with the store.
+    /// Has what changed since the last look compared with the store.
     pub(super) fn check_all_now(self: &Arc<Self>) {
         self.check_sessions_now();
         if !self.checking.chats.ask() {
@@ -192,7 +188,9 @@ impl Hub {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             loop {
-                hub.check_all().await;
+                if let Err(error) = hub.look_for_changes().await {
+                    tracing::warn!(%error, "could not look in the store for what changed");
+                }
                 if !hub.checking.chats.again() {
                     return;
                 }
@@ -200,24 +198,32 @@ impl Hub {
         });
     }
 
-    async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
+    pub(super) async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
+        let generation = self.generation();
+        // Noted before the store is asked: what is delivered meanwhile may be newer than its answer.
+        let delivered: Vec<Option<Rev>> =
+            chats.iter().map(|chat_id| self.feeds(*chat_id).get(chat_id).map(Feed::rev)).collect();
         let revs: HashMap<ChatId, Rev> = self.store.revs(chats).await?.into_iter().collect();
-        for chat_id in chats {
+        if self.generation() != generation {
+            return Ok(());
+        }
+        for (chat_id, delivered) in chats.iter().zip(delivered) {
             match revs.get(chat_id) {
+                Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => self.doubt_log(vec![*chat_id]),
                 Some(rev) => {
                     let behind = self.feeds(*chat_id).get(chat_id).is_some_and(|feed| feed.rev() < *rev);
                     if behind {
                         self.heal_later(*chat_id, Some(*rev), "check");
                     }
                 }
-                None => self.end_chat(*chat_id),
+                None => self.end_chat(*chat_id, generation),
             }
         }
         Ok(())
     }
 
     /// Looks for chats that a user has and a connection does not follow: nobody here noticed that they joined.
-    async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
+    pub(super) async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
         let live: Vec<(&Arc<Connection>, usize)> = connections
             .iter()
             .filter_map(|connection| connection.chats_if_streaming().map(|chats| (connection, chats.len())))
@@ -252,7 +258,7 @@ impl Hub {
         });
     }
 
-    async fn take_in(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
+    pub(super) async fn take_in(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
         metrics::hub_heal("join");
         for _ in 0..TAKE_IN_TRIES_MAX {
             if self.try_to_take_in(chat_id, user_id).await? {
@@ -266,10 +272,14 @@ impl Hub {
     /// Has a member's connections follow a chat. Fails if the feed was faster than the store's answer: whoever left since
     /// must not be taken in.
     async fn try_to_take_in(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+        let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
             return Ok(true);
         };
         let mut feeds = self.feeds(chat_id);
+        if self.generation() != generation {
+            return Ok(true);
+        }
         let feed = self.open(&mut feeds, chat_id, view.rev);
         let current = feed.rev() <= view.rev;
         if current {
@@ -302,11 +312,12 @@ impl Hub {
 
     /// Fails if the feed was faster than the store's answer: what it delivered since must not be told as still to come.
     async fn try_to_add_again(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+        let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
             return Ok(true);
         };
         let mut feeds = self.feeds(chat_id);
-        let Some(feed) = feeds.get_mut(&chat_id) else {
+        let Some(feed) = feeds.get_mut(&chat_id).filter(|_| self.generation() == generation) else {
             return Ok(true);
         };
         let current = feed.rev() <= view.rev;

@@ -9,14 +9,17 @@ mod crowd;
 mod feed;
 pub mod frame;
 mod heal;
+mod look;
 mod one_at_a_time;
 pub mod presence;
 mod registry;
+mod resync;
 mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -34,9 +37,11 @@ pub use connection::{CloseReason, Connection};
 pub use crowd::{Crowd, Snapshot};
 use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
+use look::Looked;
 use one_at_a_time::OneAtATime;
 pub use presence::Attendance;
 use registry::Registry;
+use resync::Doubts;
 pub use watchers::TooManyWatched;
 use watchers::Watchers;
 
@@ -61,6 +66,10 @@ pub struct Hub {
     channel_events_max: i64,
     /// Large channels whose members wait for a count.
     uncounted: Mutex<HashSet<ChatId>>,
+    doubts: Doubts,
+    looked: Looked,
+    /// Grows with each new epoch of the log: what was read before is of no use after.
+    generation: AtomicU64,
 }
 
 /// Comparisons with the store: one of each kind at a time, and once more if it was asked for meanwhile.
@@ -99,6 +108,9 @@ impl Hub {
             checking: Checks::default(),
             channel_events_max,
             uncounted: Mutex::default(),
+            doubts: Doubts::default(),
+            looked: Looked::default(),
+            generation: AtomicU64::new(0),
         })
     }
 
@@ -106,13 +118,17 @@ impl Hub {
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
         self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
+        self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         let mut count = slow_interval(MEMBER_COUNT_EVERY);
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = check.tick() => Some(Arrival::Lost),
+                _ = check.tick() => {
+                    self.belt_later();
+                    Some(Arrival::Lost)
+                }
                 _ = session_check.tick() => {
                     self.check_sessions_now();
                     continue;
@@ -159,6 +175,7 @@ impl Hub {
                 }
             }
             Event::Presence(user_id) => self.presence_may_have_changed(user_id),
+            Event::Resync(topics) => self.resync(topics),
         }
     }
 

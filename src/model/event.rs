@@ -120,6 +120,8 @@ pub enum Event {
     SessionsEnded(Vec<SessionId>),
     /// A user may have come online or gone offline: whoever watches looks again.
     Presence(UserId),
+    /// A unit of work that was to change these ended with an unknown outcome: compare them with the store.
+    Resync(Vec<Topic>),
 }
 
 /// Where an event is announced: whom it may concern.
@@ -149,6 +151,7 @@ impl Event {
             | Self::ChatBack { chat_id, .. } => vec![Topic::Chat(*chat_id)],
             Self::SessionsEnded(_) => vec![Topic::Everyone],
             Self::Presence(user_id) => vec![Topic::Presence(*user_id)],
+            Self::Resync(topics) => topics.clone(),
         }
     }
 }

@@ -48,6 +48,8 @@ uuids! {
     SessionId,
     /// A conversation of any kind.
     ChatId,
+    /// A history of the log: the revisions of one can't be compared with those of another.
+    Epoch,
     /// A request, to find it in the logs.
     RequestId,
 }

@@ -169,8 +169,12 @@ pub const BUS_QUEUE_MAX: usize = 65_536;
 pub const REORDER_MAX: usize = 256;
 /// How long a missing event may be late before the store is asked for it.
 pub const REORDER_WAIT: Duration = Duration::from_millis(50);
-/// How often a hub compares all its chats with the store, whatever happened.
+/// How often a hub looks in the store for what changed and did not arrive, whatever happened.
 pub const HUB_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Steps of the slow comparison of everything, one with each such look: it comes round every 15 minutes.
+pub const BELT_STEPS: usize = 30;
+/// How long before the last look a join is looked for: longer than a unit of work, and the clocks of replicas differ.
+pub const JOIN_LOOK_MARGIN: Duration = Duration::from_mins(1);
 /// How often a replica asks the store which of its connections' sessions are over, whatever it heard: bounds how long one
 /// outlives its session when the news of it is lost.
 pub const SESSION_CHECK_EVERY: Duration = Duration::from_secs(3);
@@ -179,6 +183,24 @@ pub const CLOCK_EVERY: Duration = Duration::from_mins(1);
 /// Pause between two `member_count` frames of a large channel: with 100,000 members online, one frame each in this time
 /// is 20,000 frames/s over the whole fleet.
 pub const MEMBER_COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How often a replica looks whether the log is still the one that it served: how long clients may be shown a history that
+/// a failover or a restore has ended.
+pub const EPOCH_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How far the write-ahead log of Postgres must step back to count as another history: more than its largest record (33
+/// page images), of which a killed server may have written a part that it drops when it starts again.
+pub const LOG_STEP_BACK_BYTES_MIN: i64 = 512 * 1024;
+/// Pause before a chat that the store has at a lower revision than was delivered is compared once more.
+pub const LOG_DOUBT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest that a client is asked to stay away when the log has a new epoch: each connection adds 1 ms, so that a thousand
+/// a second come back.
+pub const EPOCH_RETURN_MAX: Duration = Duration::from_secs(5);
+/// Pause between the comparisons of a chat that a unit of work with an unknown outcome may have changed.
+pub const RESYNC_EVERY: Duration = Duration::from_secs(2);
+/// Comparisons of such a chat after the first one, which comes at once: the last one comes after the longest unit of work
+/// (4 s), which may still have been under way.
+pub const RESYNC_LOOKS: u32 = 3;
+/// Such chats and users remembered one by one; beyond it everything is compared.
+pub const RESYNC_TOPICS_MAX: usize = 10_000;
 /// Pause before the store is asked again for what a chat's subscribers miss, when it could not answer.
 pub const HEAL_RETRY: Duration = Duration::from_secs(1);
 

@@ -9,7 +9,7 @@ use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, REGISTRATIONS_PER_ADDRES
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
-use crate::model::{Account, Code, Error, Event, Result, User, UserId};
+use crate::model::{Account, Code, Error, Event, Result, Topic, User, UserId};
 use crate::store::{AccountChange, NewUser};
 
 /// What a newcomer tells.
@@ -156,7 +156,9 @@ impl Service {
     /// `rate_limited`, `wrong_password`.
     pub async fn remove_account(&self, caller: Caller, password: String) -> Result<()> {
         self.confirm(caller, password).await?;
-        let removal = self.store.remove_account(caller.user_id, self.clock.now()).await?;
+        let removal = self.store.remove_account(caller.user_id, self.clock.now()).await;
+        // Which chats it left is known only if it was removed.
+        let removal = self.announced(removal, || vec![Topic::Everyone])?;
         for event in removal.events {
             self.bus.publish(Event::Chat(event));
         }

@@ -6,6 +6,7 @@
 //! committed many waits for as many, for a fraction of what a commit takes: otherwise the first of them goes alone, and
 //! the rest wait for it.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::metrics;
 use crate::model::faults::{self, Point};
 use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS, REQUEST_MAX};
 use crate::model::message::{Draft, Sent};
-use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
+use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Message, Result, Topic};
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -124,18 +125,27 @@ impl Worker {
         metrics::append_batch(drafts.len());
         faults::at(Point::Committing).await;
         match self.store.append(&drafts, self.clock.now()).await {
-            Ok(appended) => self.announce(appended, answers).await,
+            Ok(appended) => {
+                let unknown = |sent: &Result<Sent>| matches!(sent, Err(error) if error.code == Code::Unavailable);
+                let lost = appended.iter().zip(&drafts).filter(|(sent, _)| unknown(sent)).map(|(_, draft)| draft);
+                self.doubt(lost);
+                self.announce(appended, answers).await;
+            }
             // A draft that the database itself chokes on must not fail its neighbours.
             Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
                 for (draft, answer) in drafts.into_iter().zip(answers) {
                     let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
                     match alone {
                         Ok(appended) => self.announce(appended, vec![answer]).await,
-                        Err(error) => drop(answer.send(Err(error))),
+                        Err(error) => {
+                            self.doubt([&draft]);
+                            drop(answer.send(Err(error)));
+                        }
                     }
                 }
             }
             Err(error) => {
+                self.doubt(&drafts);
                 for answer in answers {
                     // Whoever asked may be gone.
                     let _ = answer.send(Err(error.clone()));
@@ -144,20 +154,32 @@ impl Worker {
         }
     }
 
+    /// The outcome of these is unknown: they may be committed, and if nobody sends them again nothing else announces them.
+    fn doubt<'a>(&self, drafts: impl IntoIterator<Item = &'a Draft>) {
+        let chats: HashSet<ChatId> = drafts.into_iter().map(|draft| draft.chat_id).collect();
+        if !chats.is_empty() {
+            self.bus.publish(Event::Resync(chats.into_iter().map(Topic::Chat).collect()));
+        }
+    }
+
     /// Tells the hubs, in the order of the commit, then the senders.
     async fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
         faults::at(Point::Committed).await;
         let mut sends = 0;
         for sent in appended.iter().flatten() {
-            if let Sent::New(message) = sent {
-                sends += 1;
-                let event = ChatEvent {
-                    chat_id: message.chat_id,
-                    rev: message.rev,
-                    change: Change::MessageSent(message.clone()),
-                };
-                self.bus.publish(Event::Chat(event));
-            }
+            // What is sent again may never have been announced: its first answer was lost, and its replica with it. Hubs
+            // drop a revision that they know.
+            let unchanged = |message: &Message| message.edited_at.is_none() && message.removed_at.is_none();
+            let message = match sent {
+                Sent::New(message) => {
+                    sends += 1;
+                    message
+                }
+                Sent::Repeated(message) if unchanged(message) => message,
+                Sent::Repeated(_) => continue,
+            };
+            let change = Change::MessageSent(message.clone());
+            self.bus.publish(Event::Chat(ChatEvent { chat_id: message.chat_id, rev: message.rev, change }));
         }
         metrics::messages_sent(sends);
         faults::at(Point::Announced).await;

@@ -6,7 +6,7 @@ use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX, PAGE_BYTES_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev, Role, UserId,
+    Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev, Role, Topic, UserId,
 };
 use crate::store::{AddMember, Creation, NewChat, Opened};
 
@@ -77,7 +77,16 @@ impl Service {
         let now = self.clock.now();
         let id = ChatId::new(now, &mut rand::rng());
         let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.limits.chats_per_user_max };
-        match self.store.create_chat(&new).await? {
+        let created = self.store.create_chat(&new).await;
+        let created = self.announced(created, || {
+            let others: &[UserId] = match &new.kind {
+                Creation::SelfChat => &[],
+                Creation::Private(peer) => std::slice::from_ref(peer),
+                Creation::Shared { members, .. } => members,
+            };
+            others.iter().chain([&new.creator]).map(|user_id| Topic::User(*user_id)).collect()
+        })?;
+        match created {
             Opened::New(views) => {
                 let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
                 self.bus.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change: Change::Created(views) }));
@@ -147,7 +156,8 @@ impl Service {
         let name = checks.keep("name", text::name(name));
         checks.done()?;
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let Some(chat) = self.store.rename_chat(chat_id, caller.user_id, &name).await? else {
+        let renamed = self.store.rename_chat(chat_id, caller.user_id, &name).await;
+        let Some(chat) = self.announced(renamed, || vec![Topic::Chat(chat_id)])? else {
             return self.chat(caller, chat_id).await;
         };
         let change = Change::Renamed(chat.clone().for_all());
@@ -161,7 +171,8 @@ impl Service {
     /// `rate_limited`, `chat_not_found`, `not_allowed`.
     pub async fn remove_chat(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        match self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await? {
+        let removed = self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await;
+        match self.announced(removed, || vec![Topic::Chat(chat_id)])? {
             Some(rev) => self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::Removed })),
             None => self.bus.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
@@ -208,7 +219,8 @@ impl Service {
             members_max: self.limits.group_members_max,
             chats_max: self.limits.chats_per_user_max,
         };
-        let event = self.store.add_member(&add).await?;
+        let added = self.store.add_member(&add).await;
+        let event = self.announced(added, || vec![Topic::Chat(chat_id), Topic::User(user_id)])?;
         let Change::MemberJoined(joined) = &event.change else {
             return Err(Error::internal("adding a member made another change"));
         };
@@ -223,7 +235,8 @@ impl Service {
     /// `rate_limited`, and what [`crate::store::Store::change_role`] refuses.
     pub async fn change_role(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let (member, event) = self.store.change_role(chat_id, caller.user_id, user_id, role).await?;
+        let changed = self.store.change_role(chat_id, caller.user_id, user_id, role).await;
+        let (member, event) = self.announced(changed, || vec![Topic::Chat(chat_id)])?;
         if let Some(event) = event {
             self.bus.publish(Event::Chat(event));
         }
@@ -236,7 +249,8 @@ impl Service {
     /// `rate_limited`, and what [`crate::store::Store::remove_member`] refuses.
     pub async fn remove_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let event = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await?;
+        let removed = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
+        let event = self.announced(removed, || vec![Topic::Chat(chat_id)])?;
         self.bus.publish(Event::Chat(event));
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::model::limits::{SENDS, TYPING, WATCHES};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
-use crate::model::{Change, ChatEvent, ChatId, ChatKind, Code, Error, Event, Message, MessageId, Result, chat};
+use crate::model::{Change, ChatEvent, ChatId, ChatKind, Code, Error, Event, Message, MessageId, Result, Topic, chat};
 use crate::store::{Access, HistoryRange};
 
 /// A message as a client asks to send it.
@@ -100,7 +100,8 @@ impl Service {
         let text = checks.keep("text", text::message(text));
         checks.done()?;
         self.limit(SENDS, &caller.user_id.to_string()).await?;
-        let (message, changed) = self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await?;
+        let edited = self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await;
+        let (message, changed) = self.announced(edited, || vec![Topic::Chat(chat_id)])?;
         if changed {
             let change = Change::MessageEdited(message.clone());
             self.bus.publish(Event::Chat(ChatEvent { chat_id, rev: message.rev, change }));
@@ -114,7 +115,8 @@ impl Service {
     /// `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`.
     pub async fn remove_message(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
         self.limit(SENDS, &caller.user_id.to_string()).await?;
-        let removed = self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await?;
+        let removed = self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await;
+        let removed = self.announced(removed, || vec![Topic::Chat(chat_id)])?;
         if let Some(message) = removed {
             let rev = message.rev;
             self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::MessageRemoved(message) }));

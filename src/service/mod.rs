@@ -35,7 +35,7 @@ use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
 use crate::model::limits::{self, Rate};
 use crate::model::session::Caller;
-use crate::model::{Clock, Error, Limits, Result};
+use crate::model::{Clock, Error, Event, Kind, Limits, Result, Topic};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use appender::Appender;
@@ -148,6 +148,17 @@ impl Service {
             metrics::rate_limited(rate.name);
         }
         taken
+    }
+
+    /// The result of a unit of work that changes what belongs to `topics`. If its outcome is unknown, the hubs compare
+    /// these with the store: it may have been committed, and nothing else will announce it.
+    fn announced<T>(&self, result: Result<T>, topics: impl FnOnce() -> Vec<Topic>) -> Result<T> {
+        if let Err(error) = &result
+            && matches!(error.kind(), Kind::Unavailable | Kind::Internal)
+        {
+            self.bus.publish(Event::Resync(topics()));
+        }
+        result
     }
 
     /// `min(asked, configured)`.

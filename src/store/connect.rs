@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use super::pool::{Pool, STATEMENT_MAX};
+use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, connect_to_primary};
 use super::{Db, SessionDb, Store, failure};
 use crate::model::limits::SESSION_CONNECTIONS_MAX;
 use crate::model::{Code, Error, Result};
@@ -25,8 +25,11 @@ const SESSION: [(&str, &str); 5] = [
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "10s"),
 ];
-/// Connections that only readiness uses.
+/// Connections that only readiness and the look at the log's epoch use.
 const PROBES_MAX: u32 = 2;
+/// Age at which one of these is replaced: an address that names another server now is noticed within this time even
+/// where the old server still answers. Opening one costs a few milliseconds.
+const PROBE_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long the database has to answer at start.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
@@ -77,11 +80,13 @@ impl Store {
         let (reader, writer, sessions, probe) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
-                let pool = |name, places_max| Db::Postgres(Pool::new(name, options.clone(), places_max));
+                let pool = |name, places_max| Db::Postgres(Pool::new(name, options.clone(), places_max, AGE_MAX));
                 let (requests, sessions) =
                     (pool("requests", *connections_max), pool("sessions", SESSION_CONNECTIONS_MAX));
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
-                (requests.clone(), requests, sessions, pool("probes", PROBES_MAX))
+                let probing = options.clone().application_name("starling-probe");
+                let probe = Db::Postgres(Pool::new("probes", probing, PROBES_MAX, PROBE_AGE_MAX));
+                (requests.clone(), requests, sessions, probe)
             }
             StoreOptions::Sqlite { dir } => {
                 let Sqlite { reader, session_reader, writer } = sqlite(dir).await?;
@@ -89,7 +94,7 @@ impl Store {
                 (reader.clone(), writer, sessions, reader)
             }
         };
-        Ok(Self { reader, writer, sessions, probe, statements: Arc::default() })
+        Ok(Self { reader, writer, sessions, probe, statements: Arc::default(), log: Arc::default() })
     }
 }
 
@@ -104,7 +109,7 @@ async fn postgres(url: &str) -> Result<PgConnectOptions> {
     let away = |error: &dyn std::fmt::Display, advice: &str| {
         Error::unavailable(io::Error::other(format!("can't use Postgres at {place}: {error}; {advice}")))
     };
-    match tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(&options)).await {
+    match tokio::time::timeout(CONNECT_MAX, connect_to_primary(&options)).await {
         Err(elapsed) => Err(away(&elapsed, "check DATABASE_URL")),
         Ok(Err(error)) if error.to_string().contains("unsupported startup parameter") => Err(away(&error, POOLER)),
         Ok(Err(error)) => Err(away(&error, "check DATABASE_URL")),

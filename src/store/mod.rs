@@ -5,11 +5,13 @@
 //! `unavailable`, which callers may retry.
 
 mod append;
+mod changed;
 mod changes;
 mod chats;
 mod cluster;
 mod connect;
 mod directory;
+mod epoch;
 mod head;
 mod invites;
 mod jobs;
@@ -25,6 +27,7 @@ mod sessions;
 mod users;
 
 pub use append::Appended;
+pub use changed::{CHANGE_SLOTS_MARGIN, ChangedChat};
 pub use changes::{ChangeItem, Changes, Since};
 pub use chats::{Access, ChatToSync, Creation, NewChat, Opened};
 pub use connect::StoreOptions;
@@ -89,6 +92,7 @@ pub struct Store {
     /// away.
     probe: Db,
     statements: Arc<AtomicU64>,
+    log: Arc<epoch::Log>,
 }
 
 /// Runs one statement on a connection of the pool, which gets it back if it is known to be good.
@@ -107,8 +111,7 @@ macro_rules! on_lease {
     ($lease:expr, |$c:ident| $query:expr) => {{
         let $c = $lease.statement();
         let result = $query.await;
-        $lease.settle(&result);
-        result.map_err($crate::store::failure)
+        $lease.settle(result).map_err($crate::store::failure)
     }};
 }
 use on_lease;
@@ -240,15 +243,19 @@ impl Store {
         Ok(Work { inner, statements: self.statements.clone() })
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and takes writes: a standby is as good as none.
     pub async fn ping(&self) -> Result<()> {
-        let asking =
-            timed("ping", || async { on!(&self.probe, |db| sqlx::query("SELECT 1").execute(db).map_ok_drop()) });
+        let asking = timed("ping", || async {
+            let sql = if self.is_embedded() { "SELECT FALSE" } else { "SELECT pg_is_in_recovery()" };
+            let in_recovery: bool = on!(&self.probe, |db| sqlx::query_scalar(sql).fetch_one(db))?;
+            if in_recovery { Err(self.leave_standby()) } else { Ok(()) }
+        });
         tokio::time::timeout(PING_MAX, asking).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
     }
 
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
+        self.mark_end().await;
         for db in [&self.reader, &self.writer, &self.sessions.reader, &self.sessions.writer, &self.probe] {
             match db {
                 Db::Postgres(pool) => pool.close().await,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
-use sqlx::{Connection, Executor};
+use sqlx::{Connection, Executor, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::task::TaskTracker;
 
@@ -32,7 +32,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// A connection that nobody needed for so long is closed, so that a peak does not hold the database's memory.
 const IDLE_MAX: Duration = Duration::from_mins(5);
 /// Age at which a connection is replaced: Postgres's caches of a session only grow, and load balancers change.
-const AGE_MAX: Duration = Duration::from_mins(30);
+pub(super) const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// A bounded number of connections. Clones share them.
 #[derive(Clone)]
@@ -48,9 +48,12 @@ struct Shared {
     places_max: u32,
     /// Units of work that wait for a place now.
     waiting: AtomicUsize,
+    age_max: Duration,
     idle: Mutex<VecDeque<Session>>,
     /// Grows when a connection proves bad: those opened before are as doubtful as that one.
     trusted_since: AtomicU64,
+    /// Grows when the log turns out to be another one: what an older connection answers belongs to the history before.
+    fences: AtomicU64,
     rollbacks: TaskTracker,
 }
 
@@ -60,6 +63,7 @@ struct Session {
     opened_at: Instant,
     idle_since: Instant,
     trust: u64,
+    fence: u64,
 }
 
 /// A connection that is lent. Dropped as it is, the connection is closed.
@@ -106,16 +110,19 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pool {
-    /// A pool of up to `places_max` connections, none of which is open yet. `name` tells it from others in metrics.
-    pub fn new(name: &'static str, options: PgConnectOptions, places_max: u32) -> Self {
+    /// A pool of up to `places_max` connections, none of which is open yet, each replaced at the age of `age_max`. `name`
+    /// tells it from others in metrics.
+    pub fn new(name: &'static str, options: PgConnectOptions, places_max: u32, age_max: Duration) -> Self {
         let shared = Shared {
             name,
             options,
             places: Arc::new(Semaphore::new(places_max as usize)),
             places_max,
             waiting: AtomicUsize::default(),
+            age_max,
             idle: Mutex::default(),
             trusted_since: AtomicU64::default(),
+            fences: AtomicU64::default(),
             rollbacks: TaskTracker::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -153,10 +160,14 @@ impl Pool {
 
     async fn open(&self) -> sqlx::Result<Session> {
         let trust = self.shared.trusted_since.load(Ordering::Acquire);
-        match PgConnection::connect_with(&self.shared.options).await {
-            Ok(connection) => Ok(Session { connection, opened_at: Instant::now(), idle_since: Instant::now(), trust }),
+        let fence = self.shared.fences.load(Ordering::Acquire);
+        match connect_to_primary(&self.shared.options).await {
+            Ok(connection) => {
+                let now = Instant::now();
+                Ok(Session { connection, opened_at: now, idle_since: now, trust, fence })
+            }
             Err(error) => {
-                // Nobody listens there any more, so nobody is at the other end of the old ones.
+                // Nobody listens there any more, or a standby does, so nobody is at the other end of the old ones.
                 if matches!(error, sqlx::Error::Io(_)) {
                     self.distrust("refused");
                 }
@@ -167,7 +178,7 @@ impl Pool {
 
     /// The one that rested last, so that the others of a peak grow old.
     fn take(&self) -> Option<Session> {
-        self.shared.idle.lock().pop_back().filter(|session| session.opened_at.elapsed() < AGE_MAX)
+        self.shared.idle.lock().pop_back().filter(|session| session.opened_at.elapsed() < self.shared.age_max)
     }
 
     fn put(&self, mut session: Session) {
@@ -195,12 +206,22 @@ impl Pool {
         metrics::store_connections_closed(reason, doubtful.len() + 1);
     }
 
+    /// Closes all connections, and has what is under way on them fail: they answer for a history that is no more.
+    pub fn fence(&self) {
+        self.shared.fences.fetch_add(1, Ordering::AcqRel);
+        self.distrust("epoch");
+    }
+
+    /// Closes all connections: the server only reads, since it is a standby or has become one.
+    pub fn leave_standby(&self) {
+        self.distrust("standby");
+    }
+
     /// Lends a connection with a transaction begun on it by `begin`.
     pub async fn begin(&self, begin: &'static str) -> sqlx::Result<Lease> {
         let mut lease = self.lend().await?;
         let result = lease.statement().execute(begin).await;
-        lease.settle(&result);
-        result.map(|_| lease)
+        lease.settle(result).map(|_| lease)
     }
 
     /// Says farewell to the database, once what is lent is back.
@@ -227,17 +248,21 @@ impl Lease {
         self.alarm.asked.is_none()
     }
 
-    /// Notes how a statement of several ended.
-    pub fn settle<T>(&mut self, result: &sqlx::Result<T>) {
-        match result {
+    /// Notes how a statement of several ended. Fails if the log became another one since the connection was opened.
+    pub fn settle<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        if self.session.fence != self.alarm.pool.shared.fences.load(Ordering::Acquire) {
+            return Err(sqlx::Error::Io(io::Error::other("this connection is of an earlier epoch of the log")));
+        }
+        match &result {
             Err(error) if !is_answer(error) => self.alarm.pool.distrust("broken"),
             _ => self.alarm.asked = None,
         }
+        result
     }
 
     /// Notes how the last statement ended, and gives the connection back if it is good.
     pub fn end<T>(mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
-        self.settle(&result);
+        let result = self.settle(result);
         if self.is_settled() {
             let Self { session, alarm, _place } = self;
             alarm.pool.put(session);
@@ -267,11 +292,27 @@ impl Lease {
     }
 }
 
+/// Opens a connection to a server that takes writes.
+///
+/// # Errors
+/// `Io` for a standby, which answers reads from a log that lags behind and refuses every write: the address will name
+/// the primary later, as after a failover, and a connection that were kept would not follow it.
+pub(super) async fn connect_to_primary(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    let row = connection.fetch_one("SELECT pg_is_in_recovery()").await?;
+    if row.try_get(0)? { Err(standby()) } else { Ok(connection) }
+}
+
+/// The error of a server that only reads.
+pub(super) fn standby() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::other("the server is a standby, which takes no writes"))
+}
+
 /// Whether an error is Postgres's own answer to a statement, after which the session goes on.
 fn is_answer(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::RowNotFound => true,
-        sqlx::Error::Database(_) => !is_end_of_session(error) && !is_stale_plan(error),
+        sqlx::Error::Database(_) => !is_end_of_session(error) && !is_stale_plan(error) && !is_read_only(error),
         _ => false,
     }
 }
@@ -286,6 +327,11 @@ pub(super) fn is_end_of_session(error: &sqlx::Error) -> bool {
 pub(super) fn is_stale_plan(error: &sqlx::Error) -> bool {
     // By the function that told it: the code means any missing feature, and the words are translated.
     postgres(error).is_some_and(|cause| cause.code() == "0A000" && cause.routine() == Some("RevalidateCachedQuery"))
+}
+
+/// Whether the server refused a write because it is a standby: no write will succeed on this connection.
+fn is_read_only(error: &sqlx::Error) -> bool {
+    postgres(error).is_some_and(|cause| cause.code() == "25006")
 }
 
 fn postgres(error: &sqlx::Error) -> Option<&PgDatabaseError> {

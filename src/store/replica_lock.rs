@@ -14,6 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, FromRow};
 use tokio_util::sync::CancellationToken;
 
+use super::pool::connect_to_primary;
 use super::{Db, Store, failure};
 use crate::model::{Error, Result};
 
@@ -191,7 +192,8 @@ async fn take_file(path: &Path) -> Result<File> {
 }
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {
-    in_time(PgConnection::connect_with(options)).await
+    // A lock on a standby is one that no primary knows of.
+    in_time(connect_to_primary(options)).await
 }
 
 async fn in_time<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {

@@ -7,7 +7,7 @@ mod presence;
 mod session_cache;
 
 use starling::cluster::redis::{ClusterKey, RedisCluster, ReplicaId};
-use starling::model::Clock;
+use starling::model::{Clock, PresentEpoch};
 use starling::tasks::Tasks;
 
 /// A replica's part of a cluster, without a server around it.
@@ -27,7 +27,7 @@ impl Replica {
         let (clock, tasks) = (Clock::system(), Tasks::default());
         let address = (url.parse().unwrap(), prefix.to_owned());
         let own = ReplicaId(rand::random());
-        let cluster = RedisCluster::join(address, own, ClusterKey(key), &clock, &tasks);
+        let cluster = RedisCluster::join(address, own, ClusterKey(key), PresentEpoch::default(), &clock, &tasks);
         Self { cluster, clock, tasks }
     }
 }

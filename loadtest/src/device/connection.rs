@@ -60,6 +60,10 @@ pub(super) struct Running {
     asked_wait: Option<Duration>,
     heartbeat: Duration,
     reading: bool,
+    /// The epoch that the known revisions belong to, once there was a `synced`.
+    epoch: Option<String>,
+    /// The epoch that this connection's `ready` named.
+    presented: Option<String>,
 }
 
 impl Running {
@@ -89,6 +93,8 @@ impl Running {
             asked_wait: None,
             heartbeat: HEARTBEAT,
             reading: true,
+            epoch: None,
+            presented: None,
         }
     }
 
@@ -243,13 +249,21 @@ impl Running {
         self.log.note(self.connection, told);
         match frame.kind {
             FrameKind::Ready => {
+                self.presented = frame.epoch;
                 self.heartbeat = frame.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis);
                 if !self.sync(socket).await {
                     return Some(self.cut());
                 }
             }
-            FrameKind::Synced => self.status.send_modify(|status| status.live = true),
-            FrameKind::Reset => self.begin_reload(frame, before_reset.unwrap_or(0)),
+            FrameKind::Synced => {
+                self.epoch.clone_from(&self.presented);
+                self.status.send_modify(|status| status.live = true);
+            }
+            FrameKind::Reset => {
+                // What was known of another epoch is of no use: from the beginning, then.
+                let known = before_reset.filter(|_| self.epoch == self.presented).unwrap_or(0);
+                self.begin_reload(frame, known);
+            }
             FrameKind::Reconnect => self.asked_wait = frame.after_ms.map(Duration::from_millis),
             FrameKind::Ack | FrameKind::Error => self.answered(frame),
             _ => {}
@@ -263,7 +277,11 @@ impl Running {
         let chats: serde_json::Map<String, Json> =
             known.iter().map(|(chat, rev)| (history.word(*chat), json!(rev))).collect();
         self.log.note(self.connection, Told::Sync(known));
-        socket.send(&json!({ "type": "sync", "chats": chats })).await
+        let mut frame = json!({ "type": "sync", "chats": chats });
+        if let Some(epoch) = &self.epoch {
+            frame["epoch"] = json!(epoch);
+        }
+        socket.send(&frame).await
     }
 
     fn begin_reload(&self, frame: Frame, after_rev: u32) {

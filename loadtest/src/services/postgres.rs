@@ -1,5 +1,6 @@
 //! A Postgres of one's own.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -44,6 +45,18 @@ fn as_postgres(program: &Path) -> Command {
     ending_with_us_by("QUIT", identity, program)
 }
 
+/// A folder that the server may use.
+async fn folder() -> Result<TempDir, String> {
+    let dir = tempfile::Builder::new().prefix("starling-postgres-").tempdir().map_err(|it| it.to_string())?;
+    if is_root() {
+        let chown = Command::new("chown").arg("postgres").arg(dir.path()).status().await;
+        if !chown.is_ok_and(|status| status.success()) {
+            return Err("there is no user postgres for the database to run as".to_owned());
+        }
+    }
+    Ok(dir)
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -60,13 +73,7 @@ impl Postgres {
     /// # Errors
     /// In a sentence, with the end of the log.
     pub async fn start(settings: &[&str]) -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("starling-postgres-").tempdir().map_err(|it| it.to_string())?;
-        if is_root() {
-            let chown = Command::new("chown").arg("postgres").arg(dir.path()).status().await;
-            if !chown.is_ok_and(|status| status.success()) {
-                return Err("there is no user postgres for the database to run as".to_owned());
-            }
-        }
+        let dir = folder().await?;
         let made = as_postgres(&programs().join("initdb"))
             .args(["--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8", "--pgdata"])
             .arg(dir.path().join("data"))
@@ -76,6 +83,30 @@ impl Postgres {
         if !made.status.success() {
             return Err(format!("initdb: {}", String::from_utf8_lossy(&made.stderr).trim()));
         }
+        Self::start_in(dir, settings).await
+    }
+
+    /// Makes a standby of this server, and starts it: it streams through `way` (a proxy), or straight from here.
+    ///
+    /// # Errors
+    /// In a sentence, with the end of the log.
+    pub async fn standby(&self, way: Option<SocketAddr>, settings: &[&str]) -> Result<Self, String> {
+        let dir = folder().await?;
+        let port = way.map_or(self.port, |way| way.port()).to_string();
+        let copied = as_postgres(&programs().join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--pgdata"])
+            .arg(dir.path().join("data"))
+            .output()
+            .await
+            .map_err(|error| format!("pg_basebackup: {error}"))?;
+        if !copied.status.success() {
+            return Err(format!("pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr).trim()));
+        }
+        Self::start_in(dir, settings).await
+    }
+
+    async fn start_in(dir: TempDir, settings: &[&str]) -> Result<Self, String> {
         let settings = settings.iter().map(|it| (*it).to_owned()).collect();
         let mut postgres = Self { child: None, port: 0, settings, dir };
         for _ in 0..PORTS_MAX {

@@ -25,7 +25,7 @@ use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::BUS_QUEUE_MAX;
-use crate::model::{Event, Topic};
+use crate::model::{Epoch, Event, PresentEpoch, Topic};
 use crate::tasks::Tasks;
 
 /// Events announced in one round trip.
@@ -48,7 +48,8 @@ const BLIND_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The bus over Redis.
 pub struct RedisBus {
     local: BusFeeder,
-    untold: mpsc::Sender<Event>,
+    epoch: PresentEpoch,
+    untold: mpsc::Sender<(Epoch, Event)>,
     /// An event did not fit into the queue.
     overflowed: Arc<AtomicBool>,
     subscriptions: Arc<Subscriptions>,
@@ -60,6 +61,7 @@ struct Subscriptions {
     key: ClusterKey,
     redis: Arc<Redis>,
     address: RedisAddress,
+    epoch: PresentEpoch,
     local: BusFeeder,
     wanted: Mutex<HashSet<Topic>>,
     /// Topics whose wish changed since the subscriber looked.
@@ -71,7 +73,7 @@ struct Subscriptions {
 impl Bus for RedisBus {
     fn publish(&self, event: Event) {
         self.local.feed(Arrival::Event(event.clone()));
-        if self.untold.try_send(event).is_err() {
+        if self.untold.try_send((self.epoch.get(), event)).is_err() {
             self.overflowed.store(true, Ordering::Release);
             metrics::bus_lost();
         }
@@ -97,6 +99,7 @@ impl RedisBus {
         key: ClusterKey,
         redis: Arc<Redis>,
         address: RedisAddress,
+        epoch: PresentEpoch,
         tasks: &Tasks,
     ) -> (Self, BusInbox, Arc<BusHealth>) {
         let (local, inbox) = BusFeeder::new();
@@ -107,6 +110,7 @@ impl RedisBus {
             own,
             key: key.clone(),
             redis: redis.clone(),
+            epoch: epoch.clone(),
             missed: HashSet::new(),
             overflowed: overflowed.clone(),
             health: health.clone(),
@@ -117,6 +121,7 @@ impl RedisBus {
             key,
             redis,
             address,
+            epoch: epoch.clone(),
             local: local.clone(),
             wanted: Mutex::new(HashSet::from([Topic::Everyone])),
             changed: Mutex::default(),
@@ -124,7 +129,7 @@ impl RedisBus {
             health: health.clone(),
         });
         tasks.spawn_vital("subscriber", subscriptions.clone().run(tasks.stop_token()));
-        (Self { local, untold, overflowed, subscriptions }, inbox, health)
+        (Self { local, epoch, untold, overflowed, subscriptions }, inbox, health)
     }
 
     /// Has the hub compare everything with the store: somebody may have died with something untold.
@@ -147,6 +152,7 @@ struct Publisher {
     own: ReplicaId,
     key: ClusterKey,
     redis: Arc<Redis>,
+    epoch: PresentEpoch,
     /// Topics of which something could not be told. Told as soon as it can be: look for yourselves.
     missed: HashSet<Topic>,
     overflowed: Arc<AtomicBool>,
@@ -154,7 +160,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+    async fn run(mut self, mut events: mpsc::Receiver<(Epoch, Event)>, stop: CancellationToken) {
         let mut canary = tokio::time::interval(CANARY_EVERY);
         canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(PUBLISH_BATCH);
@@ -171,18 +177,18 @@ impl Publisher {
         }
     }
 
-    async fn announce(&mut self, batch: &mut Vec<Event>, sing: bool) {
+    async fn announce(&mut self, batch: &mut Vec<(Epoch, Event)>, sing: bool) {
         if self.overflowed.swap(false, Ordering::AcqRel) {
             self.miss(Topic::Everyone);
         }
         let looks: Vec<Topic> = self.missed.iter().copied().take(PUBLISH_BATCH).collect();
         let mut commands: Vec<Cmd> = Vec::with_capacity(batch.len() + looks.len() + 1);
-        for event in batch.iter() {
-            self.tell(event, &mut commands);
+        for (epoch, event) in batch.iter() {
+            self.tell(*epoch, event, &mut commands);
         }
         commands.extend(looks.iter().map(|topic| self.publish(*topic, Said::Look(*topic))));
         if sing {
-            let body = Envelope { from: self.own, said: Said::Canary }.seal(&self.key);
+            let body = Envelope { from: self.own, epoch: None, said: Said::Canary }.seal(&self.key);
             commands.push(self.command(self.redis.key("canary", &self.own.to_string()), body));
         }
         if self.redis.all("publish", &commands).await.is_ok() {
@@ -194,7 +200,7 @@ impl Publisher {
             }
         } else {
             metrics::bus_untold(batch.len());
-            for topic in batch.iter().flat_map(Event::topics) {
+            for topic in batch.iter().flat_map(|(_, event)| event.topics()) {
                 self.miss(topic);
             }
         }
@@ -214,9 +220,16 @@ impl Publisher {
         }
     }
 
-    fn tell(&self, event: &Event, commands: &mut Vec<Cmd>) {
-        let body = Envelope { from: self.own, said: Said::Event(event.clone()) }.seal(&self.key);
+    fn tell(&self, epoch: Epoch, event: &Event, commands: &mut Vec<Cmd>) {
+        let said = Said::Event(event.clone());
+        let body = Envelope { from: self.own, epoch: Some(epoch), said }.seal(&self.key);
         for topic in event.topics() {
+            if let Event::Resync(_) = event {
+                // A replica of the version before knows no resync, but what a look is.
+                commands.push(self.publish(topic, Said::Look(topic)));
+                commands.push(self.publish(topic, Said::Event(Event::Resync(vec![topic]))));
+                continue;
+            }
             commands.push(if body.len() > TOLD_BYTES_MAX {
                 self.publish(topic, Said::Look(topic))
             } else {
@@ -226,7 +239,10 @@ impl Publisher {
     }
 
     fn publish(&self, topic: Topic, said: Said) -> Cmd {
-        self.command(channel(&self.redis, topic), Envelope { from: self.own, said }.seal(&self.key))
+        self.command(
+            channel(&self.redis, topic),
+            Envelope { from: self.own, epoch: Some(self.epoch.get()), said }.seal(&self.key),
+        )
     }
 
     fn command(&self, channel: String, body: Vec<u8>) -> Cmd {
@@ -362,9 +378,15 @@ impl Subscriptions {
                 };
                 match Envelope::open(&self.key, body) {
                     None => metrics::bus_forged(),
-                    Some(Envelope { from, said: Said::Canary }) if from == self.own => self.health.heard(),
+                    Some(Envelope { from, said: Said::Canary, .. }) if from == self.own => self.health.heard(),
                     // Its own events came to the hub the short way.
                     Some(Envelope { from, .. }) if from == self.own && !faults::on(Mutant::SeenAgain) => {}
+                    // Committed to another history than the one in force here: the store knows which of both it is.
+                    Some(Envelope { epoch: Some(epoch), said: Said::Event(event @ Event::Chat(_)), .. })
+                        if epoch != self.epoch.get() =>
+                    {
+                        self.local.feed(Arrival::Look(event.topics()));
+                    }
                     Some(Envelope { said: Said::Event(event), .. }) => self.local.feed(Arrival::Event(event)),
                     Some(Envelope { said: Said::Look(Topic::Everyone), .. }) => self.local.feed(Arrival::Lost),
                     Some(Envelope { said: Said::Look(topic), .. }) => self.local.feed(Arrival::Look(vec![topic])),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::ReplicaId;
-use crate::model::{Event, Topic};
+use crate::model::{Epoch, Event, Topic};
 
 /// Bytes of a seal.
 const SEAL_BYTES: usize = 32;
@@ -59,6 +59,9 @@ impl ClusterKey {
 pub struct Envelope {
     /// Who tells it.
     pub from: ReplicaId,
+    /// The epoch of the log when it was published; absent from a replica of the version before.
+    #[serde(default)]
+    pub epoch: Option<Epoch>,
     /// What.
     pub said: Said,
 }
@@ -99,9 +102,13 @@ mod tests {
     #[test]
     fn only_what_was_sealed_with_the_key_opens() {
         let key = ClusterKey([7; 32]);
-        let envelope = Envelope { from: ReplicaId(1), said: Said::Look(Topic::User(UserId::default())) };
+        let said = Said::Look(Topic::User(UserId::default()));
+        let envelope = Envelope { from: ReplicaId(1), epoch: None, said };
         let sealed = envelope.seal(&key);
-        assert!(matches!(Envelope::open(&key, &sealed), Some(Envelope { from: ReplicaId(1), said: Said::Look(_) })));
+        assert!(matches!(
+            Envelope::open(&key, &sealed),
+            Some(Envelope { from: ReplicaId(1), epoch: None, said: Said::Look(_) })
+        ));
         assert!(Envelope::open(&ClusterKey([8; 32]), &sealed).is_none());
         for index in 0..sealed.len() {
             let mut forged = sealed.clone();

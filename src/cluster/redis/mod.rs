@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use super::BusInbox;
 use crate::metrics;
-use crate::model::Clock;
 use crate::model::faults::{self, Mutant};
+use crate::model::{Clock, PresentEpoch};
 use crate::tasks::Tasks;
 
 /// This replica's part of a cluster over Redis.
@@ -59,11 +59,12 @@ impl RedisCluster {
         (address, prefix): (RedisAddress, String),
         own: ReplicaId,
         key: ClusterKey,
+        epoch: PresentEpoch,
         clock: &Clock,
         tasks: &Tasks,
     ) -> Self {
         let redis = Arc::new(Redis::new(address.clone(), prefix));
-        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, tasks);
+        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, epoch, tasks);
         let bus = Arc::new(bus);
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));

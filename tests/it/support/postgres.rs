@@ -17,6 +17,22 @@ impl OwnPostgres {
         self.0.url()
     }
 
+    /// A standby that streams from this server, through `way` if that is given. It starts as a copy of what is here now.
+    pub async fn standby(&self, way: Option<std::net::SocketAddr>) -> Self {
+        Self(self.0.standby(way, &["fsync=off", "max_connections=100"]).await.unwrap())
+    }
+
+    /// Makes a standby a primary, on a timeline of its own.
+    pub async fn promote(&self) {
+        let mut connection = PgConnection::connect(&self.url()).await.unwrap();
+        connection.execute("SELECT pg_promote(true, 30)").await.unwrap();
+    }
+
+    /// The address of another database on it, for another user.
+    pub fn url_of(&self, user: &str, database: &str) -> String {
+        self.url().replace("postgres@", &format!("{user}@")).replace("/postgres", &format!("/{database}"))
+    }
+
     /// Starts it again after it was stopped.
     pub async fn restart(&mut self) {
         self.0.restart().await.unwrap();

@@ -54,6 +54,7 @@ pub enum Mode {
 pub struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
+    target: watch::Sender<String>,
     _tasks: JoinSet<()>,
 }
 
@@ -63,9 +64,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, _) = watch::channel(Mode::Pass);
+        let (target, targets) = watch::channel(target.to_owned());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, target.to_owned(), mode.clone()));
-        Self { address, mode, _tasks: tasks }
+        tasks.spawn(accept(listener, targets, mode.clone()));
+        Self { address, mode, target, _tasks: tasks }
     }
 
     /// Where it listens.
@@ -94,6 +96,18 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
+    /// Leads new connections elsewhere, as a name that was changed does. Open ones stay where they are.
+    pub fn lead_to(&self, target: &str) {
+        self.target.send_replace(target.to_owned());
+    }
+
+    /// Closes all open connections.
+    pub async fn cut_all(&self) {
+        self.set(Mode::Refuse);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.set(Mode::Pass);
+    }
+
     /// How it treats them now: back to [`Mode::Pass`] once a cut was made.
     pub fn mode(&self) -> Mode {
         self.mode.borrow().clone()
@@ -101,7 +115,7 @@ impl Proxy {
 }
 
 /// Serves each connection in a task that ends with this one.
-async fn accept(listener: TcpListener, target: String, mode: watch::Sender<Mode>) {
+async fn accept(listener: TcpListener, target: watch::Receiver<String>, mode: watch::Sender<Mode>) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -109,7 +123,8 @@ async fn accept(listener: TcpListener, target: String, mode: watch::Sender<Mode>
             Some(_) = connections.join_next() => continue,
         };
         let Ok((client, _)) = accepted else { return };
-        connections.spawn(serve(client, target.clone(), mode.clone()));
+        let now = target.borrow().clone();
+        connections.spawn(serve(client, now, mode.clone()));
     }
 }
 

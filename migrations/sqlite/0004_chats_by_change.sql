@@ -1,0 +1,1 @@
+CREATE INDEX chats_by_change ON chats (changed_slot, id);

@@ -1,0 +1,193 @@
+//! Postgres fails over: to a standby that lagged behind, or by way of one that is none yet.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use starling::server::Server;
+use starling::store::{Store, StoreOptions};
+
+use super::epoch::{account, connect, sent_away, serve, serve_with, sync, through};
+use crate::outages::send;
+use crate::support::{Backend, Mode, OwnPostgres, Proxy, Socket, TestServer, User, eventually, redis_url};
+
+/// Makes the database `chat` of the ordinary user `starling`, with its schema.
+pub async fn prepare(postgres: &OwnPostgres) {
+    postgres.execute("CREATE ROLE starling LOGIN").await;
+    postgres.execute("CREATE DATABASE chat OWNER starling").await;
+    let options = StoreOptions::Postgres { url: postgres.url_of("starling", "chat"), connections_max: 2 };
+    let store = Store::open(&options).await.unwrap();
+    store.migrate().await.unwrap();
+    store.close().await;
+}
+
+/// How many messages a server holds.
+async fn messages(postgres: &OwnPostgres) -> i64 {
+    let mut db = PgConnection::connect(&postgres.url_of("starling", "chat")).await.unwrap();
+    sqlx::query_scalar("SELECT COUNT(*) FROM messages").fetch_one(&mut db).await.unwrap()
+}
+
+/// Sends until the server takes it.
+async fn say_again_and_again(user: &User, chat: &str, key: &str) {
+    let start = Instant::now();
+    while ![200, 201].contains(&send(user, chat, key).await.status) {
+        assert!(start.elapsed() < Duration::from_secs(30), "the database is there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the replica asks for clients.
+async fn until_ready(user: &User) {
+    let start = Instant::now();
+    while user.get("/readyz").await.status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(30), "it becomes ready");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds_exactly_its_log() {
+    let mut primary = OwnPostgres::start().await;
+    prepare(&primary).await;
+    let replication = Proxy::to(&Proxy::target_of(&primary.url())).await;
+    let standby = primary.standby(Some(replication.address())).await;
+    let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
+    let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
+    let url = name.in_url(&primary.url_of("starling", "chat"));
+    let mut replicas: Vec<Server> = Vec::new();
+    for _ in 0..2 {
+        replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
+    }
+    let (ada, bob) = (account(&replicas[0], "ada").await, account(&replicas[0], "bob").await);
+    let bob = through(&bob, &replicas[1]);
+    let chat = ada.private_chat(&bob).await;
+    let mut kept: Vec<String> = (0..5).map(|n| format!("kept {n}")).collect();
+    for text in &kept {
+        ada.say(&chat, text).await;
+    }
+    eventually("the standby has them", || async { messages(&standby).await == 5 }).await;
+
+    replication.set(Mode::Refuse);
+    let (mut of_ada, epoch) = connect(&ada).await;
+    let (mut of_bob, _) = connect(&bob).await;
+    let (mut gone, _) = connect(&bob).await;
+    for socket in [&mut of_ada, &mut of_bob, &mut gone] {
+        sync(socket, &epoch, json!({})).await;
+    }
+    for n in 0..3 {
+        ada.say(&chat, &format!("lost {n}")).await;
+        for socket in [&mut of_ada, &mut of_bob, &mut gone] {
+            assert_eq!(socket.expect("new_message").await["message"]["text"], format!("lost {n}"));
+        }
+    }
+    gone.close().await;
+    let known = json!({ &chat: 9 });
+
+    primary.stop_immediately();
+    standby.promote().await;
+    name.lead_to(&Proxy::target_of(&standby.url()));
+    for socket in [&mut of_ada, &mut of_bob] {
+        sent_away(socket).await;
+    }
+    until_ready(&ada).await;
+    until_ready(&bob).await;
+    // More than were lost: by numbers alone nobody would notice.
+    for n in 0..5 {
+        say_again_and_again(&ada, &chat, &format!("after {n}")).await;
+        kept.push(format!("after {n}"));
+    }
+    let mut back = Vec::new();
+    for user in [&ada, &bob, &bob] {
+        let (mut socket, present) = connect(user).await;
+        assert_ne!(present, epoch);
+        let frames = sync(&mut socket, &epoch, known.clone()).await;
+        assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 11 }));
+        assert_eq!(frames.len(), 2, "{frames:?}");
+        assert_eq!(user.texts(&chat, "").await, kept, "what it reloads");
+        back.push(socket);
+        // Within the new epoch numbers count again.
+        let (mut again, _) = connect(user).await;
+        let frames = sync(&mut again, &present, json!({ &chat: 10 })).await;
+        assert_eq!(frames[0]["message"]["text"], "after 4");
+    }
+    ada.say(&chat, "live").await;
+    for socket in &mut back {
+        assert_eq!(socket.expect("new_message").await["message"]["text"], "live");
+    }
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_leads_to_a_standby_for_a_while_is_an_outage_and_nothing_of_it_stays() {
+    let primary = OwnPostgres::start().await;
+    prepare(&primary).await;
+    let standby = primary.standby(None).await;
+    let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), Some(name.in_url(&primary.url_of("starling", "chat")))).await;
+    let (ada, bob) = (account(&server, "ada").await, account(&server, "bob").await);
+    let chat = ada.private_chat(&bob).await;
+    ada.say(&chat, "before").await;
+    eventually("the standby has it", || async { messages(&standby).await == 1 }).await;
+    let (mut socket, epoch) = connect(&bob).await;
+    sync(&mut socket, &epoch, json!({})).await;
+
+    name.lead_to(&Proxy::target_of(&standby.url()));
+    name.cut_all().await;
+    for _ in 0..10 {
+        send(&ada, &chat, "meanwhile").await.refused(503, "unavailable");
+        assert_eq!(bob.get("/readyz").await.status, 503);
+        bob.get(&format!("/chats/{chat}/messages")).await.refused(503, "unavailable");
+    }
+    // Connections to the standby, had any been kept, stay as they are.
+    name.lead_to(&Proxy::target_of(&primary.url()));
+    let start = Instant::now();
+    until_ready(&bob).await;
+    say_again_and_again(&ada, &chat, "after").await;
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    for n in 0..20 {
+        send(&ada, &chat, &format!("after {n}")).await.expect(201);
+        bob.get("/chats").await.expect(200);
+    }
+    assert_eq!(socket.expect("new_message").await["message"]["text"], "after", "the connection lived on");
+    assert_eq!(connect(&bob).await.1, epoch, "the log is the same");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_refuses_writes_is_given_up() {
+    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    let url = server.database_url().unwrap();
+    let (base, database) = url.rsplit_once('/').unwrap();
+    let mut db = PgConnection::connect(&format!("{base}/postgres")).await.unwrap();
+    let sessions = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' \
+         AND application_name = 'starling'"
+    );
+    let (read_only, as_before) = (
+        format!("ALTER DATABASE {database} SET default_transaction_read_only = on"),
+        format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+    );
+    // New sessions are read-only, as on a server that was demoted.
+    for sql in [&read_only, &sessions] {
+        db.execute(AssertSqlSafe(sql.clone())).await.unwrap();
+    }
+    for n in 0..6 {
+        send(&ada, &chat, &format!("refused {n}")).await.refused(503, "unavailable");
+    }
+    db.execute(AssertSqlSafe(as_before)).await.unwrap();
+    // Of the connections that were opened meanwhile, each is given up by the first refusal of one.
+    let refused = send(&ada, &chat, "again").await.status;
+    assert!([201, 503].contains(&refused));
+    for n in 0..10 {
+        send(&ada, &chat, &format!("taken {n}")).await.expect(201);
+    }
+    let mut socket = Socket::live(&bob).await;
+    ada.say(&chat, "live").await;
+    socket.expect("new_message").await;
+    server.stop().await;
+}

@@ -1,0 +1,203 @@
+//! What was committed and not answered, or waits unread, reaches those whom it concerns.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
+use starling::model::{ChatId, Rev};
+
+use crate::outages::send;
+use crate::support::{Backend, Mode, Proxy, Socket, TestServer, postgres_url, redis_url};
+
+/// How long a committed change may take to those who see it, whatever became of its answer.
+const TOLD_MAX: Duration = Duration::from_secs(10);
+
+/// Two replicas that reach their database through a proxy.
+async fn fleet_behind_proxy() -> (TestServer, Proxy) {
+    let proxy = Proxy::to(&Proxy::target_of(&postgres_url())).await;
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        settings.database_url = settings.database_url.as_deref().map(|url| proxy.in_url(url));
+    })
+    .await;
+    (server, proxy)
+}
+
+/// Reads until a frame for which this holds.
+async fn until(socket: &mut Socket, what: &str, holds: impl Fn(&Value) -> bool) {
+    let start = Instant::now();
+    loop {
+        let frame = socket.next().await;
+        if holds(&frame) {
+            assert!(start.elapsed() < TOLD_MAX, "{what} after {:?}", start.elapsed());
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_whose_commit_was_not_answered_reaches_the_members_on_every_replica_though_nobody_repeats_it() {
+    let (server, proxy) = fleet_behind_proxy().await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    // Each connection gets the other replica.
+    let mut sockets = [Socket::live(&bob).await, Socket::live(&bob).await];
+    for n in 0..4 {
+        let key = format!("never repeated {n}");
+        proxy.set(Mode::CutAnswerTo(key.clone().into_bytes()));
+        send(&ada, &chat, &key).await.refused(503, "unavailable");
+        assert_eq!(proxy.mode(), Mode::Pass, "the answer was cut off");
+        for socket in &mut sockets {
+            until(socket, &key, |frame| frame["message"]["text"] == key).await;
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_whose_commit_was_not_answered_reaches_the_members_on_every_replica() {
+    let (server, proxy) = fleet_behind_proxy().await;
+    let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
+    let chat = ada.group(&[&bob]).await;
+    ada.say(&chat, "first").await;
+    ada.say(&chat, "second").await;
+    let mut sockets = [Socket::live(&bob).await, Socket::live(&bob).await];
+    let mut of_eve = [Socket::live(&eve).await, Socket::live(&eve).await];
+    let path = format!("/chats/{chat}");
+    let member = format!("{path}/members/{}", eve.id);
+    for step in ["message_edited", "message_removed", "chat_changed", "member_joined", "member_changed", "member_left"]
+    {
+        proxy.set(Mode::CutAnswerTo(b"COMMIT\0".to_vec()));
+        let answer = match step {
+            "message_edited" => ada.patch(&format!("{path}/messages/1"), json!({ "text": "edited" })).await,
+            "message_removed" => ada.delete(&format!("{path}/messages/2")).await,
+            "chat_changed" => ada.patch(&path, json!({ "name": "Renamed" })).await,
+            "member_joined" => ada.post(&format!("{path}/members"), json!({ "user_id": eve.id })).await,
+            "member_changed" => ada.patch(&member, json!({ "role": "admin" })).await,
+            _ => ada.delete(&member).await,
+        };
+        answer.refused(503, "unavailable");
+        assert_eq!(proxy.mode(), Mode::Pass, "{step}: the answer was cut off");
+        for socket in &mut sockets {
+            until(socket, step, |frame| frame["type"] == step).await;
+        }
+        let of_joiner = if step == "member_joined" { "chat_added" } else { "chat_gone" };
+        if step == "member_joined" || step == "member_left" {
+            for socket in &mut of_eve {
+                until(socket, of_joiner, |frame| frame["type"] == of_joiner).await;
+            }
+        }
+    }
+    proxy.set(Mode::CutAnswerTo(b"COMMIT\0".to_vec()));
+    ada.delete(&path).await.refused(503, "unavailable");
+    for socket in &mut sockets {
+        until(socket, "chat_gone", |frame| frame["type"] == "chat_gone").await;
+    }
+    proxy.set(Mode::CutAnswerTo(b"COMMIT\0".to_vec()));
+    let group = json!({ "kind": "group", "name": "New", "member_ids": [bob.id] });
+    ada.post("/chats", group).await.refused(503, "unavailable");
+    for socket in &mut sockets {
+        until(socket, "chat_added", |frame| frame["type"] == "chat_added").await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_slowly_and_pings_in_time_is_not_silent() {
+    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.private_chat(&bob).await;
+    // Four bytes a character: far more than the system takes for a client that does not read.
+    let text = "\u{1F426}".repeat(4096);
+    for _ in 0..400 {
+        ada.say(&chat, &text).await;
+    }
+    for round in 0..6 {
+        let mut socket = Socket::narrow(&bob).await;
+        socket.send(json!({ "type": "sync", "chats": { &chat: 1 } })).await;
+        // The server writes, and so does not read, for longer than two intervals.
+        for id in 0..10 {
+            socket.send(json!({ "type": "ping", "id": id })).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        let (mut synced, mut pongs) = (false, 0);
+        while !synced || pongs < 10 {
+            let frame = socket.next().await;
+            synced |= frame["type"] == "synced";
+            pongs += usize::from(frame["type"] == "pong");
+        }
+        assert!(synced, "round {round}");
+        socket.close().await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_another_replicas_changes_joins_and_removals_are_found_by_what_changed() {
+    let redis = Proxy::to(&Proxy::target_of(&redis_url())).await;
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        settings.redis_url = Some(redis.in_url(&redis_url()));
+    })
+    .await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let chat = ada.group(&[&bob]).await;
+    // Each connection gets the other replica; each request, too.
+    let mut sockets = [Socket::live(&bob).await, Socket::live(&bob).await];
+    redis.set(Mode::Refuse);
+    for round in 0..3 {
+        let text = format!("blind {round}");
+        ada.say(&chat, &text).await;
+        let joined = ada.channel(&[]).await;
+        ada.post(&format!("/chats/{joined}/members"), json!({ "user_id": bob.id })).await.expect(201);
+        let made = ada.group(&[&bob]).await;
+        for socket in &mut sockets {
+            let mut missing = vec![text.clone(), joined.clone(), made.clone()];
+            while !missing.is_empty() {
+                let frame = socket.next().await;
+                let news = [&frame["message"]["text"], &frame["chat"]["id"]];
+                missing.retain(|it| !news.iter().any(|news| *news == it));
+            }
+        }
+        ada.delete(&format!("/chats/{joined}/members/{}", bob.id)).await.expect(204);
+        ada.delete(&format!("/chats/{made}")).await.expect(204);
+        for socket in &mut sockets {
+            let mut missing = vec![joined.clone(), made.clone()];
+            while !missing.is_empty() {
+                let frame = socket.next().await;
+                missing.retain(|it| frame["type"] != "chat_gone" || frame["chat_id"] != *it);
+            }
+        }
+    }
+    redis.set(Mode::Pass);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_at_what_changed_reads_an_index_and_finds_what_changed_in_the_last_slots() {
+    let server = TestServer::start(Backend::Postgres).await;
+    let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
+    let seed = "INSERT INTO chats (id, kind, created_at_ms, rev, renamed_rev, member_count, activity_at_ms) \
+                SELECT gen_random_uuid(), 'group', 1, 1, 1, 1, 1 FROM generate_series(1, 20000)";
+    for sql in [seed, "ALTER TABLE chats DISABLE TRIGGER chats_changed", "UPDATE chats SET changed_slot = 7"] {
+        db.execute(sql).await.unwrap();
+    }
+    for sql in ["ALTER TABLE chats ENABLE TRIGGER chats_changed", "VACUUM FULL chats", "ANALYZE chats"] {
+        db.execute(sql).await.unwrap();
+    }
+    let look = "EXPLAIN SELECT changed_slot, id, rev, removed_at_ms IS NOT NULL AS removed FROM chats \
+                WHERE (changed_slot, id) > (100, '00000000-0000-0000-0000-000000000000') \
+                ORDER BY changed_slot, id LIMIT 1000";
+    let plan: Vec<String> = sqlx::query_scalar(look).fetch_all(&mut db).await.unwrap();
+    let plan = plan.join("\n");
+    assert!(plan.contains("Index Scan using chats_by_change") && !plan.contains("Seq Scan"), "{plan}");
+
+    let store = server.service().store();
+    assert_eq!(store.chats_changed(100, ChatId::default(), 1000).await.unwrap(), []);
+    let updates = "DO $$ DECLARE it UUID; BEGIN SELECT id INTO it FROM chats LIMIT 1; \
+                   FOR n IN 1..200 LOOP UPDATE chats SET rev = rev + 1 WHERE id = it; END LOOP; END $$";
+    db.execute(updates).await.unwrap();
+    let changed = store.chats_changed(100, ChatId::default(), 1000).await.unwrap();
+    assert_eq!((changed.len(), changed[0].rev, changed[0].removed), (1, Rev(201), false));
+    let slot = store.change_slot().await.unwrap();
+    assert!((slot - 6..=slot).contains(&changed[0].changed_slot), "{changed:?} at {slot}");
+    server.stop().await;
+}
