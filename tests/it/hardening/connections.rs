@@ -63,7 +63,7 @@ async fn a_connection_that_sends_nothing_is_closed_and_gives_its_slot_back() {
 async fn an_http_2_connection_that_only_answers_pings_is_closed() {
     let short = |config: &mut Config| config.patience.first_head = Duration::from_millis(300);
     let server = with_patience(|_| {}, short).await;
-    Http2::connect(server.address(), 65_535).await.connection.await.unwrap();
+    Http2::connect(server.address(), 65_535).await.until_closed().await;
     server.stop().await;
 }
 
@@ -238,7 +238,8 @@ async fn the_soft_limit_of_open_files_is_raised_and_one_that_stays_too_low_is_wa
     let home = home.with("STARLING_CONNECTIONS_MAX", "400");
     let server = home.serve_with_files(Files::Soft(100)).await;
     let open = join_all((0..150).map(|_| TcpStream::connect(server.address()))).await;
-    server.stranger().get("/livez").await.expect(200);
+    let asked = ask_once(server.address(), "/livez", "").await;
+    assert_eq!(asked, Some(200), "it is connection 151");
     drop(open);
     server.stop().await;
     assert_eq!(home.log(), "");

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::support::{TestServer, User};
 
 /// How long anything may take that must happen: far more than the deadlines that tests set.
-pub const IN_TIME: Duration = Duration::from_mins(1);
+pub const IN_TIME: Duration = Duration::from_secs(40);
 
 /// The metrics of all servers of this process.
 pub async fn metrics(server: &TestServer) -> String {
@@ -65,7 +65,7 @@ pub async fn ask_once(address: SocketAddr, path: &str, headers: &str) -> Option<
 pub struct Http2 {
     requests: SendRequest<Bytes>,
     /// Ends with the connection.
-    pub connection: JoinHandle<()>,
+    connection: JoinHandle<()>,
 }
 
 impl Http2 {
@@ -90,10 +90,11 @@ impl Http2 {
         Ok(requests.send_request(request.body(()).unwrap(), true)?.0)
     }
 
-    /// Waits until the server closes it.
+    /// Waits until the server closes it: a client that wants no more requests would close it by itself.
     pub async fn until_closed(self) {
-        drop(self.requests);
-        tokio::time::timeout(IN_TIME, self.connection).await.expect("the server closes it in time").unwrap();
+        let Self { requests, connection } = self;
+        tokio::time::timeout(IN_TIME, connection).await.expect("the server closes it in time").unwrap();
+        drop(requests);
     }
 }
 
