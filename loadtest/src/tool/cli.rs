@@ -126,6 +126,8 @@ pub enum Workload {
     Crash,
     /// In `local` with several replicas: every second, what these hear of each other by is cut, while people write.
     Cut,
+    /// One account does as much as it can, while others write. The server must limit rates; in `local` it does.
+    Greedy,
 }
 
 impl Workload {
@@ -142,6 +144,7 @@ impl Workload {
             Self::Churn => "churn",
             Self::Crash => "crash",
             Self::Cut => "cut",
+            Self::Greedy => "greedy",
         }
     }
 }
@@ -155,10 +158,10 @@ pub struct Load {
     /// How long each goes on before it is measured.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=600))]
     pub warm_up: u64,
-    /// sends: senders at once.
+    /// sends, greedy: senders at once.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub senders: u16,
-    /// sends, fanout: messages a second in all, sent when they are due whatever the answers do (open loop); without
+    /// sends, fanout, greedy: messages a second in all, sent when they are due whatever the answers do (open loop); without
     /// it each sender waits for its answer (closed loop).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,

@@ -88,9 +88,13 @@ impl Bench {
             Workload::Sends => self.commits().await,
             Workload::Fanout => self.fan_out().await,
             Workload::Inbox => self.reads().await,
-            Workload::Seed | Workload::Storm | Workload::Mix | Workload::Churn | Workload::Crash | Workload::Cut => {
-                self.one_at_a_time().await
-            }
+            Workload::Seed
+            | Workload::Storm
+            | Workload::Mix
+            | Workload::Churn
+            | Workload::Crash
+            | Workload::Cut
+            | Workload::Greedy => self.one_at_a_time().await,
         }
     }
 
