@@ -83,7 +83,7 @@ pub struct HistoryRange {
 }
 
 impl Store {
-    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty for one who is no member: one
+    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty if that is no member: one
     /// statement decides that and reads, so nobody reads what came after their removal.
     pub async fn history(&self, chat_id: ChatId, viewer: UserId, range: HistoryRange) -> Result<Vec<Message>> {
         timed("history", || async {
