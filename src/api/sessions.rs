@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::extract::{Body, Ids};
 use super::{Api, Problem};
 use crate::model::session::Caller;
-use crate::model::{Account, Result, Session, SessionId, Timestamp};
+use crate::model::{Result, Session, SessionId, Timestamp, User};
 use crate::service::{Grant, Login, Origin};
 
 /// A login.
@@ -36,7 +36,7 @@ pub struct Refresh {
 /// A session and its tokens, which are shown this once.
 #[derive(Serialize, ToSchema)]
 pub struct GrantView {
-    user: Account,
+    user: User,
     session: Session,
     /// For `Authorization: Bearer`.
     token: String,
@@ -63,7 +63,7 @@ impl From<Grant> for GrantView {
 #[derive(Serialize, ToSchema)]
 pub struct CurrentSession {
     session: Session,
-    user: Account,
+    user: User,
 }
 
 /// The caller's sessions.

@@ -75,7 +75,7 @@ impl Service {
         self.store.register(&registration.invite, &user, &new).await?;
         let session = self.store.session(new.id).await?.ok_or(Error::new(Code::SessionNotFound))?;
         let user = User { id: user.id, login: Some(user.login), name: user.name, created_at: user.created_at };
-        Ok(tokens.grant(Account { user, refuse_strangers: false }, session))
+        Ok(tokens.grant(user, session))
     }
 
     /// Makes an account for the operator, with a random password, and a first session if asked.

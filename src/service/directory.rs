@@ -49,7 +49,7 @@ impl Service {
 
     /// Fills a page with those whose name begins with `query`, and whose login does not: they were listed before.
     ///
-    /// Who is passed over was listed by login on a page before, so over all pages no more rows are read in vain than were
+    /// A user passed over was listed by login on a page before, so over all pages no more rows are read in vain than were
     /// listed. One page reads [`DIRECTORY_READS_MAX`] times its size at most.
     async fn by_name(
         &self,

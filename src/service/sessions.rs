@@ -9,7 +9,7 @@ use crate::model::limits::{LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRE
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::{Token, TokenHash};
-use crate::model::{Account, Code, Error, Event, Result, Session, SessionId, Timestamp, UserId};
+use crate::model::{Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId};
 use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
 
 /// What a client tells to log in.
@@ -48,7 +48,7 @@ impl Origin {
 /// A session with its fresh tokens: the one time that they are shown.
 pub struct Grant {
     /// The account.
-    pub user: Account,
+    pub user: User,
     /// The session.
     pub session: Session,
     /// The access token.
@@ -67,7 +67,7 @@ pub(super) struct FreshTokens {
 }
 
 impl FreshTokens {
-    pub fn grant(self, user: Account, session: Session) -> Grant {
+    pub fn grant(self, user: User, session: Session) -> Grant {
         let (token, refresh_token) = (self.token.reveal(), self.refresh.reveal());
         Grant { user, session, token, refresh_token, expires_at: self.expires_at }
     }
@@ -174,10 +174,10 @@ impl Service {
     ///
     /// # Errors
     /// `not_authenticated` if it ended meanwhile.
-    pub async fn current_session(&self, caller: Caller) -> Result<(Session, Account)> {
+    pub async fn current_session(&self, caller: Caller) -> Result<(Session, User)> {
         let refused = || Error::new(Code::NotAuthenticated);
         let session = self.store.session(caller.session_id).await?.ok_or_else(refused)?;
-        let user = self.store.account(caller.user_id).await?.ok_or_else(refused)?;
+        let user = self.store.user(caller.user_id).await?.ok_or_else(refused)?;
         Ok((session, user))
     }
 
@@ -247,7 +247,7 @@ impl Service {
     async fn grant(&self, user_id: UserId, session_id: SessionId, tokens: FreshTokens) -> Result<Grant> {
         let gone = || Error::new(Code::InvalidCredentials);
         let session = self.store.session(session_id).await?.ok_or_else(gone)?;
-        let user = self.store.account(user_id).await?.ok_or_else(gone)?;
+        let user = self.store.user(user_id).await?.ok_or_else(gone)?;
         Ok(tokens.grant(user, session))
     }
 }

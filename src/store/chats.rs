@@ -300,7 +300,7 @@ impl Store {
                 return Ok(found);
             }
             below_chat_limit(&mut work, new.creator, new.chats_max).await?;
-            // Nobody is kept from writing to somebody by how many chats that one made.
+            // How many chats a user made keeps no other from writing to that user.
             let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
             for user_id in others {
                 may_be_brought_in(&mut work, new.creator, *user_id, altogether_max).await?;

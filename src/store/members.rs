@@ -80,7 +80,7 @@ pub(super) struct NewMember {
 }
 
 impl Store {
-    /// Members of a chat by id, after the member `after`. None for a `viewer` who is no member: one statement decides
+    /// Members of a chat by id, after the member `after`. None if `viewer` is no member: one statement decides
     /// that and reads, so nobody reads who came after their removal.
     pub async fn members(
         &self,

@@ -84,7 +84,7 @@ pub struct HistoryRange {
 }
 
 impl Store {
-    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty for one who is no member: one
+    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty if that is no member: one
     /// statement decides that and reads, so nobody reads what came after their removal. The page holds `range.max`
     /// messages, or fewer if their texts reach [`PAGE_BYTES_MAX`], but at least one where there is one.
     pub async fn history(&self, chat_id: ChatId, viewer: UserId, range: HistoryRange) -> Result<Vec<Message>> {

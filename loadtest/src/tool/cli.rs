@@ -128,6 +128,8 @@ pub enum Workload {
     Cut,
     /// In `local` with several replicas: the last one holds all connections and is killed; they come back to the others.
     Loss,
+    /// One account does as much as it can, while others write. The server must limit rates; in `local` it does.
+    Greedy,
 }
 
 impl Workload {
@@ -145,6 +147,7 @@ impl Workload {
             Self::Crash => "crash",
             Self::Cut => "cut",
             Self::Loss => "loss",
+            Self::Greedy => "greedy",
         }
     }
 }
@@ -158,10 +161,10 @@ pub struct Load {
     /// How long each goes on before it is measured.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=600))]
     pub warm_up: u64,
-    /// sends: senders at once.
+    /// sends, greedy: senders at once.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub senders: u16,
-    /// sends, fanout: messages a second in all, sent when they are due whatever the answers do (open loop); without
+    /// sends, fanout, greedy: messages a second in all, sent when they are due whatever the answers do (open loop); without
     /// it each sender waits for its answer (closed loop).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,

@@ -82,10 +82,11 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     for (shape, workload) in shapes.iter().flat_map(|shape| local.workloads.iter().map(move |it| (shape, it))) {
         is_possible(*workload, shape.replicas())?;
     }
+    let limits_rates = load::limits_rates(&local.workloads)?;
     let mut report = Report::new(&load, versions(&program).await);
     for shape in shapes {
         eprintln!("starting: {}", shape.words());
-        let site = Arc::new(Site::start(shape, &program).await?);
+        let site = Arc::new(Site::start(shape, &program, limits_rates).await?);
         let needed = local.workloads.iter().map(|workload| accounts_needed(&load, *workload)).max().unwrap_or(1);
         let count = local.users.map_or(needed, |users| users as usize);
         eprintln!("making {count} accounts");

@@ -46,7 +46,9 @@ async fn registering_gives_an_account_and_a_session(server: TestServer) {
     assert_eq!(grant["session"]["current"], true);
     assert!(grant["token"].as_str().unwrap().starts_with("sl_"), "secret scanners find it");
     let ada = stranger.with_token(grant["token"].as_str().unwrap());
-    assert_eq!(ada.get("/users/me").await.expect(200), grant["user"]);
+    let mut me = ada.get("/users/me").await.expect(200);
+    assert_eq!(me.as_object_mut().unwrap().remove("refuse_strangers"), Some(json!(false)));
+    assert_eq!(me, grant["user"]);
     stranger.post("/sessions", json!({ "login": "ADA.L", "password": PASSWORD })).await.expect(201);
 }
 

@@ -42,7 +42,7 @@ async fn read_across_a_removal(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_removed_while_a_read_is_under_way_reads_nothing_that_came_after() {
+async fn a_member_removed_while_a_read_is_under_way_reads_nothing_that_came_after() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     for round in 0..4 {
@@ -61,8 +61,7 @@ async fn who_is_removed_while_a_read_is_under_way_reads_nothing_that_came_after(
             ada.id
         );
         let answer = read_across_a_removal(&server, (&ada, &bob), (&chat, &path), ("messages", news)).await;
-        let told = answer.body.to_string();
-        assert!(!told.contains("secret"), "{path}: {told}");
+        assert!(!answer.body.to_string().contains("secret"), "{path}: {}", answer.body);
         if round < 3 {
             answer.refused(404, "chat_not_found");
         }
@@ -71,7 +70,7 @@ async fn who_is_removed_while_a_read_is_under_way_reads_nothing_that_came_after(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_removed_while_the_members_are_read_reads_nobody_who_came_after() {
+async fn a_member_removed_while_the_members_are_read_reads_no_later_member() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     for after in ["", "?limit=2"] {

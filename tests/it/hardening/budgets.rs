@@ -191,12 +191,12 @@ async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestS
     let typing = json!({ "type": "typing", "chat_id": chat });
     let until_said = async |watcher: &mut Socket, text: &str| {
         ada.say(&chat, text).await;
-        let mut told = 0;
+        let mut heard = 0;
         loop {
             let frame = watcher.next().await;
             match frame["type"].as_str().unwrap() {
-                "typing" if frame["chat_id"] == json!(chat) => told += 1,
-                "new_message" if frame["message"]["text"] == text => return told,
+                "typing" if frame["chat_id"] == json!(chat) => heard += 1,
+                "new_message" if frame["message"]["text"] == text => return heard,
                 _ => {}
             }
         }

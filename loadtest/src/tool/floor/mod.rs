@@ -94,7 +94,8 @@ impl Bench {
             | Workload::Churn
             | Workload::Crash
             | Workload::Cut
-            | Workload::Loss => self.one_at_a_time().await,
+            | Workload::Loss
+            | Workload::Greedy => self.one_at_a_time().await,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod crash;
 mod cut;
+mod greedy;
 mod idle;
 pub(super) mod inbox;
 mod listeners;
@@ -88,6 +89,7 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
         Workload::Crash => crash::run(stage).await?,
         Workload::Cut => cut::run(stage).await?,
         Workload::Loss => loss::run(stage).await?,
+        Workload::Greedy => greedy::run(stage).await?,
     };
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
@@ -107,12 +109,27 @@ pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> 
     Ok(())
 }
 
+/// Whether a workload is about the limits of rates: for the others they are lifted.
+///
+/// # Errors
+/// In a sentence, if some of these workloads are and some are not.
+pub fn limits_rates(workloads: &[Workload]) -> Result<bool, String> {
+    let greedy = workloads.iter().filter(|workload| **workload == Workload::Greedy).count();
+    if greedy > 0 && greedy < workloads.len() {
+        return Err(
+            "greedy needs servers that limit rates, and the others need such as do not: run it alone".to_owned()
+        );
+    }
+    Ok(greedy > 0)
+}
+
 /// How many accounts a workload needs.
 pub fn accounts_needed(load: &Load, workload: Workload) -> usize {
     match workload {
         Workload::Idle => usize::from(load.connections).div_ceil(CONNECTIONS_PER_USER),
         Workload::Loss => usize::from(load.connections).div_ceil(loss::CONNECTIONS_PER_USER) + 1,
         Workload::Sends => 2 * usize::from(load.senders),
+        Workload::Greedy => 2 * usize::from(load.senders) + 2,
         Workload::Fanout => usize::from(load.members) + 1,
         Workload::Seed
         | Workload::Inbox
@@ -136,6 +153,13 @@ mod tests {
         let Command::Local { load, .. } = Cli::parse_from(line).command else { panic!("not local") };
         let needed = [Workload::Idle, Workload::Sends, Workload::Fanout].map(|it| accounts_needed(&load, it));
         assert_eq!(needed, [3, 6, 10]);
+    }
+
+    #[test]
+    fn rates_are_limited_for_greedy_alone() {
+        assert_eq!(limits_rates(&[Workload::Greedy]), Ok(true));
+        assert_eq!(limits_rates(&[Workload::Sends, Workload::Mix]), Ok(false));
+        assert!(limits_rates(&[Workload::Greedy, Workload::Sends]).is_err());
     }
 
     #[test]

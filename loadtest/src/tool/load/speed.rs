@@ -148,7 +148,7 @@ fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64, floor
 }
 
 pub(super) struct Ran {
-    sends: Summary,
+    pub(super) sends: Summary,
     deliveries: Option<Summary>,
     spent: Spent,
     errors: u64,

@@ -72,6 +72,8 @@ pub struct Site {
     postgres: Option<Postgres>,
     processes: Processes,
     program: PathBuf,
+    /// Whether the servers limit rates.
+    limits_rates: bool,
     dir: TempDir,
 }
 
@@ -80,7 +82,7 @@ impl Site {
     ///
     /// # Errors
     /// In a sentence that says what did not start, with the end of its log. What had started is ended.
-    pub async fn start(shape: Shape, program: &Path) -> Result<Self, String> {
+    pub async fn start(shape: Shape, program: &Path, limits_rates: bool) -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("starling-loadtest-").tempdir().map_err(|it| it.to_string())?;
         let mut site = Self {
             balancer: None,
@@ -90,6 +92,7 @@ impl Site {
             postgres: None,
             processes: Processes::default(),
             program: program.to_owned(),
+            limits_rates,
             dir,
         };
         let (count, balanced) = match shape {
@@ -152,7 +155,7 @@ impl Site {
             .envs(std::env::vars_os())
             .env("STARLING_DATA_DIR", self.dir.path().join("data"))
             .env("STARLING_INTERNAL_LISTEN", "127.0.0.1:0")
-            .env("STARLING_RATE_LIMITS", "off")
+            .env("STARLING_RATE_LIMITS", if self.limits_rates { "on" } else { "off" })
             .env("STARLING_LOG", "warn")
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
