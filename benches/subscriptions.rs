@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use starling::cluster::redis::{ClusterKey, RedisCluster, ReplicaId};
 use starling::cluster::{Arrival, Bus};
-use starling::model::{ChatId, Clock, Event, Topic, UserId};
+use starling::model::{ChatId, Clock, Event, PresentEpoch, Topic, UserId};
 use starling::tasks::Tasks;
 use starling_loadtest::services::Redis;
 
@@ -35,7 +35,17 @@ fn main() {
 fn join(url: &str) -> (RedisCluster, Tasks) {
     let (clock, tasks) = (Clock::system(), Tasks::default());
     let address = (url.parse().unwrap(), "bench".to_owned());
-    (RedisCluster::join(address, ReplicaId(rand::random()), ClusterKey([7; 32]), &clock, &tasks), tasks)
+    (
+        RedisCluster::join(
+            address,
+            ReplicaId(rand::random()),
+            ClusterKey([7; 32]),
+            PresentEpoch::default(),
+            &clock,
+            &tasks,
+        ),
+        tasks,
+    )
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
