@@ -10,7 +10,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use super::pool::{Pool, STATEMENT_MAX};
+use super::pool::{Pool, STATEMENT_MAX, Trust};
 use super::{Db, SessionDb, Store, failure};
 use crate::model::limits::SESSION_CONNECTIONS_MAX;
 use crate::model::{Code, Error, Result};
@@ -77,7 +77,8 @@ impl Store {
         let (reader, writer, sessions, probe) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
-                let pool = |name, places_max| Db::Postgres(Pool::new(name, options.clone(), places_max));
+                let trust = Trust::default();
+                let pool = |name, places| Db::Postgres(Pool::new(name, options.clone(), places, trust.clone()));
                 let (requests, sessions) =
                     (pool("requests", *connections_max), pool("sessions", SESSION_CONNECTIONS_MAX));
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };

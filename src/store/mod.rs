@@ -6,6 +6,7 @@
 
 mod append;
 mod changes;
+mod chat_limits;
 mod chats;
 mod cluster;
 mod connect;
