@@ -11,7 +11,7 @@ use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
 use crate::model::{
-    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
+    Chat, ChatId, ChatKind, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// A chat to be made.
