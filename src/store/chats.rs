@@ -2,16 +2,16 @@
 
 use sqlx::FromRow;
 
+use super::chat_limits::{below_chat_limit, may_be_brought_in};
 use super::head::Head;
 use super::members::{NewMember, insert_member};
 use super::users::lock_users;
 use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
-use crate::model::limits::CHATS_BY_OTHERS_MAX;
 use crate::model::user::UserBrief;
 use crate::model::{
-    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
+    Chat, ChatId, ChatKind, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// A chat to be made.
@@ -392,43 +392,6 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     let row: ViewRow =
         within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2")).bind(user_id).bind(chat_id).fetch_one(db))?;
     Ok(row.into())
-}
-
-/// Refuses one chat too many by the user's own act. The caller holds the user's lock.
-async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
-    let chats: i64 = within!(work, |db| sqlx::query_scalar(
-        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND NOT by_others"
-    )
-    .bind(user_id)
-    .fetch_one(db))?;
-    if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
-}
-
-/// Refuses to bring a user into a chat by the act of `actor`, if they are strangers to each other and the user refuses
-/// such, or if the user has too many chats already: by others, or altogether. Strangers learn nothing of the latter. The
-/// caller holds the user's lock.
-pub(super) async fn may_be_brought_in(
-    work: &mut Work,
-    actor: UserId,
-    user_id: UserId,
-    altogether_max: Option<i64>,
-) -> Result<()> {
-    let (refused, by_others, altogether): (bool, i64, i64) = within!(work, |db| sqlx::query_as(
-        "SELECT u.refuse_strangers AND NOT EXISTS (
-                 SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
-                 WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = $1 AND b.left_rev IS NULL),
-             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND by_others),
-             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL)
-         FROM users u WHERE u.id = $1"
-    )
-    .bind(user_id)
-    .bind(actor)
-    .fetch_one(db))?;
-    if refused {
-        return Err(Code::UserUnreachable.into());
-    }
-    let is_full = by_others >= CHATS_BY_OTHERS_MAX || altogether_max.is_some_and(|max| altogether >= max);
-    if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
 /// Nobody sees the chat any more; the job clears what is left of it.

@@ -10,7 +10,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, connect_to_primary};
+use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, Trust, connect_to_primary};
 use super::{Db, SessionDb, Store, failure};
 use crate::model::limits::SESSION_CONNECTIONS_MAX;
 use crate::model::{Code, Error, Result};
@@ -80,12 +80,16 @@ impl Store {
         let (reader, writer, sessions, probe) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
-                let pool = |name, places_max| Db::Postgres(Pool::new(name, options.clone(), places_max, AGE_MAX));
+                let trust = Trust::default();
+                let with = |name, options: &PgConnectOptions, places, age_max| {
+                    Db::Postgres(Pool::new(name, options.clone(), places, age_max, trust.clone()))
+                };
+                let pool = |name, places| with(name, &options, places, AGE_MAX);
                 let (requests, sessions) =
                     (pool("requests", *connections_max), pool("sessions", SESSION_CONNECTIONS_MAX));
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
                 let probing = options.clone().application_name("starling-probe");
-                let probe = Db::Postgres(Pool::new("probes", probing, PROBES_MAX, PROBE_AGE_MAX));
+                let probe = with("probes", &probing, PROBES_MAX, PROBE_AGE_MAX);
                 (requests.clone(), requests, sessions, probe)
             }
             StoreOptions::Sqlite { dir } => {

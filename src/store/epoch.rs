@@ -239,7 +239,7 @@ impl Store {
     }
 
     fn each_pool(&self, act: impl Fn(&pool::Pool)) {
-        for db in [&self.writer, &self.probe] {
+        for db in [&self.writer, &self.sessions.writer, &self.probe] {
             if let Db::Postgres(pool) = db {
                 act(pool);
             }

@@ -4,7 +4,8 @@
 
 use sqlx::FromRow;
 
-use super::chats::{mark_removed, may_be_brought_in, view_within};
+use super::chat_limits::may_be_brought_in;
+use super::chats::{mark_removed, view_within};
 use super::head::{Head, role_of};
 use super::users::lock_users;
 use super::{MapOkDrop, Store, Work, on, timed, within};

@@ -59,7 +59,7 @@ pub(super) use messages;
 /// The same as far as the member `$2` may see it and after the message `$3`. The member is looked up once, before the
 /// range is read, and its two lower ends are made one, since SQLite seeks by one only. Without a member the end is
 /// `NULL`, which nothing is after.
-macro_rules! seen_messages {
+macro_rules! visible {
     ($tail:literal) => {
         concat!(
             "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, sent_at_ms, edited_at_ms, removed_at_ms \
@@ -93,7 +93,7 @@ impl Store {
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
                 let mut oldest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id < $4 ORDER BY id LIMIT $5"))
+                    on!(self.reader(), |db| sqlx::query_as(visible!("AND id < $4 ORDER BY id LIMIT $5"))
                         .bind(chat_id)
                         .bind(viewer)
                         .bind(after)
@@ -104,7 +104,7 @@ impl Store {
                 oldest_first
             } else {
                 let mut newest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id < $4 ORDER BY id DESC LIMIT $5"))
+                    on!(self.reader(), |db| sqlx::query_as(visible!("AND id < $4 ORDER BY id DESC LIMIT $5"))
                         .bind(chat_id)
                         .bind(viewer)
                         .bind(after)
@@ -123,7 +123,7 @@ impl Store {
     /// One message, if `viewer` may see it.
     pub async fn message(&self, chat_id: ChatId, viewer: UserId, id: MessageId) -> Result<Option<Message>> {
         timed("message", || async {
-            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(seen_messages!("AND id = $4"))
+            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(visible!("AND id = $4"))
                 .bind(chat_id)
                 .bind(viewer)
                 .bind(MessageId(0))

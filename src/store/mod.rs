@@ -7,6 +7,7 @@
 mod append;
 mod changed;
 mod changes;
+mod chat_limits;
 mod chats;
 mod cluster;
 mod connect;
@@ -256,7 +257,8 @@ impl Store {
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
         self.mark_end().await;
-        for db in [&self.reader, &self.writer, &self.sessions.reader, &self.sessions.writer, &self.probe] {
+        // The writer of SQLite last: only the last connection to a file that may write cleans up its write-ahead log.
+        for db in [&self.sessions.reader, &self.reader, &self.probe, &self.sessions.writer, &self.writer] {
             match db {
                 Db::Postgres(pool) => pool.close().await,
                 Db::Sqlite(pool) => pool.close().await,

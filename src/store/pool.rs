@@ -50,11 +50,25 @@ struct Shared {
     waiting: AtomicUsize,
     age_max: Duration,
     idle: Mutex<VecDeque<Session>>,
-    /// Grows when a connection proves bad: those opened before are as doubtful as that one.
-    trusted_since: AtomicU64,
+    trust: Trust,
     /// Grows when the log turns out to be another one: what an older connection answers belongs to the history before.
     fences: AtomicU64,
     rollbacks: TaskTracker,
+}
+
+/// Since when connections to one database are trusted; shared by all pools of it. It grows when a connection proves bad:
+/// those opened before are as doubtful as that one, also those of a pool that nobody needs just now.
+#[derive(Clone, Default)]
+pub(super) struct Trust(Arc<AtomicU64>);
+
+impl Trust {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn end(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// A connection at rest.
@@ -111,8 +125,14 @@ impl Drop for Waiting<'_> {
 
 impl Pool {
     /// A pool of up to `places_max` connections, none of which is open yet, each replaced at the age of `age_max`. `name`
-    /// tells it from others in metrics.
-    pub fn new(name: &'static str, options: PgConnectOptions, places_max: u32, age_max: Duration) -> Self {
+    /// tells it from others in metrics. `trust` is shared by all pools of the database.
+    pub fn new(
+        name: &'static str,
+        options: PgConnectOptions,
+        places_max: u32,
+        age_max: Duration,
+        trust: Trust,
+    ) -> Self {
         let shared = Shared {
             name,
             options,
@@ -121,7 +141,7 @@ impl Pool {
             waiting: AtomicUsize::default(),
             age_max,
             idle: Mutex::default(),
-            trusted_since: AtomicU64::default(),
+            trust,
             fences: AtomicU64::default(),
             rollbacks: TaskTracker::new(),
         };
@@ -159,7 +179,7 @@ impl Pool {
     }
 
     async fn open(&self) -> sqlx::Result<Session> {
-        let trust = self.shared.trusted_since.load(Ordering::Acquire);
+        let trust = self.shared.trust.now();
         let fence = self.shared.fences.load(Ordering::Acquire);
         match connect_to_primary(&self.shared.options).await {
             Ok(connection) => {
@@ -178,7 +198,13 @@ impl Pool {
 
     /// The one that rested last, so that the others of a peak grow old.
     fn take(&self) -> Option<Session> {
-        self.shared.idle.lock().pop_back().filter(|session| session.opened_at.elapsed() < self.shared.age_max)
+        let mut idle = self.shared.idle.lock();
+        let trust = self.shared.trust.now();
+        // Another pool of this database may have lost its trust meanwhile.
+        while idle.back().is_some_and(|session| session.trust != trust) {
+            let _closed = idle.pop_back();
+        }
+        idle.pop_back().filter(|session| session.opened_at.elapsed() < self.shared.age_max)
     }
 
     fn put(&self, mut session: Session) {
@@ -186,7 +212,7 @@ impl Pool {
         session.idle_since = Instant::now();
         let mut idle = shared.idle.lock();
         // Asked under the lock, so that neither closing nor distrust misses one that comes back just now.
-        if shared.places.is_closed() || session.trust != shared.trusted_since.load(Ordering::Acquire) {
+        if shared.places.is_closed() || session.trust != shared.trust.now() {
             return;
         }
         idle.push_back(session);
@@ -195,12 +221,12 @@ impl Pool {
         }
     }
 
-    /// Closes all that rest, and those that are lent when they come back. After a restart of the database one call per
-    /// connection under way fails, not one per connection of the pool.
+    /// Closes all that rest, here at once and in other pools when they are asked for, and those that are lent when they come
+    /// back. After a restart of the database one call per connection under way fails, not one per connection of the pool.
     fn distrust(&self, reason: &'static str) {
         let doubtful = {
             let mut idle = self.shared.idle.lock();
-            self.shared.trusted_since.fetch_add(1, Ordering::AcqRel);
+            self.shared.trust.end();
             std::mem::take(&mut *idle)
         };
         metrics::store_connections_closed(reason, doubtful.len() + 1);
