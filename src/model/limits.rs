@@ -100,6 +100,13 @@ pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Events that wait for the hub; over it the hub checks its chats against the store.
 pub const BUS_QUEUE_MAX: usize = 65_536;
+/// Age of a sealed event at which a replica no longer delivers it and compares its topics with the store instead: bounds
+/// how long a copy of an event can be replayed by anyone with write access to Redis. An event is published within a
+/// second, or replaced by a request to look; the rest allows for replicas whose clocks differ.
+pub const BUS_EVENT_AGE_MAX: Duration = Duration::from_mins(1);
+/// Topics with a stale event that a replica remembers until it looks at them, once a second; beyond it, the replica looks
+/// at everything. One look is one statement for up to a thousand chats.
+pub const BUS_STALE_TOPICS_MAX: usize = 1000;
 /// Events of a chat that wait for one that is missing before the store is asked.
 pub const REORDER_MAX: usize = 256;
 /// How long a missing event may be late before the store is asked for it.
