@@ -39,6 +39,7 @@ const BUS_DEAF: &str = "starling_bus_deaf_total";
 const BUS_FORGED: &str = "starling_bus_messages_refused_total";
 const BUS_STALE: &str = "starling_bus_stale_total";
 const SESSION_ENTRIES_STALE: &str = "starling_session_entries_stale_total";
+const REFRESH_TOKENS_FORGOTTEN: &str = "starling_refresh_tokens_forgotten_total";
 const LIMITED_ALONE: &str = "starling_rate_limits_alone_total";
 
 /// Tells the exporter the unit and help of each metric.
@@ -92,6 +93,11 @@ pub fn describe() {
         SESSION_ENTRIES_STALE,
         "Sessions in Redis sealed longer ago than an entry lives; the replica asks the store. If it rises, a copy is \
          replayed or the replicas' clocks differ"
+    );
+    describe_counter!(
+        REFRESH_TOKENS_FORGOTTEN,
+        "Spent refresh tokens deleted because their session has more recent ones than are kept. If it rises quickly, a \
+         client refreshes in a loop"
     );
     describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
 }
@@ -256,6 +262,11 @@ pub fn bus_stale() {
 /// A session in Redis was too old to be believed.
 pub fn session_entry_stale() {
     counter!(SESSION_ENTRIES_STALE).increment(1);
+}
+
+/// Spent refresh tokens were deleted because their session has enough.
+pub fn refresh_tokens_forgotten(count: usize) {
+    counter!(REFRESH_TOKENS_FORGOTTEN).increment(count as u64);
 }
 
 /// A rate was counted without Redis.

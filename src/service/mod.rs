@@ -4,6 +4,7 @@
 mod accounts;
 mod appender;
 mod chats;
+mod guesses;
 mod hasher;
 mod invites;
 mod jobs;
@@ -100,7 +101,7 @@ impl Service {
         if !self.limits.rate_limits {
             return Ok(());
         }
-        let taken = self.limiter.take(rate, key, self.clock.now()).await;
+        let taken = self.limiter.take(rate, key, self.clock.now()).await.map(drop);
         if taken.is_err() {
             metrics::rate_limited(rate.name);
         }

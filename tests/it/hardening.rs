@@ -1,3 +1,8 @@
 //! What an attacker may try, and what the server does then.
 
+mod guesses;
+mod logins;
+mod logs;
 mod sessions;
+mod tls;
+mod tokens;

@@ -3,7 +3,7 @@
 mod commands;
 mod configuration;
 mod crash;
-mod harness;
+pub mod harness;
 mod logs;
 mod panics;
 mod postgres;

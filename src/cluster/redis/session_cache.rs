@@ -33,8 +33,8 @@ struct Entry {
     caller: Caller,
 }
 
-/// Resolved tokens in Redis. An entry is sealed, so that Redis can't make anyone somebody else, under its token's hash and
-/// with its time: an entry older than [`SESSION_SHARED_LIFE`] is refused, whatever Redis says of its life. A forgotten
+/// Resolved tokens in Redis. An entry is sealed under its token's hash and with its time, so that Redis can't give a token
+/// to another user: an entry older than [`SESSION_SHARED_LIFE`] is refused, whatever Redis says of its life. A forgotten
 /// token leaves a mark that an older answer of the database can't overwrite.
 ///
 /// **Without Redis** each replica believes its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. What

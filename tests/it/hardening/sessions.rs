@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use serde_json::json;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{ChatId, Clock, Event, SessionId, Topic, UserId};
 
@@ -40,6 +41,28 @@ async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_not
         ada.get(CURRENT).await.refused(401, "not_authenticated");
     }
     let _: i64 = redis_command(&redis_url(), &["DEL", &kept, entry]).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed() {
+    let mut prefix = String::new();
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
+    })
+    .await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let entries =
+        async || -> Vec<String> { redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap() };
+    ada.get(CURRENT).await.expect(200);
+    let of_ada = entries().await.remove(0);
+    bob.get(CURRENT).await.expect(200);
+    let of_bob = entries().await.into_iter().find(|entry| *entry != of_ada).unwrap();
+    copy(&of_bob, &of_ada).await;
+    for _ in 0..4 {
+        assert_eq!(ada.get(CURRENT).await.expect(200)["user"]["id"], json!(ada.id));
+    }
+    let _: i64 = redis_command(&redis_url(), &["DEL", &of_ada, &of_bob]).await.unwrap();
     server.stop().await;
 }
 
