@@ -295,7 +295,8 @@ impl Bucket {
 pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50), alone: Alone::AsEver };
 /// Other changes by a user: chats, members, invites, the account.
 pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };
-/// Failed logins to one account from one address (a /64 of IPv6): ten guesses, then one in ten seconds.
+/// Failed logins to one account from one address (a /64 of IPv6): ten guesses, then one in ten seconds. No other address
+/// uses them up.
 pub const LOGINS_PER_ACCOUNT_AND_ADDRESS: Rate =
     Rate { name: "logins_per_account_and_address", burst: 10, every: Duration::from_secs(10), alone: Alone::Strict };
 /// Failed logins to one account from everywhere, against guesses from many addresses: fifty, then one in ten seconds, less

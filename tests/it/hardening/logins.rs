@@ -145,7 +145,7 @@ async fn a_refresh_whose_answer_is_lost_twice_may_be_tried_a_third_time(server: 
     refresh(&ada, &first).await.expect(200);
     let third = refresh(&ada, &first).await.expect(200);
     ada.with_token(third["token"].as_str().unwrap()).get(CURRENT).await.expect(200);
-    // If the answer was not lost, somebody else has the first token.
+    // The answer was not lost: two clients have the first token.
     refresh(&ada, &lost).await.refused(401, "invalid_refresh_token");
     refresh(&ada, &third).await.refused(401, "invalid_refresh_token");
 }
