@@ -1,6 +1,6 @@
 //! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order of precedence.
 
-mod tls;
+mod backends;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
 use crate::store::StoreOptions;
-use tls::Files;
+use backends::Files;
 
 /// A switch, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -223,14 +223,7 @@ impl Settings {
                     .to_owned(),
             );
         }
-        let redis = redis(self.redis_url, self.redis_ca_file, self.redis_cert_file, self.redis_key_file)?;
-        let files = Files {
-            of: "database",
-            ca: self.database_ca_file,
-            cert: self.database_cert_file,
-            key: self.database_key_file,
-        };
-        let certificates = files.read()?;
+        let redis = backends::redis(self.redis_url, self.redis_ca_file, self.redis_cert_file, self.redis_key_file)?;
         let fleet = redis.is_some();
         let redis_prefix = self.redis_prefix.unwrap_or_else(|| "starling".to_owned());
         if redis_prefix.is_empty()
@@ -238,27 +231,13 @@ impl Settings {
         {
             return Err("redis_prefix must be made of letters, digits, - _ and .".to_owned());
         }
-        let store = match self.database_url {
-            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                let connections_max =
-                    at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
-                StoreOptions::postgres(url, connections_max, certificates.as_ref())
-                    .map_err(|error| format!("DATABASE_URL: {error}"))?
-            }
-            Some(_) => {
-                return Err(
-                    "DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned()
-                );
-            }
-            None if certificates.is_some() => {
-                return Err(
-                    "database_ca_file, database_cert_file and database_key_file are for Postgres: set DATABASE_URL, \
-                            or unset them"
-                        .to_owned(),
-                );
-            }
-            None => StoreOptions::Sqlite { dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data")) },
+        let files = Files {
+            of: "database",
+            ca: self.database_ca_file,
+            cert: self.database_cert_file,
+            key: self.database_key_file,
         };
+        let store = backends::store(self.database_url, self.database_connections_max, self.data_dir, files)?;
         let public_url = self.public_url.map(|url| url.trim_end_matches('/').to_owned());
         if public_url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
@@ -317,32 +296,6 @@ impl Settings {
             drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet { 15_000 } else { 2000 })),
             hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
         })
-    }
-}
-
-/// Where Redis is, and by which certificates it is known.
-fn redis(
-    url: Option<String>,
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-) -> Result<Option<RedisAddress>, String> {
-    let certificates = Files { of: "redis", ca, cert, key }.read()?;
-    let Some(url) = url else {
-        return match certificates {
-            None => Ok(None),
-            Some(_) => {
-                Err("redis_ca_file, redis_cert_file and redis_key_file are for Redis: set REDIS_URL, or unset them"
-                    .to_owned())
-            }
-        };
-    };
-    let address = url.parse::<RedisAddress>().map_err(|error| format!("REDIS_URL {error}"))?;
-    match certificates {
-        None => Ok(Some(address)),
-        Some(certificates) => {
-            address.with_certificates(&certificates).map(Some).map_err(|error| format!("REDIS_URL {error}"))
-        }
     }
 }
 
