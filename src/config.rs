@@ -1,5 +1,7 @@
 //! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order of precedence.
 
+mod backends;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
 use crate::model::limits::{CHATS_PER_USER_MAX, Patience};
 use crate::store::StoreOptions;
+use backends::Files;
 
 /// A switch, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -68,8 +71,22 @@ keys! {
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
     /// Connections to Postgres for requests; sessions and probes have 6 of their own besides.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
+    /// Certificates in PEM format of the authorities that sign Postgres's certificate, besides the public ones. The
+    /// connection is then verified as by sslmode=verify-full, unless `database_url` says verify-ca.
+    database_ca_file: PathBuf, env "STARLING_DATABASE_CA_FILE", example "\"/etc/starling/database-ca.pem\"";
+    /// The server's own certificate in PEM format, where Postgres asks for one.
+    database_cert_file: PathBuf, env "STARLING_DATABASE_CERT_FILE", example "\"/etc/starling/database-cert.pem\"";
+    /// The key of that certificate, in PEM format.
+    database_key_file: PathBuf, env "STARLING_DATABASE_KEY_FILE", example "\"/etc/starling/database-key.pem\"";
     /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent: one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
+    /// Certificates in PEM format of the authorities that sign Redis's certificate, instead of the public ones; with
+    /// rediss:// alone.
+    redis_ca_file: PathBuf, env "STARLING_REDIS_CA_FILE", example "\"/etc/starling/redis-ca.pem\"";
+    /// The server's own certificate in PEM format, where Redis asks for one.
+    redis_cert_file: PathBuf, env "STARLING_REDIS_CERT_FILE", example "\"/etc/starling/redis-cert.pem\"";
+    /// The key of that certificate, in PEM format.
+    redis_key_file: PathBuf, env "STARLING_REDIS_KEY_FILE", example "\"/etc/starling/redis-key.pem\"";
     /// What all keys and channels in Redis begin with; tells communities on one Redis apart.
     redis_prefix: String, env "STARLING_REDIS_PREFIX", example "\"starling\"";
     /// How people reach the server; used in join links. Absent: the listen address.
@@ -177,6 +194,20 @@ impl Config {
         if self.allowed_origins.iter().any(|origin| origin == "*") {
             warnings.push("web pages of any origin may connect");
         }
+        if self.store.is_exposed() {
+            warnings.push(
+                "Postgres is on another machine, and its certificate is not verified: anyone in between can read and \
+                 change everything; add sslmode=verify-full to DATABASE_URL, and set database_ca_file if its authority is \
+                 your own",
+            );
+        }
+        if self.redis.as_ref().is_some_and(|(address, _)| address.is_exposed()) {
+            warnings.push(
+                "Redis is on another machine without TLS, or its certificate is not verified: anyone in between can \
+                 read every event; let REDIS_URL begin with rediss://, and set redis_ca_file if its authority is \
+                 your own",
+            );
+        }
         warnings
     }
 
@@ -200,8 +231,7 @@ impl Settings {
                     .to_owned(),
             );
         }
-        let redis = self.redis_url.map(|url| url.parse::<RedisAddress>()).transpose();
-        let redis = redis.map_err(|error| format!("REDIS_URL {error}"))?;
+        let redis = backends::redis(self.redis_url, self.redis_ca_file, self.redis_cert_file, self.redis_key_file)?;
         let fleet = redis.is_some();
         let redis_prefix = self.redis_prefix.unwrap_or_else(|| "starling".to_owned());
         if redis_prefix.is_empty()
@@ -209,19 +239,13 @@ impl Settings {
         {
             return Err("redis_prefix must be made of letters, digits, - _ and .".to_owned());
         }
-        let store = match self.database_url {
-            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                let connections_max =
-                    at_least_1("database_connections_max", self.database_connections_max.unwrap_or(16))?;
-                StoreOptions::postgres(url, connections_max).map_err(|error| format!("DATABASE_URL: {error}"))?
-            }
-            Some(_) => {
-                return Err(
-                    "DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned()
-                );
-            }
-            None => StoreOptions::Sqlite { dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data")) },
+        let files = Files {
+            of: "database",
+            ca: self.database_ca_file,
+            cert: self.database_cert_file,
+            key: self.database_key_file,
         };
+        let store = backends::store(self.database_url, self.database_connections_max, self.data_dir, files)?;
         let public_url = self.public_url.map(|url| url.trim_end_matches('/').to_owned());
         if public_url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
@@ -367,6 +391,42 @@ mod tests {
         wrong(Settings { page_max: Some(0), ..Settings::default() }, "page_max");
         wrong(Settings { token_life_s: Some(u64::MAX), ..Settings::default() }, "token_life_s");
         wrong(Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() }, "trusted_proxies");
+    }
+
+    #[test]
+    fn a_database_or_redis_on_another_machine_without_verified_tls_is_warned_of() {
+        let warnings = |database: &str, redis: Option<&str>| {
+            let settings = Settings {
+                database_url: Some(database.to_owned()),
+                redis_url: redis.map(str::to_owned),
+                ..Settings::default()
+            };
+            let said = resolve(settings).unwrap().warnings();
+            ["Postgres", "Redis"].map(|name| said.iter().any(|warning| warning.starts_with(name)))
+        };
+        for (url, warned) in [
+            ("postgres://a@localhost/b", false),
+            ("postgres://a@127.0.0.1/b", false),
+            ("postgres://a@%2Frun%2Fpostgresql/b", false),
+            ("postgres://a@db.example.org/b", true),
+            ("postgres://a@db.example.org/b?sslmode=require", true),
+            ("postgres://a@db.example.org/b?sslmode=verify-ca", false),
+            ("postgres://a@db.example.org/b?sslmode=verify-full", false),
+        ] {
+            assert_eq!(warnings(url, None), [warned, false], "{url}");
+        }
+        for (url, warned) in [
+            ("redis://localhost", false),
+            ("redis://10.0.0.1", true),
+            ("rediss://10.0.0.1", false),
+            ("rediss://10.0.0.1/#insecure", true),
+            ("redis+sentinel://localhost,s2.example.org/main", true),
+            ("rediss+sentinel://s1.example.org/main", false),
+            ("redis+cluster://n1.example.org", true),
+            ("rediss+cluster://n1.example.org", false),
+        ] {
+            assert_eq!(warnings("postgres://a@localhost/b", Some(url)), [false, warned], "{url}");
+        }
     }
 
     #[test]

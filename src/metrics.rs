@@ -46,6 +46,9 @@ const BUS_UNTOLD: &str = "starling_bus_events_untold_total";
 const BUS_RECONNECTS: &str = "starling_bus_reconnects_total";
 const BUS_DEAF: &str = "starling_bus_deaf_total";
 const BUS_FORGED: &str = "starling_bus_messages_refused_total";
+const BUS_STALE: &str = "starling_bus_stale_total";
+const SESSION_ENTRIES_STALE: &str = "starling_session_entries_stale_total";
+const REFRESH_TOKENS_FORGOTTEN: &str = "starling_refresh_tokens_forgotten_total";
 const LIMITED_ALONE: &str = "starling_rate_limits_alone_total";
 
 /// Tells the exporter the unit and help of each metric.
@@ -111,6 +114,21 @@ pub fn describe() {
         "Times that a subscribed connection was given up because this replica did not hear itself"
     );
     describe_counter!(BUS_FORGED, "Messages on the bus whose seal is not this community's");
+    describe_counter!(
+        BUS_STALE,
+        "Messages on the bus sealed more than a minute ago; the replica compares their topics with the store. If it rises \
+         outside of a rollout, a copy is replayed or the replicas' clocks differ"
+    );
+    describe_counter!(
+        SESSION_ENTRIES_STALE,
+        "Sessions in Redis sealed longer ago than an entry lives; the replica asks the store. If it rises, a copy is \
+         replayed or the replicas' clocks differ"
+    );
+    describe_counter!(
+        REFRESH_TOKENS_FORGOTTEN,
+        "Spent refresh tokens deleted because their session has more recent ones than are kept. If it rises quickly, a \
+         client refreshes in a loop"
+    );
     describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
 }
 
@@ -309,6 +327,21 @@ pub fn bus_deaf() {
 /// Somebody else published on our channels.
 pub fn bus_forged() {
     counter!(BUS_FORGED).increment(1);
+}
+
+/// A message on the bus was too old to be delivered.
+pub fn bus_stale() {
+    counter!(BUS_STALE).increment(1);
+}
+
+/// A session in Redis was too old to be believed.
+pub fn session_entry_stale() {
+    counter!(SESSION_ENTRIES_STALE).increment(1);
+}
+
+/// Spent refresh tokens were deleted because their session has enough.
+pub fn refresh_tokens_forgotten(count: usize) {
+    counter!(REFRESH_TOKENS_FORGOTTEN).increment(count as u64);
 }
 
 /// A rate was counted without Redis.

@@ -20,7 +20,7 @@ use crate::service::{Grant, Login, Origin};
 pub struct Credentials {
     login: String,
     password: String,
-    /// An own live session to give new tokens to, instead of making another.
+    /// An own live session to give new tokens to, instead of making another. Its open sockets close with 4401.
     session_id: Option<SessionId>,
     /// What the client calls itself, up to 100 characters.
     device: Option<String>,
@@ -86,7 +86,7 @@ pub async fn log_in(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// Rotates both tokens. A refresh token that comes twice ends its session, but for a short grace.
+/// Rotates both tokens. A refresh token that comes twice ends its session, but for ten seconds the one before the current.
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
 pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {

@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 
 use super::bus::BusFeeder;
 use super::presence::Places;
-use super::{Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Presence, RateLimiter, SessionCache, TooMany};
+use super::{
+    Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Permit, Presence, RateLimiter, SessionCache, TooMany,
+};
 use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
@@ -46,7 +48,7 @@ pub struct MemoryRateLimiter {
 }
 
 impl RateLimiter for MemoryRateLimiter {
-    fn take<'a>(&'a self, rate: Rate, key: &'a str, now: Timestamp) -> BoxFuture<'a, Result<()>> {
+    fn take<'a>(&'a self, rate: Rate, key: &'a str, now: Timestamp) -> BoxFuture<'a, Result<Permit>> {
         let mut buckets = self.buckets.lock();
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
@@ -54,8 +56,16 @@ impl RateLimiter for MemoryRateLimiter {
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.clear();
         }
-        let taken = buckets.entry((rate.name, key.to_owned())).or_default().take(rate, now);
+        let bucket = buckets.entry((rate.name, key.to_owned())).or_default();
+        let taken = bucket.take(rate, now).map(|()| Permit { full_at: bucket.full_at(), alone: true });
         Box::pin(ready(taken.map_err(Error::rate_limited)))
+    }
+
+    fn give_back<'a>(&'a self, rate: Rate, key: &'a str, permit: Permit, now: Timestamp) -> BoxFuture<'a, ()> {
+        if let Some(bucket) = self.buckets.lock().get_mut(&(rate.name, key.to_owned())) {
+            bucket.give_back(rate, permit.full_at, now);
+        }
+        Box::pin(ready(()))
     }
 }
 
@@ -156,6 +166,7 @@ mod tests {
             session_id: crate::model::SessionId::default(),
             expires_at: Timestamp::from_ms(1),
             last_seen_at: Timestamp::from_ms(0),
+            logins: 0,
         };
         let ticket = cache.get(token).await.unwrap_err();
         cache.forget(&[token]).await;

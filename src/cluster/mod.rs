@@ -8,7 +8,7 @@ pub mod redis;
 pub mod session_cache;
 
 pub use bus::{Arrival, Bus, BusInbox};
-pub use limiter::RateLimiter;
+pub use limiter::{Permit, RateLimiter};
 pub use presence::{Entered, Presence, TooMany};
 pub use session_cache::{CacheTicket, SessionCache};
 

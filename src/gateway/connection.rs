@@ -60,7 +60,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
     let code = match authenticated {
         Ok((caller, id, turn)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
-            let connection = Connection::new(number, caller.user_id, caller.session_id);
+            let connection = Connection::new(number, caller.user_id, caller.session_id, caller.logins);
             match Box::pin(let_in(&gateway, &connection, turn)).await {
                 Ok(turn) => {
                     let mut live = Live {
@@ -147,12 +147,13 @@ impl Drop for Live {
 }
 
 impl Live {
-    /// A session that ended between its check and its registration was told to no one: ask the store once more.
+    /// Nobody closed this connection if its session ended, or got another login, between its check and its registration: ask
+    /// the store once more.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
         let now = self.gateway.service.clock().now();
-        let ended = self.gateway.service.store().ended_sessions(&[self.caller.session_id], now).boxed().await;
-        match ended {
-            Ok(ended) if ended.is_empty() => Ok(()),
+        let live = self.gateway.service.store().live_sessions(&[self.caller.session_id], now).boxed().await;
+        match live {
+            Ok(live) if self.connection.is_of(live.get(&self.caller.session_id).copied()) => Ok(()),
             Ok(_) => Err(CloseCode::NotAuthenticated),
             Err(error) => Err(CloseCode::of_error(&error)),
         }

@@ -36,8 +36,10 @@ pub struct Connection {
     pub id: u64,
     /// Whose it is.
     pub user_id: UserId,
-    /// By which login.
+    /// Its session.
     pub session_id: SessionId,
+    /// By which of the logins into the session: a later one ends it.
+    logins: i64,
     state: Mutex<State>,
     wake: Notify,
 }
@@ -110,8 +112,13 @@ impl State {
 
 impl Connection {
     /// A connection that asked for nothing yet.
-    pub fn new(id: u64, user_id: UserId, session_id: SessionId) -> Arc<Self> {
-        Arc::new(Self { id, user_id, session_id, state: Mutex::default(), wake: Notify::new() })
+    pub fn new(id: u64, user_id: UserId, session_id: SessionId, logins: i64) -> Arc<Self> {
+        Arc::new(Self { id, user_id, session_id, logins, state: Mutex::default(), wake: Notify::new() })
+    }
+
+    /// Whether it may stay, by the logins into its session so far; `None`: the session is over.
+    pub fn is_of(&self, logins: Option<i64>) -> bool {
+        logins.is_some_and(|logins| logins <= self.logins)
     }
 
     /// Queues a frame about a chat. Over the bound the connection is closed: never is a frame dropped and the next sent.

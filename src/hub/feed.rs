@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edited() {
         let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
-        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default());
+        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
         let mut feed = Feed::delivered_up_to(Rev(1), 1000);
         assert!(connection.hold());
         feed.follow_ahead(CHAT, &connection);
@@ -484,7 +484,7 @@ mod tests {
     #[test]
     fn a_message_that_nobody_heard_of_comes_from_the_store_as_new_however_often_it_was_edited() {
         let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
-        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default());
+        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
         let mut feed = Feed::delivered_up_to(Rev(1), 1000);
         assert!(connection.hold());
         feed.follow_ahead(CHAT, &connection);

@@ -331,9 +331,11 @@ impl Hub {
         if faults::on(Mutant::RevokeWithoutClosing) {
             return Ok(());
         }
-        let ended = self.store.ended_sessions(sessions, self.clock.now()).await?;
-        for connection in self.registry.of_sessions(&ended) {
-            connection.close(CloseReason::SessionEnded);
+        let live = self.store.live_sessions(sessions, self.clock.now()).await?;
+        for connection in self.registry.of_sessions(sessions) {
+            if !connection.is_of(live.get(&connection.session_id).copied()) {
+                connection.close(CloseReason::SessionEnded);
+            }
         }
         Ok(())
     }

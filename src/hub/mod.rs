@@ -168,10 +168,17 @@ impl Hub {
                 self.deliver_passing(chat_id, &frame, |connection| connection.user_id == user_id);
             }
             Event::ChatBack { chat_id, user_id } => self.add_again_later(chat_id, user_id),
-            Event::SessionsEnded(_) if faults::on(Mutant::RevokeWithoutClosing) => {}
+            Event::SessionsEnded(_) | Event::LoggedInAgain { .. } if faults::on(Mutant::RevokeWithoutClosing) => {}
             Event::SessionsEnded(sessions) => {
                 for connection in self.registry.of_sessions(&sessions) {
                     connection.close(CloseReason::SessionEnded);
+                }
+            }
+            Event::LoggedInAgain { session_id, logins } => {
+                for connection in self.registry.of_sessions(&[session_id]) {
+                    if !connection.is_of(Some(logins)) {
+                        connection.close(CloseReason::SessionEnded);
+                    }
                 }
             }
             Event::Presence(user_id) => self.presence_may_have_changed(user_id),

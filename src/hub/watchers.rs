@@ -194,7 +194,7 @@ mod tests {
 
     fn bench() -> (Watchers, Arc<Connection>) {
         let bus = Arc::new(MemoryBus::new().0);
-        (Watchers::new(bus), Connection::new(1, user(1), SessionId::default()))
+        (Watchers::new(bus), Connection::new(1, user(1), SessionId::default(), 0))
     }
 
     fn told(connection: &Connection) -> usize {

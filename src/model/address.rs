@@ -37,6 +37,14 @@ impl Prefix {
 }
 
 impl Network {
+    /// Bits that its addresses share.
+    pub const fn prefix(&self) -> u32 {
+        match self {
+            Self::V4(_) => 32,
+            Self::V6(_, prefix) => prefix.bits(),
+        }
+    }
+
     /// The narrowest network of an address: the IPv4 address itself, or the /64.
     pub fn of(ip: IpAddr) -> Self {
         Self::within(ip, Prefix::Bits64)
@@ -79,6 +87,12 @@ impl fmt::Display for Network {
     }
 }
 
+/// Whether a host's name or address is this machine's own by all accounts: what is sent there crosses no network.
+pub fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +121,21 @@ mod tests {
         assert_ne!(one[0], other[0]);
         assert_eq!(one[1..], other[1..]);
         assert_ne!(one[0], one[1], "the same bits, another width");
+    }
+
+    #[test]
+    fn only_the_loopback_interface_is_this_machine() {
+        for (host, own) in [
+            ("localhost", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("[::1]", true),
+            ("10.0.0.1", false),
+            ("0.0.0.0", false),
+            ("db.example.org", false),
+            ("localhost.example.org", false),
+        ] {
+            assert_eq!(is_loopback(host), own, "{host}");
+        }
     }
 }

@@ -118,6 +118,13 @@ pub enum Event {
     },
     /// These sessions are over: their connections close.
     SessionsEnded(Vec<SessionId>),
+    /// A login went into a live session: the connections of the logins before it close.
+    LoggedInAgain {
+        /// The session.
+        session_id: SessionId,
+        /// Logins into it after the first, now.
+        logins: i64,
+    },
     /// A user may have come online or gone offline: whoever watches looks again.
     Presence(UserId),
     /// A unit of work that was to change these ended with an unknown outcome: compare them with the store.
@@ -149,7 +156,7 @@ impl Event {
             | Self::Typing { chat_id, .. }
             | Self::ChatGone { chat_id, .. }
             | Self::ChatBack { chat_id, .. } => vec![Topic::Chat(*chat_id)],
-            Self::SessionsEnded(_) => vec![Topic::Everyone],
+            Self::SessionsEnded(_) | Self::LoggedInAgain { .. } => vec![Topic::Everyone],
             Self::Presence(user_id) => vec![Topic::Presence(*user_id)],
             Self::Resync(topics) => topics.clone(),
         }

@@ -39,6 +39,8 @@ pub const INVITE_LIFE: Duration = Duration::from_hours(7 * 24);
 
 /// Bytes of a request body: the longest text in 4-byte characters, each escaped as a surrogate pair, fits (4096 × 12).
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a file of certificates or a key: a bundle of all public authorities is a fifth of it.
+pub const PEM_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a request's head.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Time for a client to send a request's head or body.
@@ -165,6 +167,13 @@ pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Events that wait for the hub; over it the hub checks its chats against the store.
 pub const BUS_QUEUE_MAX: usize = 65_536;
+/// Age of a sealed event at which a replica no longer delivers it and compares its topics with the store instead: bounds
+/// how long a copy of an event can be replayed by anyone with write access to Redis. An event is published within a
+/// second, or replaced by a request to look; the rest allows for replicas whose clocks differ.
+pub const BUS_EVENT_AGE_MAX: Duration = Duration::from_mins(1);
+/// Topics with a stale event that a replica remembers until it looks at them, once a second; beyond it, the replica looks
+/// at everything. One look is one statement for up to a thousand chats.
+pub const BUS_STALE_TOPICS_MAX: usize = 1000;
 /// Events of a chat that wait for one that is missing before the store is asked.
 pub const REORDER_MAX: usize = 256;
 /// How long a missing event may be late before the store is asked for it.
@@ -228,8 +237,14 @@ pub const RESOLVES_AT_ONCE_MAX: usize = 8;
 pub const SESSION_CACHE_MAX: u64 = 100_000;
 /// How often the `last_seen_at` of a session, or of a connected user, is written at most.
 pub const LAST_SEEN_EVERY: Duration = Duration::from_mins(1);
-/// How long a spent refresh token may come again, because its answer was lost.
+/// How long the refresh token before the current one may come again, because its answer was lost.
 pub const REFRESH_GRACE: Duration = Duration::from_secs(10);
+/// Spent refresh tokens that are kept of a session, the most recent ones: one that comes again shows that it was stolen,
+/// and ends the session. A token that was spent longer ago than these is unknown. Without a bound, a session that is
+/// refreshed for years could not be deleted in time.
+pub const SPENT_TOKENS_MAX: i64 = 32;
+/// Times that a login, or a change of the account, verifies the password again because it changed meanwhile; then `503`.
+pub const VERIFY_TRIES_MAX: usize = 3;
 /// Keys that the rate limiter remembers; the idle ones are forgotten first.
 pub const LIMITER_KEYS_MAX: usize = 100_000;
 
@@ -334,6 +349,8 @@ pub enum Alone {
     AsEver,
     /// A quarter, and at most five at once: guesses must not become cheaper by taking Redis away.
     Strict,
+    /// A quarter: for what many share, so that five failures of one do not hold up the others.
+    Quarter,
 }
 
 impl Rate {
@@ -343,6 +360,7 @@ impl Rate {
         match self.alone {
             Alone::AsEver => self,
             Alone::Strict => Self { burst: (self.burst / 4).clamp(1, 5), every: self.every * 4, ..self },
+            Alone::Quarter => Self { burst: (self.burst / 4).max(1), every: self.every * 4, ..self },
         }
     }
 }
@@ -370,6 +388,19 @@ impl Bucket {
         Ok(())
     }
 
+    /// When it will be full again.
+    pub fn full_at(&self) -> Timestamp {
+        Timestamp::from_ms(self.full_at_ms)
+    }
+
+    /// Gives back what was taken when the bucket was to be full again at `full_at`: as if it had never been taken, except
+    /// for what time has earned back since, which would otherwise be granted twice.
+    pub fn give_back(&mut self, rate: Rate, full_at: Timestamp, now: Timestamp) {
+        let every = i64::try_from(rate.every.as_millis()).unwrap_or(i64::MAX);
+        let unearned = full_at.as_ms().saturating_sub(now.as_ms());
+        self.full_at_ms = self.full_at_ms.saturating_sub(unearned.clamp(0, every));
+    }
+
     /// Whether it is as if nothing had ever been taken.
     pub fn is_full(&self, now: Timestamp) -> bool {
         self.full_at_ms <= now.as_ms()
@@ -380,21 +411,40 @@ impl Bucket {
 pub const SENDS: Rate = Rate { name: "sends", burst: 60, every: Duration::from_millis(50), alone: Alone::AsEver };
 /// Other changes by a user: chats, members, invites, the account.
 pub const CHANGES: Rate = Rate { name: "changes", burst: 60, every: Duration::from_millis(200), alone: Alone::AsEver };
-/// Attempts to log in to one account, right or wrong: ten guesses, then one in ten seconds.
+/// Failed logins to one account from one address (a /64 of IPv6): ten guesses, then one in ten seconds. No other address
+/// uses them up.
+pub const LOGINS_PER_ACCOUNT_AND_ADDRESS: Rate =
+    Rate { name: "logins_per_account_and_address", burst: 10, every: Duration::from_secs(10), alone: Alone::Strict };
+/// Failed logins to one account from everywhere, against guesses from many addresses: fifty, then one in ten seconds, less
+/// than NIST SP 800-63B allows in a row. It does not hold back a device or network that the account is logged in from.
 pub const LOGINS_PER_ACCOUNT: Rate =
-    Rate { name: "logins_per_account", burst: 10, every: Duration::from_secs(10), alone: Alone::Strict };
-/// Attempts to log in from one address: an office behind one router.
+    Rate { name: "logins_per_account", burst: 50, every: Duration::from_secs(10), alone: Alone::Strict };
+/// Failed logins from one address (a /64 of IPv6): an office behind one router.
 pub const LOGINS_PER_ADDRESS: Rate =
     Rate { name: "logins_per_address", burst: 60, every: Duration::from_secs(1), alone: Alone::Strict };
+/// Failed logins from a /56 of IPv6, which many providers give one customer: four times those of a /64.
+pub const LOGINS_PER_NETWORK_56: Rate =
+    Rate { name: "logins_per_network_56", burst: 240, every: Duration::from_millis(250), alone: Alone::Quarter };
+/// Failed logins from a /48 of IPv6, which an organisation gets: sixteen times those of a /64.
+pub const LOGINS_PER_NETWORK_48: Rate =
+    Rate { name: "logins_per_network_48", burst: 960, every: Duration::from_millis(62), alone: Alone::Quarter };
+/// Wrong passwords with which a session tried to change or remove its account. Each session counts for itself, so that a
+/// stolen one can't keep the account's owner from changing the password.
+pub const CONFIRMATIONS_PER_SESSION: Rate =
+    Rate { name: "confirmations_per_session", burst: 10, every: Duration::from_secs(10), alone: Alone::Strict };
 /// Registrations from one address.
 pub const REGISTRATIONS_PER_ADDRESS: Rate =
     Rate { name: "registrations_per_address", burst: 30, every: Duration::from_secs(10), alone: Alone::Strict };
 /// Look-ups of invites from one address: nobody guesses a code of 128 bits, and nobody shall try.
 pub const INVITE_LOOKUPS_PER_ADDRESS: Rate =
     Rate { name: "invite_lookups_per_address", burst: 60, every: Duration::from_secs(1), alone: Alone::Strict };
-/// Refreshes from one address.
+/// Refresh tokens from one address that are unknown. They are looked up whatever their number, since nobody guesses 256
+/// bits: beyond this, the answer is `429`, and known tokens from the same address are still refreshed.
 pub const REFRESHES_PER_ADDRESS: Rate =
     Rate { name: "refreshes_per_address", burst: 120, every: Duration::from_millis(500), alone: Alone::Strict };
+/// Refreshes of one session: a client needs one a day, or one more after each lost answer.
+pub const REFRESHES_PER_SESSION: Rate =
+    Rate { name: "refreshes_per_session", burst: 30, every: Duration::from_secs(2), alone: Alone::AsEver };
 /// Frames of one connection.
 pub const FRAMES: Rate = Rate { name: "frames", burst: 300, every: Duration::from_millis(10), alone: Alone::AsEver };
 /// `watch_presence` of a user: a few devices that come back at once, each with what it shows.

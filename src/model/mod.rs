@@ -1,6 +1,7 @@
 //! What the server talks about: plain values and rules without I/O. Everything above may use it; it uses nothing above.
 
 pub mod address;
+pub mod certificates;
 pub mod chat;
 pub mod clock;
 pub mod cursor;

@@ -35,4 +35,6 @@ pub struct Caller {
     pub expires_at: Timestamp,
     /// When the session was last seen, as far as known.
     pub last_seen_at: Timestamp,
+    /// Logins into the session after the first, when the token was made: the next one closes this caller's connections.
+    pub logins: i64,
 }

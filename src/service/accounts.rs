@@ -5,7 +5,7 @@ use super::hasher::Verdict;
 use super::invites::plausible;
 use super::secrets;
 use super::sessions::{Grant, Origin};
-use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, REGISTRATIONS_PER_ADDRESS};
+use crate::model::limits::{CHANGES, CONFIRMATIONS_PER_SESSION, REGISTRATIONS_PER_ADDRESS, VERIFY_TRIES_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
@@ -95,7 +95,7 @@ impl Service {
         let mut token = None;
         if with_session {
             let (new, tokens) = self.new_session(user.id, Origin::default());
-            self.store.log_in(&new, None, self.limits.sessions_per_user_max).await?;
+            self.store.log_in(&new, &user.password_hash, None, self.limits.sessions_per_user_max).await?;
             token = Some(tokens.token());
         }
         Ok(MadeUser { user_id: user.id, login: user.login, password, token })
@@ -137,17 +137,27 @@ impl Service {
         }
         checks.done()?;
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        if sensitive {
-            self.confirm(caller, patch.current_password.unwrap_or_default()).await?;
+        let mut change =
+            AccountChange { name, login, password: None, refuse_strangers: patch.refuse_strangers, confirmed: None };
+        let current_password = patch.current_password.unwrap_or_default();
+        for _ in 0..VERIFY_TRIES_MAX {
+            if sensitive {
+                change.confirmed = Some(self.confirm(caller, current_password.clone()).await?);
+            }
+            if let (Some(password), None) = (&patch.password, &change.password) {
+                change.password = Some((self.hasher.hash(password.clone()).await?, caller.session_id));
+            }
+            match self.store.change_account(caller.user_id, &change).await {
+                // The password changed, or was hashed anew, since it was confirmed.
+                Err(error) if error.code == Code::WrongPassword => {}
+                Err(error) => return Err(error),
+                Ok((account, ended)) => {
+                    self.sessions_ended(ended).await;
+                    return Ok(account);
+                }
+            }
         }
-        let password = match patch.password {
-            Some(password) => Some((self.hasher.hash(password).await?, caller.session_id)),
-            None => None,
-        };
-        let change = AccountChange { name, login, password, refuse_strangers: patch.refuse_strangers };
-        let (account, ended) = self.store.change_account(caller.user_id, &change).await?;
-        self.sessions_ended(ended).await;
-        Ok(account)
+        Err(Error::overloaded())
     }
 
     /// Removes the caller's account: sessions end, chats are left, messages stay without a name.
@@ -155,24 +165,41 @@ impl Service {
     /// # Errors
     /// `rate_limited`, `wrong_password`.
     pub async fn remove_account(&self, caller: Caller, password: String) -> Result<()> {
-        self.confirm(caller, password).await?;
-        let removal = self.store.remove_account(caller.user_id, self.clock.now()).await;
-        // Which chats it left is known only if it was removed.
-        let removal = self.announced(removal, || vec![Topic::Everyone])?;
-        for event in removal.events {
-            self.bus.publish(Event::Chat(event));
+        for _ in 0..VERIFY_TRIES_MAX {
+            let confirmed = self.confirm(caller, password.clone()).await?;
+            let removal = self.store.remove_account(caller.user_id, &confirmed, self.clock.now()).await;
+            // Which chats it left is known only if it was removed.
+            match self.announced(removal, || vec![Topic::Everyone]) {
+                // The password changed, or was hashed anew, since it was confirmed.
+                Err(error) if error.code == Code::WrongPassword => {}
+                Err(error) => return Err(error),
+                Ok(removal) => {
+                    for event in removal.events {
+                        self.bus.publish(Event::Chat(event));
+                    }
+                    self.sessions_ended(removal.sessions).await;
+                    return Ok(());
+                }
+            }
         }
-        self.sessions_ended(removal.sessions).await;
-        Ok(())
+        Err(Error::overloaded())
     }
 
-    /// Makes sure that the caller knows the account's password.
-    async fn confirm(&self, caller: Caller, password: String) -> Result<()> {
-        self.limit(LOGINS_PER_ACCOUNT, &caller.user_id.to_string()).await?;
-        let hash = self.store.password_hash(caller.user_id).await?;
-        match self.hasher.verify(password, hash).await? {
-            Verdict::Wrong => Err(Code::WrongPassword.into()),
-            Verdict::Right | Verdict::RightButOutdated => Ok(()),
+    /// Makes sure that the caller knows the account's password. Returns the hash that it fits: what is done on its strength
+    /// compares it again under the account's lock. Only wrong passwords count.
+    async fn confirm(&self, caller: Caller, password: String) -> Result<String> {
+        let attempt = self.attempt(vec![(CONFIRMATIONS_PER_SESSION, caller.session_id.to_string())]).await?;
+        let verifying = async {
+            let hash = self.store.password_hash(caller.user_id).await?;
+            let verdict = self.hasher.verify(password, hash.clone()).await?;
+            Ok(hash.filter(|_| verdict != Verdict::Wrong))
+        };
+        match verifying.await {
+            Ok(None) => Err(Code::WrongPassword.into()),
+            decided => {
+                self.give_back(attempt).await;
+                decided.and_then(|hash| hash.ok_or(Code::WrongPassword.into()))
+            }
         }
     }
 }

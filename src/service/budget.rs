@@ -51,7 +51,7 @@ impl Service {
     /// # Errors
     /// `rate_limited`.
     pub fn count_read(&self, user_id: UserId) -> Result<()> {
-        self.count(&self.budgets.reads, user_id)
+        self.count_within(&self.budgets.reads, user_id)
     }
 
     /// Counts one connection or `sync` of a user. It is counted on this replica alone.
@@ -59,7 +59,7 @@ impl Service {
     /// # Errors
     /// `rate_limited`.
     pub fn count_arrival(&self, user_id: UserId) -> Result<()> {
-        self.count(&self.budgets.arrivals, user_id)
+        self.count_within(&self.budgets.arrivals, user_id)
     }
 
     /// A permit for a frame of this user that works on the database, if one is free. Permits bound what runs at once, so
@@ -76,7 +76,7 @@ impl Service {
         self.budgets.frames.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded)
     }
 
-    fn count(&self, rates: &Rates<UserId>, user_id: UserId) -> Result<()> {
+    fn count_within(&self, rates: &Rates<UserId>, user_id: UserId) -> Result<()> {
         if !self.limits.rate_limits {
             return Ok(());
         }

@@ -7,6 +7,7 @@ mod appender;
 mod budget;
 mod chats;
 mod directory;
+mod guesses;
 mod hasher;
 mod health;
 mod invites;
@@ -143,7 +144,7 @@ impl Service {
         if !self.limits.rate_limits {
             return Ok(());
         }
-        let taken = self.limiter.take(rate, key, self.clock.now()).await;
+        let taken = self.limiter.take(rate, key, self.clock.now()).await.map(drop);
         if taken.is_err() {
             metrics::rate_limited(rate.name);
         }

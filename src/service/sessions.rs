@@ -2,15 +2,19 @@
 
 use std::net::IpAddr;
 
+use super::guesses::login_limits;
 use super::hasher::Verdict;
 use super::{Service, secrets};
+use crate::model::address::Network;
 use crate::model::faults::{self, Point};
-use crate::model::limits::{LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, LOGINS_PER_ADDRESS, REFRESHES_PER_ADDRESS};
+use crate::model::limits::{
+    LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, REFRESHES_PER_ADDRESS, REFRESHES_PER_SESSION, VERIFY_TRIES_MAX,
+};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::{Token, TokenHash};
 use crate::model::{Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId};
-use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
+use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, SessionTokens};
 
 /// What a client tells to log in.
 pub struct Login {
@@ -34,14 +38,7 @@ pub struct Origin {
 impl Origin {
     /// What address limits count by: the address, of IPv6 the /64 that one customer gets.
     pub fn rate_key(&self) -> String {
-        match self.ip {
-            Some(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_none() => {
-                let [a, b, c, d, ..] = ip.segments();
-                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-            }
-            Some(ip) => ip.to_canonical().to_string(),
-            None => "unknown".to_owned(),
-        }
+        self.ip.map_or_else(|| "unknown".to_owned(), |ip| Network::of(ip).to_string())
     }
 }
 
@@ -88,37 +85,95 @@ impl Service {
             checks.keep("device", text::device(device));
         }
         checks.done()?;
-        self.limit(LOGINS_PER_ADDRESS, &origin.rate_key()).await?;
         // What can't be a login or password can't be right; it is answered like any other wrong one.
         let name = text::login(&login.login).unwrap_or_default();
-        self.limit(LOGINS_PER_ACCOUNT, &name).await?;
         let plausible = login.password.chars().count() <= crate::model::limits::PASSWORD_CHARS_MAX;
         let password = if plausible { login.password } else { String::new() };
-        let (user_id, hash) = self.store.credentials(&name).await?.unzip();
-        let verdict = self.hasher.verify(password.clone(), hash.clone()).await?;
-        let (Some(user_id), Some(hash)) = (user_id.filter(|_| verdict != Verdict::Wrong), hash) else {
-            return Err(Code::InvalidCredentials.into());
+
+        let mut attempt = self.attempt(login_limits(&name, &origin)).await?;
+        let crowded = self.count(&mut attempt, LOGINS_PER_ACCOUNT, name.clone()).await.err();
+        let trying = async {
+            // Beyond the account's bound, a wrong password, one that is not looked at and an unknown login are all
+            // answered `429` after the time of a hash: nobody learns whether the account has a session nearby.
+            let believed = crowded.is_none() || self.is_expected(&name, login.session_id, &origin).await?;
+            self.log_in_by_password(&name, password, login.session_id, origin, believed).await
         };
-        if verdict == Verdict::RightButOutdated {
-            let new = self.hasher.hash(password).await?;
-            self.store.rehash_password(user_id, &hash, &new).await?;
+        match trying.await {
+            Ok(None) => Err(crowded.unwrap_or_else(|| Code::InvalidCredentials.into())),
+            decided => {
+                self.give_back(attempt).await;
+                decided.and_then(|grant| grant.ok_or(Code::InvalidCredentials.into()))
+            }
         }
-        let (new, tokens) = self.new_session(user_id, origin);
-        let LoggedIn { session_id, replaced, ended } =
-            self.store.log_in(&new, login.session_id, self.limits.sessions_per_user_max).await?;
-        self.session_cache.forget(replaced.as_slice()).await;
-        self.sessions_ended(ended).await;
-        self.grant(user_id, session_id, tokens).await
     }
 
-    /// Spends a refresh token for new tokens. One spent before ends its session.
+    /// Logs in if the password is right; `None` if not, or if it is not to be believed, which takes as long.
+    async fn log_in_by_password(
+        &self,
+        name: &str,
+        password: String,
+        reuse: Option<SessionId>,
+        origin: Origin,
+        believed: bool,
+    ) -> Result<Option<Grant>> {
+        for _ in 0..VERIFY_TRIES_MAX {
+            let (user_id, hash) = self.store.credentials(name).await?.filter(|_| believed).unzip();
+            let verdict = self.hasher.verify(password.clone(), hash.clone()).await?;
+            let (Some(user_id), Some(mut hash)) = (user_id.filter(|_| verdict != Verdict::Wrong), hash) else {
+                return Ok(None);
+            };
+            if verdict == Verdict::RightButOutdated {
+                let new = self.hasher.hash(password.clone()).await?;
+                if !self.store.rehash_password(user_id, &hash, &new).await? {
+                    continue;
+                }
+                hash = new;
+            }
+            let (new, tokens) = self.new_session(user_id, origin.clone());
+            let sessions_max = self.limits.sessions_per_user_max;
+            match self.store.log_in(&new, &hash, reuse, sessions_max).await {
+                // The password changed, or was hashed anew, since it was verified: it may be wrong by now.
+                Err(error) if error.code == Code::InvalidCredentials => {}
+                Err(error) => return Err(error),
+                Ok(LoggedIn { session_id, replaced, ended }) => {
+                    self.session_replaced(session_id, replaced).await;
+                    self.sessions_ended(ended).await;
+                    return self.grant(user_id, session_id, tokens).await.map(Some);
+                }
+            }
+        }
+        Err(Error::overloaded())
+    }
+
+    /// Closes the connections of the logins before this one everywhere, and forgets their token.
+    async fn session_replaced(&self, session_id: SessionId, replaced: Option<Replaced>) {
+        if let Some(Replaced { token, logins }) = replaced {
+            // Published first: a Redis that hangs must not keep the sockets open.
+            self.bus.publish(Event::LoggedInAgain { session_id, logins });
+            self.session_cache.forget(&[token]).await;
+        }
+    }
+
+    /// Spends a refresh token for new tokens. One spent before ends its session. Unknown tokens are counted by address, and
+    /// never keep a known one from being refreshed.
     ///
     /// # Errors
     /// `rate_limited`, `invalid_refresh_token`.
     pub async fn refresh(&self, refresh_token: &str, origin: Origin) -> Result<Grant> {
-        self.limit(REFRESHES_PER_ADDRESS, &origin.rate_key()).await?;
         let refused = || Error::new(Code::InvalidRefreshToken);
-        let presented = TokenHash::of_presented(refresh_token).ok_or_else(refused)?;
+        let presented = TokenHash::of_presented(refresh_token);
+        let session_id = match presented {
+            Some(presented) => {
+                let _turn = self.resolves.acquire().await.map_err(Error::internal)?;
+                self.store.session_of_refresh_token(presented).await?
+            }
+            None => None,
+        };
+        let (Some(presented), Some(session_id)) = (presented, session_id) else {
+            self.limit(REFRESHES_PER_ADDRESS, &origin.rate_key()).await?;
+            return Err(refused());
+        };
+        self.limit(REFRESHES_PER_SESSION, &session_id.to_string()).await?;
         let (tokens, kept) = self.fresh_tokens();
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
         match self.store.refresh(presented, &kept, ip.as_deref(), self.clock.now()).await? {

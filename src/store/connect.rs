@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::Connection;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, Trust, connect_to_primary};
 use super::{Db, SessionDb, Store, failure};
+use crate::model::address::is_loopback;
+use crate::model::certificates::{Certificates, PemFile};
 use crate::model::limits::SESSION_CONNECTIONS_MAX;
 use crate::model::{Code, Error, Result};
 
@@ -61,13 +63,50 @@ pub enum StoreOptions {
 }
 
 impl StoreOptions {
-    /// Postgres at this address.
+    /// Postgres at this address, known by these certificates. Their files are read anew for each connection.
     ///
     /// # Errors
-    /// What is wrong with the address.
-    pub fn postgres(url: String, connections_max: u32) -> Result<Self, String> {
-        PgConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
+    /// What is wrong with the address, or does not go with the certificates.
+    pub fn postgres(
+        mut url: String,
+        connections_max: u32,
+        certificates: Option<&Certificates>,
+    ) -> Result<Self, String> {
+        let options = PgConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
+        if let Some(certificates) = certificates {
+            // The driver's `require` verifies nothing, whatever authority it is given.
+            let mode = match options.get_ssl_mode() {
+                PgSslMode::Disable | PgSslMode::Allow => {
+                    return Err("says to go without TLS: change its sslmode to verify-full, or unset the files of \
+                                certificates"
+                        .to_owned());
+                }
+                PgSslMode::Prefer | PgSslMode::Require | PgSslMode::VerifyFull => "verify-full",
+                PgSslMode::VerifyCa => "verify-ca",
+            };
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.append_pair("sslmode", mode);
+            let path = |file: &PemFile| file.path.display().to_string();
+            if let Some(authority) = &certificates.authority {
+                query.append_pair("sslrootcert", &path(authority));
+            }
+            if let Some((cert, key)) = &certificates.client {
+                query.append_pair("sslcert", &path(cert)).append_pair("sslkey", &path(key));
+            }
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(&query.finish());
+        }
         Ok(Self::Postgres { url, connections_max })
+    }
+
+    /// Whether what is said to the database crosses a network where its certificate is not verified.
+    pub fn is_exposed(&self) -> bool {
+        let Self::Postgres { url, .. } = self else { return false };
+        PgConnectOptions::from_str(url).is_ok_and(|options| {
+            let verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+            let is_here = options.get_socket().is_some() || is_loopback(options.get_host());
+            !is_here && !verified
+        })
     }
 }
 

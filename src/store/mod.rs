@@ -38,7 +38,7 @@ pub use members::AddMember;
 pub use messages::HistoryRange;
 pub use presence::Acquaintance;
 pub use replica_lock::ReplicaLock;
-pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
+pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, SessionTokens};
 pub use users::{AccountChange, AccountRemoval, NewUser};
 
 use std::future::Future;

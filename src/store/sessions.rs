@@ -1,12 +1,13 @@
 //! Sessions and their tokens, which are stored as hashes only.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use sqlx::FromRow;
 
-use super::users::lock_users;
+use super::users::lock_user_with_password;
 use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
-use crate::model::limits::REFRESH_GRACE;
+use crate::metrics;
+use crate::model::limits::{REFRESH_GRACE, SPENT_TOKENS_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 use crate::model::{Code, Error, Result, Session, SessionId, Timestamp, UserId};
@@ -51,12 +52,21 @@ pub struct EndedSession {
     pub token: TokenHash,
 }
 
+/// What a login into a live session replaced.
+#[derive(Clone, Copy)]
+pub struct Replaced {
+    /// The token that the session had before.
+    pub token: TokenHash,
+    /// Logins into the session after the first, with this one: connections of earlier ones end.
+    pub logins: i64,
+}
+
 /// What became of a login.
 pub struct LoggedIn {
     /// The session.
     pub session_id: SessionId,
-    /// The token that it had before, if it is an old one.
-    pub replaced: Option<TokenHash>,
+    /// What it replaced, if the session is an old one.
+    pub replaced: Option<Replaced>,
     /// The sessions that had to end for it.
     pub ended: Vec<EndedSession>,
 }
@@ -100,17 +110,26 @@ impl SessionRow {
 
 impl Store {
     /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
-    /// oldest over the limit.
-    pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<LoggedIn> {
+    /// oldest over the limit. `verified` is the hash against which the password was verified.
+    ///
+    /// # Errors
+    /// `invalid_credentials` if the account is gone, or has another password by now.
+    pub async fn log_in(
+        &self,
+        new: &NewSession,
+        verified: &str,
+        reuse: Option<SessionId>,
+        sessions_max: i64,
+    ) -> Result<LoggedIn> {
         timed("log_in", || async {
             let mut work = self.begin_session().await?;
-            if lock_users(&mut work, &[new.user_id]).await?.is_empty() {
+            if !lock_user_with_password(&mut work, new.user_id, verified).await? {
                 return Err(Code::InvalidCredentials.into());
             }
             if let Some(id) = reuse
-                && let Some(old) = lock_session(&mut work, id, new.user_id, new.now).await?
+                && let Some(replaced) = lock_session(&mut work, id, new.user_id, new.now).await?
             {
-                rotate(&mut work, id, &new.tokens, new.now).await?;
+                rotate(&mut work, id, &new.tokens, BY_LOGIN, new.now).await?;
                 within!(work, |db| sqlx::query("UPDATE sessions SET device = COALESCE($2, device), ip = $3 WHERE id = $1")
                     .bind(id)
                     .bind(new.device.as_deref())
@@ -118,7 +137,7 @@ impl Store {
                     .execute(db)
                     .map_ok_drop())?;
                 work.commit().await?;
-                return Ok(LoggedIn { session_id: id, replaced: Some(old.token), ended: Vec::new() });
+                return Ok(LoggedIn { session_id: id, replaced: Some(replaced), ended: Vec::new() });
             }
             let ended = within!(work, |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id IN (
@@ -135,8 +154,18 @@ impl Store {
         .await
     }
 
-    /// Spends a refresh token for new tokens. One spent before ends its session, except within a short grace, since the
-    /// answer may have been lost.
+    /// Which session a refresh token belongs to, spent or not.
+    pub async fn session_of_refresh_token(&self, presented: TokenHash) -> Result<Option<SessionId>> {
+        timed("session_of_refresh_token", || async {
+            on!(self.reader(), |db| sqlx::query_scalar("SELECT session_id FROM refresh_tokens WHERE hash = $1")
+                .bind(&presented.0[..])
+                .fetch_optional(db))
+        })
+        .await
+    }
+
+    /// Spends a refresh token for new tokens. One spent before ends its session, except within a short grace the one that
+    /// the current token was made from, since the answer may have been lost.
     pub async fn refresh(
         &self,
         presented: TokenHash,
@@ -158,11 +187,18 @@ impl Store {
             .fetch_optional(db))?;
             let Some((id, user_id, token)) = found else { return Ok(Refreshed::Unknown) };
             let session = EndedSession { id, token: token.try_into().map_err(Error::internal)? };
-            let spent: Option<Timestamp> =
-                within!(work, |db| sqlx::query_scalar("SELECT spent_at_ms FROM refresh_tokens WHERE hash = $1")
-                    .bind(&presented.0[..])
-                    .fetch_one(db))?;
-            if spent.is_some_and(|spent| spent < now.minus(REFRESH_GRACE)) {
+            let found: Option<(Option<Timestamp>, Option<Vec<u8>>)> = within!(work, |db| sqlx::query_as(
+                "SELECT presented.spent_at_ms, current_one.parent FROM refresh_tokens presented
+                 LEFT JOIN refresh_tokens current_one
+                 ON current_one.session_id = presented.session_id AND current_one.spent_at_ms IS NULL
+                 WHERE presented.hash = $1"
+            )
+            .bind(&presented.0[..])
+            .fetch_optional(db))?;
+            let Some((spent, parent)) = found else { return Ok(Refreshed::Unknown) };
+            // A replica of the version before notes no parent, and lets each of the last seconds come again.
+            let is_parent = parent.is_none_or(|parent| parent == presented.0);
+            if spent.is_some_and(|spent| !is_parent || spent < now.minus(REFRESH_GRACE)) {
                 within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1")
                     .bind(id)
                     .execute(db)
@@ -170,7 +206,7 @@ impl Store {
                 work.commit().await?;
                 return Ok(Refreshed::Reused(session));
             }
-            rotate(&mut work, id, tokens, now).await?;
+            rotate(&mut work, id, tokens, &presented.0, now).await?;
             work.commit().await?;
             Ok(Refreshed::Rotated { session, user_id })
         })
@@ -180,19 +216,20 @@ impl Store {
     /// Who a token stands for, if it is valid at `now`.
     pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
         timed("resolve", || async {
-            let row: Option<(SessionId, UserId, Timestamp, Timestamp)> =
+            let row: Option<(SessionId, UserId, Timestamp, Timestamp, i64)> =
                 on!(self.session_reader(), |db| sqlx::query_as(
-                    "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms FROM sessions
+                    "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms, logins FROM sessions
                  WHERE token_hash = $1 AND token_expires_at_ms > $2"
                 )
                 .bind(&token.0[..])
                 .bind(now)
                 .fetch_optional(db))?;
-            Ok(row.map(|(session_id, user_id, expires_at, last_seen_at)| Caller {
+            Ok(row.map(|(session_id, user_id, expires_at, last_seen_at, logins)| Caller {
                 user_id,
                 session_id,
                 expires_at,
                 last_seen_at,
+                logins,
             }))
         })
         .await
@@ -251,35 +288,52 @@ impl Store {
         .await
     }
 
-    /// Which of these sessions are over at `now`.
-    pub async fn ended_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<Vec<SessionId>> {
-        timed("ended_sessions", || async {
-            let mut live: HashSet<SessionId> = HashSet::with_capacity(sessions.len());
-            match self.session_reader() {
+    /// The live sessions of a login, each with the address of its last login or refresh. Nothing for an unknown login.
+    pub async fn live_sessions_of_login(
+        &self,
+        login: &str,
+        now: Timestamp,
+    ) -> Result<Vec<(SessionId, Option<String>)>> {
+        timed("live_sessions_of_login", || async {
+            on!(self.session_reader(), |db| sqlx::query_as(
+                "SELECT sessions.id, sessions.ip FROM users JOIN sessions ON sessions.user_id = users.id
+                 WHERE users.login = $1 AND sessions.expires_at_ms > $2
+                 ORDER BY sessions.created_at_ms DESC LIMIT 1000"
+            )
+            .bind(login)
+            .bind(now)
+            .fetch_all(db))
+        })
+        .await
+    }
+
+    /// Which of these sessions are live at `now`, each with the logins into it after the first.
+    pub async fn live_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<HashMap<SessionId, i64>> {
+        timed("live_sessions", || async {
+            let live: Vec<(SessionId, i64)> = match self.session_reader() {
                 Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
-                    let found: Vec<SessionId> = lent!(pool, |db| sqlx::query_scalar(
-                        "SELECT id FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2"
+                    lent!(pool, |db| sqlx::query_as(
+                        "SELECT id, logins FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2"
                     )
                     .bind(ids)
                     .bind(now)
-                    .fetch_all(db))?;
-                    live.extend(found);
+                    .fetch_all(db))?
                 }
                 Db::Sqlite(db) => {
                     let ids: Vec<String> = sessions.iter().map(|id| id.0.simple().to_string()).collect();
-                    let found: Vec<SessionId> = sqlx::query_scalar(
-                        "SELECT id FROM sessions WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND expires_at_ms > $2",
+                    sqlx::query_as(
+                        "SELECT id, logins FROM sessions
+                         WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND expires_at_ms > $2",
                     )
                     .bind(serde_json::Value::from(ids).to_string())
                     .bind(now)
                     .fetch_all(db)
                     .await
-                    .map_err(failure)?;
-                    live.extend(found);
+                    .map_err(failure)?
                 }
-            }
-            Ok(sessions.iter().copied().filter(|id| !live.contains(id)).collect())
+            };
+            Ok(live.into_iter().collect())
         })
         .await
     }
@@ -320,31 +374,38 @@ pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
     .execute(db)
     .map_ok_drop()
     })?;
-    insert_refresh(work, new.id, new.tokens.refresh).await
+    insert_refresh(work, new.id, new.tokens.refresh, BY_LOGIN).await
 }
 
-async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash) -> Result<()> {
-    within!(work, |db| sqlx::query("INSERT INTO refresh_tokens (hash, session_id) VALUES ($1, $2)")
+/// The parent of a refresh token that a login made: no token, so that none before it has a grace.
+const BY_LOGIN: &[u8] = &[];
+
+async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash, parent: &[u8]) -> Result<()> {
+    within!(work, |db| sqlx::query("INSERT INTO refresh_tokens (hash, session_id, parent) VALUES ($1, $2, $3)")
         .bind(&hash.0[..])
         .bind(id)
+        .bind(parent)
         .execute(db)
         .map_ok_drop())
 }
 
-/// Locks a live session of this owner's. Returns it with the token that it has now.
-async fn lock_session(work: &mut Work, id: SessionId, owner: UserId, now: Timestamp) -> Result<Option<EndedSession>> {
-    within!(work, |db| sqlx::query_as(
-        "UPDATE sessions SET last_seen_at_ms = $3 WHERE id = $1 AND user_id = $2 AND expires_at_ms > $3
-         RETURNING id, token_hash"
+/// Locks a live session of this owner's and counts a login into it. Returns the token that it has so far.
+async fn lock_session(work: &mut Work, id: SessionId, owner: UserId, now: Timestamp) -> Result<Option<Replaced>> {
+    let found: Option<(Vec<u8>, i64)> = within!(work, |db| sqlx::query_as(
+        "UPDATE sessions SET last_seen_at_ms = $3, logins = logins + 1
+         WHERE id = $1 AND user_id = $2 AND expires_at_ms > $3 RETURNING token_hash, logins"
     )
     .bind(id)
     .bind(owner)
     .bind(now)
-    .fetch_optional(db))
+    .fetch_optional(db))?;
+    let Some((token, logins)) = found else { return Ok(None) };
+    Ok(Some(Replaced { token: token.try_into().map_err(Error::internal)?, logins }))
 }
 
-/// Gives a locked session new tokens and marks its refresh token as spent.
-async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, now: Timestamp) -> Result<()> {
+/// Gives a locked session new tokens, made from `parent`, marks its refresh token as spent, and forgets those that were
+/// spent longest ago.
+async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, parent: &[u8], now: Timestamp) -> Result<()> {
     within!(work, |db| sqlx::query(
         "UPDATE sessions SET token_hash = $2, token_expires_at_ms = $3, expires_at_ms = $4, last_seen_at_ms = $5
          WHERE id = $1"
@@ -363,5 +424,15 @@ async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, now: Tim
     .bind(now)
     .execute(db)
     .map_ok_drop())?;
-    insert_refresh(work, id, tokens.refresh).await
+    let forgotten: Vec<Vec<u8>> = within!(work, |db| sqlx::query_scalar(
+        "DELETE FROM refresh_tokens WHERE session_id = $1 AND hash IN (
+             SELECT hash FROM refresh_tokens WHERE session_id = $1 AND spent_at_ms IS NOT NULL
+             ORDER BY spent_at_ms DESC, hash LIMIT 1000 OFFSET $2
+         ) RETURNING hash"
+    )
+    .bind(id)
+    .bind(SPENT_TOKENS_MAX)
+    .fetch_all(db))?;
+    metrics::refresh_tokens_forgotten(forgotten.len());
+    insert_refresh(work, id, tokens.refresh, parent).await
 }

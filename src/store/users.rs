@@ -61,6 +61,8 @@ pub struct AccountChange {
     pub password: Option<(String, SessionId)>,
     /// Whether strangers are kept away.
     pub refuse_strangers: Option<bool>,
+    /// The hash against which the present password was verified, where it had to be.
+    pub confirmed: Option<String>,
 }
 
 /// What the removal of an account did.
@@ -161,17 +163,18 @@ impl Store {
         .await
     }
 
-    /// Replaces a password hash by a stronger one of the same password, unless the password changed meanwhile.
-    pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<()> {
+    /// Replaces a password hash by a stronger one of the same password, unless the password changed meanwhile. Whether it
+    /// did replace it.
+    pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<bool> {
         timed("rehash_password", || async {
-            on!(self.writer(), |db| sqlx::query(
-                "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2"
+            let replaced: Option<UserId> = on!(self.writer(), |db| sqlx::query_scalar(
+                "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING id"
             )
             .bind(id)
             .bind(old)
             .bind(new)
-            .execute(db)
-            .map_ok_drop())
+            .fetch_optional(db))?;
+            Ok(replaced.is_some())
         })
         .await
     }
@@ -189,14 +192,16 @@ impl Store {
     /// Changes an account. Returns it as it is now, and the sessions that ended.
     ///
     /// # Errors
-    /// `login_taken`, `user_not_found`.
+    /// `login_taken`; `user_not_found`, or `wrong_password` where one was confirmed: the account is gone, or has another
+    /// password by now.
     pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(Account, Vec<EndedSession>)> {
         timed("change_account", || async {
             let mut work = self.begin().await?;
             let row: Option<AccountRow> = within!(work, |db| sqlx::query_as(
                 "UPDATE users SET name = COALESCE($2, name), name_key = COALESCE($3, name_key), login = COALESCE($4, login),
                  password_hash = COALESCE($5, password_hash), refuse_strangers = COALESCE($6, refuse_strangers)
-                 WHERE id = $1 AND removed_at_ms IS NULL RETURNING id, login, name, created_at_ms, refuse_strangers"
+                 WHERE id = $1 AND removed_at_ms IS NULL AND password_hash = COALESCE($7, password_hash)
+                 RETURNING id, login, name, created_at_ms, refuse_strangers"
             )
             .bind(id)
             .bind(change.name.as_deref())
@@ -204,9 +209,11 @@ impl Store {
             .bind(change.login.as_deref())
             .bind(change.password.as_ref().map(|(hash, _)| hash.as_str()))
             .bind(change.refuse_strangers)
+            .bind(change.confirmed.as_deref())
             .fetch_optional(db))
             .map_err(login_taken)?;
-            let account = row.ok_or(Error::new(Code::UserNotFound))?.into();
+            let missing = if change.confirmed.is_some() { Code::WrongPassword } else { Code::UserNotFound };
+            let account = row.ok_or(Error::new(missing))?.into();
             let ended = match change.password {
                 Some((_, kept)) => super::sessions::end_others(&mut work, id, kept).await?,
                 None => Vec::new(),
@@ -218,10 +225,16 @@ impl Store {
     }
 
     /// Removes an account: its sessions and invites end, it leaves its chats, its messages stay without a name.
-    pub async fn remove_account(&self, id: UserId, now: Timestamp) -> Result<AccountRemoval> {
+    /// `confirmed` is the hash against which its password was verified.
+    ///
+    /// # Errors
+    /// `wrong_password` if the account is gone, or has another password by now.
+    pub async fn remove_account(&self, id: UserId, confirmed: &str, now: Timestamp) -> Result<AccountRemoval> {
         timed("remove_account", || async {
             let mut work = self.begin().await?;
-            lock_users(&mut work, &[id]).await?;
+            if !lock_user_with_password(&mut work, id, confirmed).await? {
+                return Err(Code::WrongPassword.into());
+            }
             let chats: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
                 "SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL ORDER BY chat_id"
             )
@@ -298,4 +311,15 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
         }
         Tx::Ended => Err(ended()),
     }
+}
+
+/// Locks an account. Whether it is there, and its password is still the one that was verified against `hash`: a login or a
+/// change that was verified before the password changed must not be done after.
+pub(super) async fn lock_user_with_password(work: &mut Work, id: UserId, hash: &str) -> Result<bool> {
+    if lock_users(work, &[id]).await?.is_empty() {
+        return Ok(false);
+    }
+    let now: String =
+        within!(work, |db| sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1").bind(id).fetch_one(db))?;
+    Ok(now == hash)
 }

@@ -5,8 +5,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bb8_redis::redis::io::tcp::TcpSettings;
-use bb8_redis::redis::sentinel::SentinelNodeConnectionInfo;
-use bb8_redis::redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsMode};
+use bb8_redis::redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+};
+
+use crate::model::address::is_loopback;
+use crate::model::certificates::Certificates;
 
 /// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,11 +26,66 @@ pub enum RedisAddress {
         sentinels: Vec<ConnectionInfo>,
         /// The master's name.
         master: String,
-        /// How to speak to the master.
-        node: Box<SentinelNodeConnectionInfo>,
+        /// How to speak to the master: its login and database, not its host.
+        node: Box<ConnectionInfo>,
+        /// By which the master is known; the Sentinels have theirs in their addresses.
+        certificates: Option<TlsCertificates>,
     },
     /// `redis+cluster://host,host`: some nodes of a Redis Cluster.
-    Cluster(Vec<ConnectionInfo>),
+    Cluster {
+        /// The nodes.
+        nodes: Vec<ConnectionInfo>,
+        /// By which all nodes are known.
+        certificates: Option<TlsCertificates>,
+    },
+}
+
+impl RedisAddress {
+    /// The same, known by these certificates.
+    ///
+    /// # Errors
+    /// In a sentence, if the address has no TLS or a certificate can't be used.
+    pub fn with_certificates(self, certificates: &Certificates) -> Result<Self, String> {
+        let tls = TlsCertificates {
+            client_tls: certificates
+                .client
+                .as_ref()
+                .map(|(cert, key)| ClientTlsConfig { client_cert: cert.bytes.clone(), client_key: key.bytes.clone() }),
+            root_cert: certificates.authority.as_ref().map(|authority| authority.bytes.clone()),
+        };
+        let known = |info: ConnectionInfo| {
+            if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) {
+                let client = Client::build_with_tls(info, tls.clone()).map_err(|error| error.to_string())?;
+                Ok(client.get_connection_info().clone())
+            } else {
+                Err("has no TLS to verify: let it begin with rediss://, or unset the files of certificates".to_owned())
+            }
+        };
+        match self {
+            Self::Single(info) => Ok(Self::Single(Box::new(known(*info)?))),
+            Self::Sentinel { sentinels, master, node, .. } => {
+                let sentinels = sentinels.into_iter().map(known).collect::<Result<_, _>>()?;
+                Ok(Self::Sentinel { sentinels, master, node, certificates: Some(tls) })
+            }
+            Self::Cluster { nodes, .. } => {
+                let nodes = nodes.into_iter().map(known).collect::<Result<_, _>>()?;
+                Ok(Self::Cluster { nodes, certificates: Some(tls) })
+            }
+        }
+    }
+
+    /// Whether what is said to Redis crosses a network without TLS, or where no certificate is verified.
+    pub fn is_exposed(&self) -> bool {
+        let exposed = |info: &ConnectionInfo| match info.addr() {
+            ConnectionAddr::Tcp(host, _) => !is_loopback(host),
+            ConnectionAddr::TcpTls { host, insecure, .. } => *insecure && !is_loopback(host),
+            _ => false,
+        };
+        match self {
+            Self::Single(info) => exposed(info),
+            Self::Sentinel { sentinels: infos, .. } | Self::Cluster { nodes: infos, .. } => infos.iter().any(exposed),
+        }
+    }
 }
 
 impl FromStr for RedisAddress {
@@ -52,7 +111,11 @@ impl FromStr for RedisAddress {
             "" => Ok(Self::Single(Box::new(url.into_connection_info().map(tuned).map_err(|error| error.to_string())?))),
             "cluster" => {
                 let nodes = hosts.map(|host| node(login, host, "")).collect::<Result<Vec<_>, _>>()?;
-                if nodes.is_empty() { Err("names no node".to_owned()) } else { Ok(Self::Cluster(nodes)) }
+                if nodes.is_empty() {
+                    Err("names no node".to_owned())
+                } else {
+                    Ok(Self::Cluster { nodes, certificates: None })
+                }
             }
             "sentinel" => {
                 let (master, database) = path.split_once('/').unwrap_or((path, ""));
@@ -61,14 +124,8 @@ impl FromStr for RedisAddress {
                     return Err("must name Sentinels and the master: redis+sentinel://host:26379/master".to_owned());
                 }
                 // The master's login and database, read as if this were its address.
-                let of_master = node(login, "master", database)?;
-                let mut node = SentinelNodeConnectionInfo::default()
-                    .set_redis_connection_info(of_master.redis_settings().clone())
-                    .set_tcp_settings(of_master.tcp_settings().clone());
-                if base == "rediss" {
-                    node = node.set_tls_mode(TlsMode::Secure);
-                }
-                Ok(Self::Sentinel { sentinels, master: master.to_owned(), node: Box::new(node) })
+                let node = node(login, "master", database)?;
+                Ok(Self::Sentinel { sentinels, master: master.to_owned(), node: Box::new(node), certificates: None })
             }
             _ => Err(format!("{scheme}:// is unknown: use redis://, redis+sentinel:// or redis+cluster://")),
         }
@@ -90,7 +147,7 @@ impl fmt::Display for RedisAddress {
                 let sentinels: Vec<String> = sentinels.iter().map(|node| node.addr().to_string()).collect();
                 write!(f, "the Redis {master} that Sentinel at {} names", sentinels.join(", "))
             }
-            Self::Cluster(nodes) => {
+            Self::Cluster { nodes, .. } => {
                 let nodes: Vec<String> = nodes.iter().map(|node| node.addr().to_string()).collect();
                 write!(f, "the Redis Cluster at {}", nodes.join(", "))
             }

@@ -24,8 +24,8 @@ use crate::cluster::bus::BusFeeder;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
-use crate::model::limits::BUS_QUEUE_MAX;
-use crate::model::{Epoch, Event, PresentEpoch, Topic};
+use crate::model::limits::{BUS_QUEUE_MAX, BUS_STALE_TOPICS_MAX};
+use crate::model::{Clock, Epoch, Event, PresentEpoch, Topic};
 use crate::tasks::Tasks;
 
 /// Events announced in one round trip.
@@ -59,10 +59,13 @@ pub struct RedisBus {
 struct Subscriptions {
     own: ReplicaId,
     key: ClusterKey,
+    clock: Clock,
     redis: Arc<Redis>,
     address: RedisAddress,
     epoch: PresentEpoch,
     local: BusFeeder,
+    /// Topics of stale events, to be looked at together: a flood of replayed events costs one look a second.
+    stale: Mutex<HashSet<Topic>>,
     wanted: Mutex<HashSet<Topic>>,
     /// Topics whose wish changed since the subscriber looked.
     changed: Mutex<HashSet<Topic>>,
@@ -100,6 +103,7 @@ impl RedisBus {
         redis: Arc<Redis>,
         address: RedisAddress,
         epoch: PresentEpoch,
+        clock: &Clock,
         tasks: &Tasks,
     ) -> (Self, BusInbox, Arc<BusHealth>) {
         let (local, inbox) = BusFeeder::new();
@@ -109,6 +113,7 @@ impl RedisBus {
         let publisher = Publisher {
             own,
             key: key.clone(),
+            clock: clock.clone(),
             redis: redis.clone(),
             epoch: epoch.clone(),
             missed: HashSet::new(),
@@ -119,10 +124,12 @@ impl RedisBus {
         let subscriptions = Arc::new(Subscriptions {
             own,
             key,
+            clock: clock.clone(),
             redis,
             address,
             epoch: epoch.clone(),
             local: local.clone(),
+            stale: Mutex::default(),
             wanted: Mutex::new(HashSet::from([Topic::Everyone])),
             changed: Mutex::default(),
             news: Notify::new(),
@@ -151,6 +158,7 @@ fn channel(redis: &Redis, topic: Topic) -> String {
 struct Publisher {
     own: ReplicaId,
     key: ClusterKey,
+    clock: Clock,
     redis: Arc<Redis>,
     epoch: PresentEpoch,
     /// Topics of which something could not be told. Told as soon as it can be: look for yourselves.
@@ -188,7 +196,7 @@ impl Publisher {
         }
         commands.extend(looks.iter().map(|topic| self.publish(*topic, Said::Look(*topic))));
         if sing {
-            let body = Envelope { from: self.own, epoch: None, said: Said::Canary }.seal(&self.key);
+            let body = self.seal(None, Said::Canary);
             commands.push(self.command(self.redis.key("canary", &self.own.to_string()), body));
         }
         if self.redis.all("publish", &commands).await.is_ok() {
@@ -221,8 +229,7 @@ impl Publisher {
     }
 
     fn tell(&self, epoch: Epoch, event: &Event, commands: &mut Vec<Cmd>) {
-        let said = Said::Event(event.clone());
-        let body = Envelope { from: self.own, epoch: Some(epoch), said }.seal(&self.key);
+        let body = self.seal(Some(epoch), Said::Event(event.clone()));
         for topic in event.topics() {
             if let Event::Resync(_) = event {
                 // A replica of the version before knows no resync, but what a look is.
@@ -239,10 +246,11 @@ impl Publisher {
     }
 
     fn publish(&self, topic: Topic, said: Said) -> Cmd {
-        self.command(
-            channel(&self.redis, topic),
-            Envelope { from: self.own, epoch: Some(self.epoch.get()), said }.seal(&self.key),
-        )
+        self.command(channel(&self.redis, topic), self.seal(Some(self.epoch.get()), said))
+    }
+
+    fn seal(&self, epoch: Option<Epoch>, said: Said) -> Vec<u8> {
+        Envelope { from: self.own, at: self.clock.now(), epoch, said }.seal(&self.key)
     }
 
     fn command(&self, channel: String, body: Vec<u8>) -> Cmd {
@@ -323,10 +331,13 @@ impl Subscriptions {
         loop {
             tokio::select! {
                 () = gone.notified() => return,
-                _ = watch.tick() => if self.health.silence(heard) > SILENCE_MAX {
-                    metrics::bus_deaf();
-                    return;
-                },
+                _ = watch.tick() => {
+                    self.look_at_stale();
+                    if self.health.silence(heard) > SILENCE_MAX {
+                        metrics::bus_deaf();
+                        return;
+                    }
+                }
                 () = self.news.notified() => if !self.follow_wishes(&mut link, &mut subscribed).await { return },
             }
         }
@@ -378,6 +389,7 @@ impl Subscriptions {
                 };
                 match Envelope::open(&self.key, body) {
                     None => metrics::bus_forged(),
+                    Some(envelope) if envelope.is_stale(self.clock.now()) => self.take_stale(envelope.said),
                     Some(Envelope { from, said: Said::Canary, .. }) if from == self.own => self.health.heard(),
                     // Its own events came to the hub the short way.
                     Some(Envelope { from, .. }) if from == self.own && !faults::on(Mutant::SeenAgain) => {}
@@ -395,6 +407,32 @@ impl Subscriptions {
             }
             PushKind::Disconnection => gone.notify_one(),
             _ => {}
+        }
+    }
+
+    /// Notes the topics of something stale that this replica follows. A replayed canary says nothing.
+    fn take_stale(&self, said: Said) {
+        metrics::bus_stale();
+        let topics = match said {
+            Said::Event(event) => event.topics(),
+            Said::Look(topic) => vec![topic],
+            Said::Canary => return,
+        };
+        let wanted = self.wanted.lock();
+        let mut stale = self.stale.lock();
+        stale.extend(topics.into_iter().filter(|topic| wanted.contains(topic)));
+        if stale.len() > BUS_STALE_TOPICS_MAX {
+            *stale = HashSet::from([Topic::Everyone]);
+        }
+    }
+
+    /// Has the hub compare the topics of stale events with the store.
+    fn look_at_stale(&self) {
+        let topics = std::mem::take(&mut *self.stale.lock());
+        if topics.contains(&Topic::Everyone) {
+            self.local.feed(Arrival::Lost);
+        } else if !topics.is_empty() {
+            self.local.feed(Arrival::Look(topics.into_iter().collect()));
         }
     }
 }

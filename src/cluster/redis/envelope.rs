@@ -1,8 +1,9 @@
 //! What travels on Redis, and its seal.
 //!
 //! Who can write to Redis can publish whatever they like, so everything a replica puts there carries a code that only
-//! holders of the cluster's key can make (HMAC-SHA256, RFC 2104). The key is in the database, never in Redis. What is
-//! replayed is harmless: durable events are known by their `rev`, and the rest only repeats what was so.
+//! holders of the cluster's key can make (HMAC-SHA256, RFC 2104). The key is in the database, never in Redis. The code covers
+//! the time at which the body was sealed. A copy that is replayed within [`BUS_EVENT_AGE_MAX`] is harmless: durable events
+//! are known by their `rev`, and the rest repeats what was so a moment ago. An older copy is not delivered.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::ReplicaId;
-use crate::model::{Epoch, Event, Topic};
+use crate::model::limits::BUS_EVENT_AGE_MAX;
+use crate::model::{Epoch, Event, Timestamp, Topic};
 
 /// Bytes of a seal.
 const SEAL_BYTES: usize = 32;
@@ -62,6 +64,10 @@ pub struct Envelope {
     /// The epoch of the log when it was published; absent from a replica of the version before.
     #[serde(default)]
     pub epoch: Option<Epoch>,
+    /// When it was sealed. Replicas of the version before did not say: to the others their events are stale, which costs a
+    /// look at the store during a rollout and loses nothing.
+    #[serde(default)]
+    pub at: Timestamp,
     /// What.
     pub said: Said,
 }
@@ -88,6 +94,11 @@ impl Envelope {
         key.seal(PUBLISHED, &serde_json::to_vec(self).unwrap_or_default())
     }
 
+    /// Whether it is too old to be delivered at `now`, or from the future, which a wrong clock made.
+    pub fn is_stale(&self, now: Timestamp) -> bool {
+        now.distance(self.at) > BUS_EVENT_AGE_MAX
+    }
+
     /// What a replica of this community published; `None` for anything else.
     pub fn open(key: &ClusterKey, sealed: &[u8]) -> Option<Self> {
         serde_json::from_slice(key.open(PUBLISHED, sealed)?).ok()
@@ -102,12 +113,13 @@ mod tests {
     #[test]
     fn only_what_was_sealed_with_the_key_opens() {
         let key = ClusterKey([7; 32]);
+        let at = Timestamp::from_ms(1_795_305_599_123);
         let said = Said::Look(Topic::User(UserId::default()));
-        let envelope = Envelope { from: ReplicaId(1), epoch: None, said };
+        let envelope = Envelope { from: ReplicaId(1), at, epoch: None, said };
         let sealed = envelope.seal(&key);
         assert!(matches!(
             Envelope::open(&key, &sealed),
-            Some(Envelope { from: ReplicaId(1), epoch: None, said: Said::Look(_) })
+            Some(Envelope { from: ReplicaId(1), epoch: None, said: Said::Look(_), .. })
         ));
         assert!(Envelope::open(&ClusterKey([8; 32]), &sealed).is_none());
         for index in 0..sealed.len() {
@@ -117,5 +129,22 @@ mod tests {
         }
         assert!(Envelope::open(&key, b"{}").is_none());
         assert!(key.open("token a", &key.seal("token b", b"x")).is_none());
+    }
+    #[test]
+    fn an_envelope_is_stale_a_minute_after_it_was_sealed_or_before_and_without_a_time() {
+        let at = Timestamp::from_ms(1_795_305_599_123);
+        let mut envelope = Envelope { from: ReplicaId(1), at, epoch: None, said: Said::Canary };
+        let second = std::time::Duration::from_secs(1);
+        for (now, stale) in [
+            (at, false),
+            (at.plus(BUS_EVENT_AGE_MAX), false),
+            (at.plus(BUS_EVENT_AGE_MAX + second), true),
+            (at.minus(BUS_EVENT_AGE_MAX + second), true),
+        ] {
+            assert_eq!(envelope.is_stale(now), stale, "{now}");
+        }
+        let of_the_version_before = br#"{"from":1,"said":"Canary"}"#;
+        envelope = serde_json::from_slice(of_the_version_before).unwrap();
+        assert!(envelope.is_stale(at));
     }
 }

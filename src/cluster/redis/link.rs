@@ -8,10 +8,10 @@ use bb8_redis::bb8::{ManageConnection, Pool};
 use bb8_redis::redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
 use bb8_redis::redis::cluster::ClusterClientBuilder;
 use bb8_redis::redis::cluster_async::ClusterConnection;
-use bb8_redis::redis::sentinel::{SentinelClient, SentinelServerType};
+use bb8_redis::redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use bb8_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, RedisError, RedisFuture,
-    RedisResult, ScriptInvocation, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, Pipeline,
+    ProtocolVersion, RedisError, RedisFuture, RedisResult, ScriptInvocation, TlsCertificates, TlsMode, Value,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -45,12 +45,15 @@ impl Link {
         let mut config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_MAX)).set_response_timeout(Some(CALL_MAX));
         match address {
-            RedisAddress::Cluster(nodes) => {
+            RedisAddress::Cluster { nodes, certificates } => {
                 let mut builder = ClusterClientBuilder::new(nodes.clone())
                     .use_protocol(ProtocolVersion::RESP3)
                     .connection_timeout(CONNECT_MAX)
                     .response_timeout(CALL_MAX)
                     .retries(2);
+                if let Some(certificates) = certificates {
+                    builder = builder.certs(certificates.clone());
+                }
                 if let Some(push) = push {
                     builder = builder.push_sender(push);
                 }
@@ -63,17 +66,12 @@ impl Link {
                 let client = Client::open(info.as_ref().clone())?;
                 Ok(Self::Single(client.get_multiplexed_async_connection_with_config(&config).await?))
             }
-            RedisAddress::Sentinel { sentinels, master, node } => {
+            RedisAddress::Sentinel { sentinels, master, node, certificates } => {
                 if let Some(push) = push {
                     config = config.set_push_sender(push);
                 }
                 // Asked anew for each connection: the master may be another one by now.
-                let mut client = SentinelClient::build(
-                    sentinels.clone(),
-                    master.clone(),
-                    Some(node.as_ref().clone()),
-                    SentinelServerType::Master,
-                )?;
+                let mut client = sentinel_client(sentinels, master, node, certificates.as_ref())?;
                 Ok(Self::Single(client.get_async_connection_with_config(&config).await?))
             }
         }
@@ -107,6 +105,35 @@ impl Link {
             }
         }
     }
+}
+
+/// A client that asks Sentinels for the master. `node` has the master's login and database, whatever its host.
+fn sentinel_client(
+    sentinels: &[ConnectionInfo],
+    master: &str,
+    node: &ConnectionInfo,
+    certificates: Option<&TlsCertificates>,
+) -> RedisResult<SentinelClient> {
+    let (addresses, login) = (sentinels.iter().map(|sentinel| sentinel.addr().clone()), node.redis_settings());
+    let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
+        .set_client_to_redis_protocol(login.protocol())
+        .set_client_to_redis_db(login.db())
+        .set_client_to_redis_tcp_settings(node.tcp_settings().clone())
+        .set_client_to_sentinel_protocol(login.protocol())
+        .set_client_to_sentinel_tcp_settings(node.tcp_settings().clone());
+    if matches!(node.addr(), ConnectionAddr::TcpTls { .. }) {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder.set_client_to_redis_certificates(certificates.clone());
+    }
+    if let Some(username) = login.username() {
+        builder = builder.set_client_to_redis_username(username);
+    }
+    if let Some(password) = login.password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    builder.build()
 }
 
 impl ConnectionLike for Link {
@@ -182,7 +209,7 @@ pub struct Redis {
 impl Redis {
     /// Redis at this address, all keys and channels under `prefix`. Connects when it is first needed.
     pub fn new(address: RedisAddress, prefix: String) -> Self {
-        let is_cluster = matches!(address, RedisAddress::Cluster(_));
+        let is_cluster = matches!(address, RedisAddress::Cluster { .. });
         let pool = Pool::builder()
             .max_size(POOL)
             .connection_timeout(CONNECT_MAX)

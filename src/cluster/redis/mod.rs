@@ -64,7 +64,7 @@ impl RedisCluster {
         tasks: &Tasks,
     ) -> Self {
         let redis = Arc::new(Redis::new(address.clone(), prefix));
-        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, epoch, tasks);
+        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, epoch, clock, tasks);
         let bus = Arc::new(bus);
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
@@ -80,7 +80,7 @@ impl RedisCluster {
                 }
             }),
         );
-        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), tasks.clone()));
+        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), clock.clone(), tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
     }

@@ -6,14 +6,17 @@ use std::time::Duration;
 use bb8_redis::redis::{Cmd, cmd};
 use moka::sync::Cache;
 use rand::RngExt;
+use serde::{Deserialize, Serialize};
 
 use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
 use crate::cluster::{BoxFuture, CacheTicket, SessionCache};
+use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::{SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
+use crate::model::{Clock, Timestamp};
 use crate::tasks::Tasks;
 
 /// How long a forgotten token is kept as forgotten: longer than anyone can be about to remember it.
@@ -21,23 +24,34 @@ const TOMBSTONE: Duration = Duration::from_mins(1);
 /// How long a look-up in the database may take before what it found is too old to be remembered.
 const TICKET_LIFE: Duration = Duration::from_secs(10);
 
-/// Resolved tokens in Redis. An entry is sealed, so that Redis can't make anyone somebody else, and under its token's hash.
-/// A forgotten token leaves a mark that an older answer of the database can't overwrite.
+/// What is sealed under a token's name. It carries its time, since Redis enforces a lifetime only on its own copy: without
+/// the time, anyone with write access to Redis could put back a copy of an entry whose session has ended.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    sealed_at: Timestamp,
+    #[serde(flatten)]
+    caller: Caller,
+}
+
+/// Resolved tokens in Redis. An entry is sealed under its token's hash and with its time, so that Redis can't give a token
+/// to another user: an entry older than [`SESSION_SHARED_LIFE`] is refused, whatever Redis says of its life. A forgotten
+/// token leaves a mark that an older answer of the database can't overwrite.
 ///
 /// **Without Redis** each replica believes its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. What
 /// could not be forgotten is tried again until it would have ended by itself.
 pub struct RedisSessionCache {
     redis: Arc<Redis>,
     key: ClusterKey,
+    clock: Clock,
     local: Cache<TokenHash, Caller>,
     tasks: Tasks,
 }
 
 impl RedisSessionCache {
     /// A cache in this Redis.
-    pub fn new(redis: Arc<Redis>, key: ClusterKey, tasks: Tasks) -> Self {
+    pub fn new(redis: Arc<Redis>, key: ClusterKey, clock: Clock, tasks: Tasks) -> Self {
         let local = Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_LOCAL_LIFE).build();
-        Self { redis, key, local, tasks }
+        Self { redis, key, clock, local, tasks }
     }
 
     fn name(&self, token: TokenHash) -> String {
@@ -53,7 +67,18 @@ impl RedisSessionCache {
         let name = self.name(token);
         let sealed: Option<Vec<u8>> = self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await?;
         let open = |sealed: Vec<u8>| serde_json::from_slice(self.key.open(&name, &sealed)?).ok();
-        Ok(sealed.and_then(open))
+        let entry: Option<Entry> = sealed.and_then(open);
+        if entry.as_ref().is_some_and(|entry| !self.is_fresh(entry.sealed_at)) {
+            metrics::session_entry_stale();
+            return Ok(None);
+        }
+        Ok(entry.map(|entry| entry.caller))
+    }
+
+    /// Whether an entry of this time may still be believed. One from the future is as doubtful as an old one: a clock was
+    /// wrong when it was sealed, and it could be replayed for longer than its life.
+    fn is_fresh(&self, sealed_at: Timestamp) -> bool {
+        self.clock.now().distance(sealed_at) <= life()
     }
 }
 
@@ -72,10 +97,10 @@ impl SessionCache for RedisSessionCache {
                 return;
             }
             let name = self.name(token);
-            let sealed = self.key.seal(&name, &serde_json::to_vec(&caller).unwrap_or_default());
+            let entry = Entry { sealed_at: self.clock.now(), caller };
+            let sealed = self.key.seal(&name, &serde_json::to_vec(&entry).unwrap_or_default());
             // Spread a little, so that those who came together don't all expire together.
-            let life = if faults::on(Mutant::StaleSessions) { SESSION_SHARED_LIFE * 100 } else { SESSION_SHARED_LIFE };
-            let life = life.mul_f64(rand::rng().random_range(0.75..=1.0));
+            let life = life().mul_f64(rand::rng().random_range(0.75..=1.0));
             let mut set = cmd("SET");
             set.arg(&name).arg(sealed).arg("NX").arg("PX").arg(u64::try_from(life.as_millis()).unwrap_or(0));
             let placed: Result<Option<String>, Down> = self.redis.command("session_put", &set).await;
@@ -114,4 +139,9 @@ impl SessionCache for RedisSessionCache {
             });
         })
     }
+}
+
+/// How long an entry is believed.
+fn life() -> Duration {
+    if faults::on(Mutant::StaleSessions) { SESSION_SHARED_LIFE * 100 } else { SESSION_SHARED_LIFE }
 }

@@ -44,6 +44,63 @@ async fn a_burst_is_granted_then_one_each_pause_over_redis() {
     a_burst_is_granted_then_one_each_pause(&*replica.cluster.limiter, &replica.clock).await;
 }
 
+async fn what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(
+    limiter: &dyn RateLimiter,
+    clock: &Clock,
+) {
+    let take = async || limiter.take(RATE, "ada", clock.now()).await;
+    let mut permits = Vec::new();
+    for _ in 0..40 {
+        permits.push(take().await.unwrap());
+    }
+    assert!(take().await.is_err());
+    for permit in permits.drain(20..) {
+        limiter.give_back(RATE, "ada", permit, clock.now()).await;
+    }
+    assert_eq!(granted(limiter, RATE, 30, clock).await, 20);
+    assert_eq!(granted(limiter, RATE, 1, clock).await, 0);
+
+    clock.advance(RATE.every * 41);
+    for permit in permits {
+        limiter.give_back(RATE, "ada", permit, clock.now()).await;
+    }
+    assert_eq!(granted(limiter, RATE, 50, clock).await, 40, "the burst and no more");
+}
+
+#[tokio::test]
+async fn what_is_given_back_is_granted_again_in_memory() {
+    let (limiter, clock) = (MemoryRateLimiter::default(), Clock::system());
+    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(&limiter, &clock).await;
+}
+
+#[tokio::test]
+async fn what_is_given_back_is_granted_again_over_redis() {
+    let replica = Replica::join(&redis_url(), &prefix());
+    let limiter = &*replica.cluster.limiter;
+    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(limiter, &replica.clock).await;
+}
+
+#[tokio::test]
+async fn failures_on_two_replicas_at_once_are_counted_exactly_and_successes_are_not() {
+    let prefix = prefix();
+    let replicas = [Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix)];
+    let mut attempts = JoinSet::new();
+    for index in 0..200 {
+        let (limiter, clock) = (replicas[index % 2].cluster.limiter.clone(), replicas[0].clock.clone());
+        attempts.spawn(async move {
+            let permit = limiter.take(RATE, "ada", clock.now()).await.ok()?;
+            let failed = index % 4 < 2;
+            if !failed {
+                limiter.give_back(RATE, "ada", permit, clock.now()).await;
+            }
+            Some(failed)
+        });
+    }
+    let failed = attempts.join_all().await.into_iter().filter(|attempt| *attempt == Some(true)).count();
+    let left = granted(&*replicas[0].cluster.limiter, RATE, 50, &replicas[0].clock).await;
+    assert_eq!(failed + left, 40);
+}
+
 #[tokio::test]
 async fn two_replicas_grant_one_burst_between_them() {
     let prefix = prefix();

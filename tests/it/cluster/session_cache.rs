@@ -18,6 +18,7 @@ pub fn caller() -> Caller {
         session_id: SessionId::new(now, &mut rand::rng()),
         expires_at: now.plus(Duration::from_hours(1)),
         last_seen_at: now,
+        logins: 0,
     }
 }
 

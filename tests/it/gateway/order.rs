@@ -109,7 +109,7 @@ impl Bench {
     }
 
     fn connection_of(&self, user_id: UserId, session_id: SessionId) -> Arc<Connection> {
-        let connection = Connection::new(self.numbers.fetch_add(1, Ordering::Relaxed), user_id, session_id);
+        let connection = Connection::new(self.numbers.fetch_add(1, Ordering::Relaxed), user_id, session_id, 0);
         self.hub.register(&connection, 100).now_or_never().unwrap().unwrap();
         connection
     }

@@ -12,7 +12,7 @@ everywhere!(
     ending_all_others_keeps_ones_own,
     another_password_closes_the_other_sessions,
     a_refresh_token_used_twice_closes_the_session,
-    a_session_reused_by_a_login_keeps_its_sockets,
+    a_session_reused_by_a_login_closes_its_sockets,
     removing_the_account_closes_all_its_sockets,
 );
 
@@ -94,14 +94,15 @@ async fn a_refresh_token_used_twice_closes_the_session(server: TestServer) {
     stays(&mut own).await;
 }
 
-async fn a_session_reused_by_a_login_keeps_its_sockets(server: TestServer) {
+async fn a_session_reused_by_a_login_closes_its_sockets(server: TestServer) {
     let ada = server.user().await;
     let (other, grant) = log_in(&ada).await;
     let mut socket = Socket::live(&other).await;
     let again = json!({ "login": ada.login, "password": ada.password, "session_id": grant["session"]["id"] });
     let again = ada.post("/sessions", again).await.expect(201);
     assert_eq!(again["session"]["id"], grant["session"]["id"]);
-    stays(&mut socket).await;
+    closes(&mut socket).await;
+    stays(&mut Socket::live(&ada.with_token(again["token"].as_str().unwrap())).await).await;
 }
 
 async fn removing_the_account_closes_all_its_sockets(server: TestServer) {

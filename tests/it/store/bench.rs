@@ -54,6 +54,9 @@ pub struct Bench {
     dir: TempDir,
 }
 
+/// What is kept as the password of a user whom nobody logs in.
+pub const NO_HASH: &str = "none";
+
 /// A random name.
 pub fn word() -> String {
     format!("w{:016x}", rand::random::<u64>())
@@ -89,7 +92,7 @@ impl Bench {
 
     pub fn new_user(&self) -> NewUser {
         let (id, login, created_at) = (UserId::new(self.now(), &mut rand::rng()), word(), self.now());
-        NewUser { id, name: login.clone(), login, password_hash: "none".to_owned(), created_at }
+        NewUser { id, name: login.clone(), login, password_hash: NO_HASH.to_owned(), created_at }
     }
 
     pub async fn user(&self) -> UserId {
@@ -148,7 +151,7 @@ impl Bench {
     /// Whoever asks with a session.
     pub fn caller(new: &NewSession) -> Caller {
         let (user_id, session_id) = (new.user_id, new.id);
-        Caller { user_id, session_id, expires_at: new.tokens.token_expires_at, last_seen_at: new.now }
+        Caller { user_id, session_id, expires_at: new.tokens.token_expires_at, last_seen_at: new.now, logins: 0 }
     }
 
     pub fn new_invite(&self, uses_left: i64, life_ms: i64) -> Invite {

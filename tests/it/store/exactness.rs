@@ -10,7 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use starling::model::{ChatId, Code, Role, SessionId, Timestamp};
 use starling::store::{Creation, Invite, Opened, Refreshed, Store, StoreOptions};
 
-use super::bench::{Bench, on_both_stores, refused};
+use super::bench::{Bench, NO_HASH, on_both_stores, refused};
 
 on_both_stores!(
     a_pair_has_one_private_chat_though_both_make_it_at_once,
@@ -118,11 +118,11 @@ async fn the_session_limit_is_exact_under_concurrent_logins(bench: Arc<Bench>) {
     let store = two(&bench).await;
     let (ada, bob) = (bench.user().await, bench.user().await);
     let other = bench.new_session(bob, 1_000_000);
-    bench.store.log_in(&other, None, LIMIT).await.unwrap();
+    bench.store.log_in(&other, NO_HASH, None, LIMIT).await.unwrap();
     let log_in = |number: usize| {
         let (store, new) = (store(number), bench.new_session(ada, 1_000_000));
         async move {
-            let logged_in = store.log_in(&new, None, LIMIT).await.unwrap();
+            let logged_in = store.log_in(&new, NO_HASH, None, LIMIT).await.unwrap();
             assert_eq!(logged_in.session_id, new.id);
             (new, logged_in.ended.iter().map(|session| session.id).collect::<Vec<_>>())
         }
@@ -281,7 +281,7 @@ async fn two_owners_who_leave_at_once_do_not_leave_the_chat_without_one(bench: A
 async fn a_spent_refresh_token_ends_its_session_after_the_grace(bench: Arc<Bench>) {
     let ada = bench.user().await;
     let session = bench.new_session(ada, 1_000_000_000);
-    bench.store.log_in(&session, None, 5).await.unwrap();
+    bench.store.log_in(&session, NO_HASH, None, 5).await.unwrap();
     let refresh = async |presented| {
         let fresh = bench.new_session(ada, 1_000_000_000).tokens;
         (bench.store.refresh(presented, &fresh, None, bench.now()).await.unwrap(), fresh)
@@ -313,7 +313,7 @@ async fn an_account_that_goes_while_it_joins_leaves_no_member_behind(bench: Arc<
             let (store, add) = (store(number), bench.adding(chats[number], ada, bob));
             async move { drop(store.add_member(&add).await) }
         };
-        let going = async { bench.store.remove_account(bob, bench.now()).await.unwrap() };
+        let going = async { bench.store.remove_account(bob, NO_HASH, bench.now()).await.unwrap() };
         let (_, removal) = tokio::join!(join_all((0..3).map(join)), going);
         assert!(bench.store.chat_heads(bob).await.unwrap().is_empty());
         for chat in chats {

@@ -8,7 +8,7 @@ use starling::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
 use starling::model::{Change, ChatId, ChatKind, Rev, UserId};
 use starling::store::Swept;
 
-use super::bench::{Bench, draft, on_both_stores};
+use super::bench::{Bench, NO_HASH, draft, on_both_stores};
 
 on_both_stores!(
     expired_sessions_and_invites_go_in_bounded_batches_and_live_ones_stay,
@@ -50,11 +50,11 @@ async fn expired_sessions_and_invites_go_in_bounded_batches_and_live_ones_stay(b
     let ada = bench.user().await;
     let due = usize::try_from(JOB_BATCH).unwrap() + 20;
     for _ in 0..due {
-        bench.store.log_in(&bench.new_session(ada, 500_000), None, 10_000).await.unwrap();
+        bench.store.log_in(&bench.new_session(ada, 500_000), NO_HASH, None, 10_000).await.unwrap();
         bench.store.create_invite(&bench.new_invite(1, 500_000), None, 0).await.unwrap();
     }
     let live = bench.new_session(ada, 1_000_000);
-    bench.store.log_in(&live, None, 10_000).await.unwrap();
+    bench.store.log_in(&live, NO_HASH, None, 10_000).await.unwrap();
     let open = bench.new_invite(1, 1_000_000);
     bench.store.create_invite(&open, None, 0).await.unwrap();
     let early = sweep_all(&bench).await;

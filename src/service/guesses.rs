@@ -1,0 +1,146 @@
+//! Limits on guesses at passwords. Only failures count: an attempt takes its permits before the password is looked at, so
+//! that attempts at the same time are counted exactly, and gives them back unless the password was wrong.
+//!
+//! An attempt to log in counts for its address, for the wider networks of the address, and for the account at that address,
+//! so that an attacker elsewhere can't lock the account's owner out. It counts for the account, too, against guesses from
+//! many networks. That bound does not hold back an attempt from a network where the account has a live session, nor one
+//! that names a live session of the account: those who are logged in can always log in again.
+
+use super::Service;
+use super::sessions::Origin;
+use crate::cluster::Permit;
+use crate::metrics;
+use crate::model::address::Network;
+use crate::model::limits::{
+    LOGINS_PER_ACCOUNT_AND_ADDRESS, LOGINS_PER_ADDRESS, LOGINS_PER_NETWORK_48, LOGINS_PER_NETWORK_56, Rate,
+};
+use crate::model::{Result, SessionId};
+
+/// The permits that an attempt took.
+#[derive(Default)]
+pub(super) struct Attempt {
+    permits: Vec<(Rate, String, Permit)>,
+}
+
+impl Service {
+    /// Takes a permit under each limit, or none of them.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub(super) async fn attempt(&self, limits: Vec<(Rate, String)>) -> Result<Attempt> {
+        let mut attempt = Attempt::default();
+        for (rate, key) in limits {
+            if let Err(error) = self.count(&mut attempt, rate, key).await {
+                // None of it was tried: a flood that one limit refuses must not use up another.
+                self.give_back(attempt).await;
+                return Err(error);
+            }
+        }
+        Ok(attempt)
+    }
+
+    /// Takes one more permit for an attempt.
+    ///
+    /// # Errors
+    /// `rate_limited`; the permits that it has stay taken.
+    pub(super) async fn count(&self, attempt: &mut Attempt, rate: Rate, key: String) -> Result<()> {
+        if !self.limits.rate_limits {
+            return Ok(());
+        }
+        match self.limiter.take(rate, &key, self.clock.now()).await {
+            Ok(permit) => {
+                attempt.permits.push((rate, key, permit));
+                Ok(())
+            }
+            Err(error) => {
+                metrics::rate_limited(rate.name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the permits of an attempt back: it was right, or it was not decided.
+    pub(super) async fn give_back(&self, attempt: Attempt) {
+        for (rate, key, permit) in attempt.permits {
+            self.limiter.give_back(rate, &key, permit, self.clock.now()).await;
+        }
+    }
+
+    /// Whether an attempt comes from a network where this login has a live session, or names such a session. It makes the
+    /// same look-up for a login that does not exist.
+    pub(super) async fn is_expected(&self, login: &str, named: Option<SessionId>, origin: &Origin) -> Result<bool> {
+        let sessions = self.store.live_sessions_of_login(login, self.clock.now()).await?;
+        let here = origin.ip.map(Network::of);
+        let network = |ip: &Option<String>| ip.as_ref().and_then(|ip| ip.parse().ok()).map(Network::of);
+        Ok(sessions.iter().any(|(id, ip)| named == Some(*id) || (here.is_some() && network(ip) == here)))
+    }
+}
+
+/// What an attempt to log in counts for, besides the account as a whole.
+pub(super) fn login_limits(login: &str, origin: &Origin) -> Vec<(Rate, String)> {
+    let mut limits = vec![(LOGINS_PER_ADDRESS, origin.rate_key())];
+    for network in origin.ip.into_iter().flat_map(Network::all) {
+        match network.prefix() {
+            56 => limits.push((LOGINS_PER_NETWORK_56, network.to_string())),
+            48 => limits.push((LOGINS_PER_NETWORK_48, network.to_string())),
+            _ => {}
+        }
+    }
+    limits.push((LOGINS_PER_ACCOUNT_AND_ADDRESS, format!("{login} {}", origin.rate_key())));
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::RateLimiter;
+    use crate::cluster::memory::MemoryRateLimiter;
+    use crate::model::Timestamp;
+
+    fn from(ip: &str) -> Origin {
+        Origin { ip: Some(ip.parse().unwrap()), device: None }
+    }
+
+    /// How many guesses of each of these addresses at an account of its own are let through at one moment.
+    async fn guesses(addresses: impl Iterator<Item = String>, each: usize) -> usize {
+        let (limiter, now, mut granted) = (MemoryRateLimiter::default(), Timestamp::from_ms(1_795_305_599_123), 0);
+        for address in addresses {
+            for account in 0..each {
+                let mut taken = Vec::new();
+                for (rate, key) in login_limits(&format!("u{account}"), &from(&address)) {
+                    match limiter.take(rate, &key, now).await {
+                        Ok(permit) => taken.push((rate, key, permit)),
+                        Err(_) => break,
+                    }
+                }
+                if taken.len() == login_limits("u", &from(&address)).len() {
+                    granted += 1;
+                } else {
+                    for (rate, key, permit) in taken {
+                        limiter.give_back(rate, &key, permit, now).await;
+                    }
+                }
+            }
+        }
+        granted
+    }
+
+    #[tokio::test]
+    async fn an_address_and_each_wider_network_has_a_larger_bound_of_its_own() {
+        assert_eq!(guesses(["203.0.113.7".to_owned()].into_iter(), 100).await, 60);
+        assert_eq!(guesses((0..4).map(|host| format!("203.0.113.{host}")), 100).await, 240);
+        assert_eq!(guesses((0..9).map(|host| format!("2001:db8:1:2::{host:x}")), 100).await, 60, "a /64");
+        assert_eq!(guesses((0..9).map(|net| format!("2001:db8:1:20{net:x}::1")), 100).await, 240, "a /56");
+        assert_eq!(guesses((0..30).map(|net| format!("2001:db8:1:{net:x}00::1")), 100).await, 960, "a /48");
+        assert_eq!(guesses((0..3).map(|net| format!("2001:db8:{net:x}::1")), 100).await, 180);
+    }
+
+    #[tokio::test]
+    async fn one_account_gets_ten_guesses_from_each_address() {
+        let limits = |ip| login_limits("ada", &from(ip));
+        let account = |ip| limits(ip).pop().unwrap();
+        assert_eq!(account("203.0.113.7").0, LOGINS_PER_ACCOUNT_AND_ADDRESS);
+        assert_ne!(account("203.0.113.7").1, account("203.0.113.8").1);
+        assert_eq!(account("2001:db8:1:2::7").1, account("2001:db8:1:2:8::").1, "a /64 is one address");
+    }
+}

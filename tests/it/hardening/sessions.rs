@@ -1,0 +1,141 @@
+//! Sessions: what is copied and replayed, what is decided on old knowledge, and what a login ends.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::json;
+use starling::cluster::{Arrival, Bus, BusInbox};
+use starling::model::{ChatId, Clock, Event, SessionId, Topic, UserId};
+
+use crate::cluster::{Replica, prefix};
+use crate::support::{Backend, TestServer, eventually, redis_command, redis_url};
+
+const CURRENT: &str = "/sessions/current";
+
+/// Whatever `COPY` answers.
+async fn copy(from: &str, to: &str) {
+    let copied: i64 = redis_command(&redis_url(), &["COPY", from, to, "REPLACE"]).await.unwrap();
+    assert_eq!(copied, 1, "{from} was there");
+    let _: i64 = redis_command(&redis_url(), &["PERSIST", to]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_nothing() {
+    let mut prefix = String::new();
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
+    })
+    .await;
+    let ada = server.user().await;
+    ada.get(CURRENT).await.expect(200);
+    let entries: Vec<String> = redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap();
+    let [entry] = entries.as_slice() else { panic!("one session was cached: {entries:?}") };
+    let kept = format!("{entry}:kept");
+    copy(entry, &kept).await;
+
+    ada.delete(CURRENT).await.expect(204);
+    ada.get(CURRENT).await.refused(401, "not_authenticated");
+    server.advance(Duration::from_secs(9));
+    copy(&kept, entry).await;
+    for _ in 0..4 {
+        ada.get(CURRENT).await.refused(401, "not_authenticated");
+    }
+    let _: i64 = redis_command(&redis_url(), &["DEL", &kept, entry]).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed() {
+    let mut prefix = String::new();
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
+    })
+    .await;
+    let (ada, bob) = (server.user().await, server.user().await);
+    let entries =
+        async || -> Vec<String> { redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap() };
+    ada.get(CURRENT).await.expect(200);
+    let of_ada = entries().await.remove(0);
+    bob.get(CURRENT).await.expect(200);
+    let of_bob = entries().await.into_iter().find(|entry| *entry != of_ada).unwrap();
+    copy(&of_bob, &of_ada).await;
+    for _ in 0..4 {
+        assert_eq!(ada.get(CURRENT).await.expect(200)["user"]["id"], json!(ada.id));
+    }
+    let _: i64 = redis_command(&redis_url(), &["DEL", &of_ada, &of_bob]).await.unwrap();
+    server.stop().await;
+}
+
+/// A copy of the next message on a channel, taken while `publish` runs again and again.
+async fn overheard(channel: &str, publish: impl Fn()) -> Vec<u8> {
+    let mut listening = redis::Client::open(redis_url()).unwrap().get_async_pubsub().await.unwrap();
+    listening.subscribe(channel).await.unwrap();
+    publish();
+    let message = tokio::time::timeout(Duration::from_secs(30), listening.on_message().next()).await;
+    message.expect("it is published in time").unwrap().get_payload().unwrap()
+}
+
+async fn replay(channel: &str, body: &[u8]) {
+    let mut redis = redis::Client::open(redis_url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let heard: i64 = redis::cmd("PUBLISH").arg(channel).arg(body).query_async(&mut redis).await.unwrap();
+    assert!(heard >= 1, "a replica listens on {channel}");
+}
+
+async fn next(inbox: &mut BusInbox) -> Arrival {
+    tokio::time::timeout(Duration::from_secs(30), inbox.next()).await.expect("something arrives").unwrap()
+}
+
+/// Waits until the replica hears a topic.
+async fn follow(replica: &mut Replica, topic: Topic) {
+    eventually("the bus is connected", async || replica.cluster.health.is_connected()).await;
+    replica.cluster.bus.follow(topic);
+    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Look(topics) if topics.contains(&topic)) {}
+}
+
+#[tokio::test]
+async fn a_copy_of_an_event_replayed_after_a_minute_is_looked_at_and_not_delivered() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    let chat_id = ChatId::new(Clock::system().now(), &mut rand::rng());
+    let typing = Event::Typing { chat_id, user_id: UserId::default() };
+    follow(&mut listener, Topic::Chat(chat_id)).await;
+    let channel = format!("{prefix}:chat:{{{chat_id}}}");
+    let body = overheard(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
+    assert!(matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::Typing { .. })));
+
+    replay(&channel, &body).await;
+    let arrival = next(&mut listener.cluster.inbox).await;
+    assert!(matches!(arrival, Arrival::Event(Event::Typing { .. })), "a fresh copy passes: {arrival:?}");
+
+    listener.clock.advance(Duration::from_secs(61));
+    for _ in 0..100 {
+        replay(&channel, &body).await;
+    }
+    let arrival = next(&mut listener.cluster.inbox).await;
+    assert!(matches!(&arrival, Arrival::Look(topics) if *topics == [Topic::Chat(chat_id)]), "{arrival:?}");
+
+    speaker.clock.advance(Duration::from_secs(61));
+    speaker.cluster.bus.publish(typing);
+    let mut looks = 0;
+    while let Arrival::Look(_) = next(&mut listener.cluster.inbox).await {
+        looks += 1;
+    }
+    assert!(looks <= 3, "a hundred copies cost a look a second: {looks}");
+}
+
+#[tokio::test]
+async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_look_at_everything() {
+    let prefix = prefix();
+    let speaker = Replica::join(&redis_url(), &prefix);
+    let mut listener = Replica::join(&redis_url(), &prefix);
+    eventually("the bus is connected", async || listener.cluster.health.is_connected()).await;
+    let channel = format!("{prefix}:everyone:{{}}");
+    let ended = Event::SessionsEnded(vec![SessionId::new(Clock::system().now(), &mut rand::rng())]);
+    let body = overheard(&channel, || speaker.cluster.bus.publish(ended.clone())).await;
+    while !matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::SessionsEnded(_))) {}
+    listener.clock.advance(Duration::from_secs(61));
+    replay(&channel, &body).await;
+    let arrival = next(&mut listener.cluster.inbox).await;
+    assert!(matches!(arrival, Arrival::Lost), "{arrival:?}");
+}
