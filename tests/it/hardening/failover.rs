@@ -138,7 +138,8 @@ async fn a_name_that_leads_to_a_standby_for_a_while_is_an_outage_and_nothing_of_
     name.cut_all().await;
     for _ in 0..10 {
         send(&ada, &chat, "meanwhile").await.refused(503, "unavailable");
-        assert_eq!(bob.get("/readyz").await.status, 503);
+        // Once the ping of each second has met the standby, and not ready again before the primary is back.
+        eventually("it is unready", || async { bob.get("/readyz").await.status == 503 }).await;
         bob.get(&format!("/chats/{chat}/messages")).await.refused(503, "unavailable");
     }
     // Connections to the standby, had any been kept, stay as they are.
