@@ -105,12 +105,13 @@ async fn answer(api: &Api, request: Request, next: Next) -> Response {
     let body_read = CancellationToken::new();
     let guard = body_read.clone().drop_guard();
     let request = request.map(|body| Body::new(WatchedBody { body, _read: guard }));
-    let visit = request.extensions().get::<Arc<Visit>>().cloned();
+    let visit = request.extensions().get::<Arc<Visit>>().cloned().unwrap_or_default();
+    let held = visit.clone();
     let working = next.run(request);
     let mut task = api.service.tasks().spawn(async move {
         let response = working.await;
         // Until here the work counts as its user's, whether or not the client still waits for it.
-        drop(visit);
+        drop(held);
         response
     });
     // The client's time to send its body is bounded where that is read; ours begins when it is there.
@@ -118,7 +119,8 @@ async fn answer(api: &Api, request: Request, next: Next) -> Response {
         outcome = &mut task => Ok(outcome),
         () = async {
             let _ = tokio::time::timeout(REQUEST_READ_MAX, body_read.cancelled()).await;
-            tokio::time::sleep(REQUEST_MAX).await;
+            // A body is read only once the user has a permit: that wait is part of the time.
+            tokio::time::sleep(REQUEST_MAX.saturating_sub(visit.waited())).await;
         } => Err(Error::overloaded()),
     };
     match outcome {

@@ -17,8 +17,9 @@ pub async fn livez() -> &'static str {
     "ok"
 }
 
-/// The replica can serve: not about to stop, its database answered when it was last asked, a second ago, and it hears the others if there is anything to hear
-/// them by. That Redis is away is no reason: then all replicas serve without it.
+/// The replica can serve: not about to stop, its database answered when it was last asked, and it hears the others if there
+/// is anything to hear them by. The database is asked once a second, however often this is. That Redis is away is no
+/// reason: then all replicas serve without it.
 #[utoipa::path(get, path = "/readyz", tag = "service", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
     if api.is_draining() || (api.is_deaf)() {

@@ -18,7 +18,7 @@ pub(super) struct PacedBody {
 }
 
 impl PacedBody {
-    pub(super) fn new(body: Body, mut request: Request) -> Self {
+    pub(super) fn new(body: Body, request: Request) -> Self {
         if !body.is_end_stream() {
             request.moved();
         }

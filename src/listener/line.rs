@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::metrics;
-use crate::model::limits::{CLOSE_MAX, Patience};
+use crate::model::limits::{CLOSE_MAX, Patience, REQUEST_MAX, REQUEST_READ_MAX};
 use crate::service::{SharedPlace, Visit};
 
 /// The slots of one listener.
@@ -40,12 +40,29 @@ pub(super) struct Line {
 
 struct Activity {
     had_head: bool,
-    requests: usize,
     /// Since when there is no request in progress.
     quiet_since: Instant,
-    /// When each answer in progress last moved.
-    answers: HashMap<u64, Instant>,
-    next_answer: u64,
+    /// The requests in progress.
+    requests: HashMap<u64, Progress>,
+    next_request: u64,
+}
+
+/// How far a request is.
+enum Progress {
+    /// Since when it has no answer.
+    Unanswered(Instant),
+    /// When its answer last moved.
+    Answered(Instant),
+}
+
+impl Progress {
+    /// Until when it must have moved. An answer that is there may wait for the one before it to be taken, as HTTP/1 has it.
+    fn until(&self, patience: &Patience) -> Instant {
+        match self {
+            Self::Unanswered(since) => *since + REQUEST_READ_MAX + REQUEST_MAX + patience.stall,
+            Self::Answered(moved) => *moved + patience.stall,
+        }
+    }
 }
 
 /// What a look at a connection came to.
@@ -71,13 +88,8 @@ impl Slots {
         let mut waiting = self.waiting.lock();
         let number = waiting.next;
         waiting.next += 1;
-        let activity = Activity {
-            had_head: false,
-            requests: 0,
-            quiet_since: Instant::now(),
-            answers: HashMap::new(),
-            next_answer: 0,
-        };
+        let activity =
+            Activity { had_head: false, quiet_since: Instant::now(), requests: HashMap::new(), next_request: 0 };
         let line = Arc::new(Line {
             slots: self.clone(),
             number,
@@ -110,15 +122,17 @@ impl Slots {
 impl Line {
     /// A request's head is complete.
     pub(super) fn begin(self: &Arc<Self>) -> Request {
-        let first = {
+        let (key, first) = {
             let mut activity = self.activity.lock();
-            activity.requests += 1;
-            !std::mem::replace(&mut activity.had_head, true)
+            let key = activity.next_request;
+            activity.next_request += 1;
+            activity.requests.insert(key, Progress::Unanswered(Instant::now()));
+            (key, !std::mem::replace(&mut activity.had_head, true))
         };
         if first {
             self.slots.forget(self.number);
         }
-        Request { line: self.clone(), answer: None, visit: Visit::new(self.place.clone()) }
+        Request { line: self.clone(), key, visit: Visit::new(self.place.clone()) }
     }
 
     /// The socket is closed.
@@ -138,12 +152,8 @@ impl Line {
         let activity = self.activity.lock();
         // An answer may begin to wait right after this look.
         let soon = now + patience.stall / 4;
-        if let Some(moved) = activity.answers.values().min() {
-            let until = *moved + patience.stall;
+        if let Some(until) = activity.requests.values().map(|request| request.until(patience)).min() {
             return if until <= now { Verdict::Overdue("answer_stalled") } else { Verdict::Fine(until.min(soon)) };
-        }
-        if activity.requests > 0 {
-            return Verdict::Fine(soon);
         }
         let (for_long, end): (Duration, _) = match leaving {
             Some(_) => (CLOSE_MAX, Verdict::Overdue("idle")),
@@ -158,8 +168,8 @@ impl Line {
 /// A request in progress, from its head until its answer is taken entirely or dropped.
 pub(super) struct Request {
     line: Arc<Line>,
-    /// The key of its answer, once that has begun.
-    answer: Option<u64>,
+    /// Its key among the requests of its connection.
+    key: u64,
     /// What the request holds; it may be held longer by the work behind it.
     visit: Arc<Visit>,
 }
@@ -171,24 +181,16 @@ impl Request {
     }
 
     /// The answer began, or a piece of it was taken.
-    pub(super) fn moved(&mut self) {
-        let mut activity = self.line.activity.lock();
-        let key = *self.answer.get_or_insert_with(|| {
-            activity.next_answer += 1;
-            activity.next_answer
-        });
-        activity.answers.insert(key, Instant::now());
+    pub(super) fn moved(&self) {
+        self.line.activity.lock().requests.insert(self.key, Progress::Answered(Instant::now()));
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
         let mut activity = self.line.activity.lock();
-        activity.requests -= 1;
+        activity.requests.remove(&self.key);
         activity.quiet_since = Instant::now();
-        if let Some(key) = self.answer {
-            activity.answers.remove(&key);
-        }
     }
 }
 
@@ -216,8 +218,9 @@ mod tests {
     #[test]
     fn a_request_keeps_its_connection_and_an_answer_that_does_not_move_ends_it() {
         let line = Slots::new(1).take(SharedPlace::default()).unwrap();
-        let mut request = line.begin();
-        assert!(matches!(after(&line, 1000), Verdict::Fine(_)));
+        let request = line.begin();
+        assert!(matches!(after(&line, 39), Verdict::Fine(_)), "15 s to read it, 4.5 s to answer it, 20 s to take it");
+        assert_eq!(after(&line, 41), Verdict::Overdue("answer_stalled"));
         request.moved();
         assert!(matches!(after(&line, 19), Verdict::Fine(_)));
         assert_eq!(after(&line, 21), Verdict::Overdue("answer_stalled"));

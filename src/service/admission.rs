@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -101,6 +102,8 @@ pub struct Visit {
     /// The place of this request, behind a trusted proxy.
     own: Mutex<Option<Place>>,
     permit: Mutex<Option<UserPermit>>,
+    /// How long it waited for its permit.
+    waited: Mutex<Duration>,
 }
 
 impl Visit {
@@ -114,9 +117,15 @@ impl Visit {
         *self.own.lock() = Some(place);
     }
 
-    /// Keeps one of the user's permits.
-    pub fn keep_permit(&self, permit: UserPermit) {
-        *self.permit.lock() = Some(permit);
+    /// Keeps one of the user's permits, or none, after it waited for one.
+    pub fn keep_permit(&self, permit: Option<UserPermit>, waited: Duration) {
+        *self.permit.lock() = permit;
+        *self.waited.lock() = waited;
+    }
+
+    /// How long it waited for its permit: that is part of the time in which a request is answered.
+    pub fn waited(&self) -> Duration {
+        *self.waited.lock()
     }
 
     /// The client is known: its address has its places back.

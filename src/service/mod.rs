@@ -27,6 +27,7 @@ pub use permits::{UserPermit, UserPermits};
 pub use sessions::{Grant, Login, Origin};
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -131,12 +132,15 @@ impl Service {
     /// `unavailable` if none is free within [`limits::USER_REQUEST_WAIT_MAX`].
     pub async fn begin_request(&self, caller: Caller, visit: &Visit) -> Result<()> {
         visit.authenticated();
-        let Some(permit) = self.requests.acquire(caller.user_id, limits::USER_REQUEST_WAIT_MAX).await else {
-            metrics::request_refused("requests_per_user");
-            return Err(Error::overloaded());
-        };
-        visit.keep_permit(permit);
-        Ok(())
+        let start = Instant::now();
+        let permit = self.requests.acquire(caller.user_id, limits::USER_REQUEST_WAIT_MAX).await;
+        let has_permit = permit.is_some();
+        visit.keep_permit(permit, start.elapsed());
+        if has_permit {
+            return Ok(());
+        }
+        metrics::request_refused("requests_per_user");
+        Err(Error::overloaded())
     }
 
     /// Counts one of what `rate` limits under `key`.

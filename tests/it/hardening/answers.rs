@@ -1,4 +1,4 @@
-//! Answers that nobody takes, and how large one may be.
+//! Answers that their clients do not take, and how large a page may be.
 
 use std::time::Duration;
 
