@@ -134,21 +134,16 @@ impl FramePermits {
         Self { shared: Arc::new(Shared { each, users: Mutex::default() }) }
     }
 
-    /// A permit, if one is free and nobody waits for it.
-    pub fn try_take(&self, user_id: UserId) -> Option<FramePermit> {
-        let (seat, permits) = self.seat(user_id);
-        let permit = permits.try_acquire_owned().ok()?;
-        Some(FramePermit { _permit: permit, _seat: seat })
-    }
-
-    /// Waits for a permit. The first to ask is the first to get one.
+    /// Waits for a permit. The first to be polled is the first to get one.
     ///
     /// # Errors
     /// None in practice: the permits are never withdrawn.
-    pub async fn take(&self, user_id: UserId) -> Result<FramePermit> {
+    pub fn take(&self, user_id: UserId) -> impl Future<Output = Result<FramePermit>> + Send + use<> {
         let (seat, permits) = self.seat(user_id);
-        let permit = permits.acquire_owned().await.map_err(Error::internal)?;
-        Ok(FramePermit { _permit: permit, _seat: seat })
+        async move {
+            let permit = permits.acquire_owned().await.map_err(Error::internal)?;
+            Ok(FramePermit { _permit: permit, _seat: seat })
+        }
     }
 
     fn seat(&self, user_id: UserId) -> (Seat, Arc<Semaphore>) {
@@ -172,6 +167,8 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn user(number: u128) -> UserId {
@@ -181,28 +178,26 @@ mod tests {
     #[tokio::test]
     async fn a_user_has_so_many_permits_and_leaves_nothing_behind() {
         let permits = FramePermits::new(2);
-        let held = [permits.try_take(user(1)).unwrap(), permits.try_take(user(1)).unwrap()];
-        assert!(permits.try_take(user(1)).is_none());
-        assert!(permits.try_take(user(2)).is_some(), "another user has permits of their own");
+        let held = [permits.take(user(1)).await.unwrap(), permits.take(user(1)).await.unwrap()];
+        let mut waiting = Box::pin(permits.take(user(1)));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(permits.take(user(2)).now_or_never().is_some(), "another user has permits of their own");
 
-        let waiting = tokio::spawn({
-            let permits = permits.clone();
-            async move { permits.take(user(1)).await.map(drop) }
-        });
         drop(held);
-        waiting.await.unwrap().unwrap();
+        waiting.await.map(drop).unwrap();
         assert!(permits.shared.users.lock().is_empty());
     }
 
     #[tokio::test]
     async fn a_wait_that_is_given_up_leaves_nothing_behind() {
         let permits = FramePermits::new(1);
-        let held = permits.try_take(user(1)).unwrap();
-        let given_up = tokio::time::timeout(std::time::Duration::from_millis(5), permits.take(user(1))).await;
-        assert!(given_up.is_err());
+        let held = permits.take(user(1)).await.unwrap();
+        let mut given_up = Box::pin(permits.take(user(1)));
+        assert!((&mut given_up).now_or_never().is_none());
         drop(held);
+        drop(given_up);
         assert!(permits.shared.users.lock().is_empty());
-        assert!(permits.try_take(user(1)).is_some());
+        assert!(permits.take(user(1)).now_or_never().is_some());
     }
 
     #[test]
