@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::task::JoinHandle;
 
 use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
@@ -12,7 +11,7 @@ use crate::metrics;
 use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
-use crate::service::{Outgoing, Service, UserPermit};
+use crate::service::Outgoing;
 
 /// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
@@ -108,48 +107,36 @@ impl Live {
     }
 
     /// Does work that goes on even if the connection ends or the answer must not wait for it any longer, since it may be
-    /// half done. The work holds one of the user's permits for as long as it runs, whatever becomes of the connection.
-    /// Where none is free it waits in the order of this socket's frames, and the socket is not read beyond
-    /// [`INFLIGHT_FRAMES_MAX`](crate::model::limits::INFLIGHT_FRAMES_MAX) of them; a connection that ends meanwhile
-    /// takes along what has not begun.
+    /// half done. The work holds one of the user's permits for as long as it runs. Where none is free it waits for one in
+    /// the order of this socket's frames, and meanwhile the socket is not read beyond
+    /// [`INFLIGHT_FRAMES_MAX`](crate::model::limits::INFLIGHT_FRAMES_MAX) of them.
     fn bounded<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> impl Future<Output = Result<T>> + Send + 'static {
-        let (service, user_id) = (self.gateway.service.clone(), self.caller.user_id);
-        let start = |service: &Service, permit: UserPermit| {
-            service.tasks().spawn(async move {
-                let _permit = permit;
-                work.await
-            })
-        };
-        let begun = match service.try_frame_permit(user_id) {
-            Some(permit) => Begun::Now(start(&service, permit)),
-            None => Begun::Later(start),
-        };
-        let answered = async move {
-            let task = match begun {
-                Begun::Now(task) => task,
-                Begun::Later(start) => {
-                    metrics::frame_waited();
-                    start(&service, service.frame_permit(user_id).await?)
-                }
+        let service = &self.gateway.service;
+        let mut waiting = Box::pin(service.frame_permit(self.caller.user_id));
+        // Polled here, it joins the queue behind the frames before it. It goes on in the task: left in this connection,
+        // which may be busy with a client that does not read, it would keep its permit from the user's other devices.
+        let taken = (&mut waiting).now_or_never();
+        if taken.is_none() {
+            metrics::frame_waited();
+        }
+        let task = service.tasks().spawn(async move {
+            let _permit = match taken {
+                Some(taken) => taken?,
+                None => waiting.await?,
             };
-            task.await.unwrap_or_else(|failed| Err(Error::internal(failed)))
-        };
+            work.await
+        });
         async move {
-            match tokio::time::timeout(REQUEST_MAX, answered).await {
-                Ok(result) => result,
+            match tokio::time::timeout(REQUEST_MAX, task).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(failed)) => Err(Error::internal(failed)),
                 Err(elapsed) => Err(Error::unavailable(elapsed)),
             }
         }
     }
-}
-
-/// Work under way, or what starts it once there is a permit.
-enum Begun<T, F> {
-    Now(JoinHandle<Result<T>>),
-    Later(F),
 }
 
 fn answer_to(id: Option<FrameId>, result: Result<Option<Message>>) -> Bytes {

@@ -62,18 +62,14 @@ impl Service {
         self.count_within(&self.budgets.arrivals, user_id)
     }
 
-    /// A permit for a frame of this user that works on the database, if one is free. Permits bound what runs at once, so
-    /// they hold even where rate limits are off.
-    pub fn try_frame_permit(&self, user_id: UserId) -> Option<UserPermit> {
-        self.budgets.frames.try_acquire(user_id)
-    }
-
-    /// The same; waits for one. The first to ask is the first to get one.
+    /// A permit for a frame of this user that works on the database. The first to be polled is the first to get one.
+    /// Permits bound what runs at once, so they hold even where rate limits are off.
     ///
     /// # Errors
     /// `unavailable` if none was free for as long as a frame may take.
-    pub async fn frame_permit(&self, user_id: UserId) -> Result<UserPermit> {
-        self.budgets.frames.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded)
+    pub fn frame_permit(&self, user_id: UserId) -> impl Future<Output = Result<UserPermit>> + Send + use<> {
+        let permits = self.budgets.frames.clone();
+        async move { permits.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded) }
     }
 
     fn count_within(&self, rates: &Rates<UserId>, user_id: UserId) -> Result<()> {

@@ -366,6 +366,28 @@ async fn a_frame_that_gets_no_permit_in_time_is_refused_as_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_behind_frames_that_wait_for_permits_gets_its_turn() {
+    let server = TestServer::start(Backend::Postgres).await;
+    let greedy = server.user().await;
+    let chat = greedy.group(&[]).await;
+    greedy.say(&chat, "hello").await;
+    let mut device = Socket::connect(&greedy).await;
+    let mut holder = direct(&server).await;
+    execute(&mut holder, "BEGIN").await;
+    execute(&mut holder, &format!("SELECT 1 FROM chats WHERE id = '{chat}' FOR UPDATE")).await;
+    for n in 0..20 {
+        let edit = json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": n.to_string() });
+        device.send(edit).await;
+    }
+    device.send(json!({ "type": "sync" })).await;
+    // The connection is in its `sync` by now, and looks at no other frame before that is done.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    execute(&mut holder, "ROLLBACK").await;
+    device.until("synced").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
     let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
     let bob = server.user().await;
