@@ -25,6 +25,7 @@ const HUB_CHATS: &str = "starling_hub_chats";
 const HUB_HEALS: &str = "starling_hub_heals_total";
 const RATE_LIMITED: &str = "starling_rate_limited_total";
 const SWEPT: &str = "starling_swept_rows_total";
+const DEPARTURES: &str = "starling_removal_departures_total";
 const PRESENCE_WATCHES: &str = "starling_presence_watches";
 const PRESENCE_TOLD: &str = "starling_presence_told_total";
 const PRESENCE_BLIND: &str = "starling_presence_blind_total";
@@ -63,6 +64,7 @@ pub fn describe() {
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
+    describe_counter!(DEPARTURES, "Chats that removed accounts left");
     describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
     describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
     describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
@@ -174,6 +176,11 @@ pub fn swept(swept: &Swept) {
     counter!(SWEPT, "kind" => "invites").increment(swept.invites);
     counter!(SWEPT, "kind" => "chats").increment(swept.chat_rows);
     counter!(SWEPT, "kind" => "tombstones").increment(swept.tombstones);
+}
+
+/// A removed account left a chat.
+pub fn chat_left_by_removal() {
+    counter!(DEPARTURES).increment(1);
 }
 
 /// So many pairs of a connection and a user whom it watches.

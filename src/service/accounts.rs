@@ -1,4 +1,4 @@
-//! Accounts: registration, the directory, changing and removing one's own.
+//! Accounts: registration, the directory, changing one's own.
 
 use super::Service;
 use super::chats::cut;
@@ -11,7 +11,7 @@ use crate::model::limits::{CHANGES, LOGINS_PER_ACCOUNT, QUERY_CHARS_MAX, REGISTR
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
-use crate::model::{Code, Error, Event, Result, User, UserId};
+use crate::model::{Code, Error, Result, User, UserId};
 use crate::store::{AccountChange, NewUser};
 
 /// What a newcomer tells.
@@ -169,22 +169,8 @@ impl Service {
         Ok(user)
     }
 
-    /// Removes the caller's account: sessions end, chats are left, messages stay without a name.
-    ///
-    /// # Errors
-    /// `rate_limited`, `wrong_password`.
-    pub async fn remove_account(&self, caller: Caller, password: String) -> Result<()> {
-        self.confirm(caller, password).await?;
-        let removal = self.store.remove_account(caller.user_id, self.clock.now()).await?;
-        for event in removal.events {
-            self.bus.publish(Event::Chat(event));
-        }
-        self.sessions_ended(removal.sessions).await;
-        Ok(())
-    }
-
     /// Makes sure that the caller knows the account's password.
-    async fn confirm(&self, caller: Caller, password: String) -> Result<()> {
+    pub(super) async fn confirm(&self, caller: Caller, password: String) -> Result<()> {
         self.limit(LOGINS_PER_ACCOUNT, &caller.user_id.to_string()).await?;
         let hash = self.store.password_hash(caller.user_id).await?;
         match self.hasher.verify(password, hash).await? {

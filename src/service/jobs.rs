@@ -11,12 +11,16 @@ use crate::model::limits::JOB_EVERY;
 use crate::store::Swept;
 
 impl Service {
-    /// Runs the cleaning jobs now and then until `stop`. Several replicas may: the batches are short, and what one
-    /// removed the next does not find.
+    /// Goes on with what a crash interrupted, and runs the cleaning jobs now and then, or when something asks for them,
+    /// until `stop`. Several replicas may: the batches are short, and what one removed the next does not find.
     pub async fn run_jobs(self: Arc<Self>, stop: CancellationToken) {
         loop {
+            if let Err(error) = self.resume_removals().await {
+                tracing::warn!(%error, "could not finish the removal of an account; it will be tried again");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = self.jobs_due.notified() => {}
                 () = tokio::time::sleep(JOB_EVERY) => {}
             }
             if let Err(error) = self.sweep_all().await {

@@ -8,6 +8,7 @@ mod hasher;
 mod invites;
 mod jobs;
 mod messages;
+mod removals;
 mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
@@ -63,6 +64,10 @@ pub struct Service {
     appender: Appender,
     /// Turns to ask the store about tokens.
     resolves: Semaphore,
+    /// Turns to take a removed account out of a chat.
+    departures: Semaphore,
+    /// Asks for a round of the jobs before the clock does.
+    jobs_due: Notify,
     tasks: Tasks,
 }
 
@@ -72,7 +77,21 @@ impl Service {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
         let appender = Appender::start(&store, &bus, &clock, &tasks);
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
-        Arc::new(Self { store, bus, session_cache, limiter, clock, limits, hasher, appender, resolves, tasks })
+        let departures = Semaphore::new(limits::DEPARTURES_AT_ONCE_MAX);
+        Arc::new(Self {
+            store,
+            bus,
+            session_cache,
+            limiter,
+            clock,
+            limits,
+            hasher,
+            appender,
+            resolves,
+            departures,
+            jobs_due: Notify::new(),
+            tasks,
+        })
     }
 
     /// The bounds in force.

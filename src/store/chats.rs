@@ -279,7 +279,8 @@ impl Store {
     /// Makes a chat, or finds the one `self` or `private` chat that there is.
     ///
     /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`.
+    /// `invalid_fields` naming `member_ids` for unknown users, `chat_limit_reached`, `not_authenticated` if the creator's
+    /// account has ended.
     pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
             let mut work = self.begin().await?;
@@ -290,6 +291,9 @@ impl Store {
             };
             let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
             let found = lock_users(&mut work, &wanted).await?;
+            if !found.contains(&new.creator) {
+                return Err(Code::NotAuthenticated.into());
+            }
             if let Some(position) = others.iter().position(|id| !found.contains(id)) {
                 return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
             }

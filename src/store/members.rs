@@ -97,14 +97,17 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
-    /// `chat_limit_reached`.
+    /// `chat_limit_reached`, `not_authenticated` if the actor's account has ended.
     pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
         timed("add_member", || async {
             let mut work = self.begin().await?;
-            let user_known = !lock_users(&mut work, &[add.user_id]).await?.is_empty();
+            let found = lock_users(&mut work, &[add.actor, add.user_id]).await?;
+            if !found.contains(&add.actor) {
+                return Err(Code::NotAuthenticated.into());
+            }
             let head = Head::lock(&mut work, add.chat_id, add.actor).await?;
             permit(head.kind, head.role, Action::Add(add.role))?;
-            if !user_known {
+            if !found.contains(&add.user_id) {
                 return Err(Code::UserNotFound.into());
             }
             if role_of(&mut work, add.chat_id, add.user_id).await?.is_some() {
@@ -266,13 +269,13 @@ pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timesta
     })
 }
 
-async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
+pub(super) async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
     let row: MemberRow =
         within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2")).bind(chat_id).bind(user_id).fetch_one(db))?;
     Ok(row.into())
 }
 
-async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
+pub(super) async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     within!(work, |db| sqlx::query_scalar(
         "SELECT COUNT(*) FROM members WHERE chat_id = $1 AND role = 'owner' AND left_rev IS NULL"
     )
@@ -280,7 +283,7 @@ async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     .fetch_one(db))
 }
 
-async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
+pub(super) async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
     within!(work, |db| sqlx::query("UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2")
         .bind(chat_id)
         .bind(user_id)
@@ -298,7 +301,13 @@ async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> 
         .map_ok_drop())
 }
 
-async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, now: Timestamp) -> Result<ChatEvent> {
+pub(super) async fn leave(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+    head: &Head,
+    now: Timestamp,
+) -> Result<ChatEvent> {
     within!(work, |db| {
         sqlx::query(
         "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
@@ -318,34 +327,4 @@ async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, n
         Change::MemberLeft(user_id)
     };
     Ok(ChatEvent { chat_id, rev: head.rev, change })
-}
-
-/// Takes a user whose account ends out of a chat. Where they were the last owner, the longest-standing admin, else
-/// member, becomes one: a chat is never left without.
-pub(super) async fn depart(
-    work: &mut Work,
-    chat_id: ChatId,
-    user_id: UserId,
-    now: Timestamp,
-) -> Result<Vec<ChatEvent>> {
-    let head = Head::lock(work, chat_id, user_id).await?;
-    let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
-    let heir_needed = head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
-    if heir_needed && owners(work, chat_id).await? == 0 {
-        let heir: UserId = within!(work, |db| {
-            sqlx::query_scalar(
-            "SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL ORDER BY role, joined_rev, user_id LIMIT 1"
-        )
-        .bind(chat_id)
-        .fetch_one(db)
-        })?;
-        let rev: Rev =
-            within!(work, |db| sqlx::query_scalar("UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev")
-                .bind(chat_id)
-                .fetch_one(db))?;
-        set_role(work, chat_id, heir, Role::Owner, rev).await?;
-        let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
-        events.push(ChatEvent { chat_id, rev, change });
-    }
-    Ok(events)
 }

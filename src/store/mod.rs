@@ -19,6 +19,7 @@ mod migrate;
 mod numbered_first;
 mod pool;
 mod presence;
+mod removals;
 mod replica_lock;
 mod sessions;
 mod users;
@@ -34,7 +35,7 @@ pub use messages::HistoryRange;
 pub use presence::Acquaintance;
 pub use replica_lock::ReplicaLock;
 pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, SessionTokens};
-pub use users::{AccountChange, AccountRemoval, NewUser};
+pub use users::{AccountChange, NewUser};
 
 use std::future::Future;
 use std::sync::Arc;

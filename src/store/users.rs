@@ -2,11 +2,9 @@
 
 use sqlx::FromRow;
 
-use super::members::depart;
 use super::sessions::EndedSession;
 use super::{MapOkDrop, Store, Tx, Work, ended, failure, is_unique_violation, on, on_lease, timed, within};
-use crate::model::user::REMOVED_NAME;
-use crate::model::{ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
+use crate::model::{Code, Error, Result, SessionId, Timestamp, User, UserId};
 
 #[derive(FromRow)]
 struct UserRow {
@@ -46,15 +44,6 @@ pub struct AccountChange {
     pub login: Option<String>,
     /// The hash of a new password. All sessions but the named one end with the old one.
     pub password: Option<(String, SessionId)>,
-}
-
-/// What the removal of an account did.
-#[derive(Default)]
-pub struct AccountRemoval {
-    /// The sessions that ended.
-    pub sessions: Vec<EndedSession>,
-    /// The changes of the chats that it left.
-    pub events: Vec<ChatEvent>,
 }
 
 const INSERT: &str =
@@ -181,7 +170,7 @@ impl Store {
     /// Changes an account. Returns it as it is now, and the sessions that ended.
     ///
     /// # Errors
-    /// `login_taken`, `user_not_found`.
+    /// `login_taken`, `not_authenticated` if the account has ended.
     pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(User, Vec<EndedSession>)> {
         timed("change_account", || async {
             let mut work = self.begin().await?;
@@ -197,45 +186,13 @@ impl Store {
             .bind(change.password.as_ref().map(|(hash, _)| hash.as_str()))
             .fetch_optional(db))
             .map_err(login_taken)?;
-            let user = row.ok_or(Error::new(Code::UserNotFound))?.into();
+            let user = row.ok_or(Error::new(Code::NotAuthenticated))?.into();
             let ended = match change.password {
                 Some((_, kept)) => super::sessions::end_others(&mut work, id, kept).await?,
                 None => Vec::new(),
             };
             work.commit().await?;
             Ok((user, ended))
-        })
-        .await
-    }
-
-    /// Removes an account: its sessions and invites end, it leaves its chats, its messages stay without a name.
-    pub async fn remove_account(&self, id: UserId, now: Timestamp) -> Result<AccountRemoval> {
-        timed("remove_account", || async {
-            let mut work = self.begin().await?;
-            lock_users(&mut work, &[id]).await?;
-            let chats: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
-                "SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL ORDER BY chat_id"
-            )
-            .bind(id)
-            .fetch_all(db))?;
-            let mut removal = AccountRemoval::default();
-            for chat_id in chats {
-                removal.events.extend(depart(&mut work, chat_id, id, now).await?);
-            }
-            removal.sessions = within!(work, |db| sqlx::query_as("DELETE FROM sessions WHERE user_id = $1 RETURNING id, token_hash")
-                .bind(id)
-                .fetch_all(db))?;
-            within!(work, |db| sqlx::query("DELETE FROM invites WHERE user_id = $1").bind(id).execute(db).map_ok_drop())?;
-            within!(work, |db| sqlx::query(
-                "UPDATE users SET login = NULL, name_key = NULL, name = $2, password_hash = '', removed_at_ms = $3 WHERE id = $1"
-            )
-            .bind(id)
-            .bind(REMOVED_NAME)
-            .bind(now)
-            .execute(db)
-            .map_ok_drop())?;
-            work.commit().await?;
-            Ok(removal)
         })
         .await
     }

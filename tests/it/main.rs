@@ -7,6 +7,7 @@ mod chaos;
 mod cluster;
 mod documents;
 mod gateway;
+mod hardening;
 mod outages;
 mod postgres;
 mod process;
