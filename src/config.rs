@@ -69,7 +69,7 @@ keys! {
     /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres itself, not a pooler such
     /// as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
-    /// Connections to Postgres for requests; sessions and probes have 6 of their own besides.
+    /// Connections to Postgres for requests; sends, sessions and probes have up to 16 of their own besides.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
     /// Certificates in PEM format of the authorities that sign Postgres's certificate, besides the public ones. The
     /// connection is then verified as by sslmode=verify-full, unless `database_url` says verify-ca.

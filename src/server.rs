@@ -166,6 +166,8 @@ impl Server {
         let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
         let hub = Hub::new(store.clone(), bus, attendance, clock.clone(), tasks.clone(), events_max);
         let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
+        let warm = service.store().clone();
+        drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
         let draining = Arc::<AtomicBool>::default();

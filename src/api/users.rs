@@ -123,7 +123,8 @@ pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<User
     api.service.change_account(caller, patch).await.map(Json)
 }
 
-/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name.
+/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. A user of very
+/// many chats may still be listed in some of them for a while after the answer.
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {

@@ -1,4 +1,4 @@
-//! Accounts: registration, changing and removing one's own.
+//! Accounts: registration, changing one's own.
 
 use super::Service;
 use super::hasher::Verdict;
@@ -9,7 +9,7 @@ use crate::model::limits::{CHANGES, CONFIRMATIONS_PER_SESSION, REGISTRATIONS_PER
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
-use crate::model::{Account, Code, Error, Event, Result, Topic, User, UserId};
+use crate::model::{Account, Code, Error, Result, User, UserId};
 use crate::store::{AccountChange, NewUser};
 
 /// What a newcomer tells.
@@ -160,34 +160,9 @@ impl Service {
         Err(Error::overloaded())
     }
 
-    /// Removes the caller's account: sessions end, chats are left, messages stay without a name.
-    ///
-    /// # Errors
-    /// `rate_limited`, `wrong_password`.
-    pub async fn remove_account(&self, caller: Caller, password: String) -> Result<()> {
-        for _ in 0..VERIFY_TRIES_MAX {
-            let confirmed = self.confirm(caller, password.clone()).await?;
-            let removal = self.store.remove_account(caller.user_id, &confirmed, self.clock.now()).await;
-            // Which chats it left is known only if it was removed.
-            match self.announced(removal, || vec![Topic::Everyone]) {
-                // The password changed, or was hashed anew, since it was confirmed.
-                Err(error) if error.code == Code::WrongPassword => {}
-                Err(error) => return Err(error),
-                Ok(removal) => {
-                    for event in removal.events {
-                        self.bus.publish(Event::Chat(event));
-                    }
-                    self.sessions_ended(removal.sessions).await;
-                    return Ok(());
-                }
-            }
-        }
-        Err(Error::overloaded())
-    }
-
     /// Makes sure that the caller knows the account's password. Returns the hash that it fits: what is done on its strength
     /// compares it again under the account's lock. Only wrong passwords count.
-    async fn confirm(&self, caller: Caller, password: String) -> Result<String> {
+    pub(super) async fn confirm(&self, caller: Caller, password: String) -> Result<String> {
         let attempt = self.attempt(vec![(CONFIRMATIONS_PER_SESSION, caller.session_id.to_string())]).await?;
         let verifying = async {
             let hash = self.store.password_hash(caller.user_id).await?;

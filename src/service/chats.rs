@@ -173,7 +173,7 @@ impl Service {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         let removed = self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await;
         match self.announced(removed, || vec![Topic::Chat(chat_id)])? {
-            Some(rev) => self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::Removed })),
+            Some(rev) => self.publish_change(ChatEvent { chat_id, rev, change: Change::Removed }),
             None => self.bus.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
         Ok(())
@@ -251,8 +251,17 @@ impl Service {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         let removed = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
         let event = self.announced(removed, || vec![Topic::Chat(chat_id)])?;
-        self.bus.publish(Event::Chat(event));
+        self.publish_change(event);
         Ok(())
+    }
+
+    /// Publishes a change. If it removed the chat, the job that clears what is left of it is asked to run at once.
+    pub(super) fn publish_change(&self, event: ChatEvent) {
+        let removed = matches!(event.change, Change::Removed);
+        self.bus.publish(Event::Chat(event));
+        if removed {
+            self.jobs_due.notify_one();
+        }
     }
 
     /// What changed in a chat after a revision: `max` items, or fewer if their texts reach [`PAGE_BYTES_MAX`].

@@ -12,8 +12,10 @@ mod hasher;
 mod health;
 mod invites;
 mod jobs;
+mod lanes;
 mod messages;
 mod permits;
+mod removals;
 mod sessions;
 
 pub use accounts::{AccountPatch, MadeUser, Registration};
@@ -29,12 +31,14 @@ pub use sessions::{Grant, Login, Origin};
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
+use crate::model::clock::JumpWatch;
 use crate::model::limits::{self, Rate};
 use crate::model::session::Caller;
 use crate::model::{Clock, Error, Event, Kind, Limits, Result, Topic};
@@ -78,6 +82,12 @@ pub struct Service {
     /// What one user may have in progress.
     requests: Arc<UserPermits>,
     budgets: Budgets,
+    /// Turns to take a removed account out of a chat.
+    departures: Semaphore,
+    /// Whether the jobs may believe the clock.
+    jumps: Mutex<JumpWatch>,
+    /// Asks for a round of the jobs before the clock does.
+    jobs_due: Notify,
     tasks: Tasks,
 }
 
@@ -89,6 +99,7 @@ impl Service {
         let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
         let requests = UserPermits::new(limits::USER_REQUESTS_MAX);
         let budgets = Budgets::default();
+        let departures = Semaphore::new(limits::DEPARTURES_AT_ONCE_MAX);
         Arc::new(Self {
             store,
             bus,
@@ -101,6 +112,9 @@ impl Service {
             resolves,
             requests,
             budgets,
+            departures,
+            jumps: Mutex::default(),
+            jobs_due: Notify::new(),
             tasks,
         })
     }

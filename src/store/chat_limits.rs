@@ -1,42 +1,85 @@
 //! How many chats a user may have, by whose act, and who may bring a user into one.
+//!
+//! Removed chats don't count, though their members may still be there: only those who seem to be at a limit are counted
+//! with care.
 
-use super::{Work, within};
+use super::{Tx, Work, ended, failure, id_list, on_lease, within};
 use crate::model::limits::CHATS_BY_OTHERS_MAX;
 use crate::model::{Code, Result, UserId};
 
 /// Refuses one chat too many by the user's own act. The caller holds the user's lock.
 pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
-    let chats: i64 = within!(work, |db| sqlx::query_scalar(
-        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND NOT by_others"
+    let is_full: bool = within!(work, |db| sqlx::query_scalar(
+        "SELECT (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND NOT by_others) >= $2
+            AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                 WHERE m.user_id = $1 AND m.left_rev IS NULL AND NOT m.by_others) >= $2"
     )
     .bind(user_id)
+    .bind(chats_max)
     .fetch_one(db))?;
-    if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
+    if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
-/// Refuses to bring a user into a chat by the act of `actor`, if they are strangers to each other and the user refuses
-/// such, or if the user has too many chats already: by others, or altogether. Strangers learn nothing of the latter. The
-/// caller holds the user's lock.
+/// Of the users in a list: whether one refuses the actor `$2`, and whether one has too many chats by others (`$3`) or
+/// altogether (`$4`).
+macro_rules! brought_in {
+    ($in_list:literal) => {
+        concat!(
+            "SELECT CAST(COALESCE(MAX(CASE WHEN t.refuses THEN 1 ELSE 0 END), 0) AS BIGINT),
+                    CAST(COALESCE(MAX(CASE WHEN t.is_full THEN 1 ELSE 0 END), 0) AS BIGINT)
+             FROM (
+                 SELECT u.refuse_strangers AND NOT EXISTS (
+                         SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+                         JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
+                         WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = u.id AND b.left_rev IS NULL
+                     ) AS refuses,
+                     ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3
+                      AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                           WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3)
+                     OR ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4
+                      AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                           WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4) AS is_full
+                 FROM users u WHERE u.id ",
+            $in_list,
+            ") t"
+        )
+    };
+}
+
+/// Refuses to bring users into a chat by the act of `actor`, if the actor is a stranger to one who refuses such, or if one
+/// has too many chats already: by others, or `altogether_max` in all. Strangers learn nothing of the latter. The caller
+/// holds the users' locks.
 pub(super) async fn may_be_brought_in(
     work: &mut Work,
     actor: UserId,
-    user_id: UserId,
+    users: &[UserId],
     altogether_max: Option<i64>,
 ) -> Result<()> {
-    let (refused, by_others, altogether): (bool, i64, i64) = within!(work, |db| sqlx::query_as(
-        "SELECT u.refuse_strangers AND NOT EXISTS (
-                 SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
-                 WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = $1 AND b.left_rev IS NULL),
-             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND by_others),
-             (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL)
-         FROM users u WHERE u.id = $1"
-    )
-    .bind(user_id)
-    .bind(actor)
-    .fetch_one(db))?;
-    if refused {
+    let altogether_max = altogether_max.unwrap_or(i64::MAX);
+    work.count_statement();
+    let (refused, is_full): (i64, i64) = match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+            on_lease!(lease, |db| sqlx::query_as(brought_in!("= ANY($1)"))
+                .bind(ids)
+                .bind(actor)
+                .bind(CHATS_BY_OTHERS_MAX)
+                .bind(altogether_max)
+                .fetch_one(db))?
+        }
+        Tx::Sqlite(tx) => sqlx::query_as(brought_in!("IN (SELECT unhex(value) FROM json_each($1))"))
+            .bind(id_list(users))
+            .bind(actor)
+            .bind(CHATS_BY_OTHERS_MAX)
+            .bind(altogether_max)
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failure)?,
+        Tx::Ended => return Err(ended()),
+    };
+
+    if refused > 0 {
         return Err(Code::UserUnreachable.into());
     }
-    let is_full = by_others >= CHATS_BY_OTHERS_MAX || altogether_max.is_some_and(|max| altogether >= max);
-    if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
+    if is_full > 0 { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }

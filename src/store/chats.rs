@@ -4,14 +4,14 @@ use sqlx::FromRow;
 
 use super::chat_limits::{below_chat_limit, may_be_brought_in};
 use super::head::Head;
-use super::members::{NewMember, insert_member};
+use super::members::insert_first_members;
 use super::users::lock_users;
 use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
 use crate::model::{
-    Chat, ChatId, ChatKind, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
+    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// A chat to be made.
@@ -210,8 +210,9 @@ impl Store {
                 Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
                     lent!(pool, |db| sqlx::query_as(
-                        "SELECT user_id, COUNT(*) FROM members WHERE user_id = ANY($1) AND left_rev IS NULL
-                         GROUP BY user_id",
+                        "SELECT m.user_id, COUNT(*) FROM members m
+                         JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                         WHERE m.user_id = ANY($1) AND m.left_rev IS NULL GROUP BY m.user_id",
                     )
                     .bind(ids)
                     .fetch_all(db))?
@@ -219,12 +220,14 @@ impl Store {
                 Db::Sqlite(db) => {
                     let mut counts = Vec::with_capacity(users.len());
                     for id in users {
-                        let count: i64 =
-                            sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
-                                .bind(id)
-                                .fetch_one(db)
-                                .await
-                                .map_err(failure)?;
+                        let count: i64 = sqlx::query_scalar(
+                            "SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                             WHERE m.user_id = $1 AND m.left_rev IS NULL",
+                        )
+                        .bind(id)
+                        .fetch_one(db)
+                        .await
+                        .map_err(failure)?;
                         counts.push((*id, count));
                     }
                     counts
@@ -280,7 +283,8 @@ impl Store {
     /// Makes a chat, or finds the one `self` or `private` chat that there is.
     ///
     /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`.
+    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`,
+    /// `not_authenticated` if the creator's account has ended.
     pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
             let mut work = self.begin().await?;
@@ -291,6 +295,9 @@ impl Store {
             };
             let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
             let found = lock_users(&mut work, &wanted).await?;
+            if !found.contains(&new.creator) {
+                return Err(Code::NotAuthenticated.into());
+            }
             if let Some(position) = others.iter().position(|id| !found.contains(id)) {
                 return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
             }
@@ -300,26 +307,14 @@ impl Store {
                 return Ok(found);
             }
             below_chat_limit(&mut work, new.creator, new.chats_max).await?;
-            // How many chats a user made keeps no other from writing to that user.
-            let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
-            for user_id in others {
-                may_be_brought_in(&mut work, new.creator, *user_id, altogether_max).await?;
+            if !others.is_empty() {
+                // How many chats a user made keeps no other from writing to that user.
+                let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
+                may_be_brought_in(&mut work, new.creator, others, altogether_max).await?;
             }
-            let mut views = Vec::with_capacity(wanted.len());
-            for user_id in wanted {
-                let owns = user_id == new.creator && !matches!(new.kind, Creation::Private(_));
-                let role = if owns { Role::Owner } else { Role::Member };
-                let member = NewMember {
-                    chat_id: new.id,
-                    user_id,
-                    role,
-                    rev: Rev(1),
-                    last_message_id: MessageId(0),
-                    by_others: user_id != new.creator,
-                };
-                insert_member(&mut work, &member, new.now).await?;
-                views.push((user_id, view_within(&mut work, new.id, user_id).await?));
-            }
+
+            insert_first_members(&mut work, new, &wanted).await?;
+            let views = first_views(&mut work, new, wanted).await?;
             work.commit().await?;
             Ok(Opened::New(views))
         })
@@ -372,13 +367,16 @@ impl Store {
         .await
     }
 
-    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev.
+    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev. A send of this member
+    /// may come in between and know of a later message: neither marker moves back.
     async fn clear_history(&self, chat_id: ChatId, user_id: UserId) -> Result<()> {
         on!(self.writer(), |db| sqlx::query(
             "UPDATE members SET hidden = TRUE,
-                 cleared_message_id = (SELECT last_message_id FROM chats WHERE id = $1),
-                 last_read_message_id = (SELECT last_message_id FROM chats WHERE id = $1)
-             WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+                 cleared_message_id = CASE WHEN cleared_message_id < c.last_message_id
+                     THEN c.last_message_id ELSE cleared_message_id END,
+                 last_read_message_id = CASE WHEN last_read_message_id < c.last_message_id
+                     THEN c.last_message_id ELSE last_read_message_id END
+             FROM chats c WHERE c.id = $1 AND members.chat_id = $1 AND members.user_id = $2 AND left_rev IS NULL"
         )
         .bind(chat_id)
         .bind(user_id)
@@ -394,7 +392,23 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     Ok(row.into())
 }
 
-/// Nobody sees the chat any more; the job clears what is left of it.
+/// What each first member sees of a new chat. In a group or channel the views differ by the role alone.
+async fn first_views(work: &mut Work, new: &NewChat, members: Vec<UserId>) -> Result<Vec<(UserId, Chat)>> {
+    let mine = view_within(work, new.id, new.creator).await?;
+    let mut views = Vec::with_capacity(members.len());
+    for user_id in members {
+        let view = match new.kind {
+            _ if user_id == new.creator => mine.clone(),
+            Creation::Shared { .. } => Chat { role: Some(Role::Member), ..mine.clone() },
+            Creation::SelfChat | Creation::Private(_) => view_within(work, new.id, user_id).await?,
+        };
+        views.push((user_id, view));
+    }
+    Ok(views)
+}
+
+/// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they are until then, since
+/// a channel may have more of them than one transaction can write: whatever counts memberships looks at the chat.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
@@ -404,14 +418,7 @@ pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestam
         .bind(now)
         .execute(db)
         .map_ok_drop()
-    })?;
-    within!(work, |db| sqlx::query(
-        "UPDATE members SET left_rev = rev, left_at_ms = $2 WHERE chat_id = $1 AND left_rev IS NULL"
-    )
-    .bind(chat_id)
-    .bind(now)
-    .execute(db)
-    .map_ok_drop())
+    })
 }
 
 /// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.

@@ -14,7 +14,7 @@ use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, Trust, connect_to_primary};
 use super::{Db, SessionDb, Store, failure};
 use crate::model::address::is_loopback;
 use crate::model::certificates::{Certificates, PemFile};
-use crate::model::limits::SESSION_CONNECTIONS_MAX;
+use crate::model::limits::{APPEND_LOCK_MAX, APPENDERS, LANES_AT_ONCE_MAX, SESSION_CONNECTIONS_MAX};
 use crate::model::{Code, Error, Result};
 
 /// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
@@ -32,6 +32,9 @@ const PROBES_MAX: u32 = 2;
 /// Age at which one of these is replaced: an address that names another server now is noticed within this time even
 /// where the old server still answers. Opening one costs a few milliseconds.
 const PROBE_AGE_MAX: Duration = Duration::from_secs(10);
+/// Connections that only sends use: each appender has one, and each lane that waits for a locked chat.
+#[expect(clippy::cast_possible_truncation, reason = "ten")]
+const APPENDER_CONNECTIONS: u32 = (APPENDERS + LANES_AT_ONCE_MAX) as u32;
 /// How long the database has to answer at start.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
@@ -116,28 +119,39 @@ impl Store {
     /// # Errors
     /// `unavailable` if it can't be reached, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
-        let (reader, writer, sessions, probe) = match options {
+        let (reader, writer, sessions, probe, appenders) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
                 let trust = Trust::default();
                 let with = |name, options: &PgConnectOptions, places, age_max| {
                     Db::Postgres(Pool::new(name, options.clone(), places, age_max, trust.clone()))
                 };
-                let pool = |name, places| with(name, &options, places, AGE_MAX);
-                let (requests, sessions) =
-                    (pool("requests", *connections_max), pool("sessions", SESSION_CONNECTIONS_MAX));
+                let requests = with("requests", &options, *connections_max, AGE_MAX);
+                let sessions = with("sessions", &options, SESSION_CONNECTIONS_MAX, AGE_MAX);
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
                 let probing = options.clone().application_name("starling-probe");
                 let probe = with("probes", &probing, PROBES_MAX, PROBE_AGE_MAX);
-                (requests.clone(), requests, sessions, probe)
+                let brief = options.options([("lock_timeout", format!("{}ms", APPEND_LOCK_MAX.as_millis()))]);
+                let appenders = with("appenders", &brief, APPENDER_CONNECTIONS, AGE_MAX);
+                (requests.clone(), requests, sessions, probe, appenders)
             }
             StoreOptions::Sqlite { dir } => {
                 let Sqlite { reader, session_reader, writer } = sqlite(dir).await?;
                 let sessions = SessionDb { reader: session_reader, writer: writer.clone() };
-                (reader.clone(), writer, sessions, reader)
+                (reader.clone(), writer.clone(), sessions, reader, writer)
             }
         };
-        Ok(Self { reader, writer, sessions, probe, statements: Arc::default(), log: Arc::default() })
+        Ok(Self { reader, writer, sessions, probe, appenders, statements: Arc::default(), log: Arc::default() })
+    }
+}
+
+impl Store {
+    /// Opens the connections that sends use, so that the first of them does not wait for that. A failure is left for the
+    /// first send to find.
+    pub async fn warm_up(&self) {
+        if let Db::Postgres(pool) = &self.appenders {
+            pool.warm_up(APPENDERS).await;
+        }
     }
 }
 

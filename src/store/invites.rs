@@ -46,12 +46,14 @@ impl Store {
     /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
     ///
     /// # Errors
-    /// `invite_limit_reached` if the user has `open_max` open ones.
+    /// `invite_limit_reached` if the user has `open_max` open ones, `not_authenticated` if their account has ended.
     pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
         timed("create_invite", || async {
             let mut work = self.begin().await?;
             if let Some(user_id) = user_id {
-                lock_users(&mut work, &[user_id]).await?;
+                if lock_users(&mut work, &[user_id]).await?.is_empty() {
+                    return Err(Code::NotAuthenticated.into());
+                }
                 let open: i64 = within!(work, |db| sqlx::query_scalar(
                     "SELECT COUNT(*) FROM invites WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2"
                 )

@@ -5,10 +5,10 @@
 use sqlx::FromRow;
 
 use super::chat_limits::may_be_brought_in;
-use super::chats::{mark_removed, view_within};
+use super::chats::{Creation, NewChat, mark_removed, view_within};
 use super::head::{Head, role_of};
 use super::users::lock_users;
-use super::{MapOkDrop, Store, Work, on, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, on, on_lease, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::user::UserBrief;
 use crate::model::{
@@ -69,7 +69,7 @@ macro_rules! members {
 pub(super) use members;
 
 /// A membership to be written.
-pub(super) struct NewMember {
+struct NewMember {
     pub chat_id: ChatId,
     pub user_id: UserId,
     pub role: Role,
@@ -111,14 +111,17 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
-    /// `user_unreachable`, `chat_limit_reached`.
+    /// `user_unreachable`, `chat_limit_reached`, `not_authenticated` if the actor's account has ended.
     pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
         timed("add_member", || async {
             let mut work = self.begin().await?;
-            let user_known = !lock_users(&mut work, &[add.user_id]).await?.is_empty();
+            let found = lock_users(&mut work, &[add.actor, add.user_id]).await?;
+            if !found.contains(&add.actor) {
+                return Err(Code::NotAuthenticated.into());
+            }
             let head = Head::lock(&mut work, add.chat_id, add.actor).await?;
             permit(head.kind, head.role, Action::Add(add.role))?;
-            if !user_known {
+            if !found.contains(&add.user_id) {
                 return Err(Code::UserNotFound.into());
             }
             if role_of(&mut work, add.chat_id, add.user_id).await?.is_some() {
@@ -127,7 +130,7 @@ impl Store {
             if head.kind == ChatKind::Group && head.member_count >= add.members_max {
                 return Err(Code::MemberLimit.into());
             }
-            may_be_brought_in(&mut work, add.actor, add.user_id, Some(add.chats_max)).await?;
+            may_be_brought_in(&mut work, add.actor, &[add.user_id], Some(add.chats_max)).await?;
             let member = NewMember {
                 chat_id: add.chat_id,
                 user_id: add.user_id,
@@ -262,7 +265,7 @@ pub struct AddMember {
     pub chats_max: i64,
 }
 
-pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
+async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
             "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
@@ -283,13 +286,64 @@ pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timesta
     })
 }
 
-async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
+/// Inserts the users of a list into the chat `$1`: the creator `$3` in the role `$4`, the others in the role `$5`.
+macro_rules! first_members {
+    ($user:literal, $from:literal) => {
+        concat!(
+            "INSERT INTO members
+                 (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+             SELECT $1, ",
+            $user,
+            ", CASE WHEN ",
+            $user,
+            " = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, ",
+            $user,
+            " <> $3 FROM ",
+            $from
+        )
+    };
+}
+
+/// Writes the first members of a new chat. The creator of a chat of more than a pair owns it.
+pub(super) async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) -> Result<()> {
+    let role = if matches!(new.kind, Creation::Private(_)) { Role::Member } else { Role::Owner };
+    work.count_statement();
+    match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let sql = first_members!("u.user_id", "UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id");
+            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+            on_lease!(lease, |db| sqlx::query(sql)
+                .bind(new.id)
+                .bind(ids)
+                .bind(new.creator)
+                .bind(role.as_str())
+                .bind(Role::Member.as_str())
+                .bind(new.now)
+                .execute(db)
+                .map_ok_drop())
+        }
+        Tx::Sqlite(tx) => sqlx::query(first_members!("unhex(u.value)", "json_each($2) u"))
+            .bind(new.id)
+            .bind(id_list(users))
+            .bind(new.creator)
+            .bind(role.as_str())
+            .bind(Role::Member.as_str())
+            .bind(new.now)
+            .execute(&mut **tx)
+            .map_ok_drop()
+            .await
+            .map_err(failure),
+        Tx::Ended => Err(ended()),
+    }
+}
+
+pub(super) async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
     let row: MemberRow =
         within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2")).bind(chat_id).bind(user_id).fetch_one(db))?;
     Ok(row.into())
 }
 
-async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
+pub(super) async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     within!(work, |db| sqlx::query_scalar(
         "SELECT COUNT(*) FROM members WHERE chat_id = $1 AND role = 'owner' AND left_rev IS NULL"
     )
@@ -297,7 +351,7 @@ async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     .fetch_one(db))
 }
 
-async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
+pub(super) async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
     within!(work, |db| sqlx::query("UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2")
         .bind(chat_id)
         .bind(user_id)
@@ -315,7 +369,13 @@ async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> 
         .map_ok_drop())
 }
 
-async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, now: Timestamp) -> Result<ChatEvent> {
+pub(super) async fn leave(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+    head: &Head,
+    now: Timestamp,
+) -> Result<ChatEvent> {
     within!(work, |db| {
         sqlx::query(
         "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
@@ -335,34 +395,4 @@ async fn leave(work: &mut Work, chat_id: ChatId, user_id: UserId, head: &Head, n
         Change::MemberLeft(user_id)
     };
     Ok(ChatEvent { chat_id, rev: head.rev, change })
-}
-
-/// Takes a user whose account ends out of a chat. Where they were the last owner, the longest-standing admin, else
-/// member, becomes one: a chat is never left without.
-pub(super) async fn depart(
-    work: &mut Work,
-    chat_id: ChatId,
-    user_id: UserId,
-    now: Timestamp,
-) -> Result<Vec<ChatEvent>> {
-    let head = Head::lock(work, chat_id, user_id).await?;
-    let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
-    let heir_needed = head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
-    if heir_needed && owners(work, chat_id).await? == 0 {
-        let heir: UserId = within!(work, |db| {
-            sqlx::query_scalar(
-            "SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL ORDER BY role, joined_rev, user_id LIMIT 1"
-        )
-        .bind(chat_id)
-        .fetch_one(db)
-        })?;
-        let rev: Rev =
-            within!(work, |db| sqlx::query_scalar("UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev")
-                .bind(chat_id)
-                .fetch_one(db))?;
-        set_role(work, chat_id, heir, Role::Owner, rev).await?;
-        let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
-        events.push(ChatEvent { chat_id, rev, change });
-    }
-    Ok(events)
 }

@@ -196,7 +196,17 @@ impl Pool {
         }
     }
 
-    /// The one that rested last, so that the others of a peak grow old.
+    /// Opens so many connections, as far as they can be had, and lets them rest.
+    pub async fn warm_up(&self, count: usize) {
+        let leases = futures_util::future::join_all((0..count).map(|_| self.lend())).await;
+        for lease in leases.into_iter().flatten() {
+            // Nothing was asked on it, so it is as good as new.
+            let _ = lease.end(Ok(()));
+        }
+    }
+
+    /// The one that rested last, so that the others of a peak grow old. Those that a pool beside this one made doubtful
+    /// are closed.
     fn take(&self) -> Option<Session> {
         let mut idle = self.shared.idle.lock();
         let trust = self.shared.trust.now();

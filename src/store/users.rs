@@ -2,11 +2,9 @@
 
 use sqlx::FromRow;
 
-use super::members::depart;
 use super::sessions::EndedSession;
-use super::{MapOkDrop, Store, Tx, Work, ended, failure, is_unique_violation, on, on_lease, timed, within};
-use crate::model::user::REMOVED_NAME;
-use crate::model::{Account, ChatEvent, ChatId, Code, Error, Result, SessionId, Timestamp, User, UserId};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, is_unique_violation, on, on_lease, timed, within};
+use crate::model::{Account, Code, Error, Result, SessionId, Timestamp, User, UserId};
 
 #[derive(FromRow)]
 pub(super) struct UserRow {
@@ -63,15 +61,6 @@ pub struct AccountChange {
     pub refuse_strangers: Option<bool>,
     /// The hash against which the present password was verified, where it had to be.
     pub confirmed: Option<String>,
-}
-
-/// What the removal of an account did.
-#[derive(Default)]
-pub struct AccountRemoval {
-    /// The sessions that ended.
-    pub sessions: Vec<EndedSession>,
-    /// The changes of the chats that it left.
-    pub events: Vec<ChatEvent>,
 }
 
 const INSERT: &str =
@@ -192,8 +181,8 @@ impl Store {
     /// Changes an account. Returns it as it is now, and the sessions that ended.
     ///
     /// # Errors
-    /// `login_taken`; `user_not_found`, or `wrong_password` where one was confirmed: the account is gone, or has another
-    /// password by now.
+    /// `login_taken`; `not_authenticated`, or `wrong_password` where one was confirmed: the account has ended, or has
+    /// another password by now.
     pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(Account, Vec<EndedSession>)> {
         timed("change_account", || async {
             let mut work = self.begin().await?;
@@ -212,7 +201,7 @@ impl Store {
             .bind(change.confirmed.as_deref())
             .fetch_optional(db))
             .map_err(login_taken)?;
-            let missing = if change.confirmed.is_some() { Code::WrongPassword } else { Code::UserNotFound };
+            let missing = if change.confirmed.is_some() { Code::WrongPassword } else { Code::NotAuthenticated };
             let account = row.ok_or(Error::new(missing))?.into();
             let ended = match change.password {
                 Some((_, kept)) => super::sessions::end_others(&mut work, id, kept).await?,
@@ -220,44 +209,6 @@ impl Store {
             };
             work.commit().await?;
             Ok((account, ended))
-        })
-        .await
-    }
-
-    /// Removes an account: its sessions and invites end, it leaves its chats, its messages stay without a name.
-    /// `confirmed` is the hash against which its password was verified.
-    ///
-    /// # Errors
-    /// `wrong_password` if the account is gone, or has another password by now.
-    pub async fn remove_account(&self, id: UserId, confirmed: &str, now: Timestamp) -> Result<AccountRemoval> {
-        timed("remove_account", || async {
-            let mut work = self.begin().await?;
-            if !lock_user_with_password(&mut work, id, confirmed).await? {
-                return Err(Code::WrongPassword.into());
-            }
-            let chats: Vec<ChatId> = within!(work, |db| sqlx::query_scalar(
-                "SELECT chat_id FROM members WHERE user_id = $1 AND left_rev IS NULL ORDER BY chat_id"
-            )
-            .bind(id)
-            .fetch_all(db))?;
-            let mut removal = AccountRemoval::default();
-            for chat_id in chats {
-                removal.events.extend(depart(&mut work, chat_id, id, now).await?);
-            }
-            removal.sessions = within!(work, |db| sqlx::query_as("DELETE FROM sessions WHERE user_id = $1 RETURNING id, token_hash")
-                .bind(id)
-                .fetch_all(db))?;
-            within!(work, |db| sqlx::query("DELETE FROM invites WHERE user_id = $1").bind(id).execute(db).map_ok_drop())?;
-            within!(work, |db| sqlx::query(
-                "UPDATE users SET login = NULL, name_key = NULL, name = $2, password_hash = '', removed_at_ms = $3 WHERE id = $1"
-            )
-            .bind(id)
-            .bind(REMOVED_NAME)
-            .bind(now)
-            .execute(db)
-            .map_ok_drop())?;
-            work.commit().await?;
-            Ok(removal)
         })
         .await
     }
@@ -286,6 +237,7 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
     let mut sorted: Vec<UserId> = ids.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
+    work.count_statement();
     match &mut work.inner {
         Tx::Postgres(lease) => {
             let ids: Vec<uuid::Uuid> = sorted.iter().map(|id| id.0).collect();
@@ -297,17 +249,10 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
         }
         // SQLite has one writer, and this transaction is it.
         Tx::Sqlite(tx) => {
-            let mut found = Vec::with_capacity(sorted.len());
-            for id in sorted {
-                let id: Option<UserId> =
-                    sqlx::query_scalar("SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL")
-                        .bind(id)
-                        .fetch_optional(&mut **tx)
-                        .await
-                        .map_err(failure)?;
-                found.extend(id);
-            }
-            Ok(found)
+            let sql =
+                "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL
+                       ORDER BY id";
+            sqlx::query_scalar(sql).bind(id_list(&sorted)).fetch_all(&mut **tx).await.map_err(failure)
         }
         Tx::Ended => Err(ended()),
     }

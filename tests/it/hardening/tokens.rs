@@ -32,11 +32,11 @@ async fn what_was_verified_before_the_password_changed_is_not_done_after(bench: 
     refused(&bench.store.log_in(&late, NO_HASH, None, 5).await.map(drop), Code::InvalidCredentials);
     refused(&bench.store.log_in(&late, NO_HASH, reused, 5).await.map(drop), Code::InvalidCredentials);
     refused(&bench.store.change_account(ada, &change(NO_HASH)).await.map(drop), Code::WrongPassword);
-    refused(&bench.store.remove_account(ada, NO_HASH, bench.now()).await.map(drop), Code::WrongPassword);
+    refused(&bench.store.end_account(ada, NO_HASH, bench.now()).await.map(drop), Code::WrongPassword);
     assert!(bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_some());
     assert!(bench.store.resolve(late.tokens.token, bench.now()).await.unwrap().is_none());
     bench.store.log_in(&late, "the new hash", None, 5).await.unwrap();
-    bench.store.remove_account(ada, "the new hash", bench.now()).await.unwrap();
+    bench.store.end_account(ada, "the new hash", bench.now()).await.unwrap();
 }
 
 /// A session and its tokens so far, newest last.

@@ -134,6 +134,17 @@ impl Bench {
         self.store.add_member(&self.adding(chat_id, actor, user_id)).await.unwrap()
     }
 
+    /// Ends an account and leaves its chats, as the server does; the changes of these chats.
+    pub async fn remove_account(&self, user_id: UserId) -> Vec<ChatEvent> {
+        self.store.end_account(user_id, NO_HASH, self.now()).await.unwrap();
+        let mut events = Vec::new();
+        for (chat_id, _) in self.store.chat_heads(user_id).await.unwrap() {
+            events.extend(self.store.depart(chat_id, user_id, self.now()).await.unwrap());
+        }
+        self.store.finish_removal(user_id).await.unwrap();
+        events
+    }
+
     /// Sends one message.
     pub async fn say(&self, chat_id: ChatId, sender_id: UserId, text: &str) -> Message {
         let appended = self.store.append(&[draft(chat_id, sender_id, text)], self.now()).await.unwrap();
