@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     const PATIENCE: Patience =
-        Patience { first_head: Duration::from_secs(10), idle: Duration::from_secs(60), stall: Duration::from_secs(20) };
+        Patience { first_head: Duration::from_secs(10), idle: Duration::from_mins(1), stall: Duration::from_secs(20) };
 
     fn after(line: &Line, seconds: u64) -> Verdict {
         line.look(&PATIENCE, None, Instant::now() + Duration::from_secs(seconds))

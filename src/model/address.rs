@@ -77,11 +77,12 @@ impl fmt::Display for Network {
         match self {
             Self::V4(ip) => write!(f, "{ip}"),
             Self::V6(ip, prefix) => {
-                let [a, b, c, d, ..] = ip.segments();
-                match prefix {
-                    Prefix::Bits48 => write!(f, "{a:x}:{b:x}:{c:x}::/48"),
-                    Prefix::Bits56 | Prefix::Bits64 => write!(f, "{a:x}:{b:x}:{c:x}:{d:x}::/{}", prefix.bits()),
+                // A /48 has three groups, the others four.
+                let groups = if *prefix == Prefix::Bits48 { 3 } else { 4 };
+                for group in &ip.segments()[..groups] {
+                    write!(f, "{group:x}:")?;
                 }
+                write!(f, ":/{}", prefix.bits())
             }
         }
     }
