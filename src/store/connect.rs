@@ -143,9 +143,7 @@ impl Store {
         };
         Ok(Self { reader, writer, sessions, probe, appenders, statements: Arc::default(), log: Arc::default() })
     }
-}
 
-impl Store {
     /// Opens the connections that sends use, so that the first of them does not wait for that. A failure is left for the
     /// first send to find.
     pub async fn warm_up(&self) {
