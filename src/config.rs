@@ -65,7 +65,7 @@ keys! {
     /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres itself, not a pooler such
     /// as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
-    /// Connections to Postgres.
+    /// Connections to Postgres for all but sends and probes, which have up to 12 of their own beside these.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
     /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent: one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";

@@ -164,6 +164,8 @@ impl Server {
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
         let hub = Hub::new(store.clone(), cluster.bus.clone(), attendance, clock.clone(), tasks.clone());
         let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
+        let warm = service.store().clone();
+        drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
         let draining = Arc::<AtomicBool>::default();

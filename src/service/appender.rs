@@ -5,6 +5,8 @@
 //! many share each fsync. Those who were answered together tend to send again together, so an appender that just
 //! committed many waits for as many, for a fraction of what a commit takes: otherwise the first of them goes alone, and
 //! the rest wait for it.
+//!
+//! A chat that another transaction holds gets a lane of its own ([`super::lanes`]), so that the others don't wait for it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -13,18 +15,32 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::lanes::Lanes;
 use crate::cluster::Bus;
 use crate::metrics;
 use crate::model::faults::{self, Point};
 use crate::model::limits::{APPEND_BATCH_MAX, APPEND_GATHER_MAX, APPEND_QUEUE_MAX, APPENDERS, REQUEST_MAX};
 use crate::model::message::{Draft, Sent};
-use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result};
+use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Message, Result};
 use crate::store::Store;
 use crate::tasks::Tasks;
 
-struct Job {
-    draft: Draft,
+/// A draft that waits for its commit, and where its sender waits.
+pub(super) struct Job {
+    pub(super) draft: Draft,
     answer: oneshot::Sender<Result<Sent>>,
+}
+
+impl Job {
+    /// Answers that the draft was not sent.
+    pub(super) fn refuse(self, error: Error) {
+        self.answer(Err(error));
+    }
+
+    fn answer(self, outcome: Result<Sent>) {
+        // Whoever asked may be gone.
+        let _ = self.answer.send(outcome);
+    }
 }
 
 /// The way into the appenders.
@@ -56,10 +72,12 @@ impl Appender {
     pub fn start(store: &Store, bus: &Arc<dyn Bus>, clock: &Clock, tasks: &Tasks) -> Self {
         // SQLite has one writer: a second appender would only make smaller batches.
         let count = if store.is_embedded() { 1 } else { APPENDERS };
+        let committer = Committer { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
+        let lanes = Lanes::new(committer.clone(), tasks.clone());
         let queues = (0..count)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(APPEND_QUEUE_MAX);
-                let worker = Worker { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
+                let worker = Worker { committer: committer.clone(), lanes: lanes.clone() };
                 tasks.spawn_vital("appender", worker.run(queue, tasks.stop_token()));
                 sender
             })
@@ -74,7 +92,10 @@ impl Appender {
     pub fn submit(&self, draft: Draft) -> Result<PendingSend> {
         let (answer, outcome) = oneshot::channel();
         let queue = &self.queues[self.queue_of(draft.chat_id)];
-        queue.try_send(Job { draft, answer }).map_err(|_| Error::overloaded())?;
+        queue.try_send(Job { draft, answer }).map_err(|_| {
+            metrics::append_refused("queue");
+            Error::overloaded()
+        })?;
         Ok(PendingSend(outcome))
     }
 
@@ -85,10 +106,17 @@ impl Appender {
     }
 }
 
-struct Worker {
-    store: Store,
+/// What a commit needs, and what follows from it.
+#[derive(Clone)]
+pub(super) struct Committer {
+    pub(super) store: Store,
     bus: Arc<dyn Bus>,
-    clock: Clock,
+    pub(super) clock: Clock,
+}
+
+struct Worker {
+    committer: Committer,
+    lanes: Lanes,
 }
 
 impl Worker {
@@ -119,50 +147,68 @@ impl Worker {
         }
     }
 
+    /// Commits what has no lane, and answers it; a chat that another transaction holds gets a lane.
     async fn append(&self, jobs: &mut Vec<Job>) {
-        let (drafts, answers): (Vec<Draft>, Vec<_>) = jobs.drain(..).map(|job| (job.draft, job.answer)).unzip();
-        metrics::append_batch(drafts.len());
+        let jobs: Vec<Job> = jobs.drain(..).filter_map(|job| self.lanes.follow(job)).collect();
+        if jobs.is_empty() {
+            return;
+        }
+        metrics::append_batch(jobs.len());
         faults::at(Point::Committing).await;
-        match self.store.append(&drafts, self.clock.now()).await {
-            Ok(appended) => self.announce(appended, answers).await,
-            // A draft that the database itself chokes on must not fail its neighbours.
-            Err(error) if error.code == Code::Internal && drafts.len() > 1 => {
-                for (draft, answer) in drafts.into_iter().zip(answers) {
-                    let alone = self.store.append(std::slice::from_ref(&draft), self.clock.now()).await;
-                    match alone {
-                        Ok(appended) => self.announce(appended, vec![answer]).await,
-                        Err(error) => drop(answer.send(Err(error))),
-                    }
-                }
-            }
-            Err(error) => {
-                for answer in answers {
-                    // Whoever asked may be gone.
-                    let _ = answer.send(Err(error.clone()));
-                }
+        let Err((error, jobs)) = self.attempt(jobs).await else { return };
+
+        if error.code != Code::Internal || jobs.len() == 1 {
+            jobs.into_iter().for_each(|job| job.refuse(error.clone()));
+            return;
+        }
+        // A draft that the database itself chokes on must not fail its neighbours.
+        for job in jobs.into_iter().filter_map(|job| self.lanes.follow(job)) {
+            if let Err((error, jobs)) = self.attempt(vec![job]).await {
+                jobs.into_iter().for_each(|job| job.refuse(error.clone()));
             }
         }
     }
 
-    /// Tells the hubs, in the order of the commit, then the senders.
-    async fn announce(&self, appended: Vec<Result<Sent>>, answers: Vec<oneshot::Sender<Result<Sent>>>) {
-        faults::at(Point::Committed).await;
-        let mut sends = 0;
-        for sent in appended.iter().flatten() {
-            if let Sent::New(message) = sent {
-                sends += 1;
-                let event = ChatEvent {
-                    chat_id: message.chat_id,
-                    rev: message.rev,
-                    change: Change::MessageSent(message.clone()),
-                };
-                self.bus.publish(Event::Chat(event));
+    /// Commits jobs as far as their chats are free. Gives them back if that failed as a whole.
+    async fn attempt(&self, jobs: Vec<Job>) -> Result<(), (Error, Vec<Job>)> {
+        let drafts: Vec<Draft> = jobs.iter().map(|job| job.draft.clone()).collect();
+        let attempted = match self.committer.store.try_append(&drafts, self.committer.clock.now()).await {
+            Ok(attempted) => attempted,
+            Err(error) => return Err((error, jobs)),
+        };
+
+        let (mut decided, mut held) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for (sent, job) in attempted.into_iter().zip(jobs) {
+            match sent {
+                Some(sent) => decided.push((sent, job)),
+                None => held.push(job),
             }
         }
-        metrics::messages_sent(sends);
+        self.committer.announce(decided).await;
+        held.into_iter().for_each(|job| self.lanes.enter(job));
+        Ok(())
+    }
+}
+
+impl Committer {
+    /// Tells the hubs, in the order of the commit, then the senders.
+    pub(super) async fn announce(&self, decided: Vec<(Result<Sent>, Job)>) {
+        faults::at(Point::Committed).await;
+        let new = decided.iter().filter_map(|(sent, _)| match sent {
+            Ok(Sent::New(message)) => Some(message),
+            _ => None,
+        });
+        let mut new: Vec<&Message> = new.collect();
+        // What took the careful path has its place behind the others of its chat.
+        new.sort_by_key(|message| message.rev);
+        for message in &new {
+            let change = Change::MessageSent((*message).clone());
+            self.bus.publish(Event::Chat(ChatEvent { chat_id: message.chat_id, rev: message.rev, change }));
+        }
+        metrics::messages_sent(new.len() as u64);
         faults::at(Point::Announced).await;
-        for (sent, answer) in appended.into_iter().zip(answers) {
-            let _ = answer.send(sent);
+        for (sent, job) in decided {
+            job.answer(sent);
         }
     }
 }

@@ -2,32 +2,42 @@
 //!
 //! The chats' rows are locked in the order of their ids; under the locks membership is read, positions are given out and
 //! everything is written at once. On Postgres one statement does all of that for drafts with nothing in the way
-//! ([`postgres::place`]). What it leaves, and all of SQLite, goes step by step ([`Store::append_checked`]), which finds
-//! out why a draft is refused, or that its `client_id` came before. That a `client_id` comes again is left to the unique
-//! index to notice, since it is rare.
+//! ([`place`]). What it leaves, and all of SQLite, goes step by step ([`Store::append_checked`]), which finds out why a
+//! draft is refused, or that its `client_id` came before. Two that come with one `client_id` at the same moment are left
+//! to the unique index to notice, since that is rare.
+//!
+//! A chat whose row another transaction holds must not hold up the others of its batch. So [`Store::try_append`] waits for
+//! a lock only briefly, then does without the chats that it can't have and leaves their drafts to
+//! [`Store::append_patiently`]. The sessions of the appenders' own pool are opened with that short `lock_timeout`, so the
+//! ordinary case pays no round trip for it. SQLite has one writer, which waits for nobody.
 //!
 //! A list of rows is passed to a statement as arrays on Postgres, as a JSON array of arrays on SQLite.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::append_postgres::{Locks, place};
+use super::append_sqlite::{self, id};
 use super::messages::MessageRow;
 use super::pool::Pool;
-use super::{Db, Store, Tx, Work, ended, failure, is_unique_violation, lent, on_lease, timed};
+use super::{Db, Store, Tx, Work, ended, failure, is_lock_timeout, is_unique_violation, lent, on_lease, timed};
+use crate::metrics;
 use crate::model::chat::{Action, permit};
 use crate::model::faults::{self, Mutant};
 use crate::model::message::{Draft, Sent};
-use crate::model::text::snippet;
 use crate::model::{
     ChatId, ChatKind, Code, Error, Message, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
 };
 
 /// What became of each draft, in their order.
 pub type Appended = Vec<Result<Sent>>;
+
+/// The same; `None` for a draft whose chat another transaction holds. It was neither placed nor refused.
+pub type Attempted = Vec<Option<Result<Sent>>>;
 
 /// The head of a chat's log while a batch grows it.
 #[derive(Clone, Debug, FromRow)]
@@ -50,10 +60,21 @@ struct Earlier {
 type Key = (ChatId, UserId, String);
 
 impl Store {
-    /// Sends drafts in one commit, each placed at the end of its chat in the order given. The outer error means that
-    /// none was placed as far as is known; the inner ones refuse single drafts: `chat_not_found`, `not_allowed`,
-    /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there.
+    /// Sends drafts as [`Store::try_append`] does, and then, patiently, those whose chats were held.
     pub async fn append(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
+        let mut attempted = self.try_append(drafts, now).await?;
+        let held = pick(drafts, &attempted);
+        if !held.is_empty() {
+            fill(&mut attempted, self.append_patiently(&held, now).await?.into_iter().map(Some));
+        }
+        Ok(attempted.into_iter().map(|sent| sent.unwrap_or_else(lost)).collect())
+    }
+
+    /// Sends drafts in one commit or two, each placed at the end of its chat in the order given. The outer error means that
+    /// none was placed as far as is known; the inner ones refuse single drafts: `chat_not_found`, `not_allowed`,
+    /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there. The drafts of a chat that another
+    /// transaction holds for more than [`APPEND_LOCK_MAX`](crate::model::limits::APPEND_LOCK_MAX) are left.
+    pub async fn try_append(&self, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
         timed("append", || async {
             let keyless: Vec<Draft>;
             let drafts = if faults::on(Mutant::DedupeForgotten) {
@@ -67,75 +88,176 @@ impl Store {
                 return self.append_numbered_first(drafts, now).await;
             }
             if faults::on(Mutant::AckBeforeCommit) {
-                return self.append_checked(drafts, now, true).await;
+                return self.append_checked(drafts, now, true, Locks::Wait).await;
             }
-            let first = match &self.writer {
+            match &self.appenders {
                 Db::Postgres(pool) => self.append_at_once(pool, drafts, now).await,
-                Db::Sqlite(_) => self.append_checked(drafts, now, false).await,
-            };
-            match first {
-                Err(error) if is_unique_violation(&error) => self.append_checked(drafts, now, true).await,
-                result => result,
+                Db::Sqlite(_) => match self.append_checked(drafts, now, false, Locks::Wait).await {
+                    Err(error) if is_unique_violation(&error) => {
+                        self.append_checked(drafts, now, true, Locks::Wait).await
+                    }
+                    result => result,
+                },
             }
+        })
+        .await
+    }
+
+    /// Sends drafts in one commit, each placed at the end of its chat in the order given, and waits for the chats' locks
+    /// for as long as a statement may take. Errors as of [`Store::try_append`]; `unavailable` if a lock was not to be had.
+    pub async fn append_patiently(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
+        timed("append_patiently", || async {
+            let attempted = self.append_checked(drafts, now, true, Locks::Wait).await?;
+            Ok(attempted.into_iter().map(|sent| sent.unwrap_or_else(lost)).collect())
         })
         .await
     }
 
     /// The ordinary case in one round trip: what the statement does not place is checked with all care, to be placed
     /// after all or to learn why not.
-    async fn append_at_once(&self, pool: &Pool, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
-        self.statements.fetch_add(1, Ordering::Relaxed);
-        let places = lent!(pool, |db| postgres::place(db, &drafts.iter().collect::<Vec<_>>(), false, now))?;
-        let mut appended: Vec<Option<Result<Sent>>> = vec![None; drafts.len()];
-        for (index, id, rev) in places {
-            appended[index] = Some(Ok(Sent::New(message(&drafts[index], id, rev, now))));
+    async fn append_at_once(&self, pool: &Pool, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
+        let mut attempted: Attempted = vec![None; drafts.len()];
+        let repeating = chats_with_repeats(drafts);
+        let ordinary: Vec<usize> =
+            (0..drafts.len()).filter(|index| !repeating.contains(&drafts[*index].chat_id)).collect();
+        let chosen: Vec<&Draft> = ordinary.iter().map(|index| &drafts[*index]).collect();
+
+        let mut locks = Locks::WaitBriefly;
+        let mut placed = self.place_at_once(pool, &chosen, locks, now).await;
+        if placed.as_ref().is_err_and(is_lock_timeout) {
+            metrics::append_met_lock();
+            locks = Locks::Skip;
+            placed = self.place_at_once(pool, &chosen, locks, now).await;
         }
-        let unplaced: Vec<Draft> =
-            appended.iter().zip(drafts).filter(|(sent, _)| sent.is_none()).map(|(_, draft)| draft.clone()).collect();
-        let mut checked = Vec::new().into_iter();
-        if !unplaced.is_empty() {
-            checked = match self.append_checked(&unplaced, now, true).await {
-                Ok(checked) => checked.into_iter(),
-                // What was placed stays placed, and its senders hear so.
-                Err(error) => vec![Err(error); unplaced.len()].into_iter(),
-            };
+        let places = match placed {
+            Ok(places) => places,
+            // Another transaction placed one of the keys at the same moment.
+            Err(error) if is_unique_violation(&error) => Vec::new(),
+            // Not a chat is locked, but a table.
+            Err(error) if is_lock_timeout(&error) => return Ok(attempted),
+            Err(error) => return Err(error),
+        };
+        for (number, id, rev) in &places {
+            let index = ordinary[*number];
+            attempted[index] = Some(Ok(Sent::New(message(&drafts[index], *id, *rev, now))));
         }
-        let lost = || Err(Error::internal("a draft was neither placed nor refused"));
-        Ok(appended.into_iter().map(|sent| sent.or_else(|| checked.next()).unwrap_or_else(lost)).collect())
+
+        let unplaced = pick(drafts, &attempted);
+        if unplaced.is_empty() {
+            return Ok(attempted);
+        }
+        let mut checked = self.append_checked(&unplaced, now, true, locks).await;
+        if locks == Locks::WaitBriefly && checked.as_ref().is_err_and(is_lock_timeout) {
+            metrics::append_met_lock();
+            checked = self.append_checked(&unplaced, now, true, Locks::Skip).await;
+        }
+        match checked {
+            Ok(checked) => fill(&mut attempted, checked.into_iter()),
+            Err(error) if is_lock_timeout(&error) => {}
+            Err(error) if places.is_empty() => return Err(error),
+            // What was placed stays placed, and its senders hear so.
+            Err(error) => fill(&mut attempted, unplaced.iter().map(|_| Some(Err(error.clone())))),
+        }
+        Ok(attempted)
     }
 
-    pub(super) async fn append_checked(&self, drafts: &[Draft], now: Timestamp, look_up: bool) -> Result<Appended> {
-        let mut work = self.begin().await?;
+    async fn place_at_once(
+        &self,
+        pool: &Pool,
+        drafts: &[&Draft],
+        locks: Locks,
+        now: Timestamp,
+    ) -> Result<Vec<(usize, MessageId, Rev)>> {
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        lent!(pool, |db| place(db, drafts, false, locks, now))
+    }
+
+    /// Begins a unit of work of an appender.
+    async fn begin_append(&self, locks: Locks) -> Result<Work> {
+        let Db::Postgres(pool) = &self.appenders else { return self.begin().await };
+        // One round trip, both.
+        let patiently = "BEGIN; SET LOCAL lock_timeout = 0";
+        let begin = if locks == Locks::Wait { patiently } else { "BEGIN" };
+        let inner = Tx::Postgres(pool.begin(begin).await.map_err(failure)?);
+        Ok(Work { inner, statements: self.statements.clone() })
+    }
+
+    pub(super) async fn append_checked(
+        &self,
+        drafts: &[Draft],
+        now: Timestamp,
+        look_up: bool,
+        locks: Locks,
+    ) -> Result<Attempted> {
+        let mut work = self.begin_append(locks).await?;
+        let heads = lock_heads(&mut work, drafts, locks).await?;
+        let held = if locks == Locks::Skip { held_chats(&mut work, drafts, &heads).await? } else { HashSet::new() };
         let mut placement = Placement {
-            heads: lock_heads(&mut work, drafts).await?,
+            heads,
             // A statement of its own, after the locks: it sees every removal that came before this batch.
             roles: read_roles(&mut work, drafts).await?,
             earlier: if look_up { read_earlier(&mut work, drafts).await? } else { HashMap::new() },
             placed_keys: HashMap::new(),
             now,
         };
-        let mut appended: Appended = Vec::with_capacity(drafts.len());
+
+        let mut attempted: Attempted = Vec::with_capacity(drafts.len());
         for (index, draft) in drafts.iter().enumerate() {
-            let placed = placement.place(index, draft, &appended);
-            appended.push(placed);
+            let free = !held.contains(&draft.chat_id);
+            let placed = free.then(|| placement.place(index, draft, &attempted));
+            attempted.push(placed);
         }
-        let fresh: Vec<(&Message, &Draft)> = appended
+        let fresh: Vec<(&Message, &Draft)> = attempted
             .iter()
             .zip(drafts)
             .filter_map(|(sent, draft)| match sent {
-                Ok(Sent::New(message)) => Some((message, draft)),
+                Some(Ok(Sent::New(message))) => Some((message, draft)),
                 _ => None,
             })
             .collect();
         if !fresh.is_empty() {
             write(&mut work, &fresh, now).await?;
             if faults::on(Mutant::AckBeforeCommit) && now.as_ms() % 20 == 0 {
-                return Ok(appended);
+                return Ok(attempted);
             }
             work.commit().await?;
         }
-        Ok(appended)
+        Ok(attempted)
     }
+}
+
+/// The drafts of which nothing has become yet.
+fn pick(drafts: &[Draft], attempted: &Attempted) -> Vec<Draft> {
+    let undecided = attempted.iter().zip(drafts).filter(|(sent, _)| sent.is_none());
+    undecided.map(|(_, draft)| draft.clone()).collect()
+}
+
+/// Notes what became of those drafts, in their order.
+fn fill(attempted: &mut Attempted, outcomes: impl Iterator<Item = Option<Result<Sent>>>) {
+    let undecided = attempted.iter_mut().filter(|sent| sent.is_none());
+    for (sent, outcome) in undecided.zip(outcomes) {
+        *sent = outcome;
+    }
+}
+
+pub(super) fn lost() -> Result<Sent> {
+    Err(Error::internal("a draft was neither placed nor refused"))
+}
+
+/// Chats into which one sender sends one key twice in this batch: which of the two counts is found out step by step.
+fn chats_with_repeats(drafts: &[Draft]) -> HashSet<ChatId> {
+    let mut keys = HashSet::with_capacity(drafts.len());
+    let mut chats = HashSet::new();
+    for draft in drafts {
+        let Some(key) = draft.client_id.as_deref() else { continue };
+        if !keys.insert((draft.chat_id, draft.sender_id, key)) {
+            chats.insert(draft.chat_id);
+        }
+    }
+    chats
 }
 
 /// Gives drafts their places, in memory, from what was read under the locks.
@@ -149,7 +271,7 @@ struct Placement<'a> {
 }
 
 impl<'a> Placement<'a> {
-    fn place(&mut self, index: usize, draft: &'a Draft, before: &[Result<Sent>]) -> Result<Sent> {
+    fn place(&mut self, index: usize, draft: &'a Draft, before: &[Option<Result<Sent>>]) -> Result<Sent> {
         let not_found = || Error::new(Code::ChatNotFound);
         let role = self.roles.get(&(draft.chat_id, draft.sender_id)).ok_or_else(not_found)?;
         let head = self.heads.get_mut(&draft.chat_id).ok_or_else(not_found)?;
@@ -164,7 +286,7 @@ impl<'a> Placement<'a> {
                 };
             }
             let key = (draft.chat_id, draft.sender_id, client_id);
-            if let Some(Ok(Sent::New(first))) = self.placed_keys.get(&key).map(|first| &before[*first]) {
+            if let Some(Some(Ok(Sent::New(first)))) = self.placed_keys.get(&key).map(|first| &before[*first]) {
                 let same = first.text.as_deref() == Some(draft.text.as_str()) && first.reply_to == draft.reply_to;
                 return if same { Ok(Sent::Repeated(first.clone())) } else { Err(Code::ClientIdReused.into()) };
             }
@@ -197,22 +319,40 @@ pub(super) fn message(draft: &Draft, id: MessageId, rev: Rev, now: Timestamp) ->
     }
 }
 
-/// Takes the locks of the drafts' chats, in the order of their ids.
-async fn lock_heads(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<ChatId, Head>> {
+fn chats_of(drafts: &[Draft]) -> Vec<Uuid> {
     let mut chats: Vec<Uuid> = drafts.iter().map(|draft| draft.chat_id.0).collect();
     chats.sort_unstable();
     chats.dedup();
+    chats
+}
+
+/// Which of these chats are there, and not among those locked: another transaction holds them.
+async fn held_chats(work: &mut Work, drafts: &[Draft], locked: &HashMap<ChatId, Head>) -> Result<HashSet<ChatId>> {
+    work.count_statement();
+    let Tx::Postgres(lease) = &mut work.inner else { return Ok(HashSet::new()) };
+    let sql = "SELECT id FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL";
+    let there: Vec<ChatId> = on_lease!(lease, |db| sqlx::query_scalar(sql).bind(chats_of(drafts)).fetch_all(db))?;
+    Ok(there.into_iter().filter(|chat_id| !locked.contains_key(chat_id)).collect())
+}
+
+/// Takes the locks of the drafts' chats, in the order of their ids.
+async fn lock_heads(work: &mut Work, drafts: &[Draft], locks: Locks) -> Result<HashMap<ChatId, Head>> {
+    work.count_statement();
+    let chats = chats_of(drafts);
     let heads: Vec<Head> = match &mut work.inner {
         Tx::Postgres(lease) => {
             let sql = "SELECT id, kind, rev, last_message_id FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL
                        ORDER BY id FOR NO KEY UPDATE";
+            let skipping = "SELECT id, kind, rev, last_message_id FROM chats
+                            WHERE id = ANY($1) AND removed_at_ms IS NULL ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
+            let sql = if locks == Locks::Skip { skipping } else { sql };
             on_lease!(lease, |db| sqlx::query_as(sql).bind(chats).fetch_all(db))?
         }
         Tx::Sqlite(tx) => {
             let sql = "SELECT id, kind, rev, last_message_id FROM chats
                        WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL";
             let rows = chats.iter().map(|chat| Value::from(id(*chat)));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -220,6 +360,7 @@ async fn lock_heads(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<ChatId,
 }
 
 async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId, UserId), Role>> {
+    work.count_statement();
     #[derive(FromRow)]
     struct Row {
         chat_id: ChatId,
@@ -240,7 +381,7 @@ async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId
                        JOIN members m ON m.chat_id = unhex(d.value ->> 0) AND m.user_id = unhex(d.value ->> 1)
                            AND m.left_rev IS NULL";
             let rows = drafts.iter().map(|draft| json!([id(draft.chat_id.0), id(draft.sender_id.0)]));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -259,6 +400,7 @@ macro_rules! earlier {
 }
 
 async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, Earlier>> {
+    work.count_statement();
     let keyed = drafts
         .iter()
         .filter_map(|draft| draft.client_id.as_deref().map(|key| (draft.chat_id.0, draft.sender_id.0, key)));
@@ -282,7 +424,7 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                  AND m.sender_id = unhex(d.value ->> 1) AND m.client_id = d.value ->> 2"
             );
             let rows = keyed.map(|(chat, sender, key)| json!([id(chat), id(sender), key]));
-            sqlx::query_as(sql).bind(sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -296,153 +438,17 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
 
 /// Writes messages, heads and the senders' own read markers.
 async fn write(work: &mut Work, fresh: &[(&Message, &Draft)], now: Timestamp) -> Result<()> {
+    work.count_statement();
     match &mut work.inner {
         Tx::Postgres(lease) => {
             let drafts: Vec<&Draft> = fresh.iter().map(|(_, draft)| *draft).collect();
-            let places = on_lease!(lease, |db| postgres::place(db, &drafts, true, now))?;
+            let places = on_lease!(lease, |db| place(db, &drafts, true, Locks::Wait, now))?;
             // Under the locks both come to the same; if not, nothing may be told that is not so.
             let agreed = places.len() == fresh.len()
                 && places.iter().all(|(index, id, rev)| (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev));
             if agreed { Ok(()) } else { Err(Error::internal("the places given out and those written differ")) }
         }
-        Tx::Sqlite(tx) => sqlite::write(tx, fresh, now).await.map_err(failure),
+        Tx::Sqlite(tx) => append_sqlite::write(tx, fresh, now).await.map_err(failure),
         Tx::Ended => Err(ended()),
     }
-}
-
-mod postgres {
-    use sqlx::{PgExecutor, Row};
-
-    use super::{Draft, MessageId, MessageKind, Rev, Timestamp, Uuid, snippet};
-
-    /// Locks, checks, gives out places and writes, in one statement and so in one round trip: on a loaded machine each
-    /// costs more than the rows. Locked rows are read in their latest version, so a member removed while this waited
-    /// for the chat is seen as removed.
-    ///
-    /// It leaves all drafts of a chat in which one is not for certain what [`crate::model::chat::permit`] lets write and a
-    /// `reply_to` that is there: one by one they are placed or refused in their order.
-    const PLACE: &str = "
-        WITH d AS (
-            SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
-                WITH ORDINALITY AS d (chat_id, sender_id, text, snippet, reply_to, client_id, fingerprint, number)
-        ), head AS MATERIALIZED (
-            SELECT c.id AS chat_id, c.kind, c.rev, c.last_message_id, m.user_id, m.role
-            FROM (SELECT DISTINCT chat_id, sender_id FROM d) p
-            JOIN chats c ON c.id = p.chat_id AND c.removed_at_ms IS NULL
-            JOIN members m ON m.chat_id = p.chat_id AND m.user_id = p.sender_id AND m.left_rev IS NULL
-            ORDER BY c.id, m.user_id FOR NO KEY UPDATE OF c, m
-        ), checked AS (
-            SELECT d.*, head.rev AS head_rev, head.last_message_id AS head_id, BOOL_AND(head.chat_id IS NOT NULL
-                AND (head.kind <> 'channel' OR head.role <> 'member')
-                AND ($10 OR d.reply_to IS NULL OR d.reply_to BETWEEN 1 AND head.last_message_id)
-            ) OVER (PARTITION BY d.chat_id) AS chat_is_fine
-            FROM d LEFT JOIN head ON head.chat_id = d.chat_id AND head.user_id = d.sender_id
-        ), placed AS MATERIALIZED (
-            SELECT c.*, c.head_rev + ROW_NUMBER() OVER in_chat AS rev, c.head_id + ROW_NUMBER() OVER in_chat AS id
-            FROM checked c WHERE c.chat_is_fine WINDOW in_chat AS (PARTITION BY c.chat_id ORDER BY c.number)
-        ), sent AS (
-            INSERT INTO messages
-                (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
-            SELECT chat_id, id, rev, rev, sender_id, $8, text, reply_to, client_id, fingerprint, $9 FROM placed
-        ), headed AS (
-            UPDATE chats c SET rev = l.rev, last_message_id = l.id, last_sender_id = l.sender_id, last_text = l.snippet,
-                last_kind = $8, last_sent_at_ms = $9, activity_at_ms = $9
-            FROM (SELECT DISTINCT ON (chat_id) * FROM placed ORDER BY chat_id, id DESC) l WHERE c.id = l.chat_id
-        ), read AS (
-            UPDATE members m SET last_read_message_id = r.id
-            FROM (SELECT chat_id, sender_id, MAX(id) AS id FROM placed GROUP BY chat_id, sender_id) r
-            WHERE m.chat_id = r.chat_id AND m.user_id = r.sender_id AND m.last_read_message_id < r.id
-        )
-        SELECT number, id, rev FROM placed ORDER BY number";
-
-    /// Places drafts where nothing is in the way. `replies_checked`: each `reply_to` is there, if only by an earlier draft.
-    /// Returns the index of each draft that it placed, with its place.
-    pub async fn place(
-        db: impl PgExecutor<'_>,
-        drafts: &[&Draft],
-        replies_checked: bool,
-        now: Timestamp,
-    ) -> sqlx::Result<Vec<(usize, MessageId, Rev)>> {
-        let rows = sqlx::query(PLACE)
-            .bind(drafts.iter().map(|draft| draft.chat_id.0).collect::<Vec<Uuid>>())
-            .bind(drafts.iter().map(|draft| draft.sender_id.0).collect::<Vec<Uuid>>())
-            .bind(drafts.iter().map(|draft| draft.text.as_str()).collect::<Vec<_>>())
-            .bind(drafts.iter().map(|draft| snippet(&draft.text)).collect::<Vec<_>>())
-            .bind(drafts.iter().map(|draft| draft.reply_to.map(|id| id.0)).collect::<Vec<_>>())
-            .bind(drafts.iter().map(|draft| draft.client_id.as_deref()).collect::<Vec<_>>())
-            .bind(drafts.iter().map(|draft| draft.client_id.as_ref().map(|_| draft.fingerprint())).collect::<Vec<_>>())
-            .bind(MessageKind::Text.as_str())
-            .bind(now)
-            .bind(replies_checked)
-            .fetch_all(db)
-            .await?;
-        let place = |row: &sqlx::postgres::PgRow| {
-            let number: i64 = row.try_get(0)?;
-            Ok((usize::try_from(number - 1).unwrap_or(usize::MAX), MessageId(row.try_get(1)?), Rev(row.try_get(2)?)))
-        };
-        rows.iter().map(place).collect()
-    }
-}
-
-mod sqlite {
-    use std::collections::HashMap;
-
-    use sqlx::{Sqlite, Transaction};
-
-    use super::{ChatId, Draft, Message, MessageId, MessageKind, Timestamp, UserId, Value, hex, id, json, snippet};
-
-    const MESSAGES: &str = "
-        INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
-        SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 2, unhex(value ->> 3), $3, value ->> 4, value ->> 5,
-            value ->> 6, unhex(value ->> 7), $2 FROM json_each($1)";
-    const HEADS: &str = "
-        UPDATE chats SET rev = d.value ->> 1, last_message_id = d.value ->> 2, last_sender_id = unhex(d.value ->> 3),
-            last_text = d.value ->> 4, last_kind = $3, last_sent_at_ms = $2, activity_at_ms = $2
-        FROM json_each($1) d WHERE chats.id = unhex(d.value ->> 0)";
-    const MARKERS: &str = "
-        UPDATE members SET last_read_message_id = d.value ->> 2 FROM json_each($1) d
-        WHERE chat_id = unhex(d.value ->> 0) AND user_id = unhex(d.value ->> 1) AND last_read_message_id < d.value ->> 2";
-
-    pub async fn write(
-        tx: &mut Transaction<'static, Sqlite>,
-        fresh: &[(&Message, &Draft)],
-        now: Timestamp,
-    ) -> sqlx::Result<()> {
-        // Per chat the newest message, and per sender and chat the newest of theirs: the last one put in stays.
-        let heads: HashMap<ChatId, &Message> = fresh.iter().map(|(message, _)| (message.chat_id, *message)).collect();
-        let markers: HashMap<(ChatId, UserId), MessageId> =
-            fresh.iter().map(|(message, _)| ((message.chat_id, message.sender_id), message.id)).collect();
-        let kind = MessageKind::Text.as_str();
-        let messages = fresh.iter().map(|(message, draft)| {
-            let (chat, sender) = (id(message.chat_id.0), id(message.sender_id.0));
-            let print = draft.client_id.as_ref().map(|_| hex(&draft.fingerprint()));
-            json!([chat, message.id, message.rev, sender, message.text, message.reply_to, message.client_id, print])
-        });
-        sqlx::query(MESSAGES).bind(list(messages)).bind(now).bind(kind).execute(&mut **tx).await?;
-        let heads = heads.values().map(|message| {
-            let (chat, sender) = (id(message.chat_id.0), id(message.sender_id.0));
-            json!([chat, message.rev, message.id, sender, message.text.as_deref().map(snippet)])
-        });
-        sqlx::query(HEADS).bind(list(heads)).bind(now).bind(kind).execute(&mut **tx).await?;
-        let markers = markers.iter().map(|((chat, user), message)| json!([id(chat.0), id(user.0), message]));
-        sqlx::query(MARKERS).bind(list(markers)).execute(&mut **tx).await.map(drop)
-    }
-
-    pub fn list(rows: impl Iterator<Item = Value>) -> String {
-        rows.collect::<Value>().to_string()
-    }
-}
-
-/// An id as SQLite's `unhex` reads it.
-fn id(id: Uuid) -> String {
-    id.simple().to_string()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        // Writing to a string can't fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }

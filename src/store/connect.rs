@@ -12,6 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use super::pool::{Pool, STATEMENT_MAX};
 use super::{Db, Store, failure};
+use crate::model::limits::{APPEND_LOCK_MAX, APPENDERS, LANES_AT_ONCE_MAX};
 use crate::model::{Code, Error, Result};
 
 /// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
@@ -26,6 +27,9 @@ const SESSION: [(&str, &str); 5] = [
 ];
 /// Connections that only readiness uses.
 const PROBES_MAX: u32 = 2;
+/// Connections that only sends use: each appender has one, and each lane that waits for a locked chat.
+#[expect(clippy::cast_possible_truncation, reason = "ten")]
+const APPENDER_CONNECTIONS: u32 = (APPENDERS + LANES_AT_ONCE_MAX) as u32;
 /// How long the database has to answer at start.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
@@ -71,18 +75,29 @@ impl Store {
     /// # Errors
     /// `unavailable` if it can't be reached, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
-        let (reader, writer, probe) = match options {
+        let (reader, writer, probe, appenders) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
-                let pool = Db::Postgres(Pool::new(options.clone(), *connections_max));
-                (pool.clone(), pool, Db::Postgres(Pool::new(options, PROBES_MAX)))
+                let pool = Pool::new(options.clone(), *connections_max);
+                let probe = Db::Postgres(Pool::new(options.clone(), PROBES_MAX));
+                let brief = options.options([("lock_timeout", format!("{}ms", APPEND_LOCK_MAX.as_millis()))]);
+                let appenders = Db::Postgres(pool.beside(brief, APPENDER_CONNECTIONS));
+                (Db::Postgres(pool.clone()), Db::Postgres(pool), probe, appenders)
             }
             StoreOptions::Sqlite { dir } => {
                 let (reader, writer) = sqlite(dir).await?;
-                (reader.clone(), writer, reader)
+                (reader.clone(), writer.clone(), reader, writer)
             }
         };
-        Ok(Self { reader, writer, probe, statements: Arc::default() })
+        Ok(Self { reader, writer, probe, appenders, statements: Arc::default() })
+    }
+
+    /// Opens the connections that sends use, so that the first of them does not wait for that. A failure is left for the
+    /// first send to find.
+    pub async fn warm_up(&self) {
+        if let Db::Postgres(pool) = &self.appenders {
+            pool.warm_up(APPENDERS).await;
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::append::{Appended, message};
+use super::append::{Attempted, message};
+use super::append_postgres::Locks;
 use super::{Db, MapOkDrop, Store, Work, on, within};
 use crate::model::message::{Draft, Sent};
 use crate::model::text::snippet;
@@ -32,12 +33,12 @@ const ON_THE_WAY: Duration = Duration::from_millis(80);
 
 impl Store {
     /// Sends drafts one by one; the others are left to be sent as they should.
-    pub(super) async fn append_numbered_first(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
-        let mut appended = Appended::new();
+    pub(super) async fn append_numbered_first(&self, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
+        let mut appended = Attempted::new();
         for draft in drafts {
             appended.push(match self.number_and_fill(draft, now).await? {
-                Some(sent) => Ok(sent),
-                None => self.append_checked(std::slice::from_ref(draft), now, true).await?.remove(0),
+                Some(sent) => Some(Ok(sent)),
+                None => self.append_checked(std::slice::from_ref(draft), now, true, Locks::Wait).await?.remove(0),
             });
         }
         Ok(appended)

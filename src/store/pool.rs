@@ -43,8 +43,8 @@ struct Shared {
     places: Arc<Semaphore>,
     places_max: u32,
     idle: Mutex<VecDeque<Session>>,
-    /// Grows when a connection proves bad: those opened before are as doubtful as that one.
-    trusted_since: AtomicU64,
+    /// Grows when a connection proves bad: those opened before are as doubtful as that one, here and in the pools beside.
+    trusted_since: Arc<AtomicU64>,
     rollbacks: TaskTracker,
 }
 
@@ -81,8 +81,18 @@ impl Drop for Alarm {
 
 impl Pool {
     pub fn new(options: PgConnectOptions, places_max: u32) -> Self {
+        Self::trusting(options, places_max, Arc::default())
+    }
+
+    /// Another pool of connections to the same server: what proves bad in one makes the other's doubtful as well, so that
+    /// each need not find out for itself.
+    pub fn beside(&self, options: PgConnectOptions, places_max: u32) -> Self {
+        Self::trusting(options, places_max, self.shared.trusted_since.clone())
+    }
+
+    fn trusting(options: PgConnectOptions, places_max: u32, trusted_since: Arc<AtomicU64>) -> Self {
         let places = Arc::new(Semaphore::new(places_max as usize));
-        let (idle, trusted_since, rollbacks) = (Mutex::default(), AtomicU64::default(), TaskTracker::new());
+        let (idle, rollbacks) = (Mutex::default(), TaskTracker::new());
         Self { shared: Arc::new(Shared { options, places, places_max, idle, trusted_since, rollbacks }) }
     }
 
@@ -118,9 +128,22 @@ impl Pool {
         }
     }
 
-    /// The one that rested last, so that the others of a peak grow old.
+    /// Opens so many connections, as far as they can be had, and lets them rest.
+    pub async fn warm_up(&self, count: usize) {
+        let leases = futures_util::future::join_all((0..count).map(|_| self.lend())).await;
+        for lease in leases.into_iter().flatten() {
+            // Nothing was asked on it, so it is as good as new.
+            let _ = lease.end(Ok(()));
+        }
+    }
+
+    /// The one that rested last, so that the others of a peak grow old. Those that a pool beside this one made doubtful
+    /// are closed.
     fn take(&self) -> Option<Session> {
-        self.shared.idle.lock().pop_back().filter(|session| session.opened_at.elapsed() < AGE_MAX)
+        let mut idle = self.shared.idle.lock();
+        let trusted_since = self.shared.trusted_since.load(Ordering::Acquire);
+        idle.retain(|session| session.trust == trusted_since);
+        idle.pop_back().filter(|session| session.opened_at.elapsed() < AGE_MAX)
     }
 
     fn put(&self, mut session: Session) {
