@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::head::Head;
-use super::members::{NewMember, insert_member};
+use super::members::{below_chat_limit, insert_first_members};
 use super::users::lock_users;
 use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
 use crate::model::chat::{Action, permit};
@@ -209,8 +209,9 @@ impl Store {
                 Db::Postgres(pool) => {
                     let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
                     lent!(pool, |db| sqlx::query_as(
-                        "SELECT user_id, COUNT(*) FROM members WHERE user_id = ANY($1) AND left_rev IS NULL
-                         GROUP BY user_id",
+                        "SELECT m.user_id, COUNT(*) FROM members m
+                         JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                         WHERE m.user_id = ANY($1) AND m.left_rev IS NULL GROUP BY m.user_id",
                     )
                     .bind(ids)
                     .fetch_all(db))?
@@ -218,12 +219,14 @@ impl Store {
                 Db::Sqlite(db) => {
                     let mut counts = Vec::with_capacity(users.len());
                     for id in users {
-                        let count: i64 =
-                            sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
-                                .bind(id)
-                                .fetch_one(db)
-                                .await
-                                .map_err(failure)?;
+                        let count: i64 = sqlx::query_scalar(
+                            "SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                             WHERE m.user_id = $1 AND m.left_rev IS NULL",
+                        )
+                        .bind(id)
+                        .fetch_one(db)
+                        .await
+                        .map_err(failure)?;
                         counts.push((*id, count));
                     }
                     counts
@@ -303,17 +306,10 @@ impl Store {
                 return Ok(found);
             }
             let limited: &[UserId] = if matches!(new.kind, Creation::Shared { .. }) { &wanted } else { &[new.creator] };
-            for user_id in limited {
-                below_chat_limit(&mut work, *user_id, new.chats_max).await?;
-            }
-            let mut views = Vec::with_capacity(wanted.len());
-            for user_id in wanted {
-                let owns = user_id == new.creator && !matches!(new.kind, Creation::Private(_));
-                let role = if owns { Role::Owner } else { Role::Member };
-                let member = NewMember { chat_id: new.id, user_id, role, rev: Rev(1), last_message_id: MessageId(0) };
-                insert_member(&mut work, &member, new.now).await?;
-                views.push((user_id, view_within(&mut work, new.id, user_id).await?));
-            }
+            below_chat_limit(&mut work, limited, new.chats_max).await?;
+            let owner = (!matches!(new.kind, Creation::Private(_))).then_some(new.creator);
+            insert_first_members(&mut work, new.id, &wanted, owner, new.now).await?;
+            let views = first_views(&mut work, new, wanted).await?;
             work.commit().await?;
             Ok(Opened::New(views))
         })
@@ -366,13 +362,16 @@ impl Store {
         .await
     }
 
-    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev.
+    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev. A send of this member
+    /// may come in between and know of a later message: neither marker moves back.
     async fn clear_history(&self, chat_id: ChatId, user_id: UserId) -> Result<()> {
         on!(self.writer(), |db| sqlx::query(
             "UPDATE members SET hidden = TRUE,
-                 cleared_message_id = (SELECT last_message_id FROM chats WHERE id = $1),
-                 last_read_message_id = (SELECT last_message_id FROM chats WHERE id = $1)
-             WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
+                 cleared_message_id = CASE WHEN cleared_message_id < c.last_message_id
+                     THEN c.last_message_id ELSE cleared_message_id END,
+                 last_read_message_id = CASE WHEN last_read_message_id < c.last_message_id
+                     THEN c.last_message_id ELSE last_read_message_id END
+             FROM chats c WHERE c.id = $1 AND members.chat_id = $1 AND members.user_id = $2 AND left_rev IS NULL"
         )
         .bind(chat_id)
         .bind(user_id)
@@ -388,16 +387,23 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     Ok(row.into())
 }
 
-/// Refuses one chat too many. The caller holds the user's lock.
-pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
-    let chats: i64 =
-        within!(work, |db| sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL")
-            .bind(user_id)
-            .fetch_one(db))?;
-    if chats >= chats_max { Err(Code::ChatLimit.into()) } else { Ok(()) }
+/// What each first member sees of a new chat. In a group or channel the views differ by the role alone.
+async fn first_views(work: &mut Work, new: &NewChat, members: Vec<UserId>) -> Result<Vec<(UserId, Chat)>> {
+    let mine = view_within(work, new.id, new.creator).await?;
+    let mut views = Vec::with_capacity(members.len());
+    for user_id in members {
+        let view = match new.kind {
+            _ if user_id == new.creator => mine.clone(),
+            Creation::Shared { .. } => Chat { role: Some(Role::Member), ..mine.clone() },
+            Creation::SelfChat | Creation::Private(_) => view_within(work, new.id, user_id).await?,
+        };
+        views.push((user_id, view));
+    }
+    Ok(views)
 }
 
-/// Nobody sees the chat any more; the job clears what is left of it.
+/// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they are until then, since
+/// a channel may have more of them than one transaction can write: whatever counts memberships looks at the chat.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
@@ -407,14 +413,7 @@ pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestam
         .bind(now)
         .execute(db)
         .map_ok_drop()
-    })?;
-    within!(work, |db| sqlx::query(
-        "UPDATE members SET left_rev = rev, left_at_ms = $2 WHERE chat_id = $1 AND left_rev IS NULL"
-    )
-    .bind(chat_id)
-    .bind(now)
-    .execute(db)
-    .map_ok_drop())
+    })
 }
 
 /// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.

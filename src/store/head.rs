@@ -16,7 +16,11 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Takes the chat's lock and its next revision for a change by `user_id`.
+    /// Takes the chat's lock and its next revision for a change by `user_id`. Strangers and former members are refused
+    /// without the lock, so that nobody can hold up a chat in which they are not.
+    ///
+    /// # Errors
+    /// `chat_not_found`.
     pub async fn lock(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Self> {
         #[derive(FromRow)]
         struct Row {
@@ -28,10 +32,13 @@ impl Head {
         }
         let row: Option<Row> = within!(work, |db| {
             sqlx::query_as(
-            "UPDATE chats SET rev = rev + 1 WHERE id = $1 AND removed_at_ms IS NULL RETURNING kind, rev, last_message_id, member_count"
-        )
-        .bind(chat_id)
-        .fetch_optional(db)
+                "UPDATE chats SET rev = rev + 1 WHERE id = $1 AND removed_at_ms IS NULL AND EXISTS (
+                     SELECT 1 FROM members m WHERE m.chat_id = $1 AND m.user_id = $2 AND m.left_rev IS NULL
+                 ) RETURNING kind, rev, last_message_id, member_count",
+            )
+            .bind(chat_id)
+            .bind(user_id)
+            .fetch_optional(db)
         })?;
         let not_found = || Error::new(Code::ChatNotFound);
         let row = row.ok_or_else(not_found)?;

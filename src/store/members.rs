@@ -4,10 +4,10 @@
 
 use sqlx::FromRow;
 
-use super::chats::{below_chat_limit, mark_removed, view_within};
+use super::chats::{mark_removed, view_within};
 use super::head::{Head, role_of};
 use super::users::lock_users;
-use super::{MapOkDrop, Store, Work, on, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, on, on_lease, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::user::UserBrief;
 use crate::model::{
@@ -68,7 +68,7 @@ macro_rules! members {
 pub(super) use members;
 
 /// A membership to be written.
-pub(super) struct NewMember {
+struct NewMember {
     pub chat_id: ChatId,
     pub user_id: UserId,
     pub role: Role,
@@ -116,7 +116,7 @@ impl Store {
             if head.kind == ChatKind::Group && head.member_count >= add.members_max {
                 return Err(Code::MemberLimit.into());
             }
-            below_chat_limit(&mut work, add.user_id, add.chats_max).await?;
+            below_chat_limit(&mut work, &[add.user_id], add.chats_max).await?;
             let member = NewMember {
                 chat_id: add.chat_id,
                 user_id: add.user_id,
@@ -250,7 +250,7 @@ pub struct AddMember {
     pub chats_max: i64,
 }
 
-pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
+async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
             "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
@@ -267,6 +267,79 @@ pub(super) async fn insert_member(work: &mut Work, new: &NewMember, now: Timesta
         .execute(db)
         .map_ok_drop()
     })
+}
+
+/// Refuses one chat too many for any of these users, whose locks the caller holds. Removed chats don't count, though
+/// their members may still be there: only those who seem to be at the limit are counted with care.
+pub(super) async fn below_chat_limit(work: &mut Work, users: &[UserId], chats_max: i64) -> Result<()> {
+    work.count_statement();
+    let full: Option<UserId> = match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let sql = "SELECT u.user_id FROM UNNEST($1::uuid[]) AS u (user_id)
+                       WHERE (SELECT COUNT(*) FROM members m WHERE m.user_id = u.user_id AND m.left_rev IS NULL) >= $2
+                         AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                              WHERE m.user_id = u.user_id AND m.left_rev IS NULL) >= $2 LIMIT 1";
+            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+            on_lease!(lease, |db| sqlx::query_scalar(sql).bind(ids).bind(chats_max).fetch_optional(db))?
+        }
+        Tx::Sqlite(tx) => {
+            let sql = "SELECT unhex(u.value) FROM json_each($1) u
+                       WHERE (SELECT COUNT(*) FROM members m WHERE m.user_id = unhex(u.value) AND m.left_rev IS NULL) >= $2
+                         AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                              WHERE m.user_id = unhex(u.value) AND m.left_rev IS NULL) >= $2 LIMIT 1";
+            let ids = id_list(users);
+            sqlx::query_scalar(sql).bind(ids).bind(chats_max).fetch_optional(&mut **tx).await.map_err(failure)?
+        }
+        Tx::Ended => return Err(ended()),
+    };
+    full.map_or(Ok(()), |_| Err(Code::ChatLimit.into()))
+}
+
+/// Writes the first members of a new chat, of whom one may own it.
+pub(super) async fn insert_first_members(
+    work: &mut Work,
+    chat_id: ChatId,
+    users: &[UserId],
+    owner: Option<UserId>,
+    now: Timestamp,
+) -> Result<()> {
+    work.count_statement();
+    match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let sql =
+                "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
+                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0
+                       FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
+            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
+            on_lease!(lease, |db| sqlx::query(sql)
+                .bind(chat_id)
+                .bind(ids)
+                .bind(owner)
+                .bind(Role::Owner.as_str())
+                .bind(Role::Member.as_str())
+                .bind(now)
+                .execute(db)
+                .map_ok_drop())
+        }
+        Tx::Sqlite(tx) => {
+            let sql =
+                "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
+                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0
+                       FROM json_each($2) u";
+            sqlx::query(sql)
+                .bind(chat_id)
+                .bind(id_list(users))
+                .bind(owner)
+                .bind(Role::Owner.as_str())
+                .bind(Role::Member.as_str())
+                .bind(now)
+                .execute(&mut **tx)
+                .map_ok_drop()
+                .await
+                .map_err(failure)
+        }
+        Tx::Ended => Err(ended()),
+    }
 }
 
 pub(super) async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {

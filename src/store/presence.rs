@@ -29,6 +29,7 @@ impl Store {
                          JOIN users u ON u.id = p.watched
                          CROSS JOIN LATERAL (
                              SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+                             JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
                              WHERE a.user_id = p.watcher AND a.left_rev IS NULL
                                AND b.user_id = p.watched AND b.left_rev IS NULL LIMIT 1
                          ) AS shared",
@@ -43,6 +44,7 @@ impl Store {
                         let row: Option<(Option<Timestamp>,)> = sqlx::query_as(
                             "SELECT u.last_seen_at_ms FROM users u WHERE u.id = $2 AND EXISTS (
                                  SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+                                 JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
                                  WHERE a.user_id = $1 AND a.left_rev IS NULL AND b.user_id = $2 AND b.left_rev IS NULL
                              )",
                         )

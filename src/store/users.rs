@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::sessions::EndedSession;
-use super::{MapOkDrop, Store, Tx, Work, ended, failure, is_unique_violation, on, on_lease, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, is_unique_violation, on, on_lease, timed, within};
 use crate::model::{Code, Error, Result, SessionId, Timestamp, User, UserId};
 
 #[derive(FromRow)]
@@ -221,6 +221,7 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
     let mut sorted: Vec<UserId> = ids.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
+    work.count_statement();
     match &mut work.inner {
         Tx::Postgres(lease) => {
             let ids: Vec<uuid::Uuid> = sorted.iter().map(|id| id.0).collect();
@@ -232,17 +233,10 @@ pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<Us
         }
         // SQLite has one writer, and this transaction is it.
         Tx::Sqlite(tx) => {
-            let mut found = Vec::with_capacity(sorted.len());
-            for id in sorted {
-                let id: Option<UserId> =
-                    sqlx::query_scalar("SELECT id FROM users WHERE id = $1 AND removed_at_ms IS NULL")
-                        .bind(id)
-                        .fetch_optional(&mut **tx)
-                        .await
-                        .map_err(failure)?;
-                found.extend(id);
-            }
-            Ok(found)
+            let sql =
+                "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL
+                       ORDER BY id";
+            sqlx::query_scalar(sql).bind(id_list(&sorted)).fetch_all(&mut **tx).await.map_err(failure)
         }
         Tx::Ended => Err(ended()),
     }
