@@ -17,6 +17,9 @@ const FRAMES: &str = "starling_frames_received_total";
 const EVENTS_DELIVERED: &str = "starling_events_delivered_total";
 const SENDS: &str = "starling_messages_sent_total";
 const APPEND_BATCH: &str = "starling_append_batch_messages";
+const APPEND_LOCKS: &str = "starling_append_locks_met_total";
+const APPEND_LANES: &str = "starling_append_lanes_opened_total";
+const APPEND_REFUSED: &str = "starling_append_refused_total";
 const STORE_SECONDS: &str = "starling_store_seconds";
 const STORE_ERRORS: &str = "starling_store_errors_total";
 const STORE_CONNECTIONS_CLOSED: &str = "starling_store_connections_closed_total";
@@ -25,6 +28,7 @@ const HUB_CHATS: &str = "starling_hub_chats";
 const HUB_HEALS: &str = "starling_hub_heals_total";
 const RATE_LIMITED: &str = "starling_rate_limited_total";
 const SWEPT: &str = "starling_swept_rows_total";
+const SWEEPS_SKIPPED: &str = "starling_sweeps_skipped_total";
 const DEPARTURES: &str = "starling_removal_departures_total";
 const PRESENCE_WATCHES: &str = "starling_presence_watches";
 const PRESENCE_TOLD: &str = "starling_presence_told_total";
@@ -56,6 +60,9 @@ pub fn describe() {
     describe_counter!(EVENTS_DELIVERED, "Events put into outboxes");
     describe_counter!(SENDS, "Messages committed");
     describe_histogram!(APPEND_BATCH, "Messages in one commit");
+    describe_counter!(APPEND_LOCKS, "Batches of messages that met a chat or a table that another transaction held");
+    describe_counter!(APPEND_LANES, "Chats whose messages left the batches, to wait for the chat's lock alone");
+    describe_counter!(APPEND_REFUSED, "Messages refused because too many waited, by bound (queue, lanes, lane)");
     describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
     describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
     describe_counter!(STORE_CONNECTIONS_CLOSED, "Connections to Postgres closed because they were in doubt, by reason");
@@ -64,6 +71,10 @@ pub fn describe() {
     describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
+    describe_counter!(
+        SWEEPS_SKIPPED,
+        "Rounds of the cleaning jobs that left what had expired alone because the clock had jumped"
+    );
     describe_counter!(DEPARTURES, "Chats that removed accounts left");
     describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
     describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
@@ -129,6 +140,21 @@ pub fn append_batch(messages: usize) {
     histogram!(APPEND_BATCH).record(messages as f64);
 }
 
+/// A batch waited for a lock in vain.
+pub fn append_met_lock() {
+    counter!(APPEND_LOCKS).increment(1);
+}
+
+/// A chat's messages wait for its lock alone.
+pub fn append_lane_opened() {
+    counter!(APPEND_LANES).increment(1);
+}
+
+/// A message was refused because too many wait.
+pub fn append_refused(bound: &'static str) {
+    counter!(APPEND_REFUSED, "bound" => bound).increment(1);
+}
+
 /// This many messages were committed.
 pub fn messages_sent(count: u64) {
     counter!(SENDS).increment(count);
@@ -176,6 +202,11 @@ pub fn swept(swept: &Swept) {
     counter!(SWEPT, "kind" => "invites").increment(swept.invites);
     counter!(SWEPT, "kind" => "chats").increment(swept.chat_rows);
     counter!(SWEPT, "kind" => "tombstones").increment(swept.tombstones);
+}
+
+/// What had expired was left alone, since the clock had jumped.
+pub fn sweep_skipped() {
+    counter!(SWEEPS_SKIPPED).increment(1);
 }
 
 /// A removed account left a chat.

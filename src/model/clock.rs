@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use super::limits::{CLOCK_JUMP_MAX, CLOCK_TRUST_AFTER};
 
 /// A moment in UTC, in whole milliseconds since 1970. On the wire: RFC 3339 with milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
@@ -119,9 +121,49 @@ impl Clock {
     }
 }
 
+/// Notices when a clock jumps, by a second one that only measures spans. After a jump it is not known which of the two
+/// times is right: a clock that was wrong for a moment shows the right time soon, one that was set right stays.
+#[derive(Debug, Default)]
+pub struct JumpWatch {
+    last: Option<(Timestamp, Instant)>,
+    doubted_until: Option<Instant>,
+}
+
+impl JumpWatch {
+    /// Compares the clock with the time that passed since the last call. Whether the clock showed no jump of more than
+    /// [`CLOCK_JUMP_MAX`] for the last [`CLOCK_TRUST_AFTER`], as far as these calls can tell.
+    pub fn is_steady(&mut self, shown: Timestamp, measured: Instant) -> bool {
+        if let Some((shown_before, measured_before)) = self.last.replace((shown, measured)) {
+            let passed = measured.saturating_duration_since(measured_before);
+            let apart = shown.0.abs_diff(shown_before.plus(passed).0);
+            if u128::from(apart) > CLOCK_JUMP_MAX.as_millis() {
+                self.doubted_until = Some(measured + CLOCK_TRUST_AFTER);
+            }
+        }
+        self.doubted_until.is_none_or(|until| measured >= until)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_is_doubted_until_it_was_steady_for_long() {
+        let (start, minute) = (Instant::now(), Duration::from_mins(1));
+        let noon = Timestamp::from_ms(1_795_305_600_000);
+        let mut watch = JumpWatch::default();
+        assert!(watch.is_steady(noon, start));
+        assert!(watch.is_steady(noon.plus(2 * minute), start + minute), "a clock that is a bit fast");
+
+        let ahead = noon.plus(Duration::from_hours(48));
+        assert!(!watch.is_steady(ahead, start + 2 * minute), "forward");
+        assert!(!watch.is_steady(ahead.plus(minute), start + 3 * minute), "and still");
+        let back = noon.plus(4 * minute);
+        assert!(!watch.is_steady(back, start + 4 * minute), "back");
+        assert!(!watch.is_steady(back.plus(CLOCK_TRUST_AFTER / 2), start + 4 * minute + CLOCK_TRUST_AFTER / 2));
+        assert!(watch.is_steady(back.plus(CLOCK_TRUST_AFTER), start + 4 * minute + CLOCK_TRUST_AFTER), "steady again");
+    }
 
     #[test]
     fn a_timestamp_is_written_as_rfc_3339_with_milliseconds_and_read_back() {

@@ -123,6 +123,16 @@ pub const APPEND_QUEUE_MAX: usize = 4096;
 /// Appenders of a replica. A chat always belongs to the same one, which keeps its sends in order.
 pub const APPENDERS: usize = 2;
 
+/// How long a batch of messages waits for a chat that another transaction holds, before the batch goes without it. A
+/// transaction of the server holds a chat for a few milliseconds; half of what the others of the batch may be delayed by.
+pub const APPEND_LOCK_MAX: Duration = Duration::from_millis(50);
+/// Chats of a replica that wait for their lock in a lane of their own; over it a send to one more is answered `503`.
+pub const LANES_MAX: usize = 32;
+/// Lanes that use a connection to the database at once. An appender has connections of its own beside the pool.
+pub const LANES_AT_ONCE_MAX: usize = 8;
+/// Messages that wait in one lane; over it a send is answered `503`. All lanes together hold what the appenders' queues do.
+pub const LANE_QUEUE_MAX: usize = 256;
+
 /// How long a token's session is believed without asking the store, where there is one replica: an end is noticed at once.
 pub const SESSION_CACHE_LIFE: Duration = Duration::from_secs(30);
 /// How long a replica of many believes its own memory of a token. With [`SESSION_SHARED_LIFE`] it bounds how long an ended
@@ -152,6 +162,13 @@ pub const REMOVAL_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const DEPARTURES_AT_ONCE_MAX: usize = 2;
 /// How often the cleaning jobs run.
 pub const JOB_EVERY: Duration = Duration::from_mins(1);
+/// How long what has expired is kept all the same: a session or an invite that a wrong clock took for expired is still
+/// there once the clock is right.
+pub const SWEEP_GRACE: Duration = Duration::from_hours(24);
+/// How far a clock may move against the time that passed between two rounds of the cleaning jobs: more than any slew.
+pub const CLOCK_JUMP_MAX: Duration = Duration::from_mins(5);
+/// How long a clock that jumped has to be steady before the cleaning jobs believe it.
+pub const CLOCK_TRUST_AFTER: Duration = Duration::from_hours(1);
 /// How long it is remembered who left a chat; a client away for longer gets `reset`.
 pub const TOMBSTONE_LIFE: Duration = Duration::from_hours(30 * 24);
 

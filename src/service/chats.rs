@@ -162,7 +162,7 @@ impl Service {
     pub async fn remove_chat(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         match self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await? {
-            Some(rev) => self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::Removed })),
+            Some(rev) => self.publish_change(ChatEvent { chat_id, rev, change: Change::Removed }),
             None => self.bus.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
         Ok(())
@@ -233,8 +233,17 @@ impl Service {
     pub async fn remove_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
         self.limit(CHANGES, &caller.user_id.to_string()).await?;
         let event = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await?;
-        self.bus.publish(Event::Chat(event));
+        self.publish_change(event);
         Ok(())
+    }
+
+    /// Tells the hubs of a change. What is left of a removed chat goes at once, so that it is nothing to pass by for long.
+    pub(super) fn publish_change(&self, event: ChatEvent) {
+        let removed = matches!(event.change, Change::Removed);
+        self.bus.publish(Event::Chat(event));
+        if removed {
+            self.jobs_due.notify_one();
+        }
     }
 
     /// What changed in a chat after a revision.

@@ -1,13 +1,14 @@
 //! Work that the clock asks for: removing what nothing refers to any more.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Service;
 use crate::metrics;
-use crate::model::Result;
-use crate::model::limits::JOB_EVERY;
+use crate::model::limits::{JOB_EVERY, SWEEP_GRACE};
+use crate::model::{Result, Timestamp};
 use crate::store::Swept;
 
 impl Service {
@@ -29,14 +30,19 @@ impl Service {
         }
     }
 
-    /// Removes everything that is due, batch by batch. Returns the totals.
+    /// Removes everything that is due, batch by batch. Returns the totals. What has expired is kept for
+    /// [`SWEEP_GRACE`], and left alone while the clock is in doubt.
     ///
     /// # Errors
     /// `unavailable`; what was removed before stays removed.
     pub async fn sweep_all(&self) -> Result<Swept> {
+        let due = self.expired_by().await?;
         let mut total = Swept::default();
         loop {
-            let swept = self.store.sweep(self.clock.now()).await?;
+            let swept = match due {
+                Some(due) => self.store.sweep(due).await?,
+                None => self.store.sweep_removed().await?,
+            };
             metrics::swept(&swept);
             total.invites += swept.invites;
             total.chat_rows += swept.chat_rows;
@@ -48,5 +54,23 @@ impl Service {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Up to when what has expired may be removed; `None` while the clock is in doubt. The database's clock counts where it
+    /// has one, asked just now: this machine's may have jumped since it was set by it.
+    async fn expired_by(&self) -> Result<Option<Timestamp>> {
+        if let Some(time) = self.store.time().await? {
+            self.clock.follow(time);
+        }
+        let now = self.clock.now();
+        let by_hand = self.clock.advanced_ms();
+        let shown = Timestamp::from_ms(now.as_ms().saturating_sub(by_hand));
+        if self.jumps.lock().is_steady(shown, Instant::now()) {
+            return Ok(Some(now.minus(SWEEP_GRACE)));
+        }
+
+        metrics::sweep_skipped();
+        tracing::warn!("the clock has jumped: what has expired is not removed until the clock was steady for an hour");
+        Ok(None)
     }
 }

@@ -7,6 +7,7 @@ mod chats;
 mod hasher;
 mod invites;
 mod jobs;
+mod lanes;
 mod messages;
 mod removals;
 mod sessions;
@@ -20,12 +21,14 @@ pub use sessions::{Grant, Login, Origin};
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
 use crate::metrics;
+use crate::model::clock::JumpWatch;
 use crate::model::limits::{self, Rate};
 use crate::model::{Clock, Error, Limits, Result};
 use crate::store::Store;
@@ -66,6 +69,8 @@ pub struct Service {
     resolves: Semaphore,
     /// Turns to take a removed account out of a chat.
     departures: Semaphore,
+    /// Whether the jobs may believe the clock.
+    jumps: Mutex<JumpWatch>,
     /// Asks for a round of the jobs before the clock does.
     jobs_due: Notify,
     tasks: Tasks,
@@ -89,6 +94,7 @@ impl Service {
             appender,
             resolves,
             departures,
+            jumps: Mutex::default(),
             jobs_due: Notify::new(),
             tasks,
         })

@@ -6,7 +6,7 @@ use super::Service;
 use crate::metrics;
 use crate::model::limits::{JOB_BATCH, REMOVAL_WAIT_MAX};
 use crate::model::session::Caller;
-use crate::model::{Code, Error, Event, Result, UserId};
+use crate::model::{Code, Error, Result, UserId};
 
 impl Service {
     /// Removes the caller's account: sessions end, chats are left, messages stay without a name. The sessions are over
@@ -47,9 +47,7 @@ impl Service {
             match self.store.depart(chat_id, user_id, self.clock.now()).await {
                 Ok(events) => {
                     metrics::chat_left_by_removal();
-                    for event in events {
-                        self.bus.publish(Event::Chat(event));
-                    }
+                    events.into_iter().for_each(|event| self.publish_change(event));
                 }
                 // Another replica was faster, or the chat was removed.
                 Err(error) if error.code == Code::ChatNotFound => {}

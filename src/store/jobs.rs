@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::sessions::EndedSession;
-use super::{MapOkDrop, Store, on, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, on, on_lease, timed, within};
 use crate::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
 use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
 
@@ -54,27 +54,20 @@ impl Store {
         .await
     }
 
-    /// A batch of what is left of the longest-removed chat: first its messages, then its members, last its row.
+    /// Removes up to one batch of what is left of removed chats, which is due whatever the time is.
+    pub async fn sweep_removed(&self) -> Result<Swept> {
+        timed("sweep_removed", || async {
+            let chat_rows = self.sweep_removed_chat().await?;
+            Ok(Swept { chat_rows, more: chat_rows > 0, ..Swept::default() })
+        })
+        .await
+    }
+
+    /// A batch of what is left of the longest-removed chat that no other replica is at: first its members, since there are
+    /// queries that pass by their rows, then its messages, last its row.
     async fn sweep_removed_chat(&self) -> Result<u64> {
         let mut work = self.begin().await?;
-        let chat_id: Option<ChatId> = within!(work, |db| {
-            sqlx::query_scalar("SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1")
-                .fetch_optional(db)
-        })?;
-        let Some(chat_id) = chat_id else { return Ok(0) };
-        let messages: Vec<i64> = within!(work, |db| {
-            sqlx::query_scalar(
-                "DELETE FROM messages WHERE chat_id = $1
-                 AND id IN (SELECT id FROM messages WHERE chat_id = $1 ORDER BY id LIMIT $2) RETURNING id",
-            )
-            .bind(chat_id)
-            .bind(JOB_BATCH)
-            .fetch_all(db)
-        })?;
-        if !messages.is_empty() {
-            work.commit().await?;
-            return Ok(messages.len() as u64);
-        }
+        let Some(chat_id) = lock_removed_chat(&mut work).await? else { return Ok(0) };
         let members: Vec<UserId> = within!(work, |db| {
             sqlx::query_scalar(
                 "DELETE FROM members WHERE chat_id = $1
@@ -89,6 +82,21 @@ impl Store {
             work.commit().await?;
             return Ok(members.len() as u64);
         }
+
+        let messages: Vec<i64> = within!(work, |db| {
+            sqlx::query_scalar(
+                "DELETE FROM messages WHERE chat_id = $1
+                 AND id IN (SELECT id FROM messages WHERE chat_id = $1 ORDER BY id LIMIT $2) RETURNING id",
+            )
+            .bind(chat_id)
+            .bind(JOB_BATCH)
+            .fetch_all(db)
+        })?;
+        if !messages.is_empty() {
+            work.commit().await?;
+            return Ok(messages.len() as u64);
+        }
+
         within!(work, |db| sqlx::query("DELETE FROM chats WHERE id = $1").bind(chat_id).execute(db).map_ok_drop())?;
         work.commit().await?;
         Ok(1)
@@ -131,5 +139,23 @@ impl Store {
         }
         work.commit().await?;
         Ok(forgotten)
+    }
+}
+
+/// The longest-removed chat, locked. Of two replicas that clear one chat at once, one would find that the rows of its
+/// batch are gone, take the chat for empty, and leave the rest of it behind for good.
+async fn lock_removed_chat(work: &mut Work) -> Result<Option<ChatId>> {
+    work.count_statement();
+    match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let sql = "SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1
+                       FOR NO KEY UPDATE SKIP LOCKED";
+            on_lease!(lease, |db| sqlx::query_scalar(sql).fetch_optional(db))
+        }
+        Tx::Sqlite(tx) => {
+            let sql = "SELECT id FROM chats WHERE removed_at_ms IS NOT NULL ORDER BY removed_at_ms LIMIT 1";
+            sqlx::query_scalar(sql).fetch_optional(&mut **tx).await.map_err(failure)
+        }
+        Tx::Ended => Err(ended()),
     }
 }

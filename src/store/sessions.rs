@@ -100,7 +100,7 @@ impl SessionRow {
 
 impl Store {
     /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
-    /// oldest over the limit.
+    /// oldest over the limit, those past their end first.
     pub async fn log_in(&self, new: &NewSession, reuse: Option<SessionId>, sessions_max: i64) -> Result<LoggedIn> {
         timed("log_in", || async {
             let mut work = self.begin().await?;
@@ -111,22 +111,26 @@ impl Store {
                 && let Some(old) = lock_session(&mut work, id, new.user_id, new.now).await?
             {
                 rotate(&mut work, id, &new.tokens, new.now).await?;
-                within!(work, |db| sqlx::query("UPDATE sessions SET device = COALESCE($2, device), ip = $3 WHERE id = $1")
-                    .bind(id)
-                    .bind(new.device.as_deref())
-                    .bind(new.ip.as_deref())
-                    .execute(db)
-                    .map_ok_drop())?;
+                within!(work, |db| sqlx::query(
+                    "UPDATE sessions SET device = COALESCE($2, device), ip = $3 WHERE id = $1"
+                )
+                .bind(id)
+                .bind(new.device.as_deref())
+                .bind(new.ip.as_deref())
+                .execute(db)
+                .map_ok_drop())?;
                 work.commit().await?;
                 return Ok(LoggedIn { session_id: id, replaced: Some(old.token), ended: Vec::new() });
             }
             let ended = within!(work, |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id IN (
-                     SELECT id FROM sessions WHERE user_id = $1 ORDER BY created_at_ms DESC, id DESC LIMIT 1000 OFFSET $2
+                     SELECT id FROM sessions WHERE user_id = $1
+                     ORDER BY expires_at_ms > $3 DESC, created_at_ms DESC, id DESC LIMIT 1000 OFFSET $2
                  ) RETURNING id, token_hash"
             )
             .bind(new.user_id)
             .bind((sessions_max - 1).max(0))
+            .bind(new.now)
             .fetch_all(db))?;
             insert(&mut work, new).await?;
             work.commit().await?;

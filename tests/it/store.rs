@@ -1,7 +1,7 @@
 //! The store by itself: order, exactness under concurrency, and plans that fit the indexes.
 
 mod append;
-mod bench;
+pub mod bench;
 mod changes;
 mod exactness;
 mod explain;
