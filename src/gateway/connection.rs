@@ -169,16 +169,16 @@ impl Live {
         let silence = tokio::time::sleep(patience);
         tokio::pin!(silence);
         loop {
-            let reads = self.inflight.len() < INFLIGHT_FRAMES_MAX;
+            let has_room = self.inflight.len() < INFLIGHT_FRAMES_MAX;
             let waiting = Instant::now();
             let wake = tokio::select! {
-                received = socket.recv(), if reads => Wake::Received(received),
+                received = socket.recv(), if has_room => Wake::Received(received),
                 Some(answer) = self.inflight.next(), if !self.inflight.is_empty() => Wake::Answered(answer),
                 () = self.connection.woken() => Wake::Queued,
                 () = &mut silence => Wake::Silent,
             };
             let working = Instant::now();
-            if !reads {
+            if !has_room {
                 last_heard += working - waiting;
             }
             let mut out = Vec::new();

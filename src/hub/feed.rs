@@ -222,11 +222,11 @@ impl Feed {
                     // A follower that is ahead of the feed knows it as it was sent; so do all, if it was delivered while
                     // the store was asked.
                     let sent_rev = sent_earlier[&message.id];
-                    let knows = |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
+                    let has_it = |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
                     let changed = Change::of_message(message.clone(), true);
                     self.rev = rev;
-                    self.broadcast(ChatEvent { chat_id, rev, change: changed }, &knows);
-                    self.broadcast(ChatEvent { chat_id, rev, change }, |follower| !knows(follower));
+                    self.broadcast(ChatEvent { chat_id, rev, change: changed }, has_it);
+                    self.broadcast(ChatEvent { chat_id, rev, change }, |follower| !has_it(follower));
                 }
                 _ => self.deliver(ChatEvent { chat_id, rev, change }, registry),
             }

@@ -81,12 +81,11 @@ impl Hub {
             let delivered = self.feeds(chat.id).get(&chat.id).map(Feed::rev);
             match delivered {
                 _ if self.generation() != generation => return,
-                None => {}
                 Some(_) if chat.removed => self.end_chat(chat.id, generation),
                 Some(delivered) if delivered < chat.rev => self.heal_later(chat.id, Some(chat.rev), "check"),
                 // Mostly, the chat went on since its row was read.
                 Some(delivered) if delivered > chat.rev => ahead.push(chat.id),
-                Some(_) => {}
+                Some(_) | None => {}
             }
         }
         self.doubt_log(ahead);

@@ -227,7 +227,7 @@ impl Store {
         let is_marked = {
             let mut seen = self.log.seen.lock();
             (seen.position, seen.origin) = (look.position, look.origin);
-            std::mem::replace(&mut seen.marked, Some(mark)) == Some(mark)
+            seen.marked.replace(mark) == Some(mark)
         };
         if let Db::Sqlite(pool) = &self.writer
             && !is_marked
