@@ -145,9 +145,9 @@ pub const SYNC_PAGE_BYTES_MAX: usize = 512 * 1024;
 /// sockets are not read meanwhile.
 pub const FRAMES_AT_ONCE_PER_USER: usize = 4;
 /// Units of work that wait for one of a pool's connections; over it the newest is refused at once. Sixteen connections
-/// that need 2 ms each for a unit work this off in 32 ms, so a longer queue means that the database stands still, and
-/// what joined it would be given up after its wait all the same.
-pub const STORE_WAITING_MAX: usize = 256;
+/// that need 2 ms each for a unit work this off in 64 ms, so a longer queue means that the database stands still, and
+/// what joined it would be given up after its wait all the same. One user's burst of [`READS`] does not fill it.
+pub const STORE_WAITING_MAX: usize = 512;
 /// Connections to Postgres for sessions alone (look-ups of tokens, checks, logins), so that whatever requests wait for,
 /// users are still recognised and ended sessions still noticed.
 pub const SESSION_CONNECTIONS_MAX: u32 = 4;
