@@ -186,7 +186,9 @@ impl Worker {
             }
         }
         self.committer.announce(decided).await;
-        held.into_iter().for_each(|job| self.lanes.enter(job));
+        for job in held {
+            self.lanes.enter(job);
+        }
         Ok(())
     }
 }
@@ -230,7 +232,9 @@ impl Committer {
     /// Answers jobs whose commit failed.
     pub(super) fn give_up(&self, jobs: Vec<Job>, error: &Error) {
         self.doubt(jobs.iter().map(|job| &job.draft));
-        jobs.into_iter().for_each(|job| job.refuse(error.clone()));
+        for job in jobs {
+            job.refuse(error.clone());
+        }
     }
 
     /// The outcome of these is unknown: they may be committed, and if nobody sends them again nothing else announces them.

@@ -61,7 +61,9 @@ impl Service {
             match self.announced(departed, || vec![Topic::Chat(chat_id)]) {
                 Ok(events) => {
                     metrics::chat_left_by_removal();
-                    events.into_iter().for_each(|event| self.publish_change(event));
+                    for event in events {
+                        self.publish_change(event);
+                    }
                 }
                 // Another replica was faster, or the chat was removed.
                 Err(error) if error.code == Code::ChatNotFound => {}

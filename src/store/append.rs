@@ -123,13 +123,13 @@ impl Store {
         let chosen: Vec<&Draft> = ordinary.iter().map(|index| &drafts[*index]).collect();
 
         let mut locks = Locks::WaitBriefly;
-        let mut placed = self.place_at_once(pool, &chosen, locks, now).await;
-        if placed.as_ref().is_err_and(is_lock_timeout) {
+        let mut outcome = self.place_at_once(pool, &chosen, locks, now).await;
+        if outcome.as_ref().is_err_and(is_lock_timeout) {
             metrics::append_met_lock();
             locks = Locks::Skip;
-            placed = self.place_at_once(pool, &chosen, locks, now).await;
+            outcome = self.place_at_once(pool, &chosen, locks, now).await;
         }
-        let places = match placed {
+        let places = match outcome {
             Ok(places) => places,
             // Another transaction placed one of the keys at the same moment.
             Err(error) if is_unique_violation(&error) => Vec::new(),
@@ -360,7 +360,6 @@ async fn lock_heads(work: &mut Work, drafts: &[Draft], locks: Locks) -> Result<H
 }
 
 async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId, UserId), Role>> {
-    work.count_statement();
     #[derive(FromRow)]
     struct Row {
         chat_id: ChatId,
@@ -368,6 +367,8 @@ async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId
         #[sqlx(try_from = "String")]
         role: Role,
     }
+
+    work.count_statement();
     let rows: Vec<Row> = match &mut work.inner {
         Tx::Postgres(lease) => {
             let sql = "SELECT m.chat_id, m.user_id, m.role FROM UNNEST($1::uuid[], $2::uuid[]) AS d (chat_id, user_id)

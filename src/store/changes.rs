@@ -159,9 +159,9 @@ impl Store {
                 complete,
                 forgotten,
                 joined_rev,
-                cleared_message_id,
                 kind,
                 member_count,
+                cleared_message_id,
             }))
         })
         .await

@@ -341,7 +341,7 @@ fn failure(error: sqlx::Error) -> Error {
 
 /// A list of ids as SQLite takes it: an array in JSON, of what its `unhex` reads.
 fn id_list(ids: &[UserId]) -> String {
-    serde_json::Value::from_iter(ids.iter().map(|id| id.0.simple().to_string())).to_string()
+    ids.iter().map(|id| id.0.simple().to_string()).collect::<serde_json::Value>().to_string()
 }
 
 /// Whether an insert met a row that is there already.

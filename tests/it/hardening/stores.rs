@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use starling::model::ChatKind;
 use starling::model::limits::JOB_BATCH;
-use starling::store::{Creation, Opened};
+use starling::store::{Creation, Opened, Store};
 
 use crate::store::bench::{Bench, NO_HASH, draft, on_both_stores};
 
@@ -47,7 +47,7 @@ async fn sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it(bench: Arc<Ben
     let sweepers = [bench.another_store().await, bench.another_store().await, bench.another_store().await];
     let mut total = 0;
     loop {
-        let rounds = join_all(sweepers.iter().map(|store| store.sweep_removed())).await;
+        let rounds = join_all(sweepers.iter().map(Store::sweep_removed)).await;
         let rounds: Vec<u64> = rounds.into_iter().map(|swept| swept.unwrap().chat_rows).collect();
         assert!(rounds.iter().all(|rows| *rows <= JOB_BATCH.unsigned_abs()));
         total += rounds.iter().sum::<u64>();

@@ -61,14 +61,11 @@ async fn a_channel_of_a_hundred_thousand_is_removed_at_once_and_cleared_in_steps
 
 /// Runs a statement on the server's database.
 async fn execute(server: &TestServer, sql: String) {
-    match server.database_url() {
-        Some(url) => {
-            PgConnection::connect(&url).await.unwrap().execute(AssertSqlSafe(sql)).await.unwrap();
-        }
-        None => {
-            let url = format!("sqlite://{}", server.dir().join("starling.db").display());
-            SqliteConnection::connect(&url).await.unwrap().execute(AssertSqlSafe(sql)).await.unwrap();
-        }
+    if let Some(url) = server.database_url() {
+        PgConnection::connect(&url).await.unwrap().execute(AssertSqlSafe(sql)).await.unwrap();
+    } else {
+        let url = format!("sqlite://{}", server.dir().join("starling.db").display());
+        SqliteConnection::connect(&url).await.unwrap().execute(AssertSqlSafe(sql)).await.unwrap();
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     }
     let mut measured = beside.measured(figures);
     let mut first = alone.measured(Vec::new());
-    first.meters.iter_mut().for_each(|meter| meter.name = "sends of others alone".to_owned());
+    first.meters.iter_mut().for_each(|meter| "sends of others alone".clone_into(&mut meter.name));
     measured.errors += first.errors;
     measured.meters.extend(first.meters);
     Ok(measured)
