@@ -20,28 +20,23 @@ pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max
     if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
-/// Of the users in a list: whether one refuses the actor `$2`, and whether one has too many chats by others (`$3`) or
-/// altogether (`$4`).
+/// Of each user in a list: whether the user refuses the actor `$2`, and whether the user has too many chats by others
+/// (`$3`) or altogether (`$4`).
 macro_rules! brought_in {
-    ($in_list:literal) => {
+    ($list:literal) => {
         concat!(
-            "SELECT CAST(COALESCE(MAX(CASE WHEN t.refuses THEN 1 ELSE 0 END), 0) AS BIGINT),
-                    CAST(COALESCE(MAX(CASE WHEN t.is_full THEN 1 ELSE 0 END), 0) AS BIGINT)
-             FROM (
-                 SELECT u.refuse_strangers AND NOT EXISTS (
-                         SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
-                         JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
-                         WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = u.id AND b.left_rev IS NULL
-                     ) AS refuses,
-                     ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3
-                      AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                           WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3)
-                     OR ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4
-                      AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                           WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4) AS is_full
-                 FROM users u WHERE u.id ",
-            $in_list,
-            ") t"
+            "SELECT u.refuse_strangers AND NOT EXISTS (
+                    SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+                    JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
+                    WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = u.id AND b.left_rev IS NULL),
+                ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3
+                 AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                      WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3)
+                OR ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4
+                 AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                      WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4)
+             FROM users u WHERE u.id ",
+            $list
         )
     };
 }
@@ -57,7 +52,7 @@ pub(super) async fn may_be_brought_in(
 ) -> Result<()> {
     let altogether_max = altogether_max.unwrap_or(i64::MAX);
     work.count_statement();
-    let (refused, is_full): (i64, i64) = match &mut work.inner {
+    let users: Vec<(bool, bool)> = match &mut work.inner {
         Tx::Postgres(lease) => {
             let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
             on_lease!(lease, |db| sqlx::query_as(brought_in!("= ANY($1)"))
@@ -65,21 +60,21 @@ pub(super) async fn may_be_brought_in(
                 .bind(actor)
                 .bind(CHATS_BY_OTHERS_MAX)
                 .bind(altogether_max)
-                .fetch_one(db))?
+                .fetch_all(db))?
         }
         Tx::Sqlite(tx) => sqlx::query_as(brought_in!("IN (SELECT unhex(value) FROM json_each($1))"))
             .bind(id_list(users))
             .bind(actor)
             .bind(CHATS_BY_OTHERS_MAX)
             .bind(altogether_max)
-            .fetch_one(&mut **tx)
+            .fetch_all(&mut **tx)
             .await
             .map_err(failure)?,
         Tx::Ended => return Err(ended()),
     };
 
-    if refused > 0 {
+    if users.iter().any(|(refuses, _)| *refuses) {
         return Err(Code::UserUnreachable.into());
     }
-    if is_full > 0 { Err(Code::ChatLimit.into()) } else { Ok(()) }
+    if users.iter().any(|(_, is_full)| *is_full) { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }

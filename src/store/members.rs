@@ -286,31 +286,16 @@ async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Resu
     })
 }
 
-/// Inserts the users of a list into the chat `$1`: the creator `$3` in the role `$4`, the others in the role `$5`.
-macro_rules! first_members {
-    ($user:literal, $from:literal) => {
-        concat!(
-            "INSERT INTO members
-                 (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-             SELECT $1, ",
-            $user,
-            ", CASE WHEN ",
-            $user,
-            " = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, ",
-            $user,
-            " <> $3 FROM ",
-            $from
-        )
-    };
-}
-
 /// Writes the first members of a new chat. The creator of a chat of more than a pair owns it.
 pub(super) async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) -> Result<()> {
     let role = if matches!(new.kind, Creation::Private(_)) { Role::Member } else { Role::Owner };
     work.count_statement();
     match &mut work.inner {
         Tx::Postgres(lease) => {
-            let sql = first_members!("u.user_id", "UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id");
+            let sql = "INSERT INTO members
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, u.user_id <> $3
+                       FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
             let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
             on_lease!(lease, |db| sqlx::query(sql)
                 .bind(new.id)
@@ -322,17 +307,23 @@ pub(super) async fn insert_first_members(work: &mut Work, new: &NewChat, users: 
                 .execute(db)
                 .map_ok_drop())
         }
-        Tx::Sqlite(tx) => sqlx::query(first_members!("unhex(u.value)", "json_each($2) u"))
-            .bind(new.id)
-            .bind(id_list(users))
-            .bind(new.creator)
-            .bind(role.as_str())
-            .bind(Role::Member.as_str())
-            .bind(new.now)
-            .execute(&mut **tx)
-            .map_ok_drop()
-            .await
-            .map_err(failure),
+        Tx::Sqlite(tx) => {
+            let sql = "INSERT INTO members
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0,
+                           unhex(u.value) <> $3 FROM json_each($2) u";
+            sqlx::query(sql)
+                .bind(new.id)
+                .bind(id_list(users))
+                .bind(new.creator)
+                .bind(role.as_str())
+                .bind(Role::Member.as_str())
+                .bind(new.now)
+                .execute(&mut **tx)
+                .map_ok_drop()
+                .await
+                .map_err(failure)
+        }
         Tx::Ended => Err(ended()),
     }
 }

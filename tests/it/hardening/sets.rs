@@ -30,8 +30,8 @@ async fn a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two(server:
     statements_of_a_channel(&server, &ada, &members[..1]).await;
     let few = statements_of_a_channel(&server, &ada, &members[..1]).await;
     let many = statements_of_a_channel(&server, &ada, &members).await;
-    // Users locked, chat, limits, members, view.
-    assert_eq!((few, many), (5, 5));
+    // Users locked, chat, limits of the creator, limits of the others, members, view.
+    assert_eq!((few, many), (6, 6));
     let shown = members[50].get("/chats").await.expect(200);
     assert_eq!(shown["chats"][0]["role"], "member", "{shown}");
 }
