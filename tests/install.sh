@@ -29,6 +29,8 @@ if wanted test; then
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || have initdb || packages+=(postgresql)
   # Debian's tools are the server by another name, without the service that its package starts.
   have redis-server || have redis-check-rdb || packages+=(redis-tools)
+  # The tests of TLS make their own certificates.
+  have openssl || packages+=(openssl)
 fi
 if wanted conformance; then
   have pip3 || packages+=(python3-pip)
