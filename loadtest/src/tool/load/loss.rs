@@ -61,9 +61,9 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(Measured { figures, spent, errors: missing, proven, ..Measured::default() })
 }
 
-/// Connects all clients to the replica that will die. Each user has a private chat with the last account.
+/// Connects all clients to the replica that will die. Two users each share a private chat.
 async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>, String> {
-    let making = (0..users).map(|user| async move { chat(stage, user, "private", &[users]).await });
+    let making = (0..users).map(|user| async move { chat(stage, user, "private", &[user ^ 1]).await });
     let chats: Vec<_> = stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
     let base = stage.replicas().pop().ok_or("there is no replica")?;
     let connecting = (0..count).map(|number| {
