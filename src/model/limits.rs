@@ -262,8 +262,8 @@ pub const LIMITER_KEYS_MAX: usize = 100_000;
 
 /// Rows that a cleaning job removes in one transaction.
 pub const JOB_BATCH: i64 = 500;
-/// How long the removal of an account waits until its chats are left: enough for a hundred chats, so that whoever asked
-/// sees it done, and short of [`REQUEST_MAX`]. Leaving more chats goes on after the answer.
+/// How long the removal of an account waits until its chats are left: enough for a hundred chats, so that the caller sees
+/// it done, and short of [`REQUEST_MAX`]. Leaving more chats goes on after the answer.
 pub const REMOVAL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chats that removed accounts leave at once on a replica: each takes a connection to the database for a moment.
 pub const DEPARTURES_AT_ONCE_MAX: usize = 2;
