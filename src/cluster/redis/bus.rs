@@ -1,4 +1,4 @@
-//! The bus over Redis pub/sub: a channel a topic.
+//! The bus over Redis pub/sub.
 //!
 //! One task publishes what this replica committed, many events a round trip. Another keeps the one subscribed
 //! connection: it follows what the hub follows, and when it was cut, or hears nothing of what this replica says to itself,
@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::address::RedisAddress;
+use super::channel::{Channel, Subscribed};
 use super::envelope::{ClusterKey, Envelope, Said};
 use super::link::{Link, Redis};
 use super::{BusHealth, ReplicaId};
@@ -145,15 +146,6 @@ impl RedisBus {
     }
 }
 
-fn channel(redis: &Redis, topic: Topic) -> String {
-    match topic {
-        Topic::Chat(id) => redis.key("chat", &id.to_string()),
-        Topic::User(id) => redis.key("user", &id.to_string()),
-        Topic::Presence(id) => redis.key("presence", &id.to_string()),
-        Topic::Everyone => redis.key("everyone", ""),
-    }
-}
-
 /// Announces what this replica committed.
 struct Publisher {
     own: ReplicaId,
@@ -240,13 +232,13 @@ impl Publisher {
             commands.push(if body.len() > TOLD_BYTES_MAX {
                 self.publish(topic, Said::Look(topic))
             } else {
-                self.command(channel(&self.redis, topic), body.clone())
+                self.command(Channel::of(topic).name(self.redis.prefix()), body.clone())
             });
         }
     }
 
     fn publish(&self, topic: Topic, said: Said) -> Cmd {
-        self.command(channel(&self.redis, topic), self.seal(Some(self.epoch.get()), said))
+        self.command(Channel::of(topic).name(self.redis.prefix()), self.seal(Some(self.epoch.get()), said))
     }
 
     fn seal(&self, epoch: Option<Epoch>, said: Said) -> Vec<u8> {
@@ -312,7 +304,7 @@ impl Subscriptions {
             return;
         };
         let heard = self.health.mark();
-        let mut subscribed: HashSet<Topic> = HashSet::new();
+        let mut subscribed = Subscribed::default();
         let canary = self.redis.key("canary", &self.own.to_string());
         let all: Vec<Topic> = {
             self.changed.lock().clear();
@@ -344,7 +336,7 @@ impl Subscriptions {
     }
 
     /// Subscribes to what is wanted now and was not, and the other way round.
-    async fn follow_wishes(&self, link: &mut Link, subscribed: &mut HashSet<Topic>) -> bool {
+    async fn follow_wishes(&self, link: &mut Link, subscribed: &mut Subscribed) -> bool {
         let changed = std::mem::take(&mut *self.changed.lock());
         let (add, remove): (Vec<Topic>, Vec<Topic>) = {
             let wanted = self.wanted.lock();
@@ -353,13 +345,9 @@ impl Subscriptions {
                 .filter(|it| wanted.contains(it) != subscribed.contains(it))
                 .partition(|it| wanted.contains(it))
         };
-        for batch in remove.chunks(SUBSCRIBE_BATCH) {
-            let channels: Vec<String> = batch.iter().map(|topic| channel(&self.redis, *topic)).collect();
-            if !in_time(link.unsubscribe(channels)).await {
+        for batch in subscribed.remove(remove).chunks(SUBSCRIBE_BATCH) {
+            if !in_time(link.unsubscribe(self.names(batch))).await {
                 return false;
-            }
-            for topic in batch {
-                subscribed.remove(topic);
             }
         }
         let followed = self.subscribe(link, &add, subscribed).await;
@@ -369,15 +357,17 @@ impl Subscriptions {
         followed
     }
 
-    async fn subscribe(&self, link: &mut Link, topics: &[Topic], subscribed: &mut HashSet<Topic>) -> bool {
-        for batch in topics.chunks(SUBSCRIBE_BATCH) {
-            let channels: Vec<String> = batch.iter().map(|topic| channel(&self.redis, *topic)).collect();
-            if !in_time(link.subscribe(channels)).await {
+    async fn subscribe(&self, link: &mut Link, topics: &[Topic], subscribed: &mut Subscribed) -> bool {
+        for batch in subscribed.add(topics.iter().copied()).chunks(SUBSCRIBE_BATCH) {
+            if !in_time(link.subscribe(self.names(batch))).await {
                 return false;
             }
-            subscribed.extend(batch);
         }
         true
+    }
+
+    fn names(&self, channels: &[Channel]) -> Vec<String> {
+        channels.iter().map(|channel| channel.name(self.redis.prefix())).collect()
     }
 
     /// Takes what Redis pushes. Runs on the connection's own task, which thereby only drains.

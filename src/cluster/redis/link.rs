@@ -192,6 +192,11 @@ impl ManageConnection for Opener {
     }
 }
 
+/// A key or channel. `tag` decides where it lives in a Redis Cluster.
+pub fn key(prefix: &str, kind: &str, tag: &str) -> String {
+    format!("{prefix}:{kind}:{{{tag}}}")
+}
+
 /// Redis did not do what was asked, as far as is known. Whoever asks has an answer of its own for this.
 #[derive(Debug)]
 pub struct Down;
@@ -222,7 +227,12 @@ impl Redis {
 
     /// A key or channel of this community's. `tag` decides where it lives in a Redis Cluster.
     pub fn key(&self, kind: &str, tag: &str) -> String {
-        format!("{}:{kind}:{{{tag}}}", self.prefix)
+        key(&self.prefix, kind, tag)
+    }
+
+    /// What all keys and channels of this community begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// Runs one command.

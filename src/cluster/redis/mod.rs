@@ -3,6 +3,7 @@
 
 mod address;
 mod bus;
+mod channel;
 mod envelope;
 mod lease;
 mod limiter;
@@ -12,6 +13,7 @@ mod session_cache;
 
 pub use address::RedisAddress;
 pub use bus::RedisBus;
+pub use channel::{CHANNELS, Channel};
 pub use envelope::ClusterKey;
 pub use lease::{Leases, Renewal};
 pub use limiter::RedisRateLimiter;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use starling::cluster::memory::MemoryBus;
+use starling::cluster::redis::Channel;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
     Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId, Timestamp, Topic, UserId,
@@ -176,7 +177,7 @@ async fn nothing_that_another_than_a_replica_publishes_arrives() {
     let friend = Replica::join(&redis_url(), &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
-    let channel = format!("{prefix}:chat:{{{chat_id}}}");
+    let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     for body in ["", "{}", r#"{"from":1,"said":"Canary"}"#, &"x".repeat(100_000)] {
         let heard: i64 = crate::support::redis_command(&redis_url(), &["PUBLISH", &channel, body]).await.unwrap();
         assert_eq!(heard, 1, "the listener is on this channel");
@@ -203,7 +204,7 @@ async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again
         connected(&listener).await;
         eventually("the subscription is back", async || {
             let subscribed: Vec<(String, i64)> =
-                redis.command(&["PUBSUB", "NUMSUB", &format!("{prefix}:chat:{{{chat_id}}}")]).await;
+                redis.command(&["PUBSUB", "NUMSUB", &Channel::of(Topic::Chat(chat_id)).name(&prefix)]).await;
             subscribed[0].1 == 1
         })
         .await;
@@ -240,6 +241,8 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
     let speaker = Replica::join(&redis.url(), &prefix);
     let mut listener = Replica::join(&way.in_url(&redis.url()), &prefix);
     let chats: Vec<ChatId> = (0..TOPICS).map(|_| chat()).collect();
+    let channel = |chat_id: &ChatId| Channel::of(Topic::Chat(*chat_id));
+    let channels = chats.iter().map(channel).collect::<HashSet<_>>().len();
     connected(&listener).await;
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
@@ -260,7 +263,7 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
         let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         // As the name of this topic comes by: what is before it in the same packet goes through.
         for _ in 0..2 {
-            way.set(Mode::CutAt(direction, marked.to_string().into_bytes()));
+            way.set(Mode::CutAt(direction, channel(marked).name(&prefix).into_bytes()));
             let start = Instant::now();
             while way.mode() != Mode::Pass {
                 assert!(start.elapsed() < ARRIVAL_MAX, "round {round}: it is cut in the middle");
@@ -271,7 +274,7 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
         for chat_id in &chats {
             say(&mut published, *chat_id);
         }
-        eventually("every topic is subscribed", async || subscribed(&redis, &prefix).await == TOPICS).await;
+        eventually("every topic is subscribed", async || subscribed(&redis, &prefix).await == channels).await;
         connected(&listener).await;
         let first = say(&mut published, chats[0]);
         let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
@@ -288,9 +291,9 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
     }
 }
 
-/// How many chats' channels somebody is subscribed to.
+/// How many channels of topics somebody is subscribed to.
 async fn subscribed(redis: &OwnRedis, prefix: &str) -> usize {
-    let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:chat:*")]).await;
+    let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:topics:*")]).await;
     channels.len()
 }
 

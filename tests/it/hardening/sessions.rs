@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::json;
+use starling::cluster::redis::Channel;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{ChatId, Clock, Event, SessionId, Topic, UserId};
 
@@ -100,7 +101,7 @@ async fn a_copy_of_an_event_replayed_after_a_minute_is_looked_at_and_not_deliver
     let chat_id = ChatId::new(Clock::system().now(), &mut rand::rng());
     let typing = Event::Typing { chat_id, user_id: UserId::default() };
     follow(&mut listener, Topic::Chat(chat_id)).await;
-    let channel = format!("{prefix}:chat:{{{chat_id}}}");
+    let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     let body = overheard(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
     assert!(matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::Typing { .. })));
 

@@ -43,10 +43,10 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let replicas = site.replicas();
     let dead = site.kill_last();
     let killed = Instant::now();
-    let others: Vec<String> =
-        replicas.into_iter().enumerate().filter(|(number, _)| *number != dead).map(|(_, base)| base).collect();
+    let survivors: Vec<usize> = (0..replicas.len()).filter(|number| *number != dead).collect();
+    let others: Vec<String> = survivors.iter().map(|number| replicas[*number].clone()).collect();
     // The clients are in sync only if they get what was written meanwhile.
-    let revs = write(stage, &clients).await?;
+    let revs = write(stage, &clients, &survivors).await?;
     let (back, missing) = all_back(stage, clients, &others, &revs, killed).await;
     let spent = watch.finish();
     site.start_again(dead).await?;
@@ -75,13 +75,16 @@ async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>
     stream::iter(connecting.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await
 }
 
-/// Writes into each chat. The revision of each write.
-async fn write(stage: &Stage, clients: &[Client]) -> Result<Vec<u32>, String> {
+/// Writes into each chat, over the replicas with these numbers. The revision of each write.
+///
+/// None of the requests goes to the dead replica: its repetition would delay the clients, whose clock runs already.
+async fn write(stage: &Stage, clients: &[Client], survivors: &[usize]) -> Result<Vec<u32>, String> {
     let users = clients.len().div_ceil(CONNECTIONS_PER_USER);
     let writing = clients.iter().take(users).enumerate().map(|(user, client)| async move {
         let path = format!("/chats/{}/messages", client.chat);
         let body: Value = json!({ "text": "while you were away", "client_id": format!("{}-{user}", stage.tag) });
-        stage.request::<Message>(user, user, Method::POST, &path, Some(&body)).await.map(|message| message.rev)
+        let replica = survivors[user % survivors.len()];
+        stage.request::<Message>(replica, user, Method::POST, &path, Some(&body)).await.map(|message| message.rev)
     });
     stream::iter(writing.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await
 }

@@ -1,0 +1,150 @@
+//! The Redis channels of topics.
+//!
+//! A channel of its own for each topic would be simpler, but Redis can't bear it: with a million subscriptions of one
+//! replica, it answers nobody for seconds while it forgets them, and the replica takes many seconds to subscribe again
+//! (`cargo bench --bench subscriptions`). So topics share a bounded number of channels. A replica also receives events of
+//! chats that it doesn't follow and share a channel with one that it does; the hub ignores them.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::link::key;
+use crate::model::Topic;
+
+/// Channels that topics share. A community below a tenth of it rarely has two chats in one channel; a replica in all
+/// channels costs Redis about 30 MB, and is subscribed again in about a second.
+pub const CHANNELS: u32 = 1 << 17;
+
+/// The channel of a topic. Two topics may have the same one. All replicas of a cluster must agree on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// What concerns every replica.
+    Everyone,
+    /// One of [`CHANNELS`].
+    Shared(u32),
+}
+
+impl Channel {
+    /// The channel of this topic.
+    pub fn of(topic: Topic) -> Self {
+        match topic {
+            Topic::Chat(id) => Self::shared(id.0, 0),
+            Topic::User(id) => Self::shared(id.0, 1),
+            Topic::Presence(id) => Self::shared(id.0, 2),
+            Topic::Everyone => Self::Everyone,
+        }
+    }
+
+    /// The last bits of an id are random. `kind` keeps the two topics of one user apart.
+    fn shared(id: Uuid, kind: u32) -> Self {
+        let [.., a, b, c, d] = *id.as_bytes();
+        Self::Shared(u32::from_be_bytes([a, b, c, d]).wrapping_add(kind) % CHANNELS)
+    }
+
+    /// Its name in Redis, where all keys and channels of a deployment begin with `prefix`.
+    pub fn name(self, prefix: &str) -> String {
+        match self {
+            Self::Everyone => key(prefix, "everyone", ""),
+            Self::Shared(number) => key(prefix, "topics", &number.to_string()),
+        }
+    }
+}
+
+/// What one connection to Redis is subscribed to: the topics, and so the channels.
+#[derive(Debug, Default)]
+pub struct Subscribed {
+    topics: HashSet<Topic>,
+    /// How many of the topics share each channel. Never 0.
+    channels: HashMap<Channel, usize>,
+}
+
+impl Subscribed {
+    /// Whether events of this topic arrive.
+    pub fn contains(&self, topic: &Topic) -> bool {
+        self.topics.contains(topic)
+    }
+
+    /// Adds topics. Returns the channels that have to be subscribed to.
+    pub fn add(&mut self, topics: impl IntoIterator<Item = Topic>) -> Vec<Channel> {
+        let mut new = Vec::new();
+        for topic in topics {
+            if !self.topics.insert(topic) {
+                continue;
+            }
+
+            let channel = Channel::of(topic);
+            let sharing = self.channels.entry(channel).or_insert_with(|| {
+                new.push(channel);
+                0
+            });
+            *sharing += 1;
+        }
+        new
+    }
+
+    /// Removes topics. Returns the channels that no topic needs any longer.
+    pub fn remove(&mut self, topics: impl IntoIterator<Item = Topic>) -> Vec<Channel> {
+        let mut unused = Vec::new();
+        for topic in topics {
+            if !self.topics.remove(&topic) {
+                continue;
+            }
+
+            let channel = Channel::of(topic);
+            if let Entry::Occupied(mut sharing) = self.channels.entry(channel) {
+                *sharing.get_mut() -= 1;
+                if *sharing.get() == 0 {
+                    sharing.remove();
+                    unused.push(channel);
+                }
+            }
+        }
+        unused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChatId, UserId};
+
+    /// A chat whose id ends with this number.
+    fn chat(number: u128) -> Topic {
+        Topic::Chat(ChatId(Uuid::from_u128(number)))
+    }
+
+    #[test]
+    fn a_channel_is_left_with_the_last_of_its_topics() {
+        let (first, second, other) = (chat(7), chat(7 + u128::from(CHANNELS)), chat(8));
+        assert_eq!(Channel::of(first), Channel::of(second));
+
+        let mut subscribed = Subscribed::default();
+        assert_eq!(subscribed.add([first, second, other, first]), [Channel::of(first), Channel::of(other)]);
+        assert_eq!(subscribed.add([second]), []);
+        assert_eq!(subscribed.remove([first, first]), []);
+        assert!(subscribed.contains(&second) && !subscribed.contains(&first));
+        assert_eq!(subscribed.remove([second]), [Channel::of(second)]);
+        assert_eq!(subscribed.remove([second]), []);
+        assert_eq!(subscribed.add([first]), [Channel::of(first)]);
+    }
+
+    #[test]
+    fn the_topics_of_one_user_have_channels_of_their_own() {
+        let user = UserId(Uuid::from_u128(u128::MAX));
+        assert_ne!(Channel::of(Topic::User(user)), Channel::of(Topic::Presence(user)));
+        assert_eq!(Channel::of(Topic::Everyone), Channel::Everyone);
+    }
+
+    #[test]
+    fn channels_are_used_evenly() {
+        let clock = crate::model::Clock::system();
+        let mut subscribed = Subscribed::default();
+        let topics = (0..CHANNELS).map(|_| Topic::Chat(ChatId::new(clock.now(), &mut rand::rng())));
+        let used = subscribed.add(topics).len();
+        // 63 % of the channels, with a standard deviation of less than 0.1 %.
+        let share = used as f64 / f64::from(CHANNELS);
+        assert!((0.62..0.645).contains(&share), "{share} of the channels are used");
+    }
+}
