@@ -14,6 +14,7 @@ use serde_json::json;
 use starling::config::Config;
 use starling::model::Clock;
 use starling::server::Server;
+use starling_loadtest::actor::Account;
 use starling_loadtest::checker::{Evidence, Limits, Report, check};
 use starling_loadtest::device::{Device, DeviceOptions};
 use starling_loadtest::history::{Bounds, History, Record};
@@ -187,13 +188,14 @@ async fn a_stopped_replica_that_redis_cuts_off_for_its_backlog_misses_nothing() 
 }
 
 /// Users with devices.
-struct Herd {
-    community: Community,
+pub struct Herd {
+    /// The users.
+    pub community: Community,
     devices: Vec<Device>,
     /// What the devices do.
     watching: Work,
     /// What the users do besides.
-    work: Work,
+    pub work: Work,
 }
 
 impl Herd {
@@ -206,6 +208,17 @@ impl Herd {
         first: impl Fn(usize) -> usize,
     ) -> Self {
         let accounts = workload::accounts_of_json_lines(&stage.make_users(users).await).unwrap();
+        Self::with(accounts, bases, devices, first).await
+    }
+
+    /// The same with these accounts.
+    pub async fn with(
+        accounts: Vec<Account>,
+        bases: &[String],
+        devices: usize,
+        first: impl Fn(usize) -> usize,
+    ) -> Self {
+        let users = accounts.len();
         let history = History::new(Bounds::default());
         let community = Community::gather(bases, Duration::from_secs(8), &history, accounts).await.unwrap();
         let stop = CancellationToken::new();
@@ -222,7 +235,7 @@ impl Herd {
     }
 
     /// Ends it; everybody must know everything by now, or within ten seconds.
-    async fn end(self) -> (Record, Report) {
+    pub async fn end(self) -> (Record, Report) {
         self.work.finish().await;
         let history = self.community.actors[0].history().clone();
         let healed_us = Some(history.now_us());

@@ -64,7 +64,7 @@ fn at(device: &DeviceRecord, deadline_us: u64) -> Progress {
     let mut progress = Progress { excused: device.entries.is_empty(), ..Progress::default() };
     for entry in device.entries.iter().take_while(|entry| entry.at_us <= deadline_us) {
         match &entry.told {
-            Told::Ready => progress.excused = false,
+            Told::Ready { .. } => progress.excused = false,
             Told::Synced(chats) => {
                 progress.connected = true;
                 progress.revs.extend(chats.iter().copied());

@@ -68,7 +68,7 @@ fn connected(record: &Record) -> HashMap<Name, Spans> {
         let mut since = None;
         for entry in &device.entries {
             match entry.told {
-                Told::Ready => since = Some(entry.at_us),
+                Told::Ready { .. } => since = Some(entry.at_us),
                 Told::Closed { .. } | Told::Stopped => of_user.extend(since.take().map(|start| (start, entry.at_us))),
                 _ => {}
             }

@@ -8,6 +8,7 @@
 //! included, and every text is used once. What the final log knows of revs (of members, of sending) sharpens I1, I6 and
 //! I13; read over HTTP it knows less than read from the database.
 
+mod epochs;
 mod facts;
 mod final_log;
 mod i01_numbers;
@@ -28,6 +29,7 @@ mod i15_counts;
 mod i16_memory;
 mod i17_answers;
 mod i18_secrets;
+mod i20_epochs;
 mod ledger;
 mod quick;
 mod reads;
@@ -132,7 +134,12 @@ pub fn check(evidence: &Evidence<'_>) -> Report {
             format!("{} entries found no room in the history: raise its bounds", evidence.record.dropped)
         });
     }
-    let facts = Facts::gather(evidence);
+    i20_epochs::check(evidence, &mut sink);
+    // The other invariants hold within one history of the log.
+    let of_last_epoch = epochs::of_last(evidence.record);
+    let record = of_last_epoch.as_ref().unwrap_or(evidence.record);
+    let evidence = Evidence { record, ..*evidence };
+    let facts = Facts::gather(&evidence);
     for check in CHECKS {
         check(&facts, &mut sink);
     }
@@ -157,7 +164,7 @@ fn counts(evidence: &Evidence<'_>) -> Counts {
         }
     }
     for device in &record.devices {
-        let readies = device.entries.iter().filter(|entry| entry.told == Told::Ready).count();
+        let readies = device.entries.iter().filter(|entry| matches!(entry.told, Told::Ready { .. })).count();
         counts.reconnects += readies.saturating_sub(1) as u64;
         counts.frames += device.entries.iter().filter(|entry| entry.told.is_frame()).count() as u64;
         counts.resets += device.entries.iter().filter(|entry| matches!(entry.told, Told::Reset { .. })).count() as u64;

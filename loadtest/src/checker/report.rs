@@ -43,6 +43,7 @@ invariants! {
     I16 = "memory is bounded";
     I17 = "every request is answered in time";
     I18 = "secrets stay secret";
+    I20 = "after a change of the epoch nobody holds what the log does not";
 }
 
 /// What a violation means for a user.

@@ -19,6 +19,8 @@ struct Link {
     /// It is told nothing until it is healed.
     deaf: bool,
     known: HashMap<Name, u32>,
+    /// Of which `known` are revisions.
+    epoch: Name,
 }
 
 pub(super) struct Scenario {
@@ -26,6 +28,7 @@ pub(super) struct Scenario {
     pub log: FinalLog,
     pub limits: Limits,
     pub now_us: u64,
+    epoch: Name,
     links: Vec<Link>,
     texts: u64,
 }
@@ -34,7 +37,15 @@ impl Scenario {
     pub(super) fn new() -> Self {
         let record = Record { names: vec!["".into()], ..Record::default() };
         let limits = Limits::default();
-        Self { record, log: FinalLog::default(), limits, now_us: 0, links: Vec::new(), texts: 0 }
+        Self {
+            record,
+            log: FinalLog::default(),
+            limits,
+            now_us: 0,
+            epoch: Name::default(),
+            links: Vec::new(),
+            texts: 0,
+        }
     }
 
     pub(super) fn name(&mut self, word: &str) -> Name {
@@ -114,7 +125,7 @@ impl Scenario {
     pub(super) fn connect(&mut self, device: usize) {
         self.links[device].connection += 1;
         self.links[device].live = true;
-        self.tell(device, Told::Ready);
+        self.tell(device, Told::Ready { epoch: self.epoch });
         let known: Vec<(Name, u32)> = self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
         self.tell(device, Told::Sync(known.clone().into()));
         let user = self.record.devices[device].user;
@@ -136,15 +147,18 @@ impl Scenario {
             }
         }
         self.tell(device, Told::Synced(synced.into()));
+        self.links[device].epoch = self.epoch;
     }
 
     fn replay(&mut self, device: usize, chat: Name, known: u32) {
         let user = self.record.devices[device].user;
+        let is_other_epoch = self.links[device].epoch != self.epoch;
+        let known = if is_other_epoch { 0 } else { known };
         let log = self.of(chat);
         let (rev, items) = (log.rev, items_after(log, known));
         let rejoined = log.members.iter().any(|member| member.user == user && member.joined_rev > known);
         self.links[device].known.insert(chat, rev);
-        if rejoined || items.len() > RESET_AFTER {
+        if is_other_epoch || rejoined || items.len() > RESET_AFTER {
             self.tell(device, Told::Reset { chat, rev });
             self.changes(user, chat, known);
             self.tell(device, Told::Loaded { chat, rev });
@@ -152,6 +166,22 @@ impl Scenario {
             for told in items {
                 self.tell(device, told);
             }
+        }
+    }
+
+    /// Replaces the log by one that lacks the last messages of a chat, which nothing else has changed, and closes all
+    /// connections.
+    pub(super) fn fail_over(&mut self, chat: Name, lost: u32) {
+        let log = self.of(chat);
+        log.messages.truncate(log.messages.len() - lost as usize);
+        log.rev -= lost;
+        log.last_message_id -= lost;
+        for member in &mut log.members {
+            member.last_read_message_id = member.last_read_message_id.min(log.last_message_id);
+        }
+        self.epoch = self.name("another epoch");
+        for device in 0..self.links.len() {
+            self.cut(device);
         }
     }
 

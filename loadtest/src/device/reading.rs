@@ -33,7 +33,7 @@ fn passing(history: &History, frame: &Frame) -> Option<Told> {
     let chat = || frame.chat_id.as_deref().map(|chat| history.name(chat));
     let user = || frame.user_id.as_deref().map(|user| history.name(user));
     Some(match frame.kind {
-        FrameKind::Ready => Told::Ready,
+        FrameKind::Ready => Told::Ready { epoch: history.name(frame.epoch.as_deref().unwrap_or_default()) },
         FrameKind::Synced => {
             let chats = frame.chats.as_ref()?;
             Told::Synced(chats.iter().map(|(chat, rev)| (history.name(chat), *rev)).collect())

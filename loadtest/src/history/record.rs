@@ -200,8 +200,8 @@ impl Op {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the protocol")]
 pub enum Told {
-    /// `ready`.
-    Ready,
+    /// `ready`; [`Name::default`] where it names no epoch.
+    Ready { epoch: Name },
     /// The device asked for `sync` and named these chats at these revisions.
     Sync(Box<[(Name, u32)]>),
     /// `synced`.

@@ -68,7 +68,7 @@ fn disconnects(record: &Record) -> (usize, usize) {
         let mut open = false;
         for entry in &device.entries {
             match entry.told {
-                Told::Ready => open = true,
+                Told::Ready { .. } => open = true,
                 // One that was refused was none.
                 Told::Closed { .. } if std::mem::take(&mut open) => ends.push(entry.at_us),
                 _ => {}

@@ -6,8 +6,11 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use starling::server::Server;
 use starling::store::{Store, StoreOptions};
+use starling_loadtest::actor::Account;
+use starling_loadtest::workload;
 
 use super::epoch::{account, connect, sent_away, serve, serve_with, sync, through};
+use crate::breakdown::Herd;
 use crate::outages::send;
 use crate::support::{Backend, Mode, OwnPostgres, Proxy, Socket, TestServer, User, eventually, redis_url};
 
@@ -114,6 +117,51 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
     for socket in &mut back {
         assert_eq!(socket.expect("new_message").await["message"]["text"], "live");
     }
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+/// The devices and the log, held against every invariant of the checker, of which I20 is about such a change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_does_not() {
+    let mut primary = OwnPostgres::start().await;
+    prepare(&primary).await;
+    let replication = Proxy::to(&Proxy::target_of(&primary.url())).await;
+    let standby = primary.standby(Some(replication.address())).await;
+    let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
+    let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
+    let url = name.in_url(&primary.url_of("starling", "chat"));
+    let mut replicas: Vec<Server> = Vec::new();
+    for _ in 0..2 {
+        replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
+    }
+    let mut accounts = Vec::new();
+    for login in ["ada", "bob", "eve"] {
+        let user = account(&replicas[0], login).await;
+        accounts.push(Account { user_id: user.id, login: user.login, token: user.token, ..Account::default() });
+    }
+
+    let bases: Vec<String> = replicas.iter().map(|replica| format!("http://{}", replica.address)).collect();
+    let herd = Herd::with(accounts, &bases, 2, |number| number).await;
+    let chat = herd.community.group(&[0, 1, 2]).await.unwrap();
+    for actor in &herd.community.actors {
+        let work = herd.work.at_pace(Duration::from_millis(100));
+        herd.work.spawn(workload::write(work, actor.clone(), vec![chat.clone()]));
+    }
+    eventually("the standby has some", || async { messages(&standby).await >= 20 }).await;
+
+    replication.set(Mode::Refuse);
+    let kept = messages(&standby).await;
+    eventually("it lacks some", || async { messages(&primary).await >= kept + 20 }).await;
+    primary.stop_immediately();
+    standby.promote().await;
+    name.lead_to(&Proxy::target_of(&standby.url()));
+    eventually("more is sent than was lost", || async { messages(&standby).await >= kept + 40 }).await;
+
+    let (_, report) = herd.end().await;
+    assert!(report.is_clean(), "{report}");
+    assert!(report.counts.acknowledged > report.counts.messages, "something was lost: {report}");
     for replica in replicas {
         replica.stop().await;
     }

@@ -1,5 +1,6 @@
 //! Every invariant is broken once, by hand, in a run that is clean without; and random clean runs stay clean.
 
+mod epochs;
 mod log;
 mod random;
 mod sessions;

@@ -1,0 +1,46 @@
+//! The part of a record that belongs to the last epoch of the log.
+//!
+//! After a failover that lost the last seconds, or a restore, what was acknowledged before may be gone, and its ids and
+//! revisions are used again. So of an operation that began before the change nobody knows whether it is done, and what a
+//! device was told before says nothing of the log at the end.
+
+use std::collections::HashMap;
+
+use crate::history::{Entry, Name, Outcome, Record, Told};
+
+/// The record within its last epoch; nothing if it has only one.
+pub(super) fn of_last(record: &Record) -> Option<Record> {
+    let (epoch, since_us) = last(record)?;
+    let mut cut = record.clone();
+
+    for op in cut.ops.iter_mut().filter(|op| op.invoked_us < since_us) {
+        if let Some(Outcome::Ok(_)) = op.outcome {
+            op.outcome = Some(Outcome::Unknown);
+        }
+    }
+    for device in &mut cut.devices {
+        let epochs: HashMap<u32, Name> = device.entries.iter().filter_map(presented).collect();
+        device.entries.retain(|entry| epochs.get(&entry.connection).is_none_or(|of| *of == epoch));
+    }
+    Some(cut)
+}
+
+/// The epoch that was presented first last, and since when; nothing if there is only one.
+pub(super) fn last(record: &Record) -> Option<(Name, u64)> {
+    let mut since: HashMap<Name, u64> = HashMap::new();
+    for entry in record.devices.iter().flat_map(|device| &device.entries) {
+        if let Some((_, epoch)) = presented(entry) {
+            let first_us = since.entry(epoch).or_insert(entry.at_us);
+            *first_us = entry.at_us.min(*first_us);
+        }
+    }
+    if since.len() < 2 {
+        return None;
+    }
+    since.into_iter().max_by_key(|(_, at_us)| *at_us)
+}
+
+/// The connection of a `ready`, and its epoch.
+fn presented(entry: &Entry) -> Option<(u32, Name)> {
+    if let Told::Ready { epoch } = entry.told { Some((entry.connection, epoch)) } else { None }
+}
