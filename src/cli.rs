@@ -10,12 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster;
 use crate::config::{Config, Settings};
-use crate::gateway;
 use crate::listener;
 use crate::model::{Clock, Epoch, Error, Kind};
 use crate::server::{self, Server};
 use crate::store::{Store, StoreOptions};
 use crate::telemetry;
+use crate::wire;
 
 /// Most accounts that one call makes.
 const USERS_AT_ONCE_MAX: u32 = 100_000;
@@ -134,7 +134,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Config) => return Ok(print(&Config::documented_file())?),
         Some(Command::Openapi) => return Ok(print(&format!("{}\n", server::openapi()))?),
         Some(Command::Asyncapi) => {
-            return Ok(print(&format!("{:#}\n", gateway::asyncapi::document()))?);
+            return Ok(print(&format!("{:#}\n", wire::asyncapi::document()))?);
         }
         _ => {}
     }

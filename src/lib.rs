@@ -7,6 +7,7 @@
 //! api   gateway    HTTP endpoints | WebSocket connections
 //! service   hub    the rules: check → store → publish | this replica's sockets: who follows which chat
 //! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, presence, rate limits
+//! wire             frames of both directions, close codes, AsyncAPI; the messages between replicas
 //! model            what it is all about, without I/O
 //! config, metrics, tasks, telemetry   beside the layers
 //! ```
@@ -28,3 +29,4 @@ pub mod service;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod wire;

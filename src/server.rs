@@ -29,6 +29,7 @@ use crate::service::{Admission, Hasher, Health, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
 use crate::telemetry;
+use crate::wire;
 
 /// How long requests and the work behind them may take to end once the process stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
@@ -259,7 +260,7 @@ impl Server {
 
 #[cfg_attr(not(feature = "conformance"), expect(unused_variables, reason = "only the echo route asks for the address"))]
 fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> Router {
-    let asyncapi = gateway::asyncapi::document().to_string();
+    let asyncapi = wire::asyncapi::document().to_string();
     let router = api::router(api.clone(), gateway::router(gateway), asyncapi);
     #[cfg(feature = "conformance")]
     let router = if listen.ip().is_loopback() {

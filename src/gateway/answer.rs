@@ -5,13 +5,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::connection::Live;
-use super::frame::{ClientFrame, FrameId};
-use crate::hub::{ServerFrame, TooManyWatched};
+use crate::hub::TooManyWatched;
 use crate::metrics;
 use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
 use crate::service::Outgoing;
+use crate::wire::{ClientFrame, FrameId, ServerFrame};
 
 /// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;

@@ -13,11 +13,11 @@ use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::time::Instant;
 
 use super::answer::PendingAnswer;
-use super::frame::{ClientFrame, FrameId, Incoming};
+use super::close::{close_frame, code_of_read_error};
 use super::sync::in_time;
-use super::{Arrival, Gateway, Turn, close::CloseCode};
+use super::{Arrival, Gateway, Turn};
 use crate::hub::connection::Taken;
-use crate::hub::{CloseReason, Connection, ServerFrame};
+use crate::hub::{CloseReason, Connection};
 use crate::metrics;
 use crate::model::limits::{
     AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX,
@@ -25,6 +25,7 @@ use crate::model::limits::{
 };
 use crate::model::session::Caller;
 use crate::model::{Code, Error};
+use crate::wire::{ClientFrame, CloseCode, FrameId, Incoming, ServerFrame};
 
 /// A connection whose client is known.
 pub(super) struct Live {
@@ -121,7 +122,7 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Binary(_))) => return Err(CloseCode::BadProtocol),
                 Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
-                Some(Err(error)) => return Err(CloseCode::of_protocol_error(error)),
+                Some(Err(error)) => return Err(code_of_read_error(error)),
             }
         }
     })
@@ -242,7 +243,7 @@ impl Live {
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
             Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
-            Some(Err(error)) => return Err(CloseCode::of_protocol_error(error)),
+            Some(Err(error)) => return Err(code_of_read_error(error)),
         };
         if let Err(retry_after_ms) = self.take_from_bucket() {
             out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
@@ -328,7 +329,7 @@ impl Live {
 /// Sends the close code and gives the client a moment to answer it. What it still says is not read as frames.
 pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
     let farewell = async {
-        if socket.send(Message::Close(Some(code.frame()))).await.is_ok() {
+        if socket.send(Message::Close(Some(close_frame(code)))).await.is_ok() {
             while let Some(Ok(_)) = socket.recv().await {}
         }
     };

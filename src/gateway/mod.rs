@@ -1,11 +1,10 @@
-//! The WebSocket endpoint: the handshake here, then one task a connection ([`connection`]), which reads frames
-//! ([`frame`]), answers them ([`answer`]), brings the client up to date ([`sync`]) and closes by the table in [`close`].
+//! The WebSocket endpoint. The handshake is here; then each connection has one task ([`connection`]), which reads frames,
+//! answers them ([`answer`]) and brings the client up to date ([`sync`]). The frames and close codes are in
+//! [`wire`](crate::wire).
 
 mod answer;
-pub mod asyncapi;
 mod close;
 mod connection;
-pub mod frame;
 mod sync;
 
 use std::sync::Arc;
@@ -20,16 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use close::CloseCode;
-
 use crate::hub::Hub;
 use crate::model::limits::{ARRIVALS_AT_ONCE_MAX, FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
 use crate::model::session::Caller;
 use crate::model::{Code, Error, Result};
 use crate::service::{Service, Visit};
+use crate::wire::SUBPROTOCOL;
 
-/// The subprotocol that this server speaks.
-pub const SUBPROTOCOL: &str = "starling.v1";
 /// The subprotocol that carries a browser's token.
 const BEARER: &str = "bearer.";
 
@@ -193,7 +189,7 @@ pub fn echo(upgrade: WebSocketUpgrade) -> Response {
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => {
-                    let code = close::CloseCode::of_protocol_error(error);
+                    let code = close::code_of_read_error(error);
                     connection::say_goodbye(&mut socket, code).await;
                     return;
                 }

@@ -10,16 +10,15 @@ use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 
 use super::answer::refusal;
-use super::close::CloseCode;
 use super::connection::Live;
-use super::frame::{FrameId, SyncFrame};
-use crate::hub::frame::EncodedEvent;
-use crate::hub::{Crowd, ServerFrame, Snapshot};
+use crate::hub::{Crowd, Snapshot};
 use crate::metrics;
 use crate::model::faults::{self, Mutant, Point};
 use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
 use crate::model::{Change, ChatEvent, ChatId, Code, Error, MessageId, Result, Rev, UserId};
 use crate::store::{Changes, ChatToSync, Since};
+use crate::wire::client_frame::SyncFrame;
+use crate::wire::{CloseCode, EncodedEvent, FrameId, ServerFrame};
 
 impl Live {
     /// Answers `sync`: what was missed, then `synced`, then live.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::OUTBOX_BYTES_MAX;
 use crate::model::{ChatId, Rev, SessionId, UserId};
+use crate::wire::CloseCode;
 
 /// What a queued frame costs besides its bytes.
 const FRAME_COST_BYTES: usize = 64;
@@ -27,6 +28,17 @@ pub enum CloseReason {
     Restarting,
     /// The log has a new epoch: what the client holds may be no more.
     LogFellBack,
+}
+
+impl From<CloseReason> for CloseCode {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::SessionEnded => Self::NotAuthenticated,
+            CloseReason::TooSlow => Self::TooSlow,
+            CloseReason::TooManyConnections => Self::TooManyConnections,
+            CloseReason::Restarting | CloseReason::LogFellBack => Self::Restarting,
+        }
+    }
 }
 
 /// A connection as the hub sees it.

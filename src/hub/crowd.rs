@@ -1,7 +1,7 @@
 //! Large channels: how many members one has, and which of its members get each change of the membership.
 //!
 //! Up to a bound every member gets every join. Above it only the owner and the admins do; the other members get the number
-//! of members now and then ([`ServerFrame::MemberCount`](super::ServerFrame::MemberCount)), which stands for the revisions
+//! of members now and then ([`ServerFrame::MemberCount`](crate::wire::ServerFrame::MemberCount)), which stands for the revisions
 //! that they did not get. So 10,000 joins cost each member a frame every few seconds, and no revision goes missing
 //! unexplained.
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Mark};
 use super::crowd::{Crowd, Snapshot};
-use super::frame::{EncodedEvent, ServerFrame};
 use super::registry::Registry;
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::REORDER_MAX;
 use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, Role, UserId};
+use crate::wire::{EncodedEvent, ServerFrame};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

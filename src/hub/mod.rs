@@ -7,7 +7,6 @@
 pub mod connection;
 mod crowd;
 mod feed;
-pub mod frame;
 mod heal;
 mod look;
 mod one_at_a_time;
@@ -33,10 +32,10 @@ use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, MEMBER_COUNT_EVERY
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::wire::ServerFrame;
 pub use connection::{CloseReason, Connection};
 pub use crowd::{Crowd, Snapshot};
 use feed::{Accepted, Feed};
-pub use frame::ServerFrame;
 use look::Looked;
 use one_at_a_time::OneAtATime;
 pub use presence::Attendance;

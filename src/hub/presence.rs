@@ -13,11 +13,12 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::watchers::TooManyWatched;
-use super::{CloseReason, Connection, Hub, ServerFrame};
+use super::{CloseReason, Connection, Hub};
 use crate::cluster::{Entered, Presence, TooMany};
 use crate::metrics;
 use crate::model::limits::{HEAL_RETRY, LAST_SEEN_EVERY, LOOKS_AT_ONCE_MAX, PRESENCE_BATCH};
 use crate::model::{Error, Event, Result, Timestamp, UserId};
+use crate::wire::ServerFrame;
 
 /// What a hub needs to know who is online, and who wants to know.
 pub struct Attendance {

@@ -9,12 +9,13 @@ use rand::RngExt;
 
 use super::heal::CHECK_BATCH;
 use super::one_at_a_time::OneAtATime;
-use super::{CloseReason, Hub, ServerFrame};
+use super::{CloseReason, Hub};
 use crate::metrics;
 use crate::model::limits::{
     EPOCH_CHECK_EVERY, EPOCH_RETURN_MAX, LOG_DOUBT_PAUSE, RESYNC_EVERY, RESYNC_LOOKS, RESYNC_TOPICS_MAX,
 };
 use crate::model::{ChatId, Epoch, Result, Rev, Topic};
+use crate::wire::ServerFrame;
 
 /// What is in doubt.
 #[derive(Default)]

@@ -88,6 +88,8 @@ pub const FILES_RESERVE: usize = 256;
 
 /// Bytes of one WebSocket message from a client: the longest text, escaped, fits.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the `id` of a frame, which the answer repeats: a UUID in text form fits. From the protocol.
+pub const FRAME_ID_BYTES_MAX: usize = 64;
 /// Bytes of a connection's read buffer. An idle connection costs this; a larger frame grows it.
 pub const READ_BUFFER_BYTES: usize = 1024;
 /// Bytes that the system is asked to keep for a connection whose client does not read. By itself Linux keeps up to 4 MiB,

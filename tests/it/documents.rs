@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use starling::gateway::frame::ClientFrame;
-use starling::hub::ServerFrame;
 use starling::model::Code;
+use starling::wire::{ClientFrame, ServerFrame};
 use utoipa::PartialSchema;
 
 use crate::support::{Backend, TestServer};
@@ -131,7 +130,7 @@ fn references_in_both_documents_lead_somewhere() {
             _ => {}
         }
     }
-    for document in [openapi(), starling::gateway::asyncapi::document()] {
+    for document in [openapi(), starling::wire::asyncapi::document()] {
         let mut found = BTreeSet::new();
         references(&document, &mut found);
         assert!(found.len() > 5);
@@ -144,7 +143,7 @@ fn references_in_both_documents_lead_somewhere() {
 
 #[test]
 fn every_frame_of_either_side_is_in_the_asyncapi_document_and_no_other() {
-    let document = starling::gateway::asyncapi::document();
+    let document = starling::wire::asyncapi::document();
     let of = |side: &str| -> BTreeSet<String> {
         let messages = document["components"]["messages"].as_object().unwrap().keys();
         messages.filter_map(|name| name.strip_prefix(side)).map(str::to_owned).collect()

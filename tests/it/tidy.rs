@@ -47,6 +47,7 @@ fn files() -> Vec<(String, PathBuf)> {
 /// The layers, lowest first. What is beside them is in [`beside`].
 const LAYERS: &[&[&str]] = &[
     &["model"],
+    &["wire"],
     &["store", "cluster", "blob"],
     &["service", "hub"],
     &["api", "gateway"],

@@ -96,7 +96,7 @@ async fn the_documents_are_served_and_describe_themselves(server: TestServer) {
     assert_eq!((status, kind.as_str()), (200, "application/json"));
     let document: Value = serde_json::from_str(&body).unwrap();
     assert!(document["asyncapi"].as_str().unwrap().starts_with('3'));
-    assert_eq!(document, starling::gateway::asyncapi::document());
+    assert_eq!(document, starling::wire::asyncapi::document());
 }
 
 async fn the_page_of_the_documents_loads(server: TestServer) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use starling::gateway::frame::ClientFrame;
+use starling::wire::ClientFrame;
 
 use crate::api::authorisation::{EVERYONE, Scene, Stage, Who};
 use crate::support::{Socket, TestServer, everywhere};

@@ -15,7 +15,7 @@ fn openapi() -> &'static Value {
 
 fn asyncapi() -> &'static Value {
     static DOCUMENT: OnceLock<Value> = OnceLock::new();
-    DOCUMENT.get_or_init(starling::gateway::asyncapi::document)
+    DOCUMENT.get_or_init(starling::wire::asyncapi::document)
 }
 
 /// Checks a value against the schema at a JSON pointer of a document.

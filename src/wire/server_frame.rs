@@ -1,4 +1,4 @@
-//! What the server says on a WebSocket. One enum is the wire format, its schema and its documentation.
+//! The frames that the server sends. One enum is the wire format, its schema and its documentation.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::model::{
     Change, Chat, ChatEvent, ChatId, Epoch, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
 };
 
-/// What a client calls a frame, to know its answer again: a string or an integer.
+/// The `id` that a client gives a frame, to match the answer with it: a string or an integer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum FrameId {
@@ -37,8 +37,8 @@ pub enum ServerFrame {
         heartbeat_interval_ms: u64,
         /// The server's time.
         server_time: Timestamp,
-        /// Names the history that all revisions belong to. It changes only when the database fell back to an earlier
-        /// state. To be kept with the revisions, and named in `sync`.
+        /// Names the history that all revisions belong to. It changes only when the database falls back to an earlier
+        /// state. The client keeps it with its revisions and names it in `sync`.
         epoch: Epoch,
     },
     /// Answers `ping`.
@@ -47,7 +47,7 @@ pub enum ServerFrame {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
     },
-    /// Done, and durable.
+    /// The frame's work is done, and durable.
     Ack {
         /// The `id` of the frame.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -56,7 +56,7 @@ pub enum ServerFrame {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message: Option<Message>,
     },
-    /// Refused; nothing was done.
+    /// The frame was refused; nothing was done.
     Error {
         /// The `id` of the frame, as far as it could be read.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -72,7 +72,7 @@ pub enum ServerFrame {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         retry_after_ms: Option<u64>,
     },
-    /// Everything missed was sent; live events go on from these revisions.
+    /// All missed events were sent; live events continue from these revisions.
     Synced {
         /// The `id` of the `sync`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -80,11 +80,11 @@ pub enum ServerFrame {
         /// The revision of each of the caller's chats.
         chats: BTreeMap<ChatId, Rev>,
     },
-    /// Too far behind to be told: reload the chat over HTTP.
+    /// The client is too far behind for a replay: reload the chat over HTTP.
     Reset {
         /// The chat.
         chat_id: ChatId,
-        /// Its revision, from which live events go on.
+        /// Its revision, from which live events continue.
         rev: Rev,
     },
     /// A message was sent.
@@ -114,13 +114,13 @@ pub enum ServerFrame {
         /// The message.
         message_id: MessageId,
     },
-    /// Somebody joined.
+    /// A user joined.
     MemberJoined {
         /// The chat.
         chat_id: ChatId,
         /// The revision that this produced.
         rev: Rev,
-        /// Who.
+        /// The new member.
         member: Member,
     },
     /// A member's role changed.
@@ -132,18 +132,18 @@ pub enum ServerFrame {
         /// The member as they are now.
         member: Member,
     },
-    /// Somebody left or was removed.
+    /// A member left or was removed.
     MemberLeft {
         /// The chat.
         chat_id: ChatId,
         /// The revision that this produced.
         rev: Rev,
-        /// Who.
+        /// The former member.
         user_id: UserId,
     },
     /// Members of a large channel joined, left or changed their roles. Stands for all changes of the chat up to `rev` that
-    /// this connection did not get as events: each of them concerned members only. Owner and admins get the events
-    /// instead, except for those that happen while their connection syncs.
+    /// this connection did not get as events: each of them concerned members only. The owner and the admins get the events
+    /// instead, except for events that happen while their connection syncs.
     MemberCount {
         /// The channel.
         chat_id: ChatId,
@@ -158,12 +158,12 @@ pub enum ServerFrame {
         chat_id: ChatId,
         /// The revision that this produced.
         rev: Rev,
-        /// The chat, without what differs between its members.
+        /// The chat, without the fields that differ between its members.
         chat: Chat,
     },
     /// A chat is new in the caller's list.
     ChatAdded {
-        /// The chat as the caller sees it; live events go on from its `rev`.
+        /// The chat as the caller sees it; live events continue from its `rev`.
         chat: Chat,
     },
     /// A chat is no longer in the caller's list. A self or private chat that the caller removed comes back with its
@@ -176,21 +176,21 @@ pub enum ServerFrame {
     Read {
         /// The chat.
         chat_id: ChatId,
-        /// Whose.
+        /// The member whose marker it is.
         user_id: UserId,
         /// Where it is now.
         message_id: MessageId,
     },
-    /// Somebody is typing.
+    /// A member is typing.
     Typing {
         /// The chat.
         chat_id: ChatId,
-        /// Who.
+        /// The member who types.
         user_id: UserId,
     },
     /// Whether a watched user is online: at once when asked for, then with every change.
     Presence {
-        /// Who.
+        /// The watched user.
         user_id: UserId,
         /// Whether they have a connection, or had one a few seconds ago.
         online: bool,
@@ -198,15 +198,15 @@ pub enum ServerFrame {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         last_seen_at: Option<Timestamp>,
     },
-    /// The server is about to stop: connect again after this time, then `sync`.
+    /// The server is about to stop: reconnect after this time, then `sync`.
     Reconnect {
-        /// This client's share of the time that all are spread over.
+        /// The client's delay, random so that the clients of a replica do not all return at once.
         after_ms: u64,
     },
 }
 
 impl ServerFrame {
-    /// The frame of a durable change; `None` for those that reach each user as a frame of their own.
+    /// The frame of a durable change; `None` for a change that reaches each user as a frame of its own.
     pub fn of_change(chat_id: ChatId, rev: Rev, change: Change) -> Option<Self> {
         Some(match change {
             Change::MessageSent(message) => Self::NewMessage { chat_id, rev, message },
@@ -226,17 +226,17 @@ impl ServerFrame {
     }
 }
 
-/// The frames of one event: what most get, and what the sender of its message gets.
+/// The frames of one event: one for the sender of its message, one for all other viewers.
 #[derive(Clone, Debug)]
 pub struct EncodedEvent {
-    /// For everybody else.
+    /// For all other viewers.
     pub for_all: Bytes,
     /// For the connections of this user, with the idempotency key.
     pub for_sender: Option<(UserId, Bytes)>,
 }
 
 impl EncodedEvent {
-    /// Encodes an event once for all who will get it.
+    /// Encodes an event once for all its viewers. `None` as [`ServerFrame::of_change`].
     pub fn new(event: ChatEvent) -> Option<Self> {
         let ChatEvent { chat_id, rev, change } = event;
         let keyed = match &change {
@@ -245,8 +245,11 @@ impl EncodedEvent {
             }
             _ => None,
         };
+
         let mut frame = ServerFrame::of_change(chat_id, rev, change)?;
         let for_sender = keyed.map(|sender_id| (sender_id, frame.encode()));
+
+        // Only the sender sees the idempotency key.
         if let ServerFrame::NewMessage { message, .. } | ServerFrame::MessageEdited { message, .. } = &mut frame {
             message.client_id = None;
         }

@@ -1,14 +1,14 @@
-//! The `AsyncAPI` 3.0 document, made from the frames themselves.
+//! The `AsyncAPI` 3.0 document of the gateway, generated from the frames.
 
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::SUBPROTOCOL;
+use super::client_frame::{ClientFrame, SendMessageFrame, SyncFrame};
 use super::close::CloseCode;
-use super::frame::ClientFrame;
-use crate::hub::ServerFrame;
+use super::server_frame::ServerFrame;
 
-/// The document.
+/// The document, as JSON.
 pub fn document() -> Value {
     let mut schemas = component_schemas();
     let mut messages = Map::new();
@@ -16,10 +16,12 @@ pub fn document() -> Value {
         schemas.insert(format!("client.{kind}"), with_const_type(value(&schema), kind));
         messages.insert(format!("client.{kind}"), message("client", kind));
     }
+
     for (kind, schema) in server_frames() {
         schemas.insert(format!("server.{kind}"), schema);
         messages.insert(format!("server.{kind}"), message("server", &kind));
     }
+
     let of = |side: &str| -> Vec<Value> {
         let names = messages.keys().filter(|name| name.starts_with(side));
         names.map(|name| json!({ "$ref": format!("#/channels/gateway/messages/{name}") })).collect()
@@ -29,6 +31,7 @@ pub fn document() -> Value {
         .keys()
         .map(|name| (name.clone(), json!({ "$ref": format!("#/components/messages/{name}") })))
         .collect();
+
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -54,6 +57,7 @@ fn description() -> String {
         .filter(|(_, reason)| !reason.is_empty())
         .map(|(code, reason)| format!("- `{code}`: {reason}"))
         .collect();
+
     format!(
         "One JSON object per text frame, `type` first. Subprotocol `{SUBPROTOCOL}`. Authenticate by an `Authorization` \
          header, by the subprotocol pair `{SUBPROTOCOL}, bearer.<token>`, or by an `authenticate` frame within 5 s. \
@@ -74,8 +78,8 @@ fn value(schema: &impl serde::Serialize) -> Value {
 fn component_schemas() -> Map<String, Value> {
     let mut referred = Vec::new();
     ServerFrame::schemas(&mut referred);
-    super::frame::SendMessageFrame::schemas(&mut referred);
-    super::frame::SyncFrame::schemas(&mut referred);
+    SendMessageFrame::schemas(&mut referred);
+    SyncFrame::schemas(&mut referred);
     referred.into_iter().map(|(name, schema)| (name, value(&schema))).collect()
 }
 

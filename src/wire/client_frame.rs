@@ -1,4 +1,4 @@
-//! What a client says on a WebSocket. One enum is the wire format, its schema and its documentation.
+//! The frames that a client sends. One enum is the wire format, its schema and its documentation.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use utoipa::ToSchema;
 
-pub use crate::hub::frame::FrameId;
+use super::server_frame::FrameId;
+use crate::model::limits::FRAME_ID_BYTES_MAX;
 use crate::model::{ChatId, Code, Error, MessageId, Result, Rev, UserId, json};
-
-/// Longest `id` of a frame, in bytes.
-const FRAME_ID_BYTES_MAX: usize = 64;
 
 macro_rules! client_frames {
     ($($(#[$doc:meta])+ $variant:ident($body:ident) = $word:literal { $($(#[$field_doc:meta])+ $field:ident: $type:ty),* $(,)? })+) => {
@@ -60,16 +58,16 @@ macro_rules! client_frames {
 }
 
 client_frames! {
-    /// Says who is there, within 5 s, unless the handshake did.
+    /// Authenticates the connection, within 5 s, unless the handshake did.
     Authenticate(AuthenticateFrame) = "authenticate" {
         /// The access token.
         token: String,
     }
     /// Says that the client is alive.
     Ping(PingFrame) = "ping" {}
-    /// Asks for what was missed and for everything from now on. Once per connection.
+    /// Asks for the missed events and for all events from now on. Once per connection.
     Sync(SyncFrame) = "sync" {
-        /// The epoch that these revisions belong to, from `ready`. Another one than the present: `reset` for each chat.
+        /// The epoch that these revisions belong to, from `ready`. If it is not the present epoch, each chat is `reset`.
         #[serde(default)]
         epoch: Option<String>,
         /// The chats that the client knows, and up to which revision.
@@ -78,7 +76,7 @@ client_frames! {
     }
     /// Sends a message; acknowledged once durable.
     SendMessage(SendMessageFrame) = "send_message" {
-        /// Where to.
+        /// The chat to send to.
         chat_id: ChatId,
         /// 1 to 4096 characters after trimming.
         text: String,
@@ -112,11 +110,11 @@ client_frames! {
         /// The last message read.
         message_id: MessageId,
     }
-    /// Watches whether users are online, besides those watched already: `presence` of each now, its changes from now on,
-    /// and, if this frame has an `id`, an `ack` once each now was told. Of users who share no chat with the caller nothing
-    /// is told; whoever comes to share one must be asked for again.
+    /// Watches whether users are online, besides those watched already. The server sends one `presence` of each user now
+    /// and one with each change from now on, and, if this frame has an `id`, an `ack` after the first `presence` of all.
+    /// It sends nothing about users that share no chat with the caller; a user that shares one later must be named again.
     WatchPresence(WatchPresenceFrame) = "watch_presence" {
-        /// Up to 200 users, 1,000 on one connection. None: watch nobody any more.
+        /// Up to 200 users, 1,000 on one connection. An empty list ends all watches.
         user_ids: Vec<UserId>,
     }
     /// Says that the user is typing. No answer.
@@ -126,12 +124,12 @@ client_frames! {
     }
 }
 
-/// A frame as it came: its `id`, as far as it could be read, and what it says.
+/// A frame as received: its `id`, as far as it could be read, and its content.
 #[derive(Debug)]
 pub struct Incoming {
-    /// To be echoed.
+    /// To be echoed on the answer.
     pub id: Option<FrameId>,
-    /// The frame, or why it is none.
+    /// The frame, or why it could not be read.
     pub frame: Result<ClientFrame>,
 }
 
@@ -145,16 +143,19 @@ impl Incoming {
             #[serde(default)]
             id: Option<FrameId>,
         }
+
         let envelope: Envelope = match json::decode(text.as_bytes()) {
             Ok(envelope) => envelope,
             Err(error) => {
                 return Self { id: None, frame: Err(error) };
             }
         };
+
         if matches!(&envelope.id, Some(FrameId::Text(id)) if id.len() > FRAME_ID_BYTES_MAX) {
             let error = Error::field("id", format!("has more than {FRAME_ID_BYTES_MAX} bytes"));
             return Self { id: None, frame: Err(error) };
         }
+
         let frame = match &envelope.kind {
             Some(kind) => ClientFrame::decode(kind, text.as_bytes()),
             None => Err(Error::field("type", "is missing")),
