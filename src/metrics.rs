@@ -28,7 +28,7 @@ const STORE_CONNECTIONS_CLOSED: &str = "starling_store_connections_closed_total"
 const BUS_LOST: &str = "starling_bus_events_lost_total";
 const HUB_CHATS: &str = "starling_hub_chats";
 const LOG_EPOCHS: &str = "starling_log_epochs_total";
-const HUB_LOOKED_AT: &str = "starling_hub_looked_at_total";
+const HUB_CHATS_RESYNCED: &str = "starling_hub_chats_resynced_total";
 const HUB_RESYNCS: &str = "starling_hub_resyncs_total";
 const HUB_RESYNCS_OVERFLOWED: &str = "starling_hub_resyncs_overflowed_total";
 const HUB_HEALS: &str = "starling_hub_heals_total";
@@ -47,9 +47,12 @@ const REPLICAS: &str = "starling_replicas";
 const REDIS_SECONDS: &str = "starling_redis_seconds";
 const REDIS_ERRORS: &str = "starling_redis_errors_total";
 const BUS_CONNECTED: &str = "starling_bus_connected";
-const BUS_UNTOLD: &str = "starling_bus_events_untold_total";
+const BUS_UNPUBLISHED: &str = "starling_bus_events_unpublished_total";
+const BUS_TOO_LARGE: &str = "starling_bus_events_too_large_total";
+const BUS_UNREADABLE: &str = "starling_bus_events_unreadable_total";
+const BUS_TOPICS_OVERFLOWED: &str = "starling_bus_dirty_topics_overflowed_total";
 const BUS_RECONNECTS: &str = "starling_bus_reconnects_total";
-const BUS_DEAF: &str = "starling_bus_deaf_total";
+const BUS_CANARY_TIMEOUTS: &str = "starling_bus_canary_timeouts_total";
 const BUS_FORGED: &str = "starling_bus_messages_refused_total";
 const BUS_STALE: &str = "starling_bus_stale_total";
 const SESSION_ENTRIES_STALE: &str = "starling_session_entries_stale_total";
@@ -83,16 +86,36 @@ pub fn describe() {
         "Units of work refused at once because too many waited for a connection to Postgres, by pool"
     );
     describe_counter!(FRAMES_WAITED, "Frames that waited because as many of their user were worked on as may be");
-    describe_counter!(BUS_LOST, "Events that the hub's queue had no room for; it checked its chats instead");
+    describe_counter!(
+        BUS_LOST,
+        "Events that did not fit into the queue of the hub or of the publisher; all chats are compared with the store \
+         instead. If it rises, this replica is overloaded"
+    );
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
     describe_counter!(
         LOG_EPOCHS,
         "Times that this replica gave the log a new epoch because it fell back, by reason; any increase is an alert"
     );
-    describe_counter!(HUB_LOOKED_AT, "Chats that changed, looked at for what the bus may have lost");
-    describe_counter!(HUB_RESYNCS, "Comparisons with the store after units of work with an unknown outcome");
-    describe_counter!(HUB_RESYNCS_OVERFLOWED, "Times that too many such comparisons waited; everything was compared");
-    describe_counter!(HUB_HEALS, "Times that a chat's missing events were fetched from the store, by reason");
+    describe_counter!(
+        HUB_CHATS_RESYNCED,
+        "Changed chats whose revision was compared with the store, in case the bus lost an event. It follows the number of \
+         chats that change; if it rises faster than that, resyncs are frequent because the bus is unstable"
+    );
+    describe_counter!(
+        HUB_RESYNCS,
+        "Comparisons of a chat or user with the store after a unit of work with an unknown outcome. If it rises, answers of \
+         the database are lost or late"
+    );
+    describe_counter!(
+        HUB_RESYNCS_OVERFLOWED,
+        "Times that too many such comparisons waited, so that everything was compared. If it rises, the database has been \
+         unavailable for long"
+    );
+    describe_counter!(
+        HUB_HEALS,
+        "Times that events missing from a chat were fetched from the store, by reason (gap, sync, check, join). If it \
+         rises faster than the traffic, the bus loses events"
+    );
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
     describe_counter!(
@@ -118,19 +141,48 @@ pub fn describe() {
     describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
     describe_gauge!(
         BUS_CONNECTED,
-        "1 while the subscribed connection to Redis is up; while 0, the store is asked every second"
+        "1 while the subscribed connection to Redis is up; while 0, the replica compares its chats with the store every second"
     );
-    describe_counter!(BUS_UNTOLD, "Events that could not be published; the other replicas were told to look");
-    describe_counter!(BUS_RECONNECTS, "Times that the subscribed connection was lost");
     describe_counter!(
-        BUS_DEAF,
-        "Times that a subscribed connection was given up because this replica did not hear itself"
+        BUS_UNPUBLISHED,
+        "Events that could not be published. If it rises, Redis is unreachable or slow; other replicas find these events by \
+         comparing their chats with the store, a second or more later"
     );
-    describe_counter!(BUS_FORGED, "Messages on the bus whose seal is not this community's");
+    describe_counter!(
+        BUS_TOO_LARGE,
+        "Events too large to publish; the other replicas read them from the store. If it rises quickly, messages near the \
+         longest text are frequent, and the database serves more reads"
+    );
+    describe_counter!(
+        BUS_UNREADABLE,
+        "Events that another version of the server published and this one cannot read; the replica compares their chats \
+         with the store at once. It rises during a rolling update; if it rises at other times, the replicas run different \
+         versions"
+    );
+    describe_counter!(
+        BUS_TOPICS_OVERFLOWED,
+        "Times that too many topics waited for a comparison with the store, so that everything was compared, by set \
+         (unpublished, stale, unreadable). If it rises, Redis was unreachable under load, or a flood of messages is replayed"
+    );
+    describe_counter!(
+        BUS_RECONNECTS,
+        "Times that the subscribed connection ended. If it rises steadily, Redis or the network to it is unstable, or Redis \
+         disconnects this replica because it reads too slowly"
+    );
+    describe_counter!(
+        BUS_CANARY_TIMEOUTS,
+        "Times that the subscribed connection was replaced because the messages of this replica to itself did not arrive \
+         for 7 s. If it rises, connections to Redis die without an error, such as in a firewall"
+    );
+    describe_counter!(
+        BUS_FORGED,
+        "Messages on the bus whose seal is wrong; they are dropped. If it rises, another deployment uses the same Redis \
+         prefix, or something other than a replica publishes there"
+    );
     describe_counter!(
         BUS_STALE,
-        "Messages on the bus sealed more than a minute ago; the replica compares their topics with the store. If it rises \
-         outside of a rollout, a copy is replayed or the replicas' clocks differ"
+        "Messages on the bus sealed more than a minute ago; the replica compares their topics with the store. If it rises, \
+         copies are replayed or the replicas' clocks differ"
     );
     describe_counter!(
         SESSION_ENTRIES_STALE,
@@ -233,7 +285,7 @@ pub fn store_connections_closed(reason: &'static str, count: usize) {
     counter!(STORE_CONNECTIONS_CLOSED, "reason" => reason).increment(count as u64);
 }
 
-/// The hub's queue was full.
+/// The queue of the hub or of the publisher was full.
 pub fn bus_lost() {
     counter!(BUS_LOST).increment(1);
 }
@@ -249,9 +301,9 @@ pub fn log_epoch_renewed(reason: &'static str) {
     counter!(LOG_EPOCHS, "reason" => reason).increment(1);
 }
 
-/// So many chats that changed were looked at.
-pub fn hub_looked_at(count: usize) {
-    counter!(HUB_LOOKED_AT).increment(count as u64);
+/// So many chats that changed were compared with the store.
+pub fn hub_chats_resynced(count: usize) {
+    counter!(HUB_CHATS_RESYNCED).increment(count as u64);
 }
 
 /// So many topics were compared with the store after an unknown outcome.
@@ -348,8 +400,23 @@ pub fn bus_connected(connected: bool) {
 }
 
 /// Events could not be published.
-pub fn bus_untold(count: usize) {
-    counter!(BUS_UNTOLD).increment(count as u64);
+pub fn bus_unpublished(count: usize) {
+    counter!(BUS_UNPUBLISHED).increment(count as u64);
+}
+
+/// An event was too large to be published.
+pub fn bus_event_too_large() {
+    counter!(BUS_TOO_LARGE).increment(1);
+}
+
+/// An event of another version arrived.
+pub fn bus_unreadable() {
+    counter!(BUS_UNREADABLE).increment(1);
+}
+
+/// Too many topics waited for a comparison.
+pub fn bus_dirty_topics_overflowed(set: &'static str) {
+    counter!(BUS_TOPICS_OVERFLOWED, "set" => set).increment(1);
 }
 
 /// The subscribed connection was lost.
@@ -357,12 +424,12 @@ pub fn bus_reconnect() {
     counter!(BUS_RECONNECTS).increment(1);
 }
 
-/// The subscribed connection did not bring back what was said to it.
-pub fn bus_deaf() {
-    counter!(BUS_DEAF).increment(1);
+/// The canaries of this replica did not arrive.
+pub fn bus_canary_timeout() {
+    counter!(BUS_CANARY_TIMEOUTS).increment(1);
 }
 
-/// Somebody else published on our channels.
+/// A message on the bus had a wrong seal.
 pub fn bus_forged() {
     counter!(BUS_FORGED).increment(1);
 }

@@ -1,4 +1,4 @@
-//! The bus: how a replica tells all hubs, its own included, what it committed.
+//! The bus: how a replica announces what it committed to all hubs, its own included.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,69 +11,78 @@ use crate::model::{Event, Topic};
 
 /// Publishes events to every hub that follows one of their topics.
 ///
-/// **Delivery** is at most once: whoever listens must notice a hole by the chat's `rev` and ask the store, which is the
-/// truth. A replica hears its own events by a way of their own, whatever became of the bus. **Order** is kept per
-/// publisher as far as nothing is lost. **Never blocks** and never fails: an event that can't be queued is dropped, and
-/// the inboxes that it was for learn, as soon as they can be reached, that something was lost.
+/// **Delivery** is at most once: a subscriber must notice a gap by the chat's `rev` and ask the store,
+/// which is the truth. A replica's own events reach its hub directly, whatever happens to the bus.
+/// **Order** is kept per publisher as long as nothing is lost. **Publishing never blocks** and never
+/// fails: an event that does not fit into the queue is dropped, and the inboxes that it was for get a
+/// resync as soon as they can be reached.
 pub trait Bus: Send + Sync {
-    /// Announces what was committed. To be called after the commit only.
+    /// Publishes an event. To be called only after the commit.
     fn publish(&self, event: Event);
-    /// Asks for what is announced on a topic. The inbox yields [`Arrival::Look`] once that is so. A topic is
-    /// followed or not: asking twice is asking once.
+    /// Subscribes to a topic. The inbox yields [`Arrival::Resync`] with the topic once the subscription
+    /// is in force. Subscribing twice is subscribing once.
     fn follow(&self, topic: Topic);
-    /// Asks no more.
+    /// Ends the subscription to a topic.
     fn unfollow(&self, topic: Topic);
 }
 
 /// What an inbox yields.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
+#[expect(clippy::large_enum_variant, reason = "nearly all arrivals are events")]
 pub enum Arrival {
-    /// Something happened.
+    /// An event.
     Event(Event),
-    /// These topics may hold something that this inbox did not get, since they are heard from now on only or since it was
-    /// too large to tell: compare them with the store.
-    Look(Vec<Topic>),
-    /// Something happened that this inbox did not get: compare everything with the store.
-    Lost,
+    /// The inbox may have missed an event of these topics: compare them with the store. The subscription
+    /// has just begun, or the event was too large to publish, or this replica could not read it.
+    Resync(Vec<Topic>),
+    /// The inbox may have missed an event of any topic: compare everything with the store.
+    ResyncAll,
+}
+
+impl Arrival {
+    /// A resync of these topics, which is one of everything if [`Topic::Everyone`] is among them.
+    pub fn resync(topics: Vec<Topic>) -> Self {
+        if topics.contains(&Topic::Everyone) { Self::ResyncAll } else { Self::Resync(topics) }
+    }
 }
 
 /// A hub's end of the bus.
 #[derive(Debug)]
 pub struct BusInbox {
     receiver: mpsc::Receiver<Arrival>,
-    lost: Arc<AtomicBool>,
+    overflowed: Arc<AtomicBool>,
 }
 
 impl BusInbox {
-    /// The next arrival; `None` once the bus is gone.
+    /// The next arrival; `None` once the bus has ended.
     pub async fn next(&mut self) -> Option<Arrival> {
-        if self.lost.swap(false, Ordering::AcqRel) {
-            return Some(Arrival::Lost);
+        if self.overflowed.swap(false, Ordering::AcqRel) {
+            return Some(Arrival::ResyncAll);
         }
         self.receiver.recv().await
     }
 }
 
-/// The feeding end of an inbox.
+/// The sending end of an inbox.
 #[derive(Clone, Debug)]
-pub struct BusFeeder {
+pub struct BusSender {
     sender: mpsc::Sender<Arrival>,
-    lost: Arc<AtomicBool>,
+    overflowed: Arc<AtomicBool>,
 }
 
-impl BusFeeder {
-    /// An inbox of bounded length and the end that fills it.
+impl BusSender {
+    /// An inbox of at most [`BUS_QUEUE_MAX`] arrivals, and the end that fills it.
     pub fn new() -> (Self, BusInbox) {
         let (sender, receiver) = mpsc::channel(BUS_QUEUE_MAX);
-        let lost = Arc::<AtomicBool>::default();
-        (Self { sender, lost: lost.clone() }, BusInbox { receiver, lost })
+        let overflowed = Arc::<AtomicBool>::default();
+        (Self { sender, overflowed: overflowed.clone() }, BusInbox { receiver, overflowed })
     }
 
-    /// Queues an arrival, or marks the inbox as having lost one.
-    pub fn feed(&self, arrival: Arrival) {
+    /// Queues an arrival. If the inbox is full, the arrival is dropped and the inbox yields
+    /// [`Arrival::ResyncAll`] next.
+    pub fn send(&self, arrival: Arrival) {
         if self.sender.try_send(arrival).is_err() {
-            self.lost.store(true, Ordering::Release);
+            self.overflowed.store(true, Ordering::Release);
             metrics::bus_lost();
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 
-use super::bus::BusFeeder;
+use super::bus::BusSender;
 use super::presence::Places;
 use super::{
     Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Permit, Presence, RateLimiter, SessionCache, TooMany,
@@ -20,22 +20,22 @@ use crate::model::{Error, Event, Result, Timestamp, Topic, UserId};
 
 /// A bus with one hub on it.
 #[derive(Debug)]
-pub struct MemoryBus(BusFeeder);
+pub struct MemoryBus(BusSender);
 
 impl MemoryBus {
     /// The bus and the one hub's end of it.
     pub fn new() -> (Self, BusInbox) {
-        let (feeder, inbox) = BusFeeder::new();
-        (Self(feeder), inbox)
+        let (sender, inbox) = BusSender::new();
+        (Self(sender), inbox)
     }
 }
 
 impl Bus for MemoryBus {
     fn publish(&self, event: Event) {
-        self.0.feed(Arrival::Event(event));
+        self.0.send(Arrival::Event(event));
     }
 
-    /// The one hub hears everything.
+    /// The one hub gets all events.
     fn follow(&self, _topic: Topic) {}
 
     fn unfollow(&self, _topic: Topic) {}

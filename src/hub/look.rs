@@ -61,7 +61,7 @@ impl Hub {
             let page = self.store.chats_changed(slot, behind, CHECK_BATCH as i64).await?;
             let Some(last) = page.last() else { return Ok(()) };
             (slot, behind) = (last.changed_slot, last.id);
-            metrics::hub_looked_at(page.len());
+            metrics::hub_chats_resynced(page.len());
             self.compare_changed(&page, generation);
             let ids: Vec<ChatId> = page.iter().filter(|chat| !chat.removed).map(|chat| chat.id).collect();
             for (chat_id, user_id) in self.store.joined(&ids, joined_since).await? {

@@ -126,7 +126,7 @@ impl Hub {
                 () = self.stop.cancelled() => return,
                 _ = check.tick() => {
                     self.belt_later();
-                    Some(Arrival::Lost)
+                    Some(Arrival::ResyncAll)
                 }
                 _ = session_check.tick() => {
                     self.check_sessions_now();
@@ -140,8 +140,8 @@ impl Hub {
             };
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
-                Some(Arrival::Look(topics)) => self.look_at(topics),
-                Some(Arrival::Lost) => {
+                Some(Arrival::Resync(topics)) => self.look_at(topics),
+                Some(Arrival::ResyncAll) => {
                     self.look_at_all_watched();
                     self.check_all_now();
                 }

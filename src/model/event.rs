@@ -1,11 +1,10 @@
-//! What happened: the values that travel from the service over the bus to every hub.
-
-use serde::{Deserialize, Serialize};
+//! Events: what the service announces over the bus to every hub. Their format between replicas is in
+//! `wire`, so these types have no format of their own.
 
 use super::{Chat, ChatId, Member, Message, MessageId, Rev, SessionId, UserId};
 
 /// One durable change of a chat.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct ChatEvent {
     /// The chat.
     pub chat_id: ChatId,
@@ -16,21 +15,22 @@ pub struct ChatEvent {
 }
 
 /// The kinds of durable change.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub enum Change {
-    /// The chat came to be; what each first member sees of it.
+    /// The chat was created; the view of it that each first member has.
     Created(Vec<(UserId, Chat)>),
     /// A message was sent.
     MessageSent(Message),
     /// A message's text changed.
     MessageEdited(Message),
-    /// A message lost its text; what is left of it.
+    /// A message was removed; it keeps its place without a text.
     MessageRemoved(Message),
-    /// Somebody joined, and what they see of the chat; absent when it was read back from the store.
+    /// A user joined, with the user's view of the chat; the view is absent when the change was read back from the
+    /// store.
     MemberJoined(Box<(Member, Option<Chat>)>),
     /// A member's role changed.
     MemberChanged(Member),
-    /// Somebody left or was removed.
+    /// A member left or was removed.
     MemberLeft(UserId),
     /// The chat's name changed.
     Renamed(Chat),
@@ -49,7 +49,8 @@ impl Change {
         }
     }
 
-    /// What became of a message, as the protocol has it: new to whoever knows nothing of it, however often it changed since.
+    /// The change that a message stands for in the protocol: to a client that does not know the message it is new, however
+    /// often it changed since.
     pub fn of_message(message: Message, is_known: bool) -> Self {
         if !is_known {
             Self::MessageSent(message)
@@ -60,7 +61,7 @@ impl Change {
         }
     }
 
-    /// The member who joined, left or got another role by this change.
+    /// The member that joined, left or got another role by this change.
     pub fn member(&self) -> Option<UserId> {
         match self {
             Self::MemberJoined(joined) => Some(joined.0.user.id),
@@ -70,7 +71,7 @@ impl Change {
         }
     }
 
-    /// Who enters the chat by this change.
+    /// The users that enter the chat by this change.
     pub fn joiners(&self) -> impl Iterator<Item = UserId> {
         let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };
         let joined = if let Self::MemberJoined(joined) = self { Some(joined.0.user.id) } else { None };
@@ -78,45 +79,45 @@ impl Change {
     }
 }
 
-/// Everything that travels on the bus.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Everything that is published on the bus.
+#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
 pub enum Event {
-    /// A durable change: may be lost on the way, since the hub notices by its `rev` and asks the store.
+    /// A durable change. It may be lost on the way: the hub notices the gap by its `rev` and asks the store.
     Chat(ChatEvent),
     /// A member's read marker moved.
     Read {
         /// The chat.
         chat_id: ChatId,
-        /// Whose marker.
+        /// The member whose marker it is.
         user_id: UserId,
         /// Where it is now.
         message_id: MessageId,
-        /// Whether the other members hear of it; in channels they don't.
+        /// Whether the other members get the event; in channels they don't.
         to_all: bool,
     },
     /// A member is typing. May be lost.
     Typing {
         /// The chat.
         chat_id: ChatId,
-        /// Who.
+        /// The member who types.
         user_id: UserId,
     },
     /// A self or private chat left the user's list.
     ChatGone {
         /// The chat.
         chat_id: ChatId,
-        /// Whose list.
+        /// The user whose list it is.
         user_id: UserId,
     },
-    /// A self or private chat is back in the user's list: they asked for it. It may have gone on since.
+    /// A self or private chat is back in the user's list, at the user's request. It may have changed since.
     ChatBack {
         /// The chat.
         chat_id: ChatId,
-        /// Whose list.
+        /// The user whose list it is.
         user_id: UserId,
     },
-    /// These sessions are over: their connections close.
+    /// These sessions ended: their connections close.
     SessionsEnded(Vec<SessionId>),
     /// A login went into a live session: the connections of the logins before it close.
     LoggedInAgain {
@@ -125,27 +126,27 @@ pub enum Event {
         /// Logins into it after the first, now.
         logins: i64,
     },
-    /// A user may have come online or gone offline: whoever watches looks again.
+    /// A user may have come online or gone offline: replicas with a watcher look up the user's presence.
     Presence(UserId),
     /// A unit of work that was to change these ended with an unknown outcome: compare them with the store.
     Resync(Vec<Topic>),
 }
 
-/// Where an event is announced: whom it may concern.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What a hub subscribes to on the bus; an event is published on each topic that it may concern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// Those who follow a chat.
+    /// The followers of a chat.
     Chat(ChatId),
-    /// The connections of a user, whatever they follow.
+    /// The connections of a user, whatever chats they follow.
     User(UserId),
-    /// Those who watch whether a user is online.
+    /// The watchers of a user's presence.
     Presence(UserId),
     /// Every replica.
     Everyone,
 }
 
 impl Event {
-    /// Where this event is announced. More than one: whoever joins a chat does not follow it yet.
+    /// The topics that this event is published on. More than one if users join a chat, since they do not follow it yet.
     pub fn topics(&self) -> Vec<Topic> {
         match self {
             Self::Chat(event) => {

@@ -169,15 +169,25 @@ pub const PRESENCE_BATCH: usize = 500;
 /// How long a connection waits for what replicas share to say whether it has a place; then it has one.
 pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Events that wait for the hub; over it the hub checks its chats against the store.
+/// Arrivals that wait for the hub, and events that wait to be published. Over it an event is dropped, and the hub, or the
+/// other replicas, compare all their chats with the store.
 pub const BUS_QUEUE_MAX: usize = 65_536;
+/// Bytes of an event that is published as such. Of a larger one, only its topics are published, and the subscribers compare
+/// them with the store: the output buffer that Redis keeps for a subscriber must hold many events.
+pub const BUS_EVENT_BYTES_MAX: usize = 16 * 1024;
+/// Topics with an event that could not be published, remembered one by one until Redis takes a resync for them; beyond it
+/// the other replicas compare everything with the store.
+pub const BUS_DIRTY_TOPICS_MAX: usize = 10_000;
 /// Age of a sealed event at which a replica no longer delivers it and compares its topics with the store instead: bounds
 /// how long a copy of an event can be replayed by anyone with write access to Redis. An event is published within a
-/// second, or replaced by a request to look; the rest allows for replicas whose clocks differ.
+/// second, or replaced by a resync; the rest allows for replicas whose clocks differ.
 pub const BUS_EVENT_AGE_MAX: Duration = Duration::from_mins(1);
-/// Topics with a stale event that a replica remembers until it looks at them, once a second; beyond it, the replica looks
-/// at everything. One look is one statement for up to a thousand chats.
-pub const BUS_STALE_TOPICS_MAX: usize = 1000;
+/// Topics with a stale or an unreadable event that a replica remembers until the next comparison; beyond it the replica
+/// compares everything. A comparison is one statement for up to a thousand chats.
+pub const BUS_RECEIVED_TOPICS_MAX: usize = 1000;
+/// Pause between two comparisons for events that this version cannot read. The first event is compared at once; in a
+/// rolling update with many of them, a replica makes 20 comparisons a second at most.
+pub const BUS_UNREADABLE_PAUSE: Duration = Duration::from_millis(50);
 /// Events of a chat that wait for one that is missing before the store is asked.
 pub const REORDER_MAX: usize = 256;
 /// How long a missing event may be late before the store is asked for it.

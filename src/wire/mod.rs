@@ -20,6 +20,7 @@
 //! `cluster` seals, publishes and opens the bus messages.
 
 pub mod asyncapi;
+pub mod bus;
 pub mod client_frame;
 pub mod close;
 pub mod server_frame;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bb8_redis::redis::Script;
 
-use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
+use super::seal::ClusterKey;
 use crate::cluster::memory::MemoryRateLimiter;
 use crate::cluster::{BoxFuture, Permit, RateLimiter};
 use crate::metrics;
@@ -55,7 +55,7 @@ impl RedisRateLimiter {
     }
 
     fn name(&self, rate: Rate, key: &str) -> String {
-        self.redis.key("rate", &format!("{}:{}", rate.name, self.key.veil(rate.name, key)))
+        self.redis.key("rate", &format!("{}:{}", rate.name, self.key.pseudonym(rate.name, key)))
     }
 }
 

@@ -1,25 +1,28 @@
-//! What replicas share over Redis. Redis may be wiped or away at any time: nothing here is the truth of anything but
-//! who is online, and every part says what it does without Redis.
+//! What replicas share over Redis. Redis may be wiped or unreachable at any time: it holds only data that may be lost,
+//! and every part states what it does without Redis.
 
 mod address;
 mod bus;
 mod channel;
-mod envelope;
+mod dirty;
 mod lease;
 mod limiter;
 mod link;
 mod presence;
+mod publisher;
+mod seal;
 mod session_cache;
+mod subscriber;
 
 pub use address::RedisAddress;
 pub use bus::RedisBus;
 pub use channel::{CHANNELS, Channel};
-pub use envelope::ClusterKey;
 pub use lease::{Leases, Renewal};
 pub use limiter::RedisRateLimiter;
 use link::Link;
 pub use link::Redis;
 pub use presence::RedisPresence;
+pub use seal::ClusterKey;
 pub use session_cache::RedisSessionCache;
 
 use std::fmt;
@@ -38,24 +41,24 @@ use crate::tasks::Tasks;
 
 /// This replica's part of a cluster over Redis.
 pub struct RedisCluster {
-    /// To and from the other replicas.
+    /// Publishes events.
     pub bus: Arc<RedisBus>,
-    /// What comes in.
+    /// The events of this and the other replicas.
     pub inbox: BusInbox,
     /// Resolved tokens.
     pub session_cache: Arc<RedisSessionCache>,
     /// Rate limits.
     pub limiter: Arc<RedisRateLimiter>,
-    /// Who is online.
+    /// The users who are online.
     pub presence: Arc<RedisPresence>,
-    /// Who is alive.
+    /// The replicas that are alive.
     pub leases: Arc<Leases>,
-    /// Whether the bus works.
+    /// The state of the bus.
     pub health: Arc<BusHealth>,
 }
 
 impl RedisCluster {
-    /// Joins the cluster at this address, under `prefix`. Redis may be away: then this replica goes on alone until it is
+    /// Joins the cluster at this address, under `prefix`. If Redis is unreachable, this replica works alone until Redis is
     /// back.
     pub fn join(
         (address, prefix): (RedisAddress, String),
@@ -78,7 +81,7 @@ impl RedisCluster {
                 registered.renewed(renewal);
                 let news = renewal.somebody_died || renewal.somebody_is_gone;
                 if news && !faults::on(Mutant::NoLookOnDeath) {
-                    watcher.look_at_everything();
+                    watcher.resync_all();
                 }
             }),
         );
@@ -91,11 +94,11 @@ impl RedisCluster {
 /// Whether Redis at this address can be used. Returns its version.
 ///
 /// # Errors
-/// What Redis or the way to it says.
+/// The error of Redis or of the connection, in words.
 pub async fn examine(address: &RedisAddress) -> Result<String, String> {
     let in_words = |error: bb8_redis::redis::RedisError| error.to_string();
     let mut link = Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(in_words)?;
-    // A write, since a server that only reads is of no use.
+    // A write, since a read-only server is of no use.
     let mut write = bb8_redis::redis::cmd("SET");
     write.arg("starling:examined").arg("").arg("PX").arg(1000).exec_async(&mut link).await.map_err(in_words)?;
     let mut hello = bb8_redis::redis::cmd("EVAL");
@@ -103,7 +106,7 @@ pub async fn examine(address: &RedisAddress) -> Result<String, String> {
     hello.query_async(&mut link).await.map_err(in_words)
 }
 
-/// Tells replicas apart: made at random at every start.
+/// Identifies a replica: random, made at every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReplicaId(pub u64);
 
@@ -121,16 +124,18 @@ impl FromStr for ReplicaId {
     }
 }
 
-/// How long a replica that Redis takes commands from may be deaf before it asks for no more clients.
+/// How long a replica may publish canaries without receiving one before it is unready. Longer than it takes to notice and
+/// replace a dead connection.
 const DEAF_MAX: Duration = Duration::from_secs(15);
 
-/// What is known of the way from this replica through Redis to itself.
+/// The state of the way from this replica through Redis back to itself. Every two seconds the replica publishes a canary:
+/// a message that only it subscribes to. A subscribed connection can be dead without an error; then no canary arrives.
 pub struct BusHealth {
     started: Instant,
-    /// Milliseconds since `started` at which it last spoke to itself with success.
-    sang_at_ms: AtomicU64,
-    /// Milliseconds since `started` at which it last heard itself.
-    heard_at_ms: AtomicU64,
+    /// Milliseconds since `started` at which Redis last took a canary.
+    canary_published_at_ms: AtomicU64,
+    /// Milliseconds since `started` at which a canary last arrived.
+    canary_received_at_ms: AtomicU64,
     connected: AtomicBool,
 }
 
@@ -138,34 +143,36 @@ impl BusHealth {
     fn new() -> Self {
         Self {
             started: Instant::now(),
-            sang_at_ms: AtomicU64::new(0),
-            heard_at_ms: AtomicU64::new(0),
+            canary_published_at_ms: AtomicU64::new(0),
+            canary_received_at_ms: AtomicU64::new(0),
             connected: AtomicBool::new(false),
         }
     }
 
-    /// Whether this replica speaks but has not heard itself for long: clients are better off elsewhere. That Redis is
-    /// away altogether is no reason: then all replicas are alike.
+    /// Whether this replica publishes canaries but has not received one for 15 s: other replicas serve clients better. If
+    /// Redis takes no canary either, all replicas are in the same state, and none is deaf.
     pub fn is_deaf(&self) -> bool {
-        let (sang, heard) = (self.sang_at_ms.load(Ordering::Relaxed), self.heard_at_ms.load(Ordering::Relaxed));
-        sang.saturating_sub(heard) > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
+        let published_at_ms = self.canary_published_at_ms.load(Ordering::Relaxed);
+        let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed);
+        published_at_ms.saturating_sub(received_at_ms) > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether the bus works as far as is known.
+    /// Whether the subscribed connection is up, as far as is known.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
+    /// Milliseconds since this value was made.
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn sang(&self) {
-        self.sang_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    fn canary_published(&self) {
+        self.canary_published_at_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    fn heard(&self) {
-        self.heard_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    fn canary_received(&self) {
+        self.canary_received_at_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     fn connected(&self) {
@@ -173,20 +180,15 @@ impl BusHealth {
         metrics::bus_connected(true);
     }
 
-    fn cut(&self) {
+    fn disconnected(&self) {
         self.connected.store(false, Ordering::Relaxed);
         metrics::bus_connected(false);
     }
 
-    /// The present, to count a connection's silence from.
-    fn mark(&self) -> u64 {
-        self.now_ms()
-    }
-
-    /// How long nothing was heard since `mark`.
-    fn silence(&self, mark: u64) -> Duration {
-        let heard = self.heard_at_ms.load(Ordering::Relaxed).max(mark);
-        Duration::from_millis(self.now_ms().saturating_sub(heard))
+    /// How long no canary has arrived on a connection that was opened at `opened_at_ms`, by [`Self::now_ms`].
+    fn silence_since(&self, opened_at_ms: u64) -> Duration {
+        let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed).max(opened_at_ms);
+        Duration::from_millis(self.now_ms().saturating_sub(received_at_ms))
     }
 }
 
@@ -195,16 +197,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_is_deaf_if_it_speaks_for_long_without_hearing_itself_and_not_if_it_can_not_speak() {
+    fn a_replica_is_deaf_if_it_publishes_for_long_without_receiving_and_not_if_it_cannot_publish() {
         let health = BusHealth::new();
-        let at = |sang_at_ms, heard_at_ms| {
-            health.sang_at_ms.store(sang_at_ms, Ordering::Relaxed);
-            health.heard_at_ms.store(heard_at_ms, Ordering::Relaxed);
+        let deaf_at = |published_at_ms, received_at_ms| {
+            health.canary_published_at_ms.store(published_at_ms, Ordering::Relaxed);
+            health.canary_received_at_ms.store(received_at_ms, Ordering::Relaxed);
             health.is_deaf()
         };
-        assert!(!at(0, 0), "it has just begun");
-        assert!(!at(60_000, 59_000), "it hears itself");
-        assert!(at(60_000, 44_000), "it spoke, and heard nothing for 16 s");
-        assert!(!at(60_000, 60_000), "Redis went away at 60 s, and time passes");
+        assert!(!deaf_at(0, 0), "the replica has just started");
+        assert!(!deaf_at(60_000, 59_000), "canaries arrive");
+        assert!(deaf_at(60_000, 44_000), "canaries were published for 16 s, and none arrived");
+        assert!(!deaf_at(60_000, 60_000), "Redis became unreachable at 60 s");
     }
 }

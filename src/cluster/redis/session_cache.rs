@@ -8,8 +8,8 @@ use moka::sync::Cache;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use super::envelope::ClusterKey;
 use super::link::{Down, Redis};
+use super::seal::ClusterKey;
 use crate::cluster::{BoxFuture, CacheTicket, SessionCache};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
