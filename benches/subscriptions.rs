@@ -1,5 +1,5 @@
-//! What a replica that follows very many chats costs: memory of Redis, the time until it hears all of them again after its
-//! subscribed connection was cut, and how late others hear meanwhile.
+//! The cost of a replica that follows very many chats: memory of Redis, the time until all subscriptions are in force again
+//! after its connection was cut, and the delay of events between other replicas meanwhile.
 //!
 //! `cargo bench --bench subscriptions`, with `STARLING_SUBSCRIPTIONS` chats (a million if absent). It starts a Redis of its
 //! own. Every step is bounded in time.
@@ -23,8 +23,8 @@ use starling_loadtest::services::Redis;
 
 /// Longest that any step may take.
 const STEP_MAX: Duration = Duration::from_mins(3);
-/// Pause between two events of the speaker.
-const SPEAK_EVERY: Duration = Duration::from_millis(5);
+/// Pause between two events of the publishing replica.
+const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -60,7 +60,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
 async fn info(connection: &mut redis::aio::MultiplexedConnection, key: &str) -> u64 {
     let text: String = redis::cmd("INFO").arg("memory").query_async(connection).await.unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}:")));
-    line.expect("Redis tells it").trim().parse().unwrap()
+    line.expect("INFO has the figure").trim().parse().unwrap()
 }
 
 /// The client of Redis with the most subscriptions: its id, and how many.
@@ -81,9 +81,9 @@ async fn measure(count: u64) {
     let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(STEP_MAX));
     let mut control = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
     let (many, _many_tasks) = join(&server.url());
-    let (speaker, _speaker_tasks) = join(&server.url());
+    let (publisher, _publisher_tasks) = join(&server.url());
     let (mut other, _other_tasks) = join(&server.url());
-    for replica in [&many, &speaker, &other] {
+    for replica in [&many, &publisher, &other] {
         until("connected", || replica.health.is_connected()).await;
     }
     let before = info(&mut control, "used_memory").await;
@@ -111,24 +111,24 @@ async fn measure(count: u64) {
     println!("subscribed at first in {first:.1?}");
     println!("memory of Redis: {} MB, {} bytes a channel", memory / 1_000_000, memory / channels.max(1));
 
-    // What others say to each other, before and while the large replica comes back.
+    // The delay of events between two other replicas, before and while the large replica subscribes again.
     let topic = ChatId::new(clock.now(), &mut rand::rng());
     other.bus.follow(Topic::Chat(topic));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let said: Arc<Mutex<HashMap<UserId, Instant>>> = Arc::default();
-    let speaking = async {
+    let pending: Arc<Mutex<HashMap<UserId, Instant>>> = Arc::default();
+    let publishing = async {
         loop {
             let user_id = UserId::new(clock.now(), &mut rand::rng());
-            said.lock().insert(user_id, Instant::now());
-            speaker.bus.publish(Event::Typing { chat_id: topic, user_id });
-            tokio::time::sleep(SPEAK_EVERY).await;
+            pending.lock().insert(user_id, Instant::now());
+            publisher.bus.publish(Event::Typing { chat_id: topic, user_id });
+            tokio::time::sleep(PUBLISH_EVERY).await;
         }
     };
     let latencies: Mutex<Vec<Duration>> = Mutex::default();
-    let hearing = async {
+    let receiving = async {
         loop {
             if let Some(Arrival::Event(Event::Typing { user_id, .. })) = other.inbox.next().await
-                && let Some(at) = said.lock().remove(&user_id)
+                && let Some(at) = pending.lock().remove(&user_id)
             {
                 latencies.lock().push(at.elapsed());
             }
@@ -136,7 +136,7 @@ async fn measure(count: u64) {
     };
     let cutting = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        tell("before", &latencies, &said);
+        report("before", &latencies, &pending);
         let (id, _) = largest(&mut control).await;
         let _: u64 =
             redis::cmd("CLIENT").arg(&["KILL", "ID", &id.to_string()]).query_async(&mut control).await.unwrap();
@@ -144,23 +144,23 @@ async fn measure(count: u64) {
         until("the cut is noticed", || !many.health.is_connected()).await;
         until("subscribed again", || many.health.is_connected()).await;
         println!("subscribed again {:.1?} after a cut", cut.elapsed());
-        tell("meanwhile", &latencies, &said);
+        report("meanwhile", &latencies, &pending);
     };
     tokio::select! {
         () = cutting => {}
-        () = speaking => {}
-        () = hearing => {}
+        () = publishing => {}
+        () = receiving => {}
     }
 }
 
-fn tell(when: &str, latencies: &Mutex<Vec<Duration>>, unheard: &Mutex<HashMap<UserId, Instant>>) {
-    let mut heard = std::mem::take(&mut *latencies.lock());
-    heard.sort_unstable();
-    let at = |share: usize| heard.get(heard.len() * share / 100).or(heard.last()).copied().unwrap_or_default();
-    let late = std::mem::take(&mut *unheard.lock()).len();
+fn report(when: &str, latencies: &Mutex<Vec<Duration>>, pending: &Mutex<HashMap<UserId, Instant>>) {
+    let mut received = std::mem::take(&mut *latencies.lock());
+    received.sort_unstable();
+    let at = |share: usize| received.get(received.len() * share / 100).or(received.last()).copied().unwrap_or_default();
+    let late = std::mem::take(&mut *pending.lock()).len();
     println!(
-        "{when}: others heard {} events, p50 {:.1?}, p99 {:.1?}, the last {:.1?}; {late} were on their way",
-        heard.len(),
+        "{when}: others received {} events, p50 {:.1?}, p99 {:.1?}, the last {:.1?}; {late} were on their way",
+        received.len(),
         at(50),
         at(99),
         at(100),

@@ -1,4 +1,4 @@
-//! What a frame does, and its answer.
+//! The work of each frame, and its answer.
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -13,11 +13,12 @@ use crate::model::{Code, Error, Kind, Message, Result, UserId};
 use crate::service::Outgoing;
 use crate::wire::{ClientFrame, FrameId, ServerFrame};
 
-/// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
+/// The answer of a frame whose work is in progress; `None` if the frame has no answer, or its answer is in the outbox.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Bytes>>;
 
 impl Live {
-    /// Works on a frame. The answer comes now, or later through `inflight`: then the next frame need not wait for it.
+    /// Does the work of a frame. The answer is returned, or comes later through `inflight`, so that the next frame need not
+    /// wait for it.
     pub(super) async fn answer(&mut self, id: Option<FrameId>, frame: ClientFrame) -> Option<Bytes> {
         let (service, caller) = (self.gateway.service.clone(), self.caller);
         match frame {
@@ -55,19 +56,20 @@ impl Live {
             ClientFrame::WatchPresence(frame) => {
                 return self.watch_presence(id.clone(), &frame.user_ids).await.err().map(|error| refusal(id, &error));
             }
-            // The connection takes it: it needs the socket.
+            // The connection handles it, since it needs the socket.
             ClientFrame::Sync(_) => {}
         }
         None
     }
 
-    /// Watches users. The answer is told behind the `presence` of each, so it takes the same way: through the outbox.
+    /// Watches users. The answer follows the `presence` of each user, so it goes through the outbox as well.
     async fn watch_presence(&mut self, id: Option<FrameId>, users: &[UserId]) -> Result<()> {
         let ack = id.clone().map(|id| ServerFrame::Ack { id: Some(id), message: None }.encode());
         let (hub, connection) = (self.gateway.hub.clone(), self.connection.clone());
         if users.len() > WATCH_USERS_MAX {
             return Err(Error::field("user_ids", format!("names more than {WATCH_USERS_MAX} users")));
         }
+
         if users.is_empty() {
             hub.unwatch_all(&connection);
             if let Some(ack) = ack {
@@ -75,40 +77,42 @@ impl Live {
             }
             return Ok(());
         }
+
         self.gateway.service.count_watch(self.caller).await?;
         let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
         })?;
-        let (users, looking) = (users.to_vec(), hub.clone());
-        let looked = self.bounded(async move { looking.look(&users).await });
-        let told = async move {
-            match looked.await {
+
+        let (users, lookup_hub) = (users.to_vec(), hub.clone());
+        let lookup = self.bounded(async move { lookup_hub.look(&users).await });
+        let answer = async move {
+            match lookup.await {
                 Ok(()) => {
                     if let Some(ack) = ack {
                         connection.push_always(&ack);
                     }
                     None
                 }
-                // Refused means that nothing was done.
+                // A refused frame has no effect.
                 Err(error) => {
                     hub.unwatch(&connection, &new);
                     Some(refusal(id, &error))
                 }
             }
         };
-        self.inflight.push(told.boxed());
+        self.inflight.push(answer.boxed());
         Ok(())
     }
 
-    /// Does work and acknowledges it.
+    /// Does work and sends its acknowledgement.
     fn work(&mut self, id: Option<FrameId>, work: impl Future<Output = Result<Option<Message>>> + Send + 'static) {
         let work = self.bounded(work);
         self.inflight.push(async move { Some(answer_to(id, work.await)) }.boxed());
     }
 
-    /// Does work that goes on even if the connection ends or the answer must not wait for it any longer, since it may be
-    /// half done. The work holds one of the user's permits for as long as it runs. Where none is free it waits for one in
-    /// the order of this socket's frames, and meanwhile the socket is not read beyond
+    /// Does work that continues if the connection ends or the time for the answer is over, since it may be half done. The
+    /// work holds one of the user's permits while it runs. If none is free, it waits for one in the order of this socket's
+    /// frames; meanwhile the socket is not read beyond
     /// [`INFLIGHT_FRAMES_MAX`](crate::model::limits::INFLIGHT_FRAMES_MAX) of them.
     fn bounded<T: Send + 'static>(
         &self,
@@ -116,12 +120,13 @@ impl Live {
     ) -> impl Future<Output = Result<T>> + Send + 'static {
         let service = &self.gateway.service;
         let mut waiting = Box::pin(service.frame_permit(self.caller.user_id));
-        // Polled here, it joins the queue behind the frames before it. It goes on in the task: left in this connection,
-        // which may be busy with a client that does not read, it would keep its permit from the user's other devices.
+        // Polled here, it joins the queue behind the earlier frames. It is awaited in the task: this connection may be busy
+        // with a client that does not read, and would then keep a permit from the user's other devices.
         let taken = (&mut waiting).now_or_never();
         if taken.is_none() {
             metrics::frame_waited();
         }
+
         let task = service.tasks().spawn(async move {
             let _permit = match taken {
                 Some(taken) => taken?,
@@ -129,6 +134,7 @@ impl Live {
             };
             work.await
         });
+
         async move {
             match tokio::time::timeout(REQUEST_MAX, task).await {
                 Ok(Ok(result)) => result,
@@ -146,7 +152,7 @@ fn answer_to(id: Option<FrameId>, result: Result<Option<Message>>) -> Bytes {
     }
 }
 
-/// Tells that a frame was refused. This is the boundary that logs what failed inside.
+/// The frame that refuses a frame. This is the boundary that logs failures inside the server.
 pub(super) fn refusal(id: Option<FrameId>, error: &Error) -> Bytes {
     metrics::error(error.code, "gateway");
     if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {

@@ -1,6 +1,6 @@
 //! One connection, one task: reads frames, writes answers and events, and keeps the client's heartbeat.
 //!
-//! What an idle connection costs is this task's state, so whatever is large is boxed while it is needed.
+//! The state of this task is the cost of an idle connection, so large futures are boxed while they run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use super::answer::PendingAnswer;
 use super::close::{close_frame, code_of_read_error};
 use super::sync::in_time;
 use super::{Arrival, Gateway, Turn};
-use crate::hub::connection::Taken;
+use crate::hub::connection::TakeOutcome;
 use crate::hub::{CloseReason, Connection};
 use crate::metrics;
 use crate::model::limits::{
@@ -27,7 +27,7 @@ use crate::model::session::Caller;
 use crate::model::{Code, Error};
 use crate::wire::{ClientFrame, CloseCode, FrameId, Incoming, ServerFrame};
 
-/// A connection whose client is known.
+/// An authenticated connection.
 pub(super) struct Live {
     pub gateway: Arc<Gateway>,
     pub caller: Caller,
@@ -38,7 +38,7 @@ pub(super) struct Live {
     bucket: Bucket,
 }
 
-/// What a connection does next.
+/// The reason for which a connection's task wakes up.
 enum Wake {
     Received(Option<Result<Message, axum::Error>>),
     Answered(Option<Bytes>),
@@ -89,14 +89,14 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
     Box::pin(say_goodbye(&mut socket, code)).await;
 }
 
-/// Finds a place for a connection. The turn goes on.
+/// Finds a place for a connection among those of its user. Returns the turn.
 async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> Result<Turn, CloseCode> {
     let per_user_max = gateway.service.limits().connections_per_user_max;
     let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
     let wait = gateway.hub.dead_count_for();
     if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
-        // A replica may just have died: its places count until its lease is over, and those who had them come back here.
-        // The turn is somebody else's meanwhile.
+        // A replica may just have died: its places count until its lease expires, and its clients come back here. Another
+        // newcomer uses the turn meanwhile.
         tokio::time::sleep(wait).await;
         let turn = in_time(gateway.turn()).await.map_err(|error| CloseCode::of_error(&error))?;
         let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
@@ -109,7 +109,7 @@ async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> 
     })
 }
 
-/// Waits for the first frame of a client that the handshake did not name.
+/// Waits for the first frame of a client that the handshake did not authenticate.
 async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>, Turn), CloseCode> {
     let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
         loop {
@@ -141,15 +141,15 @@ async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Call
 }
 
 impl Drop for Live {
-    /// However it ends, a panic included: nobody stays online without a connection.
+    /// Runs even after a panic, so that no user stays online without a connection.
     fn drop(&mut self) {
         self.gateway.hub.unregister(&self.connection);
     }
 }
 
 impl Live {
-    /// Nobody closed this connection if its session ended, or got another login, between its check and its registration: ask
-    /// the store once more.
+    /// Checks the session a second time. If it ended, or got another login, between the first check and the registration,
+    /// no event closed this connection.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
         let now = self.gateway.service.clock().now();
         let live = self.gateway.service.store().live_sessions(&[self.caller.session_id], now).boxed().await;
@@ -165,10 +165,12 @@ impl Live {
         if let Err(code) = self.write(socket, vec![ready]).await {
             return code;
         }
+
         let patience = self.gateway.service.limits().heartbeat_interval * 2;
-        let mut last_heard = Instant::now();
+        let mut last_received = Instant::now();
         let silence = tokio::time::sleep(patience);
         tokio::pin!(silence);
+
         loop {
             let has_room = self.inflight.len() < INFLIGHT_FRAMES_MAX;
             let waiting = Instant::now();
@@ -180,37 +182,39 @@ impl Live {
             };
             let working = Instant::now();
             if !has_room {
-                last_heard += working - waiting;
+                last_received += working - waiting;
             }
+
             let mut out = Vec::new();
             let step = match wake {
                 Wake::Received(received) => {
-                    last_heard = working;
+                    last_received = working;
                     self.receive(socket, received, &mut out).await
                 }
                 Wake::Answered(answer) => {
                     out.extend(answer);
-                    // The event of what was just acknowledged is a step behind: one write for both.
+                    // The event of the acknowledged work is about to arrive: one write for both.
                     tokio::task::yield_now().await;
                     Ok(())
                 }
                 Wake::Queued => Ok(()),
-                Wake::Silent if last_heard + patience <= Instant::now() => Err(CloseCode::TimedOut),
+                Wake::Silent if last_received + patience <= Instant::now() => Err(CloseCode::TimedOut),
                 Wake::Silent => {
-                    silence.as_mut().reset(last_heard + patience);
+                    silence.as_mut().reset(last_received + patience);
                     Ok(())
                 }
             };
+
             if let Err(code) = step {
-                // The last words, such as why a frame was bad, come before the close.
+                // The last answers, such as the error of a bad frame, come before the close.
                 let _ = self.write(socket, out).await;
                 return code;
             }
             if let Err(code) = self.write_all(socket, out).await {
                 return code;
             }
-            // While this task works, as on a long `sync`, pings wait in the socket: that is no silence of the client's.
-            last_heard += working.elapsed();
+            // While this task works, as on a long `sync`, pings wait in the socket: the client is not silent.
+            last_received += working.elapsed();
         }
     }
 
@@ -228,7 +232,7 @@ impl Live {
         .encode()
     }
 
-    /// Works on what came in. Answers that are there at once go to `out`.
+    /// Handles what was received. Immediate answers go to `out`.
     async fn receive(
         &mut self,
         socket: &mut WebSocket,
@@ -245,13 +249,15 @@ impl Live {
             Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
             Some(Err(error)) => return Err(code_of_read_error(error)),
         };
+
         if let Err(retry_after_ms) = self.take_from_bucket() {
             out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
             self.flooded_frames += 1;
             return if self.flooded_frames >= FLOODED_FRAMES_MAX { Err(CloseCode::RateLimited) } else { Ok(()) };
         }
-        // Not forgotten at once: the bucket lets a frame through now and then, however fast they come.
+        // Not reset to 0: the bucket accepts a frame now and then, however fast they come.
         self.flooded_frames = self.flooded_frames.saturating_sub(1);
+
         match incoming.frame {
             Ok(ClientFrame::Sync(frame)) => {
                 self.bad_frames = 0;
@@ -286,14 +292,14 @@ impl Live {
             let idle = out.is_empty();
             self.write(socket, std::mem::take(&mut out)).await?;
             match taken {
-                Taken::Close(reason) => return Err(reason.into()),
-                Taken::Frames if idle => return Ok(()),
-                Taken::Frames => {}
+                TakeOutcome::Close(reason) => return Err(reason.into()),
+                TakeOutcome::Open if idle => return Ok(()),
+                TakeOutcome::Open => {}
             }
         }
     }
 
-    /// Writes frames, then flushes once. A client that does not take them in time is too slow.
+    /// Writes frames, then flushes once. A client that does not read them within [`WRITE_MAX`] is too slow.
     pub(super) async fn write(&mut self, socket: &mut WebSocket, frames: Vec<Bytes>) -> Result<(), CloseCode> {
         if frames.is_empty() {
             return Ok(());
@@ -301,6 +307,7 @@ impl Live {
         if let Some(reason) = self.connection.cut_off() {
             return Err(reason.into());
         }
+
         let writing = async {
             for frame in frames {
                 let text = Utf8Bytes::try_from(frame).map_err(|_| CloseCode::InternalError)?;
@@ -308,6 +315,7 @@ impl Live {
             }
             socket.flush().await.map_err(|_| CloseCode::Normal)
         };
+
         tokio::select! {
             biased;
             written = writing => written,
@@ -319,14 +327,14 @@ impl Live {
     fn closing_code(&self) -> CloseCode {
         let mut rest = Vec::new();
         loop {
-            if let Taken::Close(reason) = self.connection.take(&mut rest, usize::MAX) {
+            if let TakeOutcome::Close(reason) = self.connection.take(&mut rest, usize::MAX) {
                 return reason.into();
             }
         }
     }
 }
 
-/// Sends the close code and gives the client a moment to answer it. What it still says is not read as frames.
+/// Sends the close code and gives the client a moment to answer it. Frames that still arrive are ignored.
 pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
     let farewell = async {
         if socket.send(Message::Close(Some(close_frame(code)))).await.is_ok() {

@@ -29,18 +29,18 @@ use crate::wire::SUBPROTOCOL;
 /// The subprotocol that carries a browser's token.
 const BEARER: &str = "bearer.";
 
-/// The turn of a newcomer, until it is let in.
+/// The turn of a newcomer, held until it is registered.
 type Turn = OwnedSemaphorePermit;
 
-/// What a handshake said of its client.
+/// The client of a handshake.
 enum Arrival {
     /// It brought a token.
     Known(Caller, Turn),
-    /// It did not: the client holds its address's places until its first frame.
+    /// It brought none: the client counts for its address until its first frame.
     Nameless(Arc<Visit>),
 }
 
-/// What all connections share.
+/// The state that all connections share.
 pub struct Gateway {
     service: Arc<Service>,
     hub: Arc<Hub>,
@@ -131,7 +131,7 @@ impl Gateway {
         Ok(caller)
     }
 
-    /// Browsers say which page connects; other clients say nothing and are let through.
+    /// Browsers name the page that connects; other clients name none and are accepted.
     fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
         let Some(origin) = headers.get(header::ORIGIN) else {
             return Ok(());
@@ -149,11 +149,11 @@ impl Gateway {
     }
 }
 
-/// Sets every buffer: the defaults are made for few connections with large messages.
+/// Sets every buffer: the defaults suit few connections with large messages.
 fn configured(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
     upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
-        // Nothing is kept back: the connection's task batches by itself.
+        // No buffering: the connection's task batches by itself.
         .write_buffer_size(0)
         .max_write_buffer_size(usize::MAX)
         .max_message_size(message_bytes_max)
@@ -173,7 +173,7 @@ fn presented_token(headers: &HeaderMap) -> Result<Option<String>> {
     Ok(token.map(str::to_owned))
 }
 
-/// Echoes what it gets through the gateway's codec, for the conformance suite.
+/// Echoes messages through the gateway's codec, for the conformance suite.
 #[cfg(feature = "conformance")]
 pub fn echo(upgrade: WebSocketUpgrade) -> Response {
     /// The suite sends up to 16 MiB.

@@ -1,7 +1,7 @@
-//! Bringing a client up to date, without a hole and without telling anything twice.
+//! Bringing a client up to date, without a gap and without a repetition.
 //!
-//! Subscribe first, read the snapshot second: from the moment the connection follows its chats, what happens is held
-//! back; the snapshot tells what of it is news. So no event falls between reading and following, whatever the timing.
+//! Subscribe first, read the snapshot second. From the moment the connection follows its chats, it holds back events;
+//! those that are newer than the snapshot are sent after it. So no event is lost between reading and following.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::answer::refusal;
 use super::connection::Live;
-use crate::hub::{Crowd, Snapshot};
+use crate::hub::{MembershipSize, Snapshot};
 use crate::metrics;
 use crate::model::faults::{self, Mutant, Point};
 use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
@@ -21,7 +21,7 @@ use crate::wire::client_frame::SyncFrame;
 use crate::wire::{CloseCode, EncodedEvent, FrameId, ServerFrame};
 
 impl Live {
-    /// Answers `sync`: what was missed, then `synced`, then live.
+    /// Answers `sync`: the missed events, then `synced`, then live events.
     pub(super) async fn sync(
         &mut self,
         socket: &mut WebSocket,
@@ -33,13 +33,14 @@ impl Live {
         if let Some(error) = unacceptable(&known) {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
-        // Before the one `sync` of this connection begins, so that it can still come later.
+        // Before the one `sync` of this connection begins, so that the client can retry.
         if let Err(error) = self.gateway.service.count_arrival(self.caller.user_id) {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
         if !self.connection.hold() {
             return self.write(socket, vec![refusal(id, &Code::AlreadySynced.into())]).await;
         }
+
         let present = self.gateway.service.store().epoch();
         let same_log = frame.epoch.is_none_or(|epoch| epoch.parse() == Ok(present));
         match self.catch_up(socket, &known, same_log).await {
@@ -49,7 +50,7 @@ impl Live {
                 self.connection.go_live(&snapshot);
                 Ok(())
             }
-            // Half a sync can't be mended on this connection: it would be silently partial.
+            // The connection must close: a partial sync would leave gaps that nothing shows.
             Err(Stop::Failed(error)) => {
                 let _ = self.write(socket, vec![refusal(id, &error)]).await;
                 Err(CloseCode::of_error(&error))
@@ -58,8 +59,8 @@ impl Live {
         }
     }
 
-    /// Tells everything that is in the snapshot and not known to the client. Returns the snapshot's revisions.
-    /// `same_log`: the client's revisions are of the present epoch, as far as it says; else they mean nothing.
+    /// Sends everything in the snapshot that the client does not have. Returns the snapshot's revisions. `same_log`: the
+    /// client's revisions are of the present epoch, or the client named no epoch; else they are void.
     async fn catch_up(
         &mut self,
         socket: &mut WebSocket,
@@ -68,29 +69,32 @@ impl Live {
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
         let (followed, chats) = in_time(self.follow_all()).await?;
         faults::at(Point::SnapshotRead).await;
-        // One that the caller removed from their list is followed, and comes back with its next message.
+
+        // A chat that the caller removed from the list is followed, and comes back with its next message.
         let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());
-        let mut crowds = HashMap::with_capacity(chats.len());
+        let mut sizes = HashMap::with_capacity(chats.len());
         let mut added = Vec::new();
         for found in chats {
             let (chat_id, mut rev) = (found.chat.id, found.chat.rev);
-            crowds.insert(chat_id, (found.chat.role, Crowd::of(&found.chat)));
+            sizes.insert(chat_id, (found.chat.role, MembershipSize::of(&found.chat)));
             if found.listed {
                 match known.get(&chat_id) {
                     Some(_) if !same_log => rev = self.reset(socket, chat_id, rev).await?,
-                    Some(known) => rev = self.tell_changes(socket, &found, *known).await?,
+                    Some(known) => rev = self.send_changes(socket, &found, *known).await?,
                     None => added.push(ServerFrame::ChatAdded { chat: found.chat }.encode()),
                 }
             }
             snapshot.insert(chat_id, rev);
         }
+
         let gone = known.keys().filter(|chat_id| !listed.contains(chat_id));
         added.extend(gone.map(|chat_id| ServerFrame::ChatGone { chat_id: *chat_id }.encode()));
         self.write(socket, added).await?;
+
         for chat_id in followed {
-            let seen = snapshot.get(&chat_id).zip(crowds.get(&chat_id));
-            let seen = seen.map(|(rev, (role, crowd))| Snapshot { rev: *rev, role: *role, crowd: *crowd });
+            let seen = snapshot.get(&chat_id).zip(sizes.get(&chat_id));
+            let seen = seen.map(|(rev, (role, size))| Snapshot { rev: *rev, role: *role, size: *size });
             self.gateway.hub.settle(&self.connection, chat_id, seen);
         }
         Ok(snapshot)
@@ -98,7 +102,7 @@ impl Live {
 
     /// Follows all of the caller's chats, and then reads them.
     async fn follow_all(&mut self) -> Result<(HashSet<ChatId>, Vec<ChatToSync>)> {
-        // The user's own permit first: those who wait for it must not keep the turns of others.
+        // The user's own permit first: a wait for it must not hold a turn that another user could have.
         let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
         let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
         let store = self.gateway.service.store();
@@ -116,7 +120,7 @@ impl Live {
             faults::at(Point::Followed).await;
             followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
             let chats = store.chats_to_sync(self.caller.user_id).await?;
-            // Joined in between: followed first and read again, like the others.
+            // Chats that the user joined in between are followed first and read again, like the others.
             let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
             heads = new.map(|chat| (chat.id, chat.rev)).collect();
             if heads.is_empty() {
@@ -125,30 +129,31 @@ impl Live {
         }
     }
 
-    /// Tells what the client missed of one chat, or that it must reload it. Returns up to which revision it is told.
-    async fn tell_changes(&mut self, socket: &mut WebSocket, found: &ChatToSync, known: Rev) -> Result<Rev, Stop> {
+    /// Sends the events that the client missed of one chat, or `reset`. Returns the revision that it then has.
+    async fn send_changes(&mut self, socket: &mut WebSocket, found: &ChatToSync, known: Rev) -> Result<Rev, Stop> {
         let (chat_id, rev, joined_rev) = (found.chat.id, found.chat.rev, found.joined_rev);
         if known == rev {
             return Ok(rev);
         }
-        // Away and back meanwhile: what happened in between is not the caller's to be told. And a client that is ahead
-        // of the log has seen a history that is no more.
-        let retold = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
-        if !retold {
+        // A user that left and joined again must not get the events in between. And a client that is ahead of the log has
+        // seen a history that no longer exists.
+        let can_replay = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
+        if !can_replay {
             return self.reset(socket, chat_id, rev).await;
         }
-        // A page at a time: what was not yet told is not kept for a client that may not be reading.
+
+        // A page at a time: the rest is not kept in memory for a client that may not be reading.
         let limits = self.gateway.service.limits();
-        let counted = Crowd::of(&found.chat).is_counted_for(found.chat.role, limits.channel_events_members_max);
-        let mut page = Page { known, told: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
-        while page.told < rev {
+        let counted = MembershipSize::of(&found.chat).gets_counts(found.chat.role, limits.channel_events_members_max);
+        let mut page = Page { known, sent: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
+        while page.sent < rev {
             let Some(changes) = self.changes_after(found, &page).await? else {
                 return self.reset(socket, chat_id, rev).await;
             };
             let frames = page.take(chat_id, changes, found.cleared_message_id, self.caller.user_id);
             self.write(socket, frames).await?;
         }
-        Ok(page.told)
+        Ok(page.sent)
     }
 
     async fn reset(&mut self, socket: &mut WebSocket, chat_id: ChatId, rev: Rev) -> Result<Rev, Stop> {
@@ -156,19 +161,19 @@ impl Live {
         Ok(rev)
     }
 
-    /// The changes of a page; `None` if at first they are too many, if they are partly forgotten, or if the caller left
-    /// the chat since it was found: then what happened meanwhile is not theirs to be told.
+    /// The changes of a page. `None` if there are too many, if the store no longer has all of them, or if the caller left
+    /// the chat since the snapshot: then the events in between are not the caller's to see.
     async fn changes_after(&mut self, found: &ChatToSync, page: &Page) -> Result<Option<Changes>> {
         let reading = async {
             let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
             let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
             let store = self.gateway.service.store();
             let only_member = page.counted.then_some(self.caller.user_id);
-            let since = Since { known: page.known, told: page.told, only_member };
+            let since = Since { known: page.known, told: page.sent, only_member };
             let read = store.changes(found.chat.id, Some(self.caller.user_id), since, page.items_max).await?;
             let is_whole = |changes: &Changes| page.counted || !changes.forgotten;
             let Some(changes) = read.filter(is_whole) else { return Ok(None) };
-            let is_first = page.told == page.known;
+            let is_first = page.sent == page.known;
             let too_many = is_first
                 && !changes.complete
                 && store.has_more_changes(found.chat.id, page.known, !page.counted, SYNC_CHANGES_MAX).await?;
@@ -179,30 +184,31 @@ impl Live {
     }
 }
 
-/// How far the changes of a chat are told.
+/// The progress of sending the changes of a chat.
 struct Page {
-    /// What the client knew at first.
+    /// The revision that the client had at first.
     known: Rev,
-    told: Rev,
+    /// The revision up to which changes were sent.
+    sent: Rev,
     /// Whether the client gets the number of the members instead of each change of another member.
     counted: bool,
     /// Changes to read at once.
     items_max: i64,
-    /// Messages that were told as new.
+    /// Messages that were sent as new.
     new: HashSet<MessageId>,
 }
 
 impl Page {
-    /// The frames of so many changes as one may wait for a client to take; the others are let go.
+    /// The frames of as many changes as may wait for one client; the others are read again with the next page.
     fn take(&mut self, chat_id: ChatId, changes: Changes, cleared: MessageId, viewer: UserId) -> Vec<Bytes> {
         let (mut frames, mut bytes, mut items) = (Vec::new(), 0, 0);
         for (rev, change) in changes.items {
-            // What shares a rev stays together.
-            if bytes > SYNC_PAGE_BYTES_MAX && rev > self.told {
+            // Changes of one revision stay together.
+            if bytes > SYNC_PAGE_BYTES_MAX && rev > self.sent {
                 self.items_max = items;
                 return frames;
             }
-            (self.told, items) = (rev, items + 1);
+            (self.sent, items) = (rev, items + 1);
             if change.message_id().is_some_and(|id| id <= cleared) {
                 continue;
             }
@@ -216,23 +222,25 @@ impl Page {
                 frames.push(frame);
             }
         }
+
         // Only members changed after the last frame.
-        if self.counted && changes.complete && self.told < changes.rev {
+        if self.counted && changes.complete && self.sent < changes.rev {
             let (rev, member_count) = (changes.rev, changes.member_count);
             frames.push(ServerFrame::MemberCount { chat_id, rev, member_count }.encode());
         }
 
-        self.told = changes.rev;
+        self.sent = changes.rev;
         frames
     }
 }
 
-/// A step of a sync or of letting a client in, waiting for its turn included: a client hears something before it gives up.
+/// Bounds a step of a sync or of a registration, including the wait for its turn, so that the client gets an answer before
+/// it gives up.
 pub(super) async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(REQUEST_MAX, step).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
 }
 
-/// Why a sync ended early.
+/// The reason for which a sync ended early.
 enum Stop {
     /// It can't be completed.
     Failed(Error),

@@ -1,4 +1,4 @@
-//! One connection's end in the hub: its bounded outbox, and what it holds back while it syncs.
+//! One connection's end in the hub: its bounded outbox, and the frames that it holds back during a sync.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ const FRAME_COST_BYTES: usize = 64;
 /// Why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The session ended: this token is of no use any more.
+    /// The session ended: its token is invalid.
     SessionEnded,
-    /// The client reads too slowly; what it missed is in the store.
+    /// The client reads too slowly; the missed events are in the store.
     TooSlow,
     /// The user has too many connections.
     TooManyConnections,
     /// The server restarts.
     Restarting,
-    /// The log has a new epoch: what the client holds may be no more.
+    /// The log has a new epoch: the client may hold messages that no longer exist.
     LogFellBack,
 }
 
@@ -44,13 +44,13 @@ impl From<CloseReason> for CloseCode {
 /// A connection as the hub sees it.
 #[derive(Debug)]
 pub struct Connection {
-    /// Tells connections of this process apart.
+    /// Identifies the connection within this process.
     pub id: u64,
-    /// Whose it is.
+    /// Its user.
     pub user_id: UserId,
     /// Its session.
     pub session_id: SessionId,
-    /// By which of the logins into the session: a later one ends it.
+    /// The number of the login into the session that it belongs to. A later login ends the connection.
     logins: i64,
     state: Mutex<State>,
     wake: Notify,
@@ -62,58 +62,58 @@ struct State {
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
     chats: Vec<ChatId>,
-    /// Unregistered: it follows nothing any more.
+    /// It was unregistered and must not follow a chat again.
     gone: bool,
     closing: Option<CloseReason>,
 }
 
-/// How far the connection is in asking for its events.
+/// Whether the connection gets events.
 #[derive(Debug, Default)]
 enum Phase {
-    /// It did not ask yet, and gets none.
+    /// It did not `sync` yet and gets none.
     #[default]
     Silent,
-    /// It is being told what it missed; what happens meanwhile waits.
+    /// It syncs: events wait until its snapshot is sent.
     Holding(Vec<Held>),
-    /// It gets what happens.
+    /// It gets events as they happen.
     Live,
 }
 
 #[derive(Debug)]
 struct Held {
     chat_id: Option<ChatId>,
-    mark: Option<Mark>,
+    position: Option<FramePosition>,
     frame: Bytes,
 }
 
-/// What a frame means for the order of a chat's events.
+/// The position of a frame in the order of a chat's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
+pub enum FramePosition {
     /// A durable event.
     Event(Rev),
-    /// The chat joins the user's list; events go on from here.
-    Added(Rev),
-    /// The chat leaves the user's list.
-    Gone(Rev),
+    /// The chat enters the user's list; its events continue from this revision.
+    ChatAdded(Rev),
+    /// The chat leaves the user's list at this revision.
+    ChatGone(Rev),
 }
 
-/// What an outbox had to say.
+/// What follows after frames were taken from an outbox.
 #[derive(Debug)]
-pub enum Taken {
-    /// Frames to write, maybe none.
-    Frames,
-    /// These were the last; close for this reason.
+pub enum TakeOutcome {
+    /// The connection stays open.
+    Open,
+    /// These frames were the last: close for this reason.
     Close(CloseReason),
 }
 
 impl State {
-    /// Counts one more frame. Whether it fits.
+    /// Counts one more frame. Returns whether it fits.
     fn has_room_for(&mut self, frame: &Bytes) -> bool {
         self.outbox_bytes += frame.len() + FRAME_COST_BYTES;
         self.outbox_bytes <= OUTBOX_BYTES_MAX || faults::on(Mutant::UnboundedOutbox)
     }
 
-    /// Closes, since the reader is too slow: nothing of what waits is of use to it any more.
+    /// Closes the connection of a slow reader. The queued frames are dropped: the client has to sync anyway.
     fn give_up(&mut self) {
         self.outbox_bytes = 0;
         self.outbox = VecDeque::new();
@@ -123,22 +123,24 @@ impl State {
 }
 
 impl Connection {
-    /// A connection that asked for nothing yet.
+    /// A connection that gets no events yet.
     pub fn new(id: u64, user_id: UserId, session_id: SessionId, logins: i64) -> Arc<Self> {
         Arc::new(Self { id, user_id, session_id, logins, state: Mutex::default(), wake: Notify::new() })
     }
 
-    /// Whether it may stay, by the logins into its session so far; `None`: the session is over.
+    /// Whether it may stay, given the number of logins into its session; `None` if the session ended.
     pub fn is_of(&self, logins: Option<i64>) -> bool {
         logins.is_some_and(|logins| logins <= self.logins)
     }
 
-    /// Queues a frame about a chat. Over the bound the connection is closed: never is a frame dropped and the next sent.
-    pub fn push(&self, chat_id: Option<ChatId>, mark: Option<Mark>, frame: &Bytes) {
+    /// Queues a frame about a chat. If it does not fit, the connection is closed: a frame is never dropped before another
+    /// one that is sent.
+    pub fn push(&self, chat_id: Option<ChatId>, position: Option<FramePosition>, frame: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() || matches!(state.phase, Phase::Silent) {
             return;
         }
+
         if !state.has_room_for(frame) {
             if faults::on(Mutant::DropOnOverflow) {
                 state.outbox_bytes -= frame.len() + FRAME_COST_BYTES;
@@ -146,22 +148,24 @@ impl Connection {
             }
             state.give_up();
         } else if let Phase::Holding(held) = &mut state.phase {
-            held.push(Held { chat_id, mark, frame: frame.clone() });
+            held.push(Held { chat_id, position, frame: frame.clone() });
             return;
         } else {
             state.outbox.push_back(frame.clone());
         }
+
         drop(state);
         self.wake.notify_one();
     }
 
-    /// Queues a frame that is no part of the stream of events, under the same bound: neither `sync` nor its absence holds
-    /// it back.
+    /// Queues a frame that is not part of the stream of events, under the same bound. It is sent before and during a `sync`
+    /// as well.
     pub fn push_always(&self, frame: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return;
         }
+
         if state.has_room_for(frame) {
             state.outbox.push_back(frame.clone());
         } else {
@@ -171,7 +175,7 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Has the connection closed once its outbox is written, or at once where nothing more may be shown.
+    /// Closes the connection once its outbox is written; at once if the session ended, since then nothing more may be shown.
     pub fn close(&self, reason: CloseReason) {
         let mut state = self.state.lock();
         if reason == CloseReason::SessionEnded {
@@ -182,12 +186,12 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Waits until there is something to take.
+    /// Waits until there are frames to take or the connection is to be closed.
     pub async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    /// Why nothing more may be written, not even what is queued.
+    /// The reason for which nothing more may be written, not even the queued frames.
     pub fn cut_off(&self) -> Option<CloseReason> {
         let closing = self.state.lock().closing;
         closing.filter(|reason| matches!(reason, CloseReason::SessionEnded | CloseReason::TooSlow))
@@ -201,9 +205,10 @@ impl Connection {
     }
 
     /// Moves queued frames, up to about `bytes_max`, to the end of `into`.
-    pub fn take(&self, into: &mut Vec<Bytes>, bytes_max: usize) -> Taken {
+    pub fn take(&self, into: &mut Vec<Bytes>, bytes_max: usize) -> TakeOutcome {
         let mut state = self.state.lock();
         let mut bytes = 0;
+
         while bytes < bytes_max {
             let Some(frame) = state.outbox.pop_front() else {
                 break;
@@ -212,19 +217,20 @@ impl Connection {
             state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
             into.push(frame);
         }
+
         if state.outbox.is_empty() {
-            // Give the memory of a burst back.
+            // Free the memory of a burst.
             state.outbox = VecDeque::new();
             if let Some(reason) = state.closing {
-                return Taken::Close(reason);
+                return TakeOutcome::Close(reason);
             }
         } else {
             self.wake.notify_one();
         }
-        Taken::Frames
+        TakeOutcome::Open
     }
 
-    /// Begins to hold back what happens. Whether this is the first time.
+    /// Begins to hold back events. Returns false if it did so before, or is being closed.
     pub fn hold(&self) -> bool {
         let mut state = self.state.lock();
         let first = matches!(state.phase, Phase::Silent) && state.closing.is_none();
@@ -234,50 +240,55 @@ impl Connection {
         first
     }
 
-    /// Lets go what was held back and is not part of the snapshot, and everything from now on.
+    /// Queues the held frames that are not part of the snapshot, and from now on every frame at once.
     pub fn go_live(&self, snapshot: &HashMap<ChatId, Rev>) {
         let mut state = self.state.lock();
         let Phase::Holding(held) = std::mem::take(&mut state.phase) else {
             return;
         };
+
         let mut known: HashMap<ChatId, Rev> = snapshot.clone();
-        for Held { chat_id, mark, frame } in held {
+        for Held { chat_id, position, frame } in held {
             if faults::on(Mutant::NoHold) {
                 continue;
             }
-            let news = chat_id.is_none_or(|chat_id| match mark {
-                Some(Mark::Added(rev)) => {
+
+            let news = chat_id.is_none_or(|chat_id| match position {
+                Some(FramePosition::ChatAdded(rev)) => {
                     let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);
                     known.entry(chat_id).and_modify(|seen| *seen = (*seen).max(rev)).or_insert(rev);
                     news
                 }
-                Some(Mark::Gone(rev)) => {
+                Some(FramePosition::ChatGone(rev)) => {
                     let news = known.get(&chat_id).is_some_and(|seen| *seen < rev);
                     if news {
                         known.remove(&chat_id);
                     }
                     news
                 }
-                Some(Mark::Event(rev)) => known.get(&chat_id).is_some_and(|seen| *seen < rev),
+                Some(FramePosition::Event(rev)) => known.get(&chat_id).is_some_and(|seen| *seen < rev),
                 None => known.contains_key(&chat_id),
             });
+
             if news {
                 state.outbox.push_back(frame);
             } else {
                 state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
             }
         }
+
         state.phase = Phase::Live;
         drop(state);
         self.wake.notify_one();
     }
 
-    /// Whether it asked for its events.
+    /// Whether it gets events, or holds them back.
     pub fn is_streaming(&self) -> bool {
         !matches!(self.state.lock().phase, Phase::Silent)
     }
 
-    /// Notes that it follows a chat; refused once it is gone or about to be: what it knows may be of an earlier epoch.
+    /// Notes that it follows a chat. Returns false if the connection is gone or being closed: its revisions may be of an
+    /// earlier epoch.
     pub(super) fn add_chat(&self, chat_id: ChatId) -> bool {
         let mut state = self.state.lock();
         let stays = !state.gone && state.closing.is_none();
@@ -287,18 +298,18 @@ impl Connection {
         stays
     }
 
-    /// Notes that it follows a chat no more.
+    /// Notes that it no longer follows a chat.
     pub(super) fn remove_chat(&self, chat_id: ChatId) {
         self.state.lock().chats.retain(|known| *known != chat_id);
     }
 
-    /// The chats that it follows, if it asked for its events.
+    /// The chats that it follows, if it gets events.
     pub(super) fn chats_if_streaming(&self) -> Option<HashSet<ChatId>> {
         let state = self.state.lock();
         (!matches!(state.phase, Phase::Silent)).then(|| state.chats.iter().copied().collect())
     }
 
-    /// The chats that it follows; from now on it follows none.
+    /// Ends all following. Returns the chats that it followed.
     pub(super) fn leave(&self) -> Vec<ChatId> {
         let mut state = self.state.lock();
         state.gone = true;

@@ -1,70 +1,74 @@
-//! Making up for what the bus lost: fetching from the store what a chat's followers miss.
+//! Healing: fetching from the store the events that a chat's followers miss, and finding the followers
+//! that a chat misses.
 //!
-//! All of it is vital: of what a task that panicked had begun, no other would take charge, and its followers would never
-//! hear of what they miss.
+//! All of it runs in vital tasks, whose panic ends the process: no other task would take over the work
+//! that a panicking task had begun, and its followers would never get the events that they miss.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::crowd::Crowd;
-use super::feed::Feed;
+use super::membership_size::MembershipSize;
+use super::subscription::ChatSubscription;
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
-use crate::model::{Change, ChatId, Result, Rev, SessionId, Topic, UserId};
+use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 pub(super) const CHECK_BATCH: usize = 1000;
-/// How often a view is read again because the chat went on meanwhile. Then the slow check tries again, where somebody
-/// joined; a chat opened again is told at the next `sync`.
-const TAKE_IN_TRIES_MAX: usize = 50;
+/// Reads of a view that an event overtook, before the hub gives up. A missed join is found by the full
+/// resync; a chat that was opened again is in the client's next `sync`.
+const VIEW_READS_MAX: usize = 50;
 
 impl Hub {
-    /// Fetches what is missing of a chat, unless it arrives within a moment. `behind`: known to exist in the store.
+    /// Fetches the missing events of a chat, unless they arrive within a moment. `behind`: a revision that
+    /// is known to exist in the store. `reason` labels the metric.
     pub(super) fn heal_later(self: &Arc<Self>, chat_id: ChatId, behind: Option<Rev>, reason: &'static str) {
         {
-            let mut feeds = self.feeds(chat_id);
-            let Some(feed) = feeds.get_mut(&chat_id) else {
+            let mut subscriptions = self.subscriptions(chat_id);
+            let Some(subscription) = subscriptions.get_mut(&chat_id) else {
                 return;
             };
-            feed.expect_up_to(behind.unwrap_or_default());
+            subscription.expect_up_to(behind.unwrap_or_default());
             if faults::on(Mutant::NoGapFill) {
-                feed.skip_gap(&self.registry);
+                subscription.skip_gap(&self.registry);
                 return;
             }
-            if std::mem::replace(&mut feed.healing, true) {
+            if std::mem::replace(&mut subscription.healing, true) {
                 return;
             }
         }
+
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(REORDER_WAIT).await;
-            while hub.lacks(chat_id) && !hub.stop.is_cancelled() {
+            while hub.still_has_gap(chat_id) && !hub.stop.is_cancelled() {
                 metrics::hub_heal(reason);
                 if let Err(error) = hub.heal(chat_id).await {
-                    tracing::warn!(%error, "could not fetch what the followers of a chat miss; trying again");
+                    tracing::warn!(%error, "failed to fetch the missing events of a chat; retrying in a second");
                     tokio::time::sleep(HEAL_RETRY).await;
                 }
             }
         });
     }
 
-    /// Whether something is still missing. If not, the next gap starts a healing of its own.
-    fn lacks(&self, chat_id: ChatId) -> bool {
-        let mut feeds = self.feeds(chat_id);
-        let Some(feed) = feeds.get_mut(&chat_id) else {
+    /// Whether an event is still missing. If not, the next gap starts a healing of its own.
+    fn still_has_gap(&self, chat_id: ChatId) -> bool {
+        let mut subscriptions = self.subscriptions(chat_id);
+        let Some(subscription) = subscriptions.get_mut(&chat_id) else {
             return false;
         };
-        feed.healing = feed.has_gap();
-        feed.healing
+        subscription.healing = subscription.has_gap();
+        subscription.healing
     }
 
     async fn heal(&self, chat_id: ChatId) -> Result<()> {
         let generation = self.generation();
-        let Some((known, seen)) = self.feeds(chat_id).get(&chat_id).map(|feed| (feed.rev(), feed.seen())) else {
+        let Some((known, seen)) = self.subscriptions(chat_id).get(&chat_id).map(|it| (it.rev(), it.seen())) else {
             return Ok(());
         };
+
         let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
             self.end_chat(chat_id, generation);
             return Ok(());
@@ -81,21 +85,23 @@ impl Hub {
                 joined.1 = self.store.chat(chat_id, joined.0.user.id).await?;
             }
         }
-        let mut feeds = self.feeds(chat_id);
+
+        let mut subscriptions = self.subscriptions(chat_id);
         if self.generation() != generation {
             return Ok(());
         }
-        if let Some(feed) = feeds.get_mut(&chat_id) {
-            let crowd = Crowd::new(changes.kind, changes.member_count, changes.rev);
-            // The count is that of the chat's present revision, so a page before the last says nothing.
-            let crowd = if changes.complete { crowd } else { Crowd::default() };
-            feed.catch_up(chat_id, items, &changes.sent_earlier, crowd, changes.rev, &self.registry);
-            self.count_later(chat_id, feed);
+        if let Some(subscription) = subscriptions.get_mut(&chat_id) {
+            let size = MembershipSize::new(changes.kind, changes.member_count, changes.rev);
+            // The count is that of the chat's present revision, so a page before the last does not have one.
+            let size = if changes.complete { size } else { MembershipSize::default() };
+            subscription.catch_up(chat_id, items, &changes.sent_earlier, size, changes.rev, &self.registry);
+            self.count_later(chat_id, subscription);
             if changes.complete && changes.rev < seen {
-                // What was seen before the store was asked, and is not there, was never committed.
-                feed.disbelieve_beyond(changes.rev);
+                // An event announced this revision before the store was asked, and the store does not have
+                // it: it was never committed.
+                subscription.discard_beyond(changes.rev);
             }
-            self.close_if_unfollowed(&mut feeds, chat_id);
+            self.close_if_unfollowed(&mut subscriptions, chat_id);
         }
         Ok(())
     }
@@ -106,69 +112,34 @@ impl Hub {
         self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(REORDER_WAIT).await;
             if let Err(error) = hub.check_chats(&[chat_id]).await {
-                tracing::warn!(%error, "could not compare a chat with the store");
+                tracing::warn!(%error, "failed to compare a chat with the store; retried with the next resync");
             }
         });
     }
 
     pub(super) fn end_chat(&self, chat_id: ChatId, generation: u64) {
-        let mut feeds = self.feeds(chat_id);
+        let mut subscriptions = self.subscriptions(chat_id);
         if self.generation() == generation
-            && let Some(feed) = feeds.get_mut(&chat_id)
+            && let Some(subscription) = subscriptions.get_mut(&chat_id)
         {
-            feed.end(chat_id);
-            self.close_if_unfollowed(&mut feeds, chat_id);
+            subscription.end(chat_id);
+            self.close_if_unfollowed(&mut subscriptions, chat_id);
         }
     }
 
-    /// Compares what the bus begins to tell of with the store: it may have missed what came before.
-    pub(super) fn look_at(self: &Arc<Self>, topics: Vec<Topic>) {
-        let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
-        self.attendance.look_soon(watched);
-        let hub = self.clone();
-        self.tasks.spawn_vital("healing", async move {
-            if let Err(error) = hub.compare(&topics).await {
-                tracing::warn!(%error, "could not compare what the bus may have lost with the store; trying again");
-                hub.doubt(topics);
-            }
-        });
-    }
-
-    /// Compares these chats, and the lists of these users, with the store.
-    pub(super) async fn compare(self: &Arc<Self>, topics: &[Topic]) -> Result<()> {
-        if topics.contains(&Topic::Everyone) {
-            return self.look_for_changes().await;
-        }
-        let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
-        let chats: Vec<ChatId> = of_chats.filter(|id| self.feeds(*id).contains_key(id)).collect();
-        let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
-        let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| self.registry.streaming(id)).collect();
-        for batch in chats.chunks(CHECK_BATCH) {
-            self.check_chats(batch).await?;
-        }
-        for batch in connections.chunks(CHECK_BATCH) {
-            self.check_lists(batch).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes the next step of the slow comparison.
-    pub(super) fn belt_later(self: &Arc<Self>) {
-        let hub = self.clone();
-        self.tasks.spawn_vital("healing", async move { hub.belt().await });
-    }
-
-    /// Has all sessions with a connection compared with the store.
+    /// Compares all sessions that have a connection with the store. One run at a time; a call during a run
+    /// causes another run.
     pub(super) fn check_sessions_now(self: &Arc<Self>) {
         if !self.checking.sessions.ask() {
             return;
         }
+
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             loop {
                 for batch in hub.registry.sessions().chunks(CHECK_BATCH) {
                     if let Err(error) = hub.check_sessions(batch).await {
-                        tracing::warn!(%error, "could not compare the connected sessions with the store");
+                        tracing::warn!(%error, "failed to compare the connected sessions with the store; retrying in 3 s");
                         break;
                     }
                 }
@@ -179,39 +150,21 @@ impl Hub {
         });
     }
 
-    /// Has what changed since the last look compared with the store.
-    pub(super) fn check_all_now(self: &Arc<Self>) {
-        self.check_sessions_now();
-        if !self.checking.chats.ask() {
-            return;
-        }
-        let hub = self.clone();
-        self.tasks.spawn_vital("healing", async move {
-            loop {
-                if let Err(error) = hub.look_for_changes().await {
-                    tracing::warn!(%error, "could not look in the store for what changed");
-                }
-                if !hub.checking.chats.again() {
-                    return;
-                }
-            }
-        });
-    }
-
     pub(super) async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
         let generation = self.generation();
-        // Noted before the store is asked: what is delivered meanwhile may be newer than its answer.
+        // Read before the store is asked: an event delivered meanwhile may be newer than the answer.
         let delivered: Vec<Option<Rev>> =
-            chats.iter().map(|chat_id| self.feeds(*chat_id).get(chat_id).map(Feed::rev)).collect();
+            chats.iter().map(|chat_id| self.subscriptions(*chat_id).get(chat_id).map(ChatSubscription::rev)).collect();
         let revs: HashMap<ChatId, Rev> = self.store.revs(chats).await?.into_iter().collect();
         if self.generation() != generation {
             return Ok(());
         }
+
         for (chat_id, delivered) in chats.iter().zip(delivered) {
             match revs.get(chat_id) {
-                Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => self.doubt_log(vec![*chat_id]),
+                Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => self.recheck_log(vec![*chat_id]),
                 Some(rev) => {
-                    let behind = self.feeds(*chat_id).get(chat_id).is_some_and(|feed| feed.rev() < *rev);
+                    let behind = self.subscriptions(*chat_id).get(chat_id).is_some_and(|it| it.rev() < *rev);
                     if behind {
                         self.heal_later(*chat_id, Some(*rev), "check");
                     }
@@ -222,7 +175,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Looks for chats that a user has and a connection does not follow: nobody here noticed that they joined.
+    /// Finds chats that are in a user's list and that a connection of the user does not follow: the event
+    /// of the join was lost.
     pub(super) async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
         let live: Vec<(&Arc<Connection>, usize)> = connections
             .iter()
@@ -230,8 +184,9 @@ impl Hub {
             .collect();
         let users: Vec<UserId> = live.iter().map(|(connection, _)| connection.user_id).collect();
         let counts: HashMap<UserId, usize> = self.store.chat_counts(&users).await?.into_iter().collect();
+
         for (connection, followed) in live {
-            // A count may be off for a moment; a list that is longer than what is followed is worth a look.
+            // A join that is on its way makes the count differ for a moment, which costs one read of the list.
             if counts.get(&connection.user_id).is_some_and(|count| *count > followed) {
                 self.follow_missing(connection).await?;
             }
@@ -243,25 +198,26 @@ impl Hub {
         let heads = self.store.chat_heads(connection.user_id).await?;
         let followed = connection.chats_if_streaming().unwrap_or_default();
         for (chat_id, _) in heads.into_iter().filter(|(chat_id, _)| !followed.contains(chat_id)) {
-            self.take_in(chat_id, connection.user_id).await?;
+            self.follow_as_member(chat_id, connection.user_id).await?;
         }
         Ok(())
     }
 
-    /// Has a user's connections follow a chat soon, if the user is a member.
-    pub(super) fn take_in_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
+    /// Makes a user's connections follow a chat soon, if the user is a member.
+    pub(super) fn follow_as_member_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
-            if let Err(error) = hub.take_in(chat_id, user_id).await {
-                tracing::warn!(%error, "could not read a chat that a connected user joined");
+            if let Err(error) = hub.follow_as_member(chat_id, user_id).await {
+                tracing::warn!(%error, "failed to read a chat that a connected user joined; retried with the next resync");
             }
         });
     }
 
-    pub(super) async fn take_in(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
+    /// Makes a user's connections follow a chat, if the user is a member.
+    pub(super) async fn follow_as_member(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
         metrics::hub_heal("join");
-        for _ in 0..TAKE_IN_TRIES_MAX {
-            if self.try_to_take_in(chat_id, user_id).await? {
+        for _ in 0..VIEW_READS_MAX {
+            if self.try_to_follow_as_member(chat_id, user_id).await? {
                 break;
             }
         }
@@ -269,40 +225,43 @@ impl Hub {
         Ok(())
     }
 
-    /// Has a member's connections follow a chat. Fails if the feed was faster than the store's answer: whoever left since
-    /// must not be taken in.
-    async fn try_to_take_in(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
+    /// Returns false if an event overtook the store's answer: a user that left since must not follow.
+    async fn try_to_follow_as_member(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
             return Ok(true);
         };
-        let mut feeds = self.feeds(chat_id);
+
+        let mut subscriptions = self.subscriptions(chat_id);
         if self.generation() != generation {
             return Ok(true);
         }
-        let feed = self.open(&mut feeds, chat_id, view.rev);
-        let current = feed.rev() <= view.rev;
+        let subscription = self.open(&mut subscriptions, chat_id, view.rev);
+        let current = subscription.rev() <= view.rev;
         if current {
-            feed.admit(user_id, &view, view.rev, &self.registry);
+            subscription.add_member(user_id, &view, view.rev, &self.registry);
         }
-        self.close_if_unfollowed(&mut feeds, chat_id);
+        self.close_if_unfollowed(&mut subscriptions, chat_id);
         Ok(current)
     }
 
-    /// Tells a user's connections of a chat that is back in their list, as soon as it is read.
+    /// Sends a user's connections `chat_added` for a chat that is back in the user's list, as soon as its
+    /// view is read.
     pub(super) fn add_again_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
-        let is_theirs = |feed: &Feed| feed.connections().any(|connection| connection.user_id == user_id);
-        if !self.feeds(chat_id).get(&chat_id).is_some_and(is_theirs) {
+        let is_followed = |it: &ChatSubscription| it.connections().any(|connection| connection.user_id == user_id);
+        if !self.subscriptions(chat_id).get(&chat_id).is_some_and(is_followed) {
             return;
         }
+
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
-            for _ in 0..TAKE_IN_TRIES_MAX {
+            for _ in 0..VIEW_READS_MAX {
                 match hub.try_to_add_again(chat_id, user_id).await {
                     Ok(true) => break,
                     Ok(false) => {}
                     Err(error) => {
-                        tracing::warn!(%error, "could not read a chat that a connected user opened again");
+                        tracing::warn!(%error, "failed to read a chat that a connected user opened again; \
+                            the client gets it with its next sync");
                         break;
                     }
                 }
@@ -310,19 +269,21 @@ impl Hub {
         });
     }
 
-    /// Fails if the feed was faster than the store's answer: what it delivered since must not be told as still to come.
+    /// Returns false if an event overtook the store's answer: the client would take that event for one yet
+    /// to come.
     async fn try_to_add_again(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
             return Ok(true);
         };
-        let mut feeds = self.feeds(chat_id);
-        let Some(feed) = feeds.get_mut(&chat_id).filter(|_| self.generation() == generation) else {
+
+        let mut subscriptions = self.subscriptions(chat_id);
+        let Some(subscription) = subscriptions.get_mut(&chat_id).filter(|_| self.generation() == generation) else {
             return Ok(true);
         };
-        let current = feed.rev() <= view.rev;
+        let current = subscription.rev() <= view.rev;
         if current {
-            feed.add_again(user_id, &view);
+            subscription.add_again(user_id, &view);
         }
         Ok(current)
     }
@@ -331,6 +292,7 @@ impl Hub {
         if faults::on(Mutant::RevokeWithoutClosing) {
             return Ok(());
         }
+
         let live = self.store.live_sessions(sessions, self.clock.now()).await?;
         for connection in self.registry.of_sessions(sessions) {
             if !connection.is_of(live.get(&connection.session_id).copied()) {

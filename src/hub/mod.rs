@@ -1,24 +1,28 @@
-//! This replica's sockets: which connection follows which chat, and how an event reaches each of them once, in order.
+//! This replica's sockets: which connection follows which chat, and how each event reaches each of them
+//! once and in order.
 //!
-//! The bus may lose and reorder; the hub may not. Per followed chat it knows the last revision it delivered: the next
-//! one is delivered, a seen one dropped, and a jump means that something is missing. What is missing is given a moment
-//! to arrive, then fetched from the store ([`heal`]). Each event is encoded once and shared by all outboxes.
+//! The bus may lose and reorder events; the hub must not. For each followed chat the hub knows the last
+//! revision that it delivered ([`subscription`]). It delivers the next one, drops one that it delivered
+//! before, and treats a jump as a gap: the missing events get a moment to arrive and are then fetched from
+//! the store ([`heal`]). If the bus may have lost events without a later one to show it, the hub compares
+//! its chats with the store ([`resync`]). Each event is encoded once and shared by all outboxes.
 
 pub mod connection;
-mod crowd;
-mod feed;
+mod epoch;
 mod heal;
-mod look;
+mod membership_size;
 mod one_at_a_time;
 pub mod presence;
 mod registry;
 mod resync;
+mod resync_queue;
+mod subscription;
 mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -28,23 +32,23 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
-use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
+use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_RESYNC_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::wire::ServerFrame;
 pub use connection::{CloseReason, Connection};
-pub use crowd::{Crowd, Snapshot};
-use feed::{Accepted, Feed};
-use look::Looked;
+pub use membership_size::{MembershipSize, Snapshot};
 use one_at_a_time::OneAtATime;
 pub use presence::Attendance;
 use registry::Registry;
-use resync::Doubts;
+use resync::ResyncProgress;
+use resync_queue::ResyncQueue;
+use subscription::{Accepted, ChatSubscription};
 pub use watchers::TooManyWatched;
 use watchers::Watchers;
 
-/// Locks that the followed chats are spread over.
+/// Locks that the subscriptions are spread over, by chat.
 const SHARDS: usize = 64;
 
 /// The registry of subscribers of one replica.
@@ -55,7 +59,7 @@ pub struct Hub {
     registry: Registry,
     attendance: Attendance,
     watchers: Watchers,
-    shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
+    shards: Vec<Mutex<HashMap<ChatId, ChatSubscription>>>,
     spread: RandomState,
     tasks: Tasks,
     stop: CancellationToken,
@@ -65,13 +69,15 @@ pub struct Hub {
     channel_events_max: i64,
     /// Large channels whose members wait for a count.
     uncounted: Mutex<HashSet<ChatId>>,
-    doubts: Doubts,
-    looked: Looked,
-    /// Grows with each new epoch of the log: what was read before is of no use after.
+    resync_queue: ResyncQueue,
+    resync_progress: ResyncProgress,
+    /// Whether a task compares chats again that seem to be ahead of the store.
+    rechecking_log: AtomicBool,
+    /// The number of epoch changes so far: state that was read from the store before one is void after it.
     generation: AtomicU64,
 }
 
-/// Comparisons with the store: one of each kind at a time, and once more if it was asked for meanwhile.
+/// Comparisons with the store: one of each kind at a time, and one more if it was requested meanwhile.
 #[derive(Default)]
 struct Checks {
     chats: OneAtATime,
@@ -79,7 +85,7 @@ struct Checks {
 }
 
 impl Hub {
-    /// A hub without connections. In a channel of more than `channel_events_max` members the ordinary ones get the number
+    /// A hub without connections. In a channel of more than `channel_events_max` members, ordinary members get the number
     /// of members instead of each member event.
     pub fn new(
         store: Store,
@@ -107,25 +113,27 @@ impl Hub {
             checking: Checks::default(),
             channel_events_max,
             uncounted: Mutex::default(),
-            doubts: Doubts::default(),
-            looked: Looked::default(),
+            resync_queue: ResyncQueue::default(),
+            resync_progress: ResyncProgress::default(),
+            rechecking_log: AtomicBool::new(false),
             generation: AtomicU64::new(0),
         })
     }
 
-    /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
+    /// Delivers the events that arrive on the bus, and compares the chats with the store every 30 s, until the hub is
+    /// stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
         self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
-        let mut check = slow_interval(HUB_CHECK_EVERY);
+        let mut resync = slow_interval(HUB_RESYNC_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         let mut count = slow_interval(MEMBER_COUNT_EVERY);
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = check.tick() => {
-                    self.belt_later();
+                _ = resync.tick() => {
+                    self.full_resync_step_later();
                     Some(Arrival::ResyncAll)
                 }
                 _ = session_check.tick() => {
@@ -140,17 +148,17 @@ impl Hub {
             };
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
-                Some(Arrival::Resync(topics)) => self.look_at(topics),
+                Some(Arrival::Resync(topics)) => self.resync_topics(topics),
                 Some(Arrival::ResyncAll) => {
                     self.look_at_all_watched();
-                    self.check_all_now();
+                    self.resync_all();
                 }
                 None => return,
             }
         }
     }
 
-    /// Hands one event to those it concerns.
+    /// Delivers one event to the connections that it concerns.
     pub fn deliver(self: &Arc<Self>, event: Event) {
         match event {
             Event::Chat(event) => self.deliver_chat_event(event),
@@ -181,45 +189,46 @@ impl Hub {
                 }
             }
             Event::Presence(user_id) => self.presence_may_have_changed(user_id),
-            Event::Resync(topics) => self.resync(topics),
+            Event::Resync(topics) => self.resync_repeatedly(topics),
         }
     }
 
     fn deliver_chat_event(self: &Arc<Self>, event: ChatEvent) {
         let chat_id = event.chat_id;
-        let mut feeds = self.feeds(chat_id);
-        let unknown = !feeds.contains_key(&chat_id);
+        let mut subscriptions = self.subscriptions(chat_id);
+        let unknown = !subscriptions.contains_key(&chat_id);
         if unknown {
-            // Nobody here follows it; but who just joined may be connected here, and follows it from now on.
+            // No connection follows the chat. A user that joins by this event may be connected, and follows it from now
+            // on.
             let joiner_here = event.change.joiners().any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
             }
         }
-        let feed = self.open(&mut feeds, chat_id, Rev(event.rev.0 - 1));
-        // The feed may have begun, for others, beyond the join of somebody who is connected here.
-        let late = event.change.joiners().filter(|_| event.rev <= feed.rev());
+        let subscription = self.open(&mut subscriptions, chat_id, Rev(event.rev.0 - 1));
+        // The subscription may have begun, for other followers, at a revision after the join of a connected user.
+        let late = event.change.joiners().filter(|_| event.rev <= subscription.rev());
         let unfollowing =
-            |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !feed.is_followed_by(it));
-        let missed: Vec<UserId> = late.filter(unfollowing).collect();
-        let accepted = feed.accept(event, &self.registry);
-        self.count_later(chat_id, feed);
-        let followed = !self.close_if_unfollowed(&mut feeds, chat_id);
-        drop(feeds);
-        for user_id in missed {
-            self.take_in_later(chat_id, user_id);
+            |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !subscription.is_followed_by(it));
+        let not_following: Vec<UserId> = late.filter(unfollowing).collect();
+        let accepted = subscription.accept(event, &self.registry);
+        self.count_later(chat_id, subscription);
+        let followed = !self.close_if_unfollowed(&mut subscriptions, chat_id);
+        drop(subscriptions);
+        for user_id in not_following {
+            self.follow_as_member_later(chat_id, user_id);
         }
         if accepted == Accepted::Gap {
             self.heal_later(chat_id, None, "gap");
         } else if unknown && followed {
-            // A later event may have come first, when nobody was here to take it.
+            // A later event may have arrived first, when the chat had no follower, and was dropped.
             self.check_later(chat_id);
         }
     }
 
-    /// Has the members of a large channel get a count with the next tick, if they wait for one.
-    fn count_later(&self, chat_id: ChatId, feed: &Feed) {
-        if feed.has_uncounted() {
+    /// Sends the members of a large channel a count with the next tick, if they wait for one.
+    fn count_later(&self, chat_id: ChatId, subscription: &ChatSubscription) {
+        if subscription.has_uncounted() {
             self.uncounted.lock().insert(chat_id);
         }
     }
@@ -227,93 +236,96 @@ impl Hub {
     fn send_counts(&self) {
         let chats = std::mem::take(&mut *self.uncounted.lock());
         for chat_id in chats {
-            if let Some(feed) = self.feeds(chat_id).get_mut(&chat_id) {
-                feed.send_count(chat_id);
+            if let Some(subscription) = self.subscriptions(chat_id).get_mut(&chat_id) {
+                subscription.send_count(chat_id);
             }
         }
     }
 
-    /// Hands a passing frame to some of a chat's followers.
+    /// Sends a frame without a revision to some of a chat's followers.
     fn deliver_passing(&self, chat_id: ChatId, frame: &bytes::Bytes, to: impl Fn(&Connection) -> bool) {
-        let feeds = self.feeds(chat_id);
-        let Some(feed) = feeds.get(&chat_id) else {
+        let subscriptions = self.subscriptions(chat_id);
+        let Some(subscription) = subscriptions.get(&chat_id) else {
             return;
         };
         let mut delivered = 0;
-        for connection in feed.connections().filter(|connection| to(connection)) {
+        for connection in subscription.connections().filter(|connection| to(connection)) {
             connection.push(Some(chat_id), None, frame);
             delivered += 1;
         }
         metrics::events_delivered(delivered);
     }
 
-    /// Takes in an authenticated connection. From now on it closes when its session ends.
+    /// Registers an authenticated connection. From now on it closes when its session ends.
     ///
     /// # Errors
-    /// Refuses the connection over `per_user_max` on all replicas, and every one once the hub drains.
+    /// `TooManyConnections` if the user has `per_user_max` connections on all replicas together; `Restarting` once the hub
+    /// drains.
     pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
         self.enter(connection.user_id, per_user_max).await?;
         self.registry.add(connection);
-        // Looked at after it was added: either the drain finds it, or it finds the drain.
+
+        // Checked after the connection was added: either the drain finds the connection, or this check finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
             self.leave(connection.user_id);
             return Err(CloseReason::Restarting);
         }
+
         metrics::socket_opened();
         Ok(())
     }
 
-    /// Forgets a connection.
+    /// Removes a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
         self.leave(connection.user_id);
         self.unwatch_all(connection);
         for chat_id in connection.leave() {
-            let mut feeds = self.feeds(chat_id);
-            if let Some(feed) = feeds.get_mut(&chat_id) {
-                feed.unfollow(connection);
-                self.close_if_unfollowed(&mut feeds, chat_id);
+            let mut subscriptions = self.subscriptions(chat_id);
+            if let Some(subscription) = subscriptions.get_mut(&chat_id) {
+                subscription.unfollow(connection);
+                self.close_if_unfollowed(&mut subscriptions, chat_id);
             }
         }
         metrics::socket_closed();
     }
 
-    /// Makes a connection follow chats before their snapshot is read, each known to have reached a revision. It must be
-    /// holding back its frames: what arrives meanwhile is kept until [`Hub::settle`] and [`Connection::go_live`] say
-    /// what of it is new.
+    /// Makes a connection follow chats before their snapshot is read, each known to have reached a revision. The connection
+    /// must be holding back its frames: [`Hub::settle`] and [`Connection::go_live`] decide later which of them are newer
+    /// than the snapshot.
     pub fn follow(&self, connection: &Arc<Connection>, chats: &[(ChatId, Rev)]) {
         for (chat_id, rev) in chats {
-            let mut feeds = self.feeds(*chat_id);
-            self.open(&mut feeds, *chat_id, *rev).follow_ahead(*chat_id, connection);
-            self.close_if_unfollowed(&mut feeds, *chat_id);
+            let mut subscriptions = self.subscriptions(*chat_id);
+            self.open(&mut subscriptions, *chat_id, *rev).follow_ahead(*chat_id, connection);
+            self.close_if_unfollowed(&mut subscriptions, *chat_id);
         }
     }
 
-    /// Tells the hub what the connection's snapshot, read after [`Hub::follow`], held of a chat: it gets what comes after
-    /// that revision; or nothing, where it did not hold the chat and no later event brought it.
+    /// Takes over the state of a chat in the connection's snapshot, which was read after [`Hub::follow`]: the connection
+    /// gets the events after that revision. Without the chat in the snapshot, it gets none, unless a later event was a join.
     pub fn settle(self: &Arc<Self>, connection: &Arc<Connection>, chat_id: ChatId, snapshot: Option<Snapshot>) {
-        let mut feeds = self.feeds(chat_id);
-        let Some(feed) = feeds.get_mut(&chat_id) else {
+        let mut subscriptions = self.subscriptions(chat_id);
+        let Some(subscription) = subscriptions.get_mut(&chat_id) else {
             return;
         };
-        feed.settle(chat_id, connection, snapshot);
-        let behind = snapshot.map(|snapshot| snapshot.rev).filter(|rev| feed.rev() < *rev);
-        self.close_if_unfollowed(&mut feeds, chat_id);
-        drop(feeds);
+        subscription.settle(chat_id, connection, snapshot);
+        let behind = snapshot.map(|snapshot| snapshot.rev).filter(|rev| subscription.rev() < *rev);
+        self.close_if_unfollowed(&mut subscriptions, chat_id);
+        drop(subscriptions);
         if behind.is_some() {
-            // Either on its way, or published before anybody here followed the chat.
+            // The event is on its way, or was published before this replica followed the chat.
             self.heal_later(chat_id, behind, "sync");
         }
     }
 
-    /// Sends every connection elsewhere, a few at a time over `spread`, so that the other replicas are not run down. No
-    /// new one is taken in.
+    /// Closes every connection, a few at a time over `spread`, so that their return does not overload the other replicas.
+    /// New connections are refused.
     pub async fn drain(&self, spread: Duration) {
         self.draining.cancel();
         let all = self.registry.all();
         let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
-        // Few go one a wave; many as evenly as they divide, for as long as was said.
+        // Fewer connections than waves close one a wave; more are divided evenly over all waves.
         let waves = waves_max.min(all.len());
         for wave in 0..waves {
             for connection in &all[all.len() * wave / waves..all.len() * (wave + 1) / waves] {
@@ -327,35 +339,40 @@ impl Hub {
         }
     }
 
-    /// Waits until the connections are asked to go.
+    /// Waits until the hub drains.
     pub async fn draining(&self) {
         self.draining.cancelled().await;
     }
 
-    /// Authenticated connections now.
+    /// The number of authenticated connections.
     pub fn connections(&self) -> usize {
         self.registry.all().len()
     }
 
-    /// The feed of a chat; a new one counts as delivered up to `rev`, and asks the bus for the chat's events.
-    fn open<'a>(&self, feeds: &'a mut HashMap<ChatId, Feed>, chat_id: ChatId, rev: Rev) -> &'a mut Feed {
-        feeds.entry(chat_id).or_insert_with(|| {
+    /// The subscription of a chat. A new one counts as delivered up to `rev`, and follows the chat's topic on the bus.
+    fn open<'a>(
+        &self,
+        subscriptions: &'a mut HashMap<ChatId, ChatSubscription>,
+        chat_id: ChatId,
+        rev: Rev,
+    ) -> &'a mut ChatSubscription {
+        subscriptions.entry(chat_id).or_insert_with(|| {
             self.bus.follow(Topic::Chat(chat_id));
-            Feed::delivered_up_to(rev, self.channel_events_max)
+            ChatSubscription::delivered_up_to(rev, self.channel_events_max)
         })
     }
 
-    /// Forgets the feed of a chat that nobody here follows any more. Whether it did.
-    fn close_if_unfollowed(&self, feeds: &mut HashMap<ChatId, Feed>, chat_id: ChatId) -> bool {
-        let unfollowed = feeds.get(&chat_id).is_some_and(Feed::is_unfollowed);
+    /// Removes the subscription of a chat without followers. Returns whether it did.
+    fn close_if_unfollowed(&self, subscriptions: &mut HashMap<ChatId, ChatSubscription>, chat_id: ChatId) -> bool {
+        let unfollowed = subscriptions.get(&chat_id).is_some_and(ChatSubscription::is_unfollowed);
         if unfollowed {
-            feeds.remove(&chat_id);
+            subscriptions.remove(&chat_id);
             self.bus.unfollow(Topic::Chat(chat_id));
         }
         unfollowed
     }
 
-    fn feeds(&self, chat_id: ChatId) -> MutexGuard<'_, HashMap<ChatId, Feed>> {
+    fn subscriptions(&self, chat_id: ChatId) -> MutexGuard<'_, HashMap<ChatId, ChatSubscription>> {
         let mut hasher = self.spread.build_hasher();
         hasher.write_u128(chat_id.0.as_u128());
         let shard = usize::try_from(hasher.finish()).unwrap_or(0) % SHARDS;
@@ -363,7 +380,7 @@ impl Hub {
     }
 }
 
-/// An interval that makes no haste after a stall.
+/// An interval that does not make up for missed ticks.
 fn slow_interval(every: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(every);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

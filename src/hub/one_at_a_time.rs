@@ -1,26 +1,26 @@
-//! Work that is asked for more often than it can be done.
+//! Work that is requested more often than it can be done.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const IDLE: u8 = 0;
-const AT_WORK: u8 = 1;
-const ASKED_AGAIN: u8 = 2;
+const RUNNING: u8 = 1;
+const REQUESTED_AGAIN: u8 = 2;
 
-/// Lets one run at a time, and one more after it if somebody asked meanwhile: each asker gets a run that began after it
-/// asked.
+/// Lets one run at a time, and one more after it if it was requested meanwhile: each request gets a run
+/// that began after the request.
 #[derive(Default)]
 pub struct OneAtATime(AtomicU8);
 
 impl OneAtATime {
-    /// Asks for a run. Whether the asker has to do it; else whoever is at it does.
+    /// Requests a run. Returns whether the caller has to do it; if not, the caller of the present run will.
     pub fn ask(&self) -> bool {
-        let asked = |state| Some(if state == IDLE { AT_WORK } else { ASKED_AGAIN });
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, asked) == Ok(IDLE)
+        let requested = |state| Some(if state == IDLE { RUNNING } else { REQUESTED_AGAIN });
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, requested) == Ok(IDLE)
     }
 
-    /// Ends a run. Whether to do another.
+    /// Ends a run. Returns whether the caller has to do another.
     pub fn again(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::AcqRel) == ASKED_AGAIN
+        self.0.fetch_sub(1, Ordering::AcqRel) == REQUESTED_AGAIN
     }
 }
 
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_during_a_run_gets_one_more() {
+    fn requests_during_a_run_get_one_more_run() {
         let work = OneAtATime::default();
         assert!(work.ask());
         assert!(!work.ask() && !work.ask());

@@ -1,4 +1,4 @@
-//! Which connections belong to which user and session.
+//! The authenticated connections, by user and by session.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::connection::Connection;
 use crate::cluster::Bus;
 use crate::model::{SessionId, Topic, UserId};
 
-/// The authenticated connections of this replica. Asks the bus for what concerns their users.
+/// The authenticated connections of this replica. Follows the topics of their users on the bus.
 pub struct Registry {
     bus: Arc<dyn Bus>,
     inner: Mutex<Inner>,
@@ -22,12 +22,12 @@ struct Inner {
 }
 
 impl Registry {
-    /// Without connections.
+    /// A registry without connections.
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus, inner: Mutex::default() }
     }
 
-    /// Takes in a connection.
+    /// Adds a connection.
     pub fn add(&self, connection: &Arc<Connection>) {
         let mut inner = self.inner.lock();
         let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
@@ -38,7 +38,7 @@ impl Registry {
         inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
     }
 
-    /// Forgets a connection.
+    /// Removes a connection.
     pub fn remove(&self, connection: &Arc<Connection>) {
         fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<Arc<Connection>>>, key: &K, id: u64) {
             if let Some(list) = map.get_mut(key) {
@@ -48,6 +48,7 @@ impl Registry {
                 }
             }
         }
+
         let mut inner = self.inner.lock();
         forget(&mut inner.by_user, &connection.user_id, connection.id);
         if !inner.by_user.contains_key(&connection.user_id) {
@@ -63,12 +64,12 @@ impl Registry {
         of_user.filter(|connection| connection.is_streaming()).cloned().collect()
     }
 
-    /// Whether a user is connected here.
+    /// Whether a user has a connection to this replica.
     pub fn has_user(&self, user_id: UserId) -> bool {
         self.inner.lock().by_user.contains_key(&user_id)
     }
 
-    /// The users who are connected here.
+    /// The users with a connection to this replica.
     pub fn users(&self) -> Vec<UserId> {
         self.inner.lock().by_user.keys().copied().collect()
     }
@@ -79,7 +80,7 @@ impl Registry {
         sessions.iter().filter_map(|id| inner.by_session.get(id)).flatten().cloned().collect()
     }
 
-    /// The sessions that have a connection here.
+    /// The sessions with a connection to this replica.
     pub fn sessions(&self) -> Vec<SessionId> {
         self.inner.lock().by_session.keys().copied().collect()
     }

@@ -1,183 +1,210 @@
-//! When the hub must not believe what it delivered: the log fell back, or the outcome of a change is unknown.
+//! The resync: comparing the followed chats with the store, in case the bus lost an event.
+//!
+//! The ordinary resync reads which chats changed since the last one, so a chat in which nothing happens
+//! costs nothing. The full resync compares everything, a step at a time, so that no promise depends on
+//! the ordinary resync being complete.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rand::RngExt;
+use uuid::Uuid;
 
 use super::heal::CHECK_BATCH;
-use super::one_at_a_time::OneAtATime;
-use super::{CloseReason, Hub};
+use super::subscription::ChatSubscription;
+use super::{Connection, Hub};
 use crate::metrics;
-use crate::model::limits::{
-    EPOCH_CHECK_EVERY, EPOCH_RETURN_MAX, LOG_DOUBT_PAUSE, RESYNC_EVERY, RESYNC_LOOKS, RESYNC_TOPICS_MAX,
-};
-use crate::model::{ChatId, Epoch, Result, Rev, Topic};
-use crate::wire::ServerFrame;
+use crate::model::limits::{FULL_RESYNC_STEPS, JOIN_RESYNC_MARGIN};
+use crate::model::{ChatId, Result, Timestamp, Topic, UserId};
+use crate::store::{CHANGE_SLOTS_MARGIN, ChangedChat};
 
-/// What is in doubt.
+/// How far the resyncs have come.
 #[derive(Default)]
-pub(super) struct Doubts {
-    /// Topics that a unit of work with an unknown outcome may have changed, each with the comparisons still to make.
-    topics: Mutex<HashMap<Topic, u32>>,
-    resyncing: OneAtATime,
-    /// Whether a chat that seems to be ahead of the store is being compared once more.
-    log: AtomicBool,
+pub(super) struct ResyncProgress {
+    /// The database's change slot and this process's time when the last complete resync began. `None` if
+    /// there was none in this epoch.
+    last: Mutex<Option<(i64, Timestamp)>>,
+    /// The last step of the full resync.
+    step: Mutex<usize>,
+}
+
+impl ResyncProgress {
+    /// Makes the next resync compare everything.
+    pub fn reset(&self) {
+        *self.last.lock() = None;
+    }
+
+    fn next_step(&self) -> usize {
+        let mut step = self.step.lock();
+        *step = (*step + 1) % FULL_RESYNC_STEPS;
+        *step
+    }
 }
 
 impl Hub {
-    /// Which epoch's feeds these are, counted by this process.
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
+    /// Compares these topics with the store: the bus may have lost an event of them.
+    pub(super) fn resync_topics(self: &Arc<Self>, topics: Vec<Topic>) {
+        let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
+        self.attendance.look_soon(watched);
 
-    fn fresh_epoch(&self) -> Epoch {
-        Epoch::new(self.clock.now(), &mut rand::rng())
-    }
-
-    /// Looks every second whether the log is still the one that was delivered, until the hub is stopped.
-    pub(super) async fn keep_epoch(self: Arc<Self>) {
-        let (mut known, mut blind) = (self.store.epoch(), false);
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(EPOCH_CHECK_EVERY) => {}
-            }
-            match self.store.watch_log(self.fresh_epoch()).await {
-                Ok(epoch) => {
-                    // None was in force before the first look.
-                    if epoch != known && known != Epoch::default() {
-                        tracing::error!(%epoch, before = %known, "the log has a new epoch: all clients are sent away");
-                        self.start_anew();
-                    }
-                    (known, blind) = (epoch, false);
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut blind, true) {
-                        tracing::warn!(%error, "could not look which epoch the log has; trying again");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Forgets what was delivered, and sends every client away, to come back and be reset.
-    ///
-    /// Twice, around the feeds: a connection of before must follow nothing any more when the feeds go, since it would open
-    /// them again at its own revision; one that came meanwhile lost its feeds.
-    fn start_anew(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.looked.forget();
-        self.send_all_away();
-        for shard in &self.shards {
-            let mut feeds = shard.lock();
-            for (chat_id, _) in std::mem::take(&mut *feeds) {
-                self.bus.unfollow(Topic::Chat(chat_id));
-            }
-        }
-        self.send_all_away();
-    }
-
-    fn send_all_away(&self) {
-        let all = self.registry.all();
-        let return_max_ms = u64::try_from(EPOCH_RETURN_MAX.as_millis()).unwrap_or(0).min(all.len() as u64);
-        for connection in all {
-            let after_ms = rand::rng().random_range(0..=return_max_ms);
-            connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
-            connection.close(CloseReason::LogFellBack);
-        }
-    }
-
-    /// Compares chats once more whose revision in the store is lower than the one delivered. If one still is, the log
-    /// fell back in a way that its origin does not show.
-    pub(super) fn doubt_log(self: &Arc<Self>, mut chats: Vec<ChatId>) {
-        chats.truncate(CHECK_BATCH);
-        if chats.is_empty() || self.doubts.log.swap(true, Ordering::AcqRel) {
-            return;
-        }
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
-            tokio::time::sleep(LOG_DOUBT_PAUSE).await;
-            if let Err(error) = hub.confirm_doubt(&chats).await {
-                // The next comparison of the chat comes here again.
-                tracing::warn!(%error, "could not find out whether the log fell back");
+            if let Err(error) = hub.compare_topics(&topics).await {
+                tracing::warn!(%error, "failed to compare topics with the store; retrying in two seconds");
+                hub.queue_resync(&topics);
             }
-            hub.doubts.log.store(false, Ordering::Release);
         });
     }
 
-    async fn confirm_doubt(&self, chats: &[ChatId]) -> Result<()> {
-        let (generation, epoch) = (self.generation(), self.store.epoch());
-        // Noted before the store is asked: what is delivered meanwhile may be newer than its answer.
-        let delivered: HashMap<ChatId, Rev> =
-            chats.iter().filter_map(|id| self.feeds(*id).get(id).map(|feed| (*id, feed.rev()))).collect();
-        let revs = self.store.revs(chats).await?;
-        let behind = revs.iter().any(|(id, rev)| delivered.get(id).is_some_and(|delivered| rev < delivered));
-        if behind && self.generation() == generation {
-            self.store.renew_epoch(epoch, self.fresh_epoch(), "a chat behind its subscribers").await?;
+    /// Compares these chats, and the chat lists of these users, with the store.
+    pub(super) async fn compare_topics(self: &Arc<Self>, topics: &[Topic]) -> Result<()> {
+        if topics.contains(&Topic::Everyone) {
+            return self.resync_changed().await;
+        }
+
+        let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
+        let chats: Vec<ChatId> = of_chats.filter(|id| self.subscriptions(*id).contains_key(id)).collect();
+        for batch in chats.chunks(CHECK_BATCH) {
+            self.check_chats(batch).await?;
+        }
+
+        let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
+        let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| self.registry.streaming(id)).collect();
+        for batch in connections.chunks(CHECK_BATCH) {
+            self.check_lists(batch).await?;
         }
         Ok(())
     }
 
-    /// Compares topics with the store now and again, since a change of them may have been committed or may be yet.
-    pub(super) fn resync(self: &Arc<Self>, topics: Vec<Topic>) {
-        self.doubt(topics.clone());
-        self.look_at(topics);
-    }
-
-    /// Compares topics with the store a few times more, each after a pause, and until the store answered.
-    pub(super) fn doubt(self: &Arc<Self>, mut topics: Vec<Topic>) {
-        topics.retain(|topic| !matches!(topic, Topic::Presence(_)));
-        {
-            let mut doubtful = self.doubts.topics.lock();
-            doubtful.extend(topics.into_iter().map(|topic| (topic, RESYNC_LOOKS)));
-            if doubtful.len() > RESYNC_TOPICS_MAX {
-                metrics::hub_resyncs_overflowed();
-                *doubtful = HashMap::from([(Topic::Everyone, RESYNC_LOOKS)]);
-            }
-        }
-        if !self.doubts.resyncing.ask() {
+    /// Compares the sessions with a connection, and all chats that changed since the last resync, with the
+    /// store. One run at a time; a call during a run causes another run.
+    pub(super) fn resync_all(self: &Arc<Self>) {
+        self.check_sessions_now();
+        if !self.checking.chats.ask() {
             return;
         }
+
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             loop {
-                while !hub.doubts.topics.lock().is_empty() && !hub.stop.is_cancelled() {
-                    hub.resync_once().await;
+                if let Err(error) = hub.resync_changed().await {
+                    tracing::warn!(%error, "failed to compare changed chats with the store; retried with the next resync");
                 }
-                if !hub.doubts.resyncing.again() {
+                if !hub.checking.chats.again() {
                     return;
                 }
             }
         });
     }
 
-    /// A pause, and one comparison of everything in doubt. What can't be compared stays in doubt.
-    async fn resync_once(self: &Arc<Self>) {
-        tokio::select! {
-            () = self.stop.cancelled() => return,
-            () = tokio::time::sleep(RESYNC_EVERY) => {}
+    /// Compares all chats that changed since the last resync with the store; everything, if there was none.
+    ///
+    /// # Errors
+    /// `unavailable` if the store did not answer for all of it: then the next resync begins where this one
+    /// did.
+    pub(super) async fn resync_changed(self: &Arc<Self>) -> Result<()> {
+        let (generation, last) = (self.generation(), *self.resync_progress.last.lock());
+        // Both are read before the first row.
+        let (slot, now) = (self.store.change_slot().await?, self.clock.now());
+
+        match last {
+            Some((last, at)) if last <= slot => self.resync_changed_since(last, at).await?,
+            // The database's clock stepped back: a later change may have an earlier slot than the last resync.
+            Some(_) | None => self.resync_everything().await?,
         }
-        let topics: Vec<Topic> = self.doubts.topics.lock().keys().copied().collect();
-        let compared = self.compare(&topics).await;
-        match compared {
-            Ok(()) => {
-                metrics::hub_resynced(topics.len());
-                let mut doubtful = self.doubts.topics.lock();
-                for topic in topics {
-                    if let Some(looks) = doubtful.get_mut(&topic) {
-                        *looks -= 1;
-                        if *looks == 0 {
-                            doubtful.remove(&topic);
-                        }
-                    }
+
+        if self.generation() == generation {
+            *self.resync_progress.last.lock() = Some((slot, now));
+        }
+        Ok(())
+    }
+
+    async fn resync_changed_since(self: &Arc<Self>, slot: i64, at: Timestamp) -> Result<()> {
+        let joined_since = at.minus(JOIN_RESYNC_MARGIN);
+        let (mut slot, mut behind) = (slot - CHANGE_SLOTS_MARGIN, ChatId(Uuid::nil()));
+
+        loop {
+            let generation = self.generation();
+            #[expect(clippy::cast_possible_wrap, reason = "a thousand")]
+            let page = self.store.chats_changed(slot, behind, CHECK_BATCH as i64).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            (slot, behind) = (last.changed_slot, last.id);
+            metrics::hub_chats_resynced(page.len());
+
+            self.compare_changed(&page, generation);
+            let ids: Vec<ChatId> = page.iter().filter(|chat| !chat.removed).map(|chat| chat.id).collect();
+            for (chat_id, user_id) in self.store.joined(&ids, joined_since).await? {
+                if self.lacks_member(chat_id, user_id) {
+                    self.follow_as_member(chat_id, user_id).await?;
                 }
             }
-            Err(error) => {
-                tracing::debug!(%error, "could not compare what may have changed with the store; trying again");
+
+            if page.len() < CHECK_BATCH {
+                return Ok(());
             }
         }
+    }
+
+    fn compare_changed(self: &Arc<Self>, page: &[ChangedChat], generation: u64) {
+        let mut ahead = Vec::new();
+        for chat in page {
+            let delivered = self.subscriptions(chat.id).get(&chat.id).map(ChatSubscription::rev);
+            match delivered {
+                _ if self.generation() != generation => return,
+                Some(_) if chat.removed => self.end_chat(chat.id, generation),
+                Some(delivered) if delivered < chat.rev => self.heal_later(chat.id, Some(chat.rev), "check"),
+                // Usually the chat changed after its row was read.
+                Some(delivered) if delivered > chat.rev => ahead.push(chat.id),
+                Some(_) | None => {}
+            }
+        }
+        self.recheck_log(ahead);
+    }
+
+    /// Whether a connection of this user does not follow a chat that the user joined.
+    fn lacks_member(&self, chat_id: ChatId, user_id: UserId) -> bool {
+        let streaming = self.registry.streaming(user_id);
+        let subscriptions = self.subscriptions(chat_id);
+        let subscription = subscriptions.get(&chat_id);
+        streaming.iter().any(|connection| subscription.is_none_or(|it| !it.is_followed_by(connection)))
+    }
+
+    /// Compares all followed chats, and the chat lists of all connected users, with the store.
+    async fn resync_everything(self: &Arc<Self>) -> Result<()> {
+        for step in 0..FULL_RESYNC_STEPS {
+            self.resync_part(step).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the next step of the full resync.
+    pub(super) fn full_resync_step_later(self: &Arc<Self>) {
+        let hub = self.clone();
+        self.tasks.spawn_vital("healing", async move { hub.full_resync_step().await });
+    }
+
+    /// The next step of the full resync, which is complete every 15 minutes.
+    async fn full_resync_step(self: &Arc<Self>) {
+        metrics::hub_chats(self.shards.iter().map(|shard| shard.lock().len()).sum());
+        if let Err(error) = self.resync_part(self.resync_progress.next_step()).await {
+            tracing::warn!(%error, "failed to compare a part of the followed chats with the store; retried in 15 minutes");
+        }
+    }
+
+    /// Compares one part of the chats and of the connections.
+    async fn resync_part(self: &Arc<Self>, step: usize) -> Result<()> {
+        let shards = self.shards.iter().skip(step).step_by(FULL_RESYNC_STEPS);
+        let chats: HashSet<ChatId> = shards.flat_map(|it| it.lock().keys().copied().collect::<Vec<_>>()).collect();
+        let chats: Vec<ChatId> = chats.into_iter().collect();
+        for batch in chats.chunks(CHECK_BATCH) {
+            self.check_chats(batch).await?;
+        }
+
+        let in_part = |id: u64| usize::try_from(id).unwrap_or(0) % FULL_RESYNC_STEPS == step;
+        let connections: Vec<_> = self.registry.all().into_iter().filter(|it| in_part(it.id)).collect();
+        for batch in connections.chunks(CHECK_BATCH) {
+            self.check_lists(batch).await?;
+        }
+        Ok(())
     }
 }

@@ -183,7 +183,7 @@ impl Inner {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::connection::Taken;
+    use super::super::connection::TakeOutcome;
     use super::*;
     use crate::cluster::memory::MemoryBus;
     use crate::model::SessionId;
@@ -199,7 +199,7 @@ mod tests {
 
     fn told(connection: &Connection) -> usize {
         let mut frames = Vec::new();
-        assert!(matches!(connection.take(&mut frames, usize::MAX), Taken::Frames));
+        assert!(matches!(connection.take(&mut frames, usize::MAX), TakeOutcome::Open));
         frames.len()
     }
 

@@ -188,18 +188,18 @@ pub const BUS_RECEIVED_TOPICS_MAX: usize = 1000;
 /// Pause between two comparisons for events that this version cannot read. The first event is compared at once; in a
 /// rolling update with many of them, a replica makes 20 comparisons a second at most.
 pub const BUS_UNREADABLE_PAUSE: Duration = Duration::from_millis(50);
-/// Events of a chat that wait for one that is missing before the store is asked.
+/// Events of a chat that wait for a missing one. Over it the newest are dropped, to be fetched with the missing one.
 pub const REORDER_MAX: usize = 256;
 /// How long a missing event may be late before the store is asked for it.
 pub const REORDER_WAIT: Duration = Duration::from_millis(50);
-/// How often a hub looks in the store for what changed and did not arrive, whatever happened.
-pub const HUB_CHECK_EVERY: Duration = Duration::from_secs(30);
-/// Steps of the slow comparison of everything, one with each such look: it comes round every 15 minutes.
-pub const BELT_STEPS: usize = 30;
-/// How long before the last look a join is looked for: longer than a unit of work, and the clocks of replicas differ.
-pub const JOIN_LOOK_MARGIN: Duration = Duration::from_mins(1);
-/// How often a replica asks the store which of its connections' sessions are over, whatever it heard: bounds how long one
-/// outlives its session when the news of it is lost.
+/// How often a hub compares the chats that changed with the store, in case the bus lost an event without a sign.
+pub const HUB_RESYNC_EVERY: Duration = Duration::from_secs(30);
+/// Steps of the comparison of everything, one with each such resync: it is complete every 15 minutes.
+pub const FULL_RESYNC_STEPS: usize = 30;
+/// How long before the last resync a join is searched for: longer than a unit of work, and the clocks of replicas differ.
+pub const JOIN_RESYNC_MARGIN: Duration = Duration::from_mins(1);
+/// How often a replica asks the store which of its connections' sessions ended: bounds how long a connection outlives its
+/// session when the event is lost.
 pub const SESSION_CHECK_EVERY: Duration = Duration::from_secs(3);
 /// How often a replica sets its clock by the database's.
 pub const CLOCK_EVERY: Duration = Duration::from_mins(1);
@@ -212,19 +212,19 @@ pub const EPOCH_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// How far the write-ahead log of Postgres must step back to count as another history: more than its largest record (33
 /// page images), of which a killed server may have written a part that it drops when it starts again.
 pub const LOG_STEP_BACK_BYTES_MIN: i64 = 512 * 1024;
-/// Pause before a chat that the store has at a lower revision than was delivered is compared once more.
-pub const LOG_DOUBT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a chat is compared again whose revision in the store is lower than the one delivered.
+pub const LOG_RECHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Longest that a client is asked to stay away when the log has a new epoch: each connection adds 1 ms, so that a thousand
 /// a second come back.
 pub const EPOCH_RETURN_MAX: Duration = Duration::from_secs(5);
 /// Pause between the comparisons of a chat that a unit of work with an unknown outcome may have changed.
 pub const RESYNC_EVERY: Duration = Duration::from_secs(2);
-/// Comparisons of such a chat after the first one, which comes at once: the last one comes after the longest unit of work
-/// (4 s), which may still have been under way.
-pub const RESYNC_LOOKS: u32 = 3;
-/// Such chats and users remembered one by one; beyond it everything is compared.
+/// Comparisons of such a chat after the first, which is immediate. The last one comes after the longest unit of work (4 s),
+/// which may still have been under way.
+pub const RESYNC_REPEATS: u32 = 3;
+/// Such chats and users remembered one by one; over it everything is compared.
 pub const RESYNC_TOPICS_MAX: usize = 10_000;
-/// Pause before the store is asked again for what a chat's subscribers miss, when it could not answer.
+/// Pause before the store is asked again for the missing events of a chat, after it failed to answer.
 pub const HEAL_RETRY: Duration = Duration::from_secs(1);
 
 /// Messages in one commit: more don't make it cheaper.

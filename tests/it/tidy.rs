@@ -252,6 +252,9 @@ fn imports_that_point_up_or_sideways_are_found() {
     breaks("src/model/chat.rs", "use crate::store::Store;");
     breaks("src/model/chat.rs", "use crate::metrics;");
     breaks("src/store/chats.rs", "use crate::cluster::Bus;");
+    breaks("src/wire/bus.rs", "use crate::cluster::redis::ReplicaId;");
+    breaks("src/wire/close.rs", "use crate::hub::CloseReason;");
+    breaks("src/model/event.rs", "use crate::wire::ServerFrame;");
     breaks("src/store/chats.rs", "fn f() { crate::service::g() }");
     breaks("src/hub/mod.rs", "use crate::service::Service;");
     breaks("src/service/mod.rs", "use crate::{model::Error, hub::Hub};");
@@ -275,6 +278,8 @@ fn imports_that_point_down_are_let_through() {
     fine("src/service/mod.rs", "// use crate::gateway\nuse crate::store::Store;");
     fine("src/service/mod.rs", "const S: &str = \"crate::gateway::x\";");
     fine("src/store/mod.rs", "macro_rules! m { () => { $crate::store::Db::Sqlite } } mod tests { use super::*; }");
+    fine("src/wire/bus.rs", "use crate::model::Event;");
+    fine("src/cluster/redis/bus.rs", "use crate::wire::bus::BusHeader;");
     fine("src/lib.rs", "pub mod api;");
     fine("tests/it/store.rs", "use starling::api;");
 }

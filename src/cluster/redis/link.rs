@@ -1,4 +1,4 @@
-//! Connections to Redis, whatever its arrangement, and the pool of them.
+//! Connections to Redis, be it one server, a cluster or a master with Sentinels, and the pool of connections.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,16 +19,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::address::RedisAddress;
 use crate::metrics;
 
-/// How long an answer may take; a client is waiting behind it.
+/// How long an answer may take, since a client's request may wait for it.
 const CALL_MAX: Duration = Duration::from_millis(500);
 /// How long connecting may take.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Connections for commands. Each carries many at a time; more than one, so that a long answer holds up few.
+/// Connections for commands. Each carries many commands at a time; more than one, so that a long answer delays few.
 const POOL: u32 = 4;
-/// Commands on their way to the nodes of a Redis Cluster at once, where they can't go in one piece.
+/// Commands in flight to the nodes of a Redis Cluster at once, where they cannot be one pipeline.
 const AT_ONCE: usize = 64;
-/// How long Redis is left alone after a failed call, so that no request waits for what just failed.
-const BREATHER: Duration = Duration::from_millis(500);
+/// How long no call is made after a failed one, so that no request waits for a Redis that has just failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// A connection to one server or to a cluster of them.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// Connects. What is published on the subscribed channels goes to `push`.
+    /// Connects. Messages of subscribed channels go to `push`.
     pub async fn open(address: &RedisAddress, push: Option<impl AsyncPushSender>) -> RedisResult<Self> {
         let mut config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_MAX)).set_response_timeout(Some(CALL_MAX));
@@ -70,15 +70,15 @@ impl Link {
                 if let Some(push) = push {
                     config = config.set_push_sender(push);
                 }
-                // Asked anew for each connection: the master may be another one by now.
+                // The Sentinels are asked for each connection: the master may have changed.
                 let mut client = sentinel_client(sentinels, master, node, certificates.as_ref())?;
                 Ok(Self::Single(client.get_async_connection_with_config(&config).await?))
             }
         }
     }
 
-    /// Subscribes to channels; returns once Redis said so. In a Redis Cluster they are sharded channels, which only the
-    /// node that owns them carries, and each is asked for by itself.
+    /// Subscribes to channels; returns once Redis confirms. In a Redis Cluster they are sharded channels, which only the
+    /// node that owns them carries, with one command each.
     pub async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.subscribe(channels).await,
@@ -107,7 +107,7 @@ impl Link {
     }
 }
 
-/// A client that asks Sentinels for the master. `node` has the master's login and database, whatever its host.
+/// A client that asks Sentinels for the master. Of `node`, the master's login and database are used, not the host.
 fn sentinel_client(
     sentinels: &[ConnectionInfo],
     master: &str,
@@ -170,7 +170,7 @@ struct Opener(RedisAddress);
 /// A connection of the pool.
 struct Pooled {
     link: Link,
-    /// A call failed on it: it may be half open, or lead to a server that is the master no more.
+    /// A call failed on it: it may be half open, or lead to a server that is no longer the master.
     broken: bool,
 }
 
@@ -197,7 +197,7 @@ pub fn key(prefix: &str, kind: &str, tag: &str) -> String {
     format!("{prefix}:{kind}:{{{tag}}}")
 }
 
-/// Redis did not do what was asked, as far as is known. Whoever asks has an answer of its own for this.
+/// A call of Redis failed, or its outcome is unknown. Each caller has a fallback.
 #[derive(Debug)]
 pub struct Down;
 
@@ -207,8 +207,8 @@ pub struct Redis {
     prefix: String,
     is_cluster: bool,
     started: Instant,
-    /// Milliseconds since `started` until which Redis is left alone.
-    resting_until_ms: AtomicU64,
+    /// Milliseconds since `started` until which no call is made.
+    paused_until_ms: AtomicU64,
 }
 
 impl Redis {
@@ -219,18 +219,18 @@ impl Redis {
             .max_size(POOL)
             .connection_timeout(CONNECT_MAX)
             .retry_connection(false)
-            // A ping a call would double the cost of each; a broken connection is found out by its use.
+            // A ping per call would double its cost; a call finds out that a connection is broken.
             .test_on_check_out(false)
             .build_unchecked(Opener(address));
-        Self { pool, prefix, is_cluster, started: Instant::now(), resting_until_ms: AtomicU64::new(0) }
+        Self { pool, prefix, is_cluster, started: Instant::now(), paused_until_ms: AtomicU64::new(0) }
     }
 
-    /// A key or channel of this community's. `tag` decides where it lives in a Redis Cluster.
+    /// A key or channel of this deployment. `tag` decides where it lives in a Redis Cluster.
     pub fn key(&self, kind: &str, tag: &str) -> String {
         key(&self.prefix, kind, tag)
     }
 
-    /// What all keys and channels of this community begin with.
+    /// The prefix of all keys and channels of this deployment.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -238,7 +238,7 @@ impl Redis {
     /// Runs one command.
     ///
     /// # Errors
-    /// [`Down`] after half a second, or at once while Redis rests.
+    /// [`Down`] after half a second, or at once within half a second after a failed call.
     pub async fn command<T: FromRedisValue>(&self, unit: &'static str, cmd: &Cmd) -> Result<T, Down> {
         self.call(unit, async |link| cmd.query_async(link).await).await
     }
@@ -255,10 +255,10 @@ impl Redis {
         self.call(unit, async |link| script.invoke_async(link).await).await
     }
 
-    /// Runs commands one after the other, in one round trip where one server has all keys. Answers are dropped.
+    /// Runs commands in order, in one round trip where one server has all keys. Answers are dropped.
     ///
     /// # Errors
-    /// As [`Redis::command`]: some may have been done.
+    /// As [`Redis::command`]: a part of the commands may have been executed.
     pub async fn all(&self, unit: &'static str, commands: &[Cmd]) -> Result<(), Down> {
         self.call(unit, async |link| {
             if self.is_cluster {
@@ -277,14 +277,14 @@ impl Redis {
         .await
     }
 
-    /// Whether one command may only concern keys that live together.
+    /// Whether this is a Redis Cluster, where all keys of a command must be on one node.
     pub fn is_cluster(&self) -> bool {
         self.is_cluster
     }
 
-    /// Whether the last call failed a moment ago.
+    /// Whether a call failed within the last half second, so that none is made.
     pub fn is_resting(&self) -> bool {
-        self.now_ms() < self.resting_until_ms.load(Ordering::Relaxed)
+        self.now_ms() < self.paused_until_ms.load(Ordering::Relaxed)
     }
 
     async fn call<T>(
@@ -295,14 +295,16 @@ impl Redis {
         if self.is_resting() {
             return Err(Down);
         }
+
         let start = Instant::now();
         let result = self.try_call(work).await;
         metrics::redis_call(unit, start.elapsed(), result.is_ok());
+
         result.map_err(|error| {
-            let until = self.now_ms() + u64::try_from(BREATHER.as_millis()).unwrap_or(u64::MAX);
-            if self.resting_until_ms.swap(until, Ordering::Relaxed) + 5_000 < until {
-                // The first failure after a quiet while; the metric counts the others.
-                tracing::warn!(%error, unit, "Redis failed; this replica goes on without it");
+            let until = self.now_ms() + u64::try_from(PAUSE_AFTER_FAILURE.as_millis()).unwrap_or(u64::MAX);
+            if self.paused_until_ms.swap(until, Ordering::Relaxed) + 5_000 < until {
+                // The first failure after five seconds without one; the metric counts the others.
+                tracing::warn!(%error, unit, "a call of Redis failed; this replica works alone until Redis answers");
             }
             Down
         })
@@ -314,7 +316,7 @@ impl Redis {
             bb8_redis::bb8::RunError::User(error) => error,
             bb8_redis::bb8::RunError::TimedOut => late(),
         })?;
-        // Unless it is known to be well at the end, it is not used again; that holds for a dropped call, too.
+        // Broken until the call succeeds, so that a connection whose call was dropped is not used again.
         pooled.broken = true;
         let result = in_time(work(&mut pooled.link)).await.unwrap_or_else(|| Err(late()));
         pooled.broken = result.is_err();

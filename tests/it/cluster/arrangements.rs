@@ -1,4 +1,4 @@
-//! The same over a Redis Cluster, and over a master that Sentinels replace.
+//! The same promises over a Redis Cluster, and over a master that Sentinels replace.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::support::{OwnRedis, eventually};
 
 const RATE: Rate = Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
 
-/// Whether what one replica says on this many topics reaches another within a moment.
-async fn is_heard(speaker: &Replica, listener: &mut Replica, topics: usize) -> bool {
+/// Whether the events of one replica on this many topics reach another within two seconds.
+async fn is_received(speaker: &Replica, listener: &mut Replica, topics: usize) -> bool {
     let chats: Vec<ChatId> = (0..topics).map(|_| ChatId::new(Clock::system().now(), &mut rand::rng())).collect();
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
@@ -22,11 +22,11 @@ async fn is_heard(speaker: &Replica, listener: &mut Replica, topics: usize) -> b
     for chat_id in &chats {
         speaker.cluster.bus.publish(Event::Typing { chat_id: *chat_id, user_id: UserId::default() });
     }
-    let mut heard = 0;
+    let mut received = 0;
     let listening = async {
-        while heard < topics {
+        while received < topics {
             if let Some(Arrival::Event(Event::Typing { chat_id, .. })) = listener.cluster.inbox.next().await {
-                heard += usize::from(chats.contains(&chat_id));
+                received += usize::from(chats.contains(&chat_id));
             }
         }
     };
@@ -63,7 +63,7 @@ async fn replicas_share_a_redis_cluster() {
         speaker.cluster.health.is_connected() && listener.cluster.health.is_connected()
     })
     .await;
-    assert!(is_heard(&speaker, &mut listener, 60).await, "topics live on all nodes");
+    assert!(is_received(&speaker, &mut listener, 60).await, "topics live on all nodes");
     all_else_is_shared(&speaker, &listener).await;
 }
 
@@ -81,11 +81,11 @@ async fn replicas_follow_a_failover_of_sentinels() {
     let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), prefix());
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("the listener is connected", async || listener.cluster.health.is_connected()).await;
-    assert!(is_heard(&speaker, &mut listener, 3).await);
+    assert!(is_received(&speaker, &mut listener, 3).await);
     master.kill();
     let failed_at = std::time::Instant::now();
-    while !is_heard(&speaker, &mut listener, 3).await {
-        assert!(failed_at.elapsed() < Duration::from_secs(30), "nobody follows the failover");
+    while !is_received(&speaker, &mut listener, 3).await {
+        assert!(failed_at.elapsed() < Duration::from_secs(30), "a replica does not follow the failover");
     }
     all_else_is_shared(&speaker, &listener).await;
 }

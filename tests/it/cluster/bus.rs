@@ -1,4 +1,4 @@
-//! The bus: what arrives, in which order, and what it says when something did not.
+//! The bus: what arrives, in which order, and the resyncs in place of what does not.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use starling::model::{
 };
 use tokio::task::JoinSet;
 
-use super::{Replica, prefix};
+use super::{Replica, prefix, publish_raw};
 use crate::support::{Mode, OwnRedis, Proxy, Way, eventually, redis_url};
 
 /// How long an arrival may take.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
-fn chat() -> ChatId {
+pub(super) fn chat() -> ChatId {
     ChatId::new(Clock::system().now(), &mut rand::rng())
 }
 
@@ -27,7 +27,7 @@ fn typing(chat_id: ChatId) -> Event {
     Event::Typing { chat_id, user_id: UserId::default() }
 }
 
-fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
+pub(super) fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
     let message = Message {
         chat_id,
         id: MessageId(rev),
@@ -44,12 +44,12 @@ fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
     Event::Chat(ChatEvent { chat_id, rev: Rev(rev), change: Change::MessageSent(message) })
 }
 
-async fn next(inbox: &mut BusInbox) -> Arrival {
+pub(super) async fn next(inbox: &mut BusInbox) -> Arrival {
     tokio::time::timeout(ARRIVAL_MAX, inbox.next()).await.expect("something arrives").expect("the bus lives")
 }
 
-/// The next event, whatever else comes before it.
-async fn next_event(inbox: &mut BusInbox) -> Event {
+/// The next event, after any number of resyncs.
+pub(super) async fn next_event(inbox: &mut BusInbox) -> Event {
     loop {
         if let Arrival::Event(event) = next(inbox).await {
             return event;
@@ -57,10 +57,10 @@ async fn next_event(inbox: &mut BusInbox) -> Event {
     }
 }
 
-/// Waits until a topic is heard.
-async fn heard(inbox: &mut BusInbox, topic: Topic) {
+/// Waits until a resync of a topic arrives.
+async fn resynced(inbox: &mut BusInbox, topic: Topic) {
     loop {
-        if let Arrival::Look(topics) = next(inbox).await
+        if let Arrival::Resync(topics) = next(inbox).await
             && topics.contains(&topic)
         {
             return;
@@ -68,11 +68,11 @@ async fn heard(inbox: &mut BusInbox, topic: Topic) {
     }
 }
 
-/// Follows a topic and waits until it is heard. The bus must be connected.
-async fn follow(replica: &mut Replica, topic: Topic) {
+/// Follows a topic and waits until the subscription is in force.
+pub(super) async fn follow(replica: &mut Replica, topic: Topic) {
     connected(replica).await;
     replica.cluster.bus.follow(topic);
-    heard(&mut replica.cluster.inbox, topic).await;
+    resynced(&mut replica.cluster.inbox, topic).await;
 }
 
 async fn connected(replica: &Replica) {
@@ -86,7 +86,7 @@ fn revs(event: &Event) -> Rev {
     }
 }
 
-/// Whatever the bus, a publisher's own hub hears its events in order, followed or not.
+/// On every bus, the events of a publisher reach its own hub in order, followed or not.
 async fn own_events_arrive_in_order(bus: &dyn Bus, inbox: &mut BusInbox) {
     let chat_id = chat();
     for rev in 1..=10_000 {
@@ -116,7 +116,7 @@ async fn own_events_arrive_without_redis() {
 }
 
 #[tokio::test]
-async fn another_replica_hears_what_it_follows_in_order_and_unchanged() {
+async fn another_replica_receives_the_topics_it_follows_in_order_and_unchanged() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -133,7 +133,7 @@ async fn another_replica_hears_what_it_follows_in_order_and_unchanged() {
 }
 
 #[tokio::test]
-async fn what_is_followed_no_more_is_heard_no_more() {
+async fn a_topic_that_is_no_longer_followed_no_longer_arrives() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -147,7 +147,7 @@ async fn what_is_followed_no_more_is_heard_no_more() {
 }
 
 #[tokio::test]
-async fn every_replica_hears_of_ended_sessions() {
+async fn the_end_of_a_session_reaches_every_replica() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -158,7 +158,7 @@ async fn every_replica_hears_of_ended_sessions() {
 }
 
 #[tokio::test]
-async fn a_large_event_is_announced_for_everyone_to_look() {
+async fn a_large_event_arrives_as_a_resync_of_its_topic() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -166,11 +166,11 @@ async fn a_large_event_is_announced_for_everyone_to_look() {
     follow(&mut listener, Topic::Chat(chat_id)).await;
     // The largest text: 4,096 characters of four bytes, 16 KiB.
     speaker.cluster.bus.publish(sent(chat_id, 1, &"🐢".repeat(4096)));
-    heard(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
+    resynced(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
 }
 
 #[tokio::test]
-async fn nothing_that_another_than_a_replica_publishes_arrives() {
+async fn a_message_that_no_replica_sealed_does_not_arrive() {
     let prefix = prefix();
     let mut listener = Replica::join(&redis_url(), &prefix);
     let stranger = Replica::with_key(&redis_url(), &prefix, [8; 32]);
@@ -179,8 +179,7 @@ async fn nothing_that_another_than_a_replica_publishes_arrives() {
     follow(&mut listener, Topic::Chat(chat_id)).await;
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     for body in ["", "{}", r#"{"from":1,"said":"Canary"}"#, &"x".repeat(100_000)] {
-        let heard: i64 = crate::support::redis_command(&redis_url(), &["PUBLISH", &channel, body]).await.unwrap();
-        assert_eq!(heard, 1, "the listener is on this channel");
+        publish_raw(&channel, body.as_bytes()).await;
     }
     stranger.cluster.bus.publish(sent(chat_id, 1, "forged"));
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -189,7 +188,7 @@ async fn nothing_that_another_than_a_replica_publishes_arrives() {
 }
 
 #[tokio::test]
-async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again() {
+async fn a_replica_whose_subscription_is_cut_resyncs_everything_and_receives_again() {
     let redis = OwnRedis::start().await;
     let prefix = prefix();
     let speaker = Replica::join(&redis.url(), &prefix);
@@ -199,8 +198,8 @@ async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again
     for round in 1..=20 {
         let cut: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         assert!(cut >= 1);
-        // Once when it is cut, and once when it hears again.
-        while !matches!(next(&mut listener.cluster.inbox).await, Arrival::Lost) {}
+        // One resync when the connection is cut, and one when it is replaced.
+        while !matches!(next(&mut listener.cluster.inbox).await, Arrival::ResyncAll) {}
         connected(&listener).await;
         eventually("the subscription is back", async || {
             let subscribed: Vec<(String, i64)> =
@@ -213,20 +212,20 @@ async fn a_replica_whose_subscription_is_cut_looks_at_everything_and_hears_again
     }
 }
 
-/// What a listener made of its arrivals: which revs it heard, and when it was told to look at everything.
+/// The arrivals of a listener: the revs of its events, and the time of its last resync of everything.
 #[derive(Default)]
-struct Heard {
+struct Received {
     revs: HashSet<Rev>,
-    lost: Option<Instant>,
+    resynced_at: Option<Instant>,
 }
 
-/// Takes what arrives, as it arrives, until the bus ends.
-async fn listen(mut inbox: BusInbox, heard: Arc<Mutex<Heard>>) {
+/// Notes the arrivals until the bus ends.
+async fn listen(mut inbox: BusInbox, received: Arc<Mutex<Received>>) {
     while let Some(arrival) = inbox.next().await {
         match arrival {
-            Arrival::Event(event) => drop(heard.lock().revs.insert(revs(&event))),
-            Arrival::Lost => heard.lock().lost = Some(Instant::now()),
-            Arrival::Look(_) => {}
+            Arrival::Event(event) => drop(received.lock().revs.insert(revs(&event))),
+            Arrival::ResyncAll => received.lock().resynced_at = Some(Instant::now()),
+            Arrival::Resync(_) => {}
         }
     }
 }
@@ -234,7 +233,7 @@ async fn listen(mut inbox: BusInbox, heard: Arc<Mutex<Heard>>) {
 /// Follows more topics than one `SUBSCRIBE` names, and cuts the connection again wherever the resubscription is: each
 /// topic's name is somewhere in it, on the way there and on the way back, and the order is another each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_hears_every_topic() {
+async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_receives_every_topic() {
     const TOPICS: usize = 3_000;
     let (redis, prefix) = (OwnRedis::start().await, prefix());
     let way = Proxy::to(&Proxy::target_of(&redis.url())).await;
@@ -247,10 +246,10 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
     }
-    let (mut published, heard): (Vec<Instant>, Arc<Mutex<Heard>>) = Default::default();
+    let (mut published, received): (Vec<Instant>, Arc<Mutex<Received>>) = Default::default();
     let inbox = std::mem::replace(&mut listener.cluster.inbox, MemoryBus::new().1);
     let mut listening = JoinSet::new();
-    listening.spawn(listen(inbox, heard.clone()));
+    listening.spawn(listen(inbox, received.clone()));
     // The revs count on over all topics, so that each stands for one event.
     let say = |published: &mut Vec<Instant>, chat_id: ChatId| {
         published.push(Instant::now());
@@ -278,27 +277,27 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_looks_at_everything_and_he
         connected(&listener).await;
         let first = say(&mut published, chats[0]);
         let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
-        eventually("every topic is heard", async || {
-            let heard = heard.lock();
-            (first..=end).all(|rev| heard.revs.contains(&Rev(rev)))
+        eventually("an event of every topic arrives", async || {
+            let received = received.lock();
+            (first..=end).all(|rev| received.revs.contains(&Rev(rev)))
         })
         .await;
-        let heard = heard.lock();
-        let lost = heard.lost.expect("it looks at everything");
-        let unheard = published.iter().zip(1..).filter(|(_, rev)| !heard.revs.contains(&Rev(*rev)));
-        let unseen = unheard.filter(|(at, _)| **at > lost).count();
-        assert_eq!(unseen, 0, "round {round}: what it did not hear was there when it looked");
+        let received = received.lock();
+        let resynced_at = received.resynced_at.expect("the listener resyncs everything");
+        let missing = published.iter().zip(1..).filter(|(_, rev)| !received.revs.contains(&Rev(*rev)));
+        let missed = missing.filter(|(at, _)| **at > resynced_at).count();
+        assert_eq!(missed, 0, "round {round}: every event that did not arrive was published before the resync");
     }
 }
 
-/// How many channels of topics somebody is subscribed to.
+/// The number of channels of topics with a subscriber.
 async fn subscribed(redis: &OwnRedis, prefix: &str) -> usize {
     let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:topics:*")]).await;
     channels.len()
 }
 
 #[tokio::test]
-async fn what_could_not_be_published_is_looked_for_once_it_can() {
+async fn an_event_that_could_not_be_published_becomes_a_resync_once_redis_is_back() {
     let (url, prefix) = (redis_url(), prefix());
     let way = Proxy::to(&Proxy::target_of(&url)).await;
     let speaker = Replica::join(&way.in_url(&url), &prefix);
@@ -306,30 +305,30 @@ async fn what_could_not_be_published_is_looked_for_once_it_can() {
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
     connected(&speaker).await;
-    // The listener hears all the while, and has no other reason to look at this chat.
+    // The listener stays connected, so it has no other reason for a resync of this chat.
     way.set(Mode::Refuse);
     speaker.cluster.bus.publish(sent(chat_id, 1, "into the void"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     way.set(Mode::Pass);
-    heard(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
+    resynced(&mut listener.cluster.inbox, Topic::Chat(chat_id)).await;
 }
 
 #[tokio::test]
-async fn without_redis_the_hub_looks_at_everything_every_second() {
+async fn without_redis_the_hub_resyncs_everything_every_second() {
     let mut redis = OwnRedis::start().await;
     let mut replica = Replica::join(&redis.url(), &prefix());
     connected(&replica).await;
     redis.kill();
-    let mut lost = 0;
+    let mut resyncs = 0;
     let _ = tokio::time::timeout(Duration::from_secs(5), async {
         loop {
-            if matches!(replica.cluster.inbox.next().await, Some(Arrival::Lost)) {
-                lost += 1;
+            if matches!(replica.cluster.inbox.next().await, Some(Arrival::ResyncAll)) {
+                resyncs += 1;
             }
         }
     })
     .await;
-    assert!((3..=40).contains(&lost), "{lost}");
+    assert!((3..=40).contains(&resyncs), "{resyncs}");
 }
 
 #[tokio::test]
@@ -340,16 +339,16 @@ async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_
     let id = other.cluster.leases.own();
     eventually("both are known", async || watcher.cluster.leases.believed().contains(&id)).await;
     connected(&watcher).await;
-    // What came until now is about the start.
+    // Arrivals until now are about the start.
     while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await {}
     drop(other);
     let start = Instant::now();
-    while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::Lost) {}
+    while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::ResyncAll) {}
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn a_replica_that_redis_cuts_off_connects_anew() {
+async fn a_replica_that_redis_disconnects_reconnects() {
     let redis = OwnRedis::start().await;
     let mut replica = Replica::join(&redis.url(), &prefix());
     connected(&replica).await;
@@ -358,10 +357,10 @@ async fn a_replica_that_redis_cuts_off_connects_anew() {
         list.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
     };
     let before = listeners().await;
-    // Whose channels are forbidden is cut off.
+    // Redis disconnects a client that loses the right to its channels.
     let _: String = redis.command(&["ACL", "SETUSER", "default", "resetchannels"]).await;
     let _: String = redis.command(&["ACL", "SETUSER", "default", "allchannels"]).await;
-    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Lost) {}
+    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::ResyncAll) {}
     eventually("another connection listens", async || {
         let now = listeners().await;
         !now.is_empty() && now.is_disjoint(&before)
@@ -370,14 +369,14 @@ async fn a_replica_that_redis_cuts_off_connects_anew() {
 }
 
 #[tokio::test]
-async fn a_deaf_replica_connects_anew() {
+async fn a_deaf_replica_reconnects() {
     let (url, prefix) = (redis_url(), prefix());
     let way = Proxy::to(&Proxy::target_of(&url)).await;
     let speaker = Replica::join(&url, &prefix);
     let mut listener = Replica::join(&way.in_url(&url), &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
-    // Its connections stay open and carry nothing any more; new ones do. Nobody says a word of it.
+    // The open connections carry nothing any more, without an error; new connections work.
     way.set(Mode::Strand);
     let start = Instant::now();
     let mut rev = 0;

@@ -12,9 +12,9 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
-use starling::cluster::bus::BusFeeder;
+use starling::cluster::bus::BusSender;
 use starling::cluster::memory::{MemoryBus, MemoryPresence};
-use starling::hub::connection::Taken;
+use starling::hub::connection::TakeOutcome;
 use starling::hub::{Attendance, CloseReason, Connection, Hub};
 use starling::model::message::Draft;
 use starling::model::{
@@ -129,10 +129,10 @@ impl Bench {
     }
 
     /// Runs the hub's own loop, whose first deed is to compare everything with the store.
-    fn check(&self) -> BusFeeder {
-        let (feeder, inbox) = BusFeeder::new();
+    fn check(&self) -> BusSender {
+        let (sender, inbox) = BusSender::new();
         self.tasks.spawn(self.hub.clone().run(inbox));
-        feeder
+        sender
     }
 }
 
@@ -150,7 +150,7 @@ fn event(message: Message) -> Event {
 /// What the connection was sent since it was last asked.
 fn frames(connection: &Connection) -> Vec<Value> {
     let mut taken: Vec<Bytes> = Vec::new();
-    assert!(matches!(connection.take(&mut taken, usize::MAX), Taken::Frames));
+    assert!(matches!(connection.take(&mut taken, usize::MAX), TakeOutcome::Open));
     taken.iter().map(|frame| serde_json::from_slice(frame).unwrap()).collect()
 }
 
@@ -387,7 +387,7 @@ async fn a_lost_end_of_a_session_is_found_by_the_slow_check(server: TestServer) 
     let _bus = bench.check();
     tokio::time::timeout(HEALED, connection.closing()).await.unwrap();
     let mut taken = Vec::new();
-    assert!(matches!(connection.take(&mut taken, usize::MAX), Taken::Close(CloseReason::SessionEnded)));
+    assert!(matches!(connection.take(&mut taken, usize::MAX), TakeOutcome::Close(CloseReason::SessionEnded)));
     assert!(taken.is_empty());
     bench.deliver(&bench.commit(bench.chat).await);
     assert_eq!(revs(&kept), [2]);

@@ -1,16 +1,21 @@
-//! What was committed and not answered, or waits unread, reaches those whom it concerns.
+//! A committed change reaches its readers although its answer was lost, its event was lost, or the event is of another
+//! version.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
-use starling::model::{ChatId, Rev};
+use starling::cluster::redis::Channel;
+use starling::model::message::Draft;
+use starling::model::{ChatId, ChatKind, Clock, Rev, Topic, UserId};
+use starling::store::{Creation, NewChat};
 
+use crate::cluster::{next_version_message, publish_to_any};
 use crate::outages::send;
 use crate::support::{Backend, Mode, Proxy, Socket, TestServer, postgres_url, redis_url};
 
-/// How long a committed change may take to those who see it, whatever became of its answer.
-const TOLD_MAX: Duration = Duration::from_secs(10);
+/// How long a committed change may take to its readers: much less than the 30 s until the next unconditional resync.
+const DELIVERED_MAX: Duration = Duration::from_secs(10);
 
 /// Two replicas that reach their database through a proxy.
 async fn fleet_behind_proxy() -> (TestServer, Proxy) {
@@ -23,19 +28,19 @@ async fn fleet_behind_proxy() -> (TestServer, Proxy) {
 }
 
 /// Reads until a frame for which this holds.
-async fn until(socket: &mut Socket, what: &str, holds: impl Fn(&Value) -> bool) {
+async fn until(socket: &mut Socket, what: &str, mut holds: impl FnMut(&Value) -> bool) {
     let start = Instant::now();
     loop {
         let frame = socket.next().await;
         if holds(&frame) {
-            assert!(start.elapsed() < TOLD_MAX, "{what} after {:?}", start.elapsed());
+            assert!(start.elapsed() < DELIVERED_MAX, "{what} after {:?}", start.elapsed());
             return;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_whose_commit_was_not_answered_reaches_the_members_on_every_replica_though_nobody_repeats_it() {
+async fn a_message_whose_commit_was_not_answered_reaches_the_members_on_every_replica_without_a_retry() {
     let (server, proxy) = fleet_behind_proxy().await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
@@ -132,7 +137,7 @@ async fn a_client_that_reads_slowly_and_pings_in_time_is_not_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_another_replicas_changes_joins_and_removals_are_found_by_what_changed() {
+async fn without_redis_another_replicas_changes_joins_and_removals_are_found_by_resyncs() {
     let redis = Proxy::to(&Proxy::target_of(&redis_url())).await;
     let server = TestServer::with(Backend::Fleet, |settings| {
         settings.redis_url = Some(redis.in_url(&redis_url()));
@@ -172,7 +177,7 @@ async fn without_redis_another_replicas_changes_joins_and_removals_are_found_by_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_look_at_what_changed_reads_an_index_and_finds_what_changed_in_the_last_slots() {
+async fn a_resync_of_changed_chats_reads_an_index_and_finds_the_changes_of_the_last_slots() {
     let server = TestServer::start(Backend::Postgres).await;
     let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
     let seed = "INSERT INTO chats (id, kind, created_at_ms, rev, renamed_rev, member_count, activity_at_ms) \
@@ -183,10 +188,10 @@ async fn a_look_at_what_changed_reads_an_index_and_finds_what_changed_in_the_las
     for sql in ["ALTER TABLE chats ENABLE TRIGGER chats_changed", "VACUUM FULL chats", "ANALYZE chats"] {
         db.execute(sql).await.unwrap();
     }
-    let look = "EXPLAIN SELECT changed_slot, id, rev, removed_at_ms IS NOT NULL AS removed FROM chats \
+    let resync = "EXPLAIN SELECT changed_slot, id, rev, removed_at_ms IS NOT NULL AS removed FROM chats \
                 WHERE (changed_slot, id) > (100, '00000000-0000-0000-0000-000000000000') \
                 ORDER BY changed_slot, id LIMIT 1000";
-    let plan: Vec<String> = sqlx::query_scalar(look).fetch_all(&mut db).await.unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(resync).fetch_all(&mut db).await.unwrap();
     let plan = plan.join("\n");
     assert!(plan.contains("Index Scan using chats_by_change") && !plan.contains("Seq Scan"), "{plan}");
 
@@ -199,5 +204,99 @@ async fn a_look_at_what_changed_reads_an_index_and_finds_what_changed_in_the_las
     assert_eq!((changed.len(), changed[0].rev, changed[0].removed), (1, Rev(201), false));
     let slot = store.change_slot().await.unwrap();
     assert!((slot - 6..=slot).contains(&changed[0].changed_slot), "{changed:?} at {slot}");
+    server.stop().await;
+}
+
+/// A replica of the next version, as the others see it: it commits to their database, and they cannot read its events.
+struct NextVersion<'a> {
+    server: &'a TestServer,
+    key: [u8; 32],
+    prefix: String,
+}
+
+impl NextVersion<'_> {
+    async fn publish(&self, topics: &[Topic]) {
+        let names: Vec<String> = topics
+            .iter()
+            .map(|topic| match topic {
+                Topic::Chat(id) => format!("chat:{id}"),
+                Topic::User(id) => format!("user:{id}"),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let message = next_version_message(self.key, &names);
+        for topic in topics {
+            // No replica is subscribed to a chat that is new.
+            publish_to_any(&Channel::of(*topic).name(&self.prefix), &message).await;
+        }
+    }
+
+    async fn send(&self, chat_id: ChatId, sender_id: UserId, text: &str) {
+        let draft = Draft { chat_id, sender_id, text: text.to_owned(), reply_to: None, client_id: None };
+        let sent = self.server.service().store().append(&[draft], Clock::system().now()).await.unwrap();
+        assert!(sent.iter().all(Result::is_ok));
+        self.publish(&[Topic::Chat(chat_id)]).await;
+    }
+
+    async fn create_group(&self, creator: UserId, member: UserId) -> ChatId {
+        let now = Clock::system().now();
+        let id = ChatId::new(now, &mut rand::rng());
+        let kind = Creation::Shared { kind: ChatKind::Group, name: "Crew".to_owned(), members: vec![member] };
+        let new = NewChat { id, kind, creator, now, chats_max: 100 };
+        self.server.service().store().create_chat(&new).await.unwrap();
+        self.publish(&[Topic::Chat(id), Topic::User(member)]).await;
+        id
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn during_a_rolling_update_no_message_or_join_of_the_next_version_is_missed() {
+    let mut prefix = String::new();
+    let server = TestServer::with(Backend::Fleet, |settings| {
+        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
+    })
+    .await;
+    let key = server.service().store().cluster_key([0; 32]).await.unwrap();
+    let next_version = NextVersion { server: &server, key, prefix };
+    let (ada, bob) = (server.user().await, server.user().await);
+    let (ada_id, bob_id): (UserId, UserId) = (ada.id.parse().unwrap(), bob.id.parse().unwrap());
+
+    // One chat gets events of both versions, the other one of the next version alone.
+    let (mixed, next_only) = (ada.group(&[&bob]).await, ada.group(&[&bob]).await);
+    // Each connection gets the other replica.
+    let mut sockets = [Socket::live(&bob).await, Socket::live(&bob).await];
+    let mut expected = Vec::new();
+    for n in 0..40 {
+        if n % 2 == 0 {
+            ada.say(&mixed, &format!("present {n}")).await;
+            expected.push(format!("present {n}"));
+        } else {
+            next_version.send(mixed.parse().unwrap(), ada_id, &format!("next {n}")).await;
+            expected.push(format!("next {n}"));
+        }
+    }
+    next_version.send(next_only.parse().unwrap(), ada_id, "alone").await;
+    let joined = next_version.create_group(ada_id, bob_id).await.to_string();
+
+    for socket in &mut sockets {
+        let (mut texts, mut is_alone_here, mut is_added) = (Vec::new(), false, false);
+        until(socket, "all of both versions", |frame| {
+            let text = frame["message"]["text"].as_str().unwrap_or_default();
+            if frame["chat_id"] == mixed {
+                texts.push(text.to_owned());
+            }
+            is_alone_here |= frame["chat_id"] == next_only && text == "alone";
+            is_added |= frame["type"] == "chat_added" && frame["chat"]["id"] == joined;
+            texts.len() >= expected.len() && is_alone_here && is_added
+        })
+        .await;
+        assert_eq!(texts, expected);
+    }
+
+    // The chat that the connections joined by a resync is live.
+    next_version.send(joined.parse().unwrap(), ada_id, "welcome").await;
+    for socket in &mut sockets {
+        until(socket, "the first message", |frame| frame["message"]["text"] == "welcome").await;
+    }
     server.stop().await;
 }

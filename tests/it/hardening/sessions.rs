@@ -8,12 +8,12 @@ use starling::cluster::redis::Channel;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{ChatId, Clock, Event, SessionId, Topic, UserId};
 
-use crate::cluster::{Replica, prefix};
+use crate::cluster::{Replica, prefix, publish_raw};
 use crate::support::{Backend, TestServer, eventually, redis_command, redis_url};
 
 const CURRENT: &str = "/sessions/current";
 
-/// Whatever `COPY` answers.
+/// Copies an entry, and keeps the copy from expiring.
 async fn copy(from: &str, to: &str) {
     let copied: i64 = redis_command(&redis_url(), &["COPY", from, to, "REPLACE"]).await.unwrap();
     assert_eq!(copied, 1, "{from} was there");
@@ -68,8 +68,8 @@ async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed()
     server.stop().await;
 }
 
-/// A copy of the next message on a channel, taken while `publish` runs again and again.
-async fn overheard(channel: &str, publish: impl Fn()) -> Vec<u8> {
+/// A copy of the next message on a channel, which `publish` causes.
+async fn copy_of_message(channel: &str, publish: impl Fn()) -> Vec<u8> {
     let mut listening = redis::Client::open(redis_url()).unwrap().get_async_pubsub().await.unwrap();
     listening.subscribe(channel).await.unwrap();
     publish();
@@ -77,25 +77,19 @@ async fn overheard(channel: &str, publish: impl Fn()) -> Vec<u8> {
     message.expect("it is published in time").unwrap().get_payload().unwrap()
 }
 
-async fn replay(channel: &str, body: &[u8]) {
-    let mut redis = redis::Client::open(redis_url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let heard: i64 = redis::cmd("PUBLISH").arg(channel).arg(body).query_async(&mut redis).await.unwrap();
-    assert!(heard >= 1, "a replica listens on {channel}");
-}
-
 async fn next(inbox: &mut BusInbox) -> Arrival {
     tokio::time::timeout(Duration::from_secs(30), inbox.next()).await.expect("something arrives").unwrap()
 }
 
-/// Waits until the replica hears a topic.
+/// Waits until the replica's subscription to a topic is in force.
 async fn follow(replica: &mut Replica, topic: Topic) {
     eventually("the bus is connected", async || replica.cluster.health.is_connected()).await;
     replica.cluster.bus.follow(topic);
-    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Look(topics) if topics.contains(&topic)) {}
+    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Resync(topics) if topics.contains(&topic)) {}
 }
 
 #[tokio::test]
-async fn a_copy_of_an_event_replayed_after_a_minute_is_looked_at_and_not_delivered() {
+async fn a_copy_of_an_event_replayed_after_a_minute_causes_a_resync_and_is_not_delivered() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -103,41 +97,41 @@ async fn a_copy_of_an_event_replayed_after_a_minute_is_looked_at_and_not_deliver
     let typing = Event::Typing { chat_id, user_id: UserId::default() };
     follow(&mut listener, Topic::Chat(chat_id)).await;
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
-    let body = overheard(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
+    let body = copy_of_message(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
     assert!(matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::Typing { .. })));
 
-    replay(&channel, &body).await;
+    publish_raw(&channel, &body).await;
     let arrival = next(&mut listener.cluster.inbox).await;
     assert!(matches!(arrival, Arrival::Event(Event::Typing { .. })), "a fresh copy passes: {arrival:?}");
 
     listener.clock.advance(Duration::from_secs(61));
     for _ in 0..100 {
-        replay(&channel, &body).await;
+        publish_raw(&channel, &body).await;
     }
     let arrival = next(&mut listener.cluster.inbox).await;
-    assert!(matches!(&arrival, Arrival::Look(topics) if *topics == [Topic::Chat(chat_id)]), "{arrival:?}");
+    assert!(matches!(&arrival, Arrival::Resync(topics) if *topics == [Topic::Chat(chat_id)]), "{arrival:?}");
 
     speaker.clock.advance(Duration::from_secs(61));
     speaker.cluster.bus.publish(typing);
-    let mut looks = 0;
-    while let Arrival::Look(_) = next(&mut listener.cluster.inbox).await {
-        looks += 1;
+    let mut resyncs = 0;
+    while let Arrival::Resync(_) = next(&mut listener.cluster.inbox).await {
+        resyncs += 1;
     }
-    assert!(looks <= 3, "a hundred copies cost a look a second: {looks}");
+    assert!(resyncs <= 3, "a hundred copies cost a resync a second: {resyncs}");
 }
 
 #[tokio::test]
-async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_look_at_everything() {
+async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_resync_everything() {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
     eventually("the bus is connected", async || listener.cluster.health.is_connected()).await;
     let channel = format!("{prefix}:everyone:{{}}");
     let ended = Event::SessionsEnded(vec![SessionId::new(Clock::system().now(), &mut rand::rng())]);
-    let body = overheard(&channel, || speaker.cluster.bus.publish(ended.clone())).await;
+    let body = copy_of_message(&channel, || speaker.cluster.bus.publish(ended.clone())).await;
     while !matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::SessionsEnded(_))) {}
     listener.clock.advance(Duration::from_secs(61));
-    replay(&channel, &body).await;
+    publish_raw(&channel, &body).await;
     let arrival = next(&mut listener.cluster.inbox).await;
-    assert!(matches!(arrival, Arrival::Lost), "{arrival:?}");
+    assert!(matches!(arrival, Arrival::ResyncAll), "{arrival:?}");
 }

@@ -1,12 +1,13 @@
-//! One followed chat: who follows it, how far it was delivered, and what waits for a missing event.
+//! The subscription to one chat: its followers, the last revision delivered to them, and the events that
+//! wait for a missing one.
 //!
-//! A feed is changed under its shard's lock only, so its followers all see its events in the same order.
+//! A subscription changes only under the lock of its shard, so all followers get the events in one order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::connection::{Connection, Mark};
-use super::crowd::{Crowd, Snapshot};
+use super::connection::{Connection, FramePosition};
+use super::membership_size::{MembershipSize, Snapshot};
 use super::registry::Registry;
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
@@ -14,22 +15,22 @@ use crate::model::limits::REORDER_MAX;
 use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, Role, UserId};
 use crate::wire::{EncodedEvent, ServerFrame};
 
-/// What became of an event.
+/// The result of an event that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// Delivered, or known already.
+    /// It was delivered, now or before.
     Settled,
-    /// It waits for one that is missing.
+    /// It waits for an earlier event, which is missing.
     Gap,
 }
 
 #[derive(Debug)]
 struct Follower {
     connection: Arc<Connection>,
-    /// It knows the chat up to this revision by other means.
+    /// The revision of the chat in its snapshot: it gets later events only.
     from: Rev,
     standing: Standing,
-    /// The role of its user; unknown before the snapshot is read.
+    /// The role of its user. Unknown before the snapshot is read.
     role: Option<Role>,
 }
 
@@ -39,48 +40,48 @@ impl Follower {
     }
 }
 
-/// What is known of a follower's membership.
+/// What the hub knows about the membership of a follower's user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// It follows ahead of its snapshot, which will tell.
+    /// Nothing: the snapshot is yet to be read.
     Unknown,
-    /// Its user left at this revision; the snapshot, if it is newer, may still know better.
+    /// The user left at this revision. A newer snapshot may show that the user joined again.
     Left(Rev),
-    /// Its user joined while the snapshot was read.
+    /// The user joined while the snapshot was read.
     Joined,
-    /// It is a member's.
+    /// The user is a member.
     Settled,
 }
 
-/// A followed chat.
+/// The subscription to a chat, shared by its followers.
 #[derive(Debug)]
-pub struct Feed {
+pub struct ChatSubscription {
     /// The last revision delivered.
     rev: Rev,
     /// The last revision known to exist.
     seen: Rev,
     followers: Vec<Follower>,
-    /// Events that came too early.
+    /// Events that arrived before an earlier one.
     waiting: BTreeMap<Rev, ChatEvent>,
-    crowd: Crowd,
+    size: MembershipSize,
     /// Members of a channel above which ordinary members get counts instead of member events.
     events_max: i64,
     /// The last member event that the ordinary members did not get, until a count stands for it.
     uncounted: Option<Rev>,
-    /// Whether somebody is fetching what is missing.
+    /// Whether a task is fetching the missing events.
     pub healing: bool,
 }
 
-impl Feed {
-    /// A feed of which everything up to `rev` counts as delivered. In a channel of more than `events_max` members the
-    /// ordinary ones get counts instead of member events.
+impl ChatSubscription {
+    /// A subscription without followers, delivered up to `rev`. In a channel of more than `events_max` members, ordinary
+    /// members get counts instead of member events.
     pub fn delivered_up_to(rev: Rev, events_max: i64) -> Self {
         Self {
             rev,
             seen: rev,
             followers: Vec::new(),
             waiting: BTreeMap::new(),
-            crowd: Crowd::default(),
+            size: MembershipSize::default(),
             events_max,
             uncounted: None,
             healing: false,
@@ -97,17 +98,17 @@ impl Feed {
         self.seen
     }
 
-    /// Whether nobody follows it any more.
+    /// Whether it has no followers.
     pub fn is_unfollowed(&self) -> bool {
         self.followers.is_empty()
     }
 
-    /// Its followers.
+    /// The connections that follow the chat.
     pub fn connections(&self) -> impl Iterator<Item = &Arc<Connection>> {
         self.followers.iter().map(|follower| &follower.connection)
     }
 
-    /// Whether this connection follows.
+    /// Whether this connection follows the chat.
     pub fn is_followed_by(&self, connection: &Connection) -> bool {
         self.connections().any(|follower| follower.id == connection.id)
     }
@@ -115,19 +116,19 @@ impl Feed {
     /// Adds a follower whose snapshot is yet to be read.
     pub fn follow_ahead(&mut self, chat_id: ChatId, connection: &Arc<Connection>) {
         match self.find(connection) {
-            // It was taken in by a join that came first.
+            // The event of a join made it a follower before.
             Some(follower) => follower.standing = Standing::Joined,
             None => self.add(chat_id, connection, Rev(0), Standing::Unknown, None),
         }
     }
 
-    /// Tells what a follower's snapshot held: the chat at a revision, or no such chat. It goes on from there if its
-    /// user is a member; the later of snapshot and events decides.
+    /// Takes over what a follower's snapshot says: the chat at a revision, or no such chat. The follower stays if its user
+    /// is a member, which the later of snapshot and events decides, and gets the events after the snapshot.
     pub fn settle(&mut self, chat_id: ChatId, connection: &Arc<Connection>, snapshot: Option<Snapshot>) {
         if let Some(snapshot) = snapshot {
-            self.crowd.learn(snapshot.crowd);
+            self.size.update(snapshot.size);
             if snapshot.role.is_some_and(Role::leads) {
-                // From now on it gets the events themselves, so the count must not stand for earlier ones any more.
+                // From now on it gets member events, so a later count must not stand for those before.
                 self.send_count_to(chat_id, |follower| follower.connection.id == connection.id);
             }
         }
@@ -135,6 +136,7 @@ impl Feed {
         let Some(follower) = self.find(connection) else {
             return;
         };
+
         follower.role = snapshot.and_then(|snapshot| snapshot.role).or(follower.role);
         let snapshot = snapshot.map(|snapshot| snapshot.rev);
         let stays = match (follower.standing, snapshot) {
@@ -163,7 +165,7 @@ impl Feed {
         standing: Standing,
         role: Option<Role>,
     ) {
-        // One that is gone would never be removed again.
+        // A connection that is gone would never be removed again.
         if connection.add_chat(chat_id) {
             self.followers.push(Follower { connection: connection.clone(), from, standing, role });
         }
@@ -182,45 +184,48 @@ impl Feed {
             self.deliver(event, registry);
             return Accepted::Settled;
         }
+
         self.expect_up_to(event.rev);
         if event.rev == self.rev.next() {
             self.deliver(event, registry);
             self.deliver_waiting(registry);
         } else if event.rev > self.rev && self.waiting.len() < REORDER_MAX {
-            // Beyond the bound the newest are dropped: they will be fetched with the missing ones.
+            // Over the bound the event is dropped: healing fetches it with the missing ones.
             self.waiting.insert(event.rev, event);
         }
+
         if self.has_gap() { Accepted::Gap } else { Accepted::Settled }
     }
 
-    /// Delivers what was fetched from the store, up to `rev`. `sent_earlier`: messages that changed since they were sent,
-    /// and by which revision they were sent.
+    /// Delivers changes that were fetched from the store, up to `rev`. `sent_earlier`: messages that changed after they were
+    /// sent, with the revision by which they were sent.
     pub fn catch_up(
         &mut self,
         chat_id: ChatId,
         items: Vec<(Rev, Change)>,
         sent_earlier: &HashMap<MessageId, Rev>,
-        crowd: Crowd,
+        size: MembershipSize,
         rev: Rev,
         registry: &Registry,
     ) {
         let known = self.rev;
-        // Who joined in the gap and followed before it must have left in between, at a revision that is forgotten:
-        // they get nothing of the gap, and join anew.
+        // A follower whose user joined in the gap must have left before, at a revision that the store no longer has: it
+        // gets nothing of the gap before the join, and joins anew.
         for (rev, change) in items.iter().filter(|(rev, _)| *rev > known) {
             for user_id in change.joiners() {
-                self.expel(chat_id, user_id, *rev);
+                self.remove_member(chat_id, user_id, *rev);
             }
         }
+
         for (rev, change) in items {
-            // Several may share a revision: a chat's first members.
+            // Several changes may share a revision: the first members of a chat.
             if rev <= known {
                 continue;
             }
             match &change {
                 Change::MessageSent(message) if sent_earlier.contains_key(&message.id) => {
-                    // A follower that is ahead of the feed knows it as it was sent; so do all, if it was delivered while
-                    // the store was asked.
+                    // A follower whose snapshot is newer has the message already; all have it if it was delivered while the
+                    // store was asked. They get the change, the others get the message as new.
                     let sent_rev = sent_earlier[&message.id];
                     let has_it = |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
                     let changed = Change::of_message(message.clone(), true);
@@ -231,14 +236,15 @@ impl Feed {
                 _ => self.deliver(ChatEvent { chat_id, rev, change }, registry),
             }
         }
+
         self.rev = self.rev.max(rev);
-        // Several changes of one member came as one, so what was counted may be off.
-        self.crowd.learn(crowd);
+        // The store combines several changes of one member, so the count by changes may be wrong.
+        self.size.update(size);
         self.expect_up_to(rev);
         self.deliver_waiting(registry);
     }
 
-    /// Delivers what it has, and forgets that something is missing: for the tests of those who would notice.
+    /// Delivers the waiting events and ignores the gap: a deliberate fault, for tests that must notice it.
     pub fn skip_gap(&mut self, registry: &Registry) {
         for (_, event) in std::mem::take(&mut self.waiting) {
             self.deliver(event, registry);
@@ -251,23 +257,23 @@ impl Feed {
         self.seen = self.seen.max(rev);
     }
 
-    /// The log ends at `rev`: what claimed to come after it was never committed.
-    pub fn disbelieve_beyond(&mut self, rev: Rev) {
+    /// Drops events after `rev`, where the log ends: they were never committed.
+    pub fn discard_beyond(&mut self, rev: Rev) {
         self.waiting.retain(|waiting, _| *waiting <= rev);
         self.seen = self.rev.max(rev);
     }
 
-    /// Whether something that exists was not delivered.
+    /// Whether a revision that exists was not delivered.
     pub fn has_gap(&self) -> bool {
         self.rev < self.seen
     }
 
-    /// The chat is gone: so it is for all followers.
+    /// Ends the subscription of all followers: the chat was removed.
     pub fn end(&mut self, chat_id: ChatId) {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         for follower in self.followers.drain(..) {
-            // Whatever a snapshot says: this is the end of it.
-            follower.connection.push(Some(chat_id), Some(Mark::Gone(Rev(i64::MAX))), &frame);
+            // Later than the revision of any snapshot.
+            follower.connection.push(Some(chat_id), Some(FramePosition::ChatGone(Rev(i64::MAX))), &frame);
             follower.connection.remove_chat(chat_id);
         }
     }
@@ -288,22 +294,23 @@ impl Feed {
     fn deliver(&mut self, event: ChatEvent, registry: &Registry) {
         let (chat_id, rev) = (event.chat_id, event.rev);
         self.rev = rev;
-        self.crowd.count(&event.change, rev);
+        self.size.apply(&event.change, rev);
+
         match &event.change {
             Change::Created(views) => {
                 for (user_id, view) in views {
-                    self.admit(*user_id, view, rev, registry);
+                    self.add_member(*user_id, view, rev, registry);
                 }
             }
             Change::MemberJoined(joined) => {
                 let (member, view) = (joined.0.clone(), joined.1.clone());
                 self.broadcast(event, |_| true);
                 if let Some(view) = view {
-                    self.admit(member.user.id, &view, rev, registry);
+                    self.add_member(member.user.id, &view, rev, registry);
                 }
             }
             Change::MemberLeft(user_id) => {
-                self.expel(chat_id, *user_id, rev);
+                self.remove_member(chat_id, *user_id, rev);
                 self.broadcast(event, |_| true);
             }
             Change::MemberChanged(member) => {
@@ -319,11 +326,12 @@ impl Feed {
         }
     }
 
-    /// Makes a user's connections follow, each told of the chat once.
-    pub fn admit(&mut self, user_id: UserId, view: &Chat, rev: Rev, registry: &Registry) {
-        // The view may be newer than the event, if it was read back from the store.
+    /// Makes a new member's connections follow the chat, and sends each of them `chat_added` once.
+    pub fn add_member(&mut self, user_id: UserId, view: &Chat, rev: Rev, registry: &Registry) {
+        // A view that was read from the store may be newer than the event.
         let from = rev.max(view.rev);
-        self.crowd.learn(Crowd::of(view));
+        self.size.update(MembershipSize::of(view));
+
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
         for connection in registry.streaming(user_id) {
             match self.find(&connection) {
@@ -332,35 +340,36 @@ impl Feed {
                     follower.from = follower.from.max(from);
                     follower.role = view.role;
                 }
-                // It is told of every event already.
+                // It gets the events already.
                 Some(_) => continue,
                 None => self.add(view.id, &connection, from, Standing::Settled, view.role),
             }
-            connection.push(Some(view.id), Some(Mark::Added(from)), &frame);
+            connection.push(Some(view.id), Some(FramePosition::ChatAdded(from)), &frame);
         }
     }
 
-    /// Tells a user's connections of the chat anew, whatever they were told before: they go on from this view.
+    /// Sends a user's connections `chat_added` again; their events continue from this view.
     pub fn add_again(&mut self, user_id: UserId, view: &Chat) {
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
         for follower in self.followers.iter_mut().filter(|follower| follower.connection.user_id == user_id) {
             follower.from = follower.from.max(view.rev);
-            // Whatever a snapshot holds of it: there it may have been off the list.
+            // Without a position, since it is sent whatever the snapshot holds: there the chat may be off the list.
             follower.connection.push(Some(view.id), None, &frame);
         }
     }
 
-    /// Ends the following of all of a user's connections, but of those that know better by a newer snapshot.
-    fn expel(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
+    /// Ends the following of a former member's connections, except where a newer snapshot shows that the user is a member.
+    fn remove_member(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
         if faults::on(Mutant::CachedMembership) {
             return;
         }
+
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         self.followers.retain_mut(|follower| {
             if follower.connection.user_id != user_id || follower.from >= rev {
                 return true;
             }
-            follower.connection.push(Some(chat_id), Some(Mark::Gone(rev)), &frame);
+            follower.connection.push(Some(chat_id), Some(FramePosition::ChatGone(rev)), &frame);
             if follower.standing == Standing::Settled {
                 follower.connection.remove_chat(chat_id);
                 return false;
@@ -370,23 +379,24 @@ impl Feed {
         });
     }
 
-    /// Hands an event to the followers that do not know it yet, as far as it is `meant` for them. A member event of a large
-    /// channel goes to those who lead it and to the member; the others get a count later.
+    /// Sends an event to the followers that do not have it yet and for which `meant` holds. In a large channel, a member
+    /// event goes to the owner, the admins and the member only; the others get a count later.
     fn broadcast(&mut self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
         let (chat_id, rev, member) = (event.chat_id, event.rev, event.change.member());
-        if member.is_none() || !self.crowd.is_counted_for(None, self.events_max) {
-            // A client must learn what became of the revisions before this one.
+        if member.is_none() || !self.size.gets_counts(None, self.events_max) {
+            // The count explains the revisions that ordinary members did not get before this event.
             self.send_count(chat_id);
         }
         let Some(encoded) = EncodedEvent::new(event) else {
             return;
         };
 
-        let (crowd, events_max) = (self.crowd, self.events_max);
+        let (size, events_max) = (self.size, self.events_max);
         let is_counted = |follower: &Follower| {
             member.is_some_and(|member| member != follower.connection.user_id)
-                && crowd.is_counted_for(follower.role, events_max)
+                && size.gets_counts(follower.role, events_max)
         };
+
         let mut delivered = 0;
         for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && meant(it)) {
             if is_counted(follower) {
@@ -394,7 +404,7 @@ impl Feed {
                 continue;
             }
             let frame = encoded.for_viewer(follower.connection.user_id);
-            follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), frame);
+            follower.connection.push(Some(chat_id), Some(FramePosition::Event(rev)), frame);
             delivered += 1;
         }
         metrics::events_delivered(delivered);
@@ -405,7 +415,8 @@ impl Feed {
         self.uncounted.is_some()
     }
 
-    /// Sends the ordinary members of a large channel the number of members, if it changed since the last time.
+    /// Sends the number of members to the ordinary members of a large channel, if a member event was withheld since the last
+    /// count.
     pub fn send_count(&mut self, chat_id: ChatId) {
         self.send_count_to(chat_id, |_| true);
         self.uncounted = None;
@@ -415,12 +426,13 @@ impl Feed {
         let Some(rev) = self.uncounted else {
             return;
         };
-        let member_count = self.crowd.member_count();
+
+        let member_count = self.size.member_count();
         let frame = ServerFrame::MemberCount { chat_id, rev, member_count }.encode();
         let mut delivered = 0;
         let leads = |follower: &Follower| follower.role.is_some_and(Role::leads);
         for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && !leads(it) && meant(it)) {
-            follower.connection.push(Some(chat_id), Some(Mark::Event(rev)), &frame);
+            follower.connection.push(Some(chat_id), Some(FramePosition::Event(rev)), &frame);
             delivered += 1;
         }
         metrics::events_delivered(delivered);
@@ -428,70 +440,4 @@ impl Feed {
 }
 
 #[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::super::connection::Taken;
-    use super::*;
-    use crate::cluster::memory::MemoryBus;
-    use crate::model::{Message, MessageKind, SessionId, Timestamp};
-
-    const CHAT: ChatId = ChatId(Uuid::from_u128(1));
-
-    fn message(rev: i64, text: &str) -> Message {
-        Message {
-            chat_id: CHAT,
-            id: MessageId(1),
-            rev: Rev(rev),
-            sender_id: UserId(Uuid::from_u128(2)),
-            kind: MessageKind::Text,
-            text: Some(text.to_owned()),
-            reply_to: None,
-            client_id: None,
-            sent_at: Timestamp::from_ms(0),
-            edited_at: None,
-            removed_at: None,
-        }
-    }
-
-    fn kinds(connection: &Connection) -> Vec<String> {
-        let mut frames = Vec::new();
-        assert!(matches!(connection.take(&mut frames, usize::MAX), Taken::Frames));
-        let kind = |frame: &bytes::Bytes| serde_json::from_slice::<serde_json::Value>(frame).unwrap()["type"].clone();
-        frames.iter().map(|frame| kind(frame).as_str().unwrap().to_owned()).collect()
-    }
-
-    #[test]
-    fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edited() {
-        let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
-        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
-        let mut feed = Feed::delivered_up_to(Rev(1), 1000);
-        assert!(connection.hold());
-        feed.follow_ahead(CHAT, &connection);
-        feed.settle(CHAT, &connection, Some(Rev(1).into()));
-        connection.go_live(&HashMap::from([(CHAT, Rev(1))]));
-        // The store is asked for what came after rev 1, and answers with the message as it is after its edit.
-        let sent = ChatEvent { chat_id: CHAT, rev: Rev(2), change: Change::MessageSent(message(2, "hello")) };
-        assert_eq!(feed.accept(sent, &registry), Accepted::Settled);
-        assert_eq!(kinds(&connection), ["new_message"]);
-
-        let items = vec![(Rev(3), Change::MessageSent(message(3, "goodbye")))];
-        feed.catch_up(CHAT, items, &HashMap::from([(MessageId(1), Rev(2))]), Crowd::default(), Rev(3), &registry);
-        assert_eq!(kinds(&connection), ["message_edited"]);
-        assert_eq!(feed.rev(), Rev(3));
-    }
-
-    #[test]
-    fn a_message_that_nobody_heard_of_comes_from_the_store_as_new_however_often_it_was_edited() {
-        let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
-        let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
-        let mut feed = Feed::delivered_up_to(Rev(1), 1000);
-        assert!(connection.hold());
-        feed.follow_ahead(CHAT, &connection);
-        feed.settle(CHAT, &connection, Some(Rev(1).into()));
-        connection.go_live(&HashMap::from([(CHAT, Rev(1))]));
-        let items = vec![(Rev(3), Change::MessageSent(message(3, "goodbye")))];
-        feed.catch_up(CHAT, items, &HashMap::from([(MessageId(1), Rev(2))]), Crowd::default(), Rev(3), &registry);
-        assert_eq!(kinds(&connection), ["new_message"]);
-    }
-}
+mod tests;
