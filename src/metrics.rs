@@ -86,11 +86,46 @@ pub fn describe() {
         "Units of work refused at once because too many waited for a connection to Postgres, by pool"
     );
     describe_counter!(FRAMES_WAITED, "Frames that waited because as many of their user were worked on as may be");
+    describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
+    describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
     describe_counter!(
-        BUS_LOST,
-        "Events that did not fit into the queue of the hub or of the publisher; all chats are compared with the store \
-         instead. If it rises, this replica is overloaded"
+        SWEEPS_SKIPPED,
+        "Rounds of the cleaning jobs that left what had expired alone because the clock had jumped"
     );
+    describe_counter!(DEPARTURES, "Chats that removed accounts left");
+    describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
+    describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
+    describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
+    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
+    describe_counter!(
+        CONNECTIONS_CLOSED,
+        "Connections that the listener closed: evicted, no_request, idle or answer_stalled, by reason"
+    );
+    describe_counter!(REQUESTS_REFUSED, "Requests refused because too many were in progress, by bound");
+    describe_counter!(
+        PROXIES_UNTRUSTED,
+        "Requests with X-Forwarded-For whose peer is not in trusted_proxies, so that the peer's address counted"
+    );
+    describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
+    describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
+    describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
+    describe_counter!(
+        SESSION_ENTRIES_STALE,
+        "Sessions in Redis sealed longer ago than an entry lives; the replica asks the store. If it rises, a copy is \
+         replayed or the replicas' clocks differ"
+    );
+    describe_counter!(
+        REFRESH_TOKENS_FORGOTTEN,
+        "Spent refresh tokens deleted because their session has more recent ones than are kept. If it rises quickly, a \
+         client refreshes in a loop"
+    );
+    describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
+    describe_hub();
+    describe_bus();
+}
+
+/// The part of [`describe`] about delivery on this replica.
+fn describe_hub() {
     describe_gauge!(HUB_CHATS, "Chats that have a subscriber on this replica");
     describe_counter!(
         LOG_EPOCHS,
@@ -116,29 +151,15 @@ pub fn describe() {
         "Times that events missing from a chat were fetched from the store, by reason (gap, sync, check, join). If it \
          rises faster than the traffic, the bus loses events"
     );
-    describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
-    describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
+}
+
+/// The part of [`describe`] about the bus between replicas.
+fn describe_bus() {
     describe_counter!(
-        SWEEPS_SKIPPED,
-        "Rounds of the cleaning jobs that left what had expired alone because the clock had jumped"
+        BUS_LOST,
+        "Events that did not fit into the queue of the hub or of the publisher; all chats are compared with the store \
+         instead. If it rises, this replica is overloaded"
     );
-    describe_counter!(DEPARTURES, "Chats that removed accounts left");
-    describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
-    describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
-    describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
-    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
-    describe_counter!(
-        CONNECTIONS_CLOSED,
-        "Connections that the listener closed: evicted, no_request, idle or answer_stalled, by reason"
-    );
-    describe_counter!(REQUESTS_REFUSED, "Requests refused because too many were in progress, by bound");
-    describe_counter!(
-        PROXIES_UNTRUSTED,
-        "Requests with X-Forwarded-For whose peer is not in trusted_proxies, so that the peer's address counted"
-    );
-    describe_gauge!(REPLICAS, "Replicas with a lease, as this one sees it");
-    describe_histogram!(REDIS_SECONDS, Unit::Seconds, "Time of a call of Redis, by unit");
-    describe_counter!(REDIS_ERRORS, "Calls of Redis that failed, by unit");
     describe_gauge!(
         BUS_CONNECTED,
         "1 while the subscribed connection to Redis is up; while 0, the replica compares its chats with the store every second"
@@ -184,17 +205,6 @@ pub fn describe() {
         "Messages on the bus sealed more than a minute ago; the replica compares their topics with the store. If it rises, \
          copies are replayed or the replicas' clocks differ"
     );
-    describe_counter!(
-        SESSION_ENTRIES_STALE,
-        "Sessions in Redis sealed longer ago than an entry lives; the replica asks the store. If it rises, a copy is \
-         replayed or the replicas' clocks differ"
-    );
-    describe_counter!(
-        REFRESH_TOKENS_FORGOTTEN,
-        "Spent refresh tokens deleted because their session has more recent ones than are kept. If it rises quickly, a \
-         client refreshes in a loop"
-    );
-    describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
 }
 
 /// A request was answered.

@@ -98,6 +98,7 @@ impl Hub {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
         let (watchers, stop) = (Watchers::new(bus.clone()), tasks.stop_token());
+
         Arc::new(Self {
             store,
             bus,
@@ -126,9 +127,11 @@ impl Hub {
         self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
         self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
+
         let mut resync = slow_interval(HUB_RESYNC_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
         let mut count = slow_interval(MEMBER_COUNT_EVERY);
+
         loop {
             let arrival = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -146,6 +149,7 @@ impl Hub {
                 }
                 arrival = inbox.next() => arrival,
             };
+
             match arrival {
                 Some(Arrival::Event(event)) => self.deliver(event),
                 Some(Arrival::Resync(topics)) => self.resync_topics(topics),
@@ -205,16 +209,19 @@ impl Hub {
                 return;
             }
         }
+
         let subscription = self.open(&mut subscriptions, chat_id, Rev(event.rev.0 - 1));
         // The subscription may have begun, for other followers, at a revision after the join of a connected user.
         let late = event.change.joiners().filter(|_| event.rev <= subscription.rev());
         let unfollowing =
             |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !subscription.is_followed_by(it));
         let not_following: Vec<UserId> = late.filter(unfollowing).collect();
+
         let accepted = subscription.accept(event, &self.registry);
         self.count_later(chat_id, subscription);
         let followed = !self.close_if_unfollowed(&mut subscriptions, chat_id);
         drop(subscriptions);
+
         for user_id in not_following {
             self.follow_as_member_later(chat_id, user_id);
         }
@@ -248,6 +255,7 @@ impl Hub {
         let Some(subscription) = subscriptions.get(&chat_id) else {
             return;
         };
+
         let mut delivered = 0;
         for connection in subscription.connections().filter(|connection| to(connection)) {
             connection.push(Some(chat_id), None, frame);
@@ -281,6 +289,7 @@ impl Hub {
         self.registry.remove(connection);
         self.leave(connection.user_id);
         self.unwatch_all(connection);
+
         for chat_id in connection.leave() {
             let mut subscriptions = self.subscriptions(chat_id);
             if let Some(subscription) = subscriptions.get_mut(&chat_id) {
@@ -288,6 +297,7 @@ impl Hub {
                 self.close_if_unfollowed(&mut subscriptions, chat_id);
             }
         }
+
         metrics::socket_closed();
     }
 
@@ -309,10 +319,12 @@ impl Hub {
         let Some(subscription) = subscriptions.get_mut(&chat_id) else {
             return;
         };
+
         subscription.settle(chat_id, connection, snapshot);
         let behind = snapshot.map(|snapshot| snapshot.rev).filter(|rev| subscription.rev() < *rev);
         self.close_if_unfollowed(&mut subscriptions, chat_id);
         drop(subscriptions);
+
         if behind.is_some() {
             // The event is on its way, or was published before this replica followed the chat.
             self.heal_later(chat_id, behind, "sync");
@@ -327,6 +339,7 @@ impl Hub {
         let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
         // Fewer connections than waves close one a wave; more are divided evenly over all waves.
         let waves = waves_max.min(all.len());
+
         for wave in 0..waves {
             for connection in &all[all.len() * wave / waves..all.len() * (wave + 1) / waves] {
                 let after_ms = rand::rng().random_range(0..=u64::try_from(spread.as_millis()).unwrap_or(0).min(1000));

@@ -71,9 +71,11 @@ impl RedisCluster {
         let redis = Arc::new(Redis::new(address.clone(), prefix));
         let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, epoch, clock, tasks);
         let bus = Arc::new(bus);
+
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
         tasks.spawn_vital("presence", presence.clone().run(tasks.stop_token()));
+
         let (watcher, registered) = (bus.clone(), presence.clone());
         tasks.spawn_vital(
             "leases",
@@ -85,8 +87,10 @@ impl RedisCluster {
                 }
             }),
         );
+
         let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), clock.clone(), tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
+
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
     }
 }

@@ -19,13 +19,13 @@ use crate::model::token::TokenHash;
 use crate::model::{Clock, Timestamp};
 use crate::tasks::Tasks;
 
-/// How long a forgotten token is kept as forgotten: longer than anyone can be about to remember it.
+/// How long the tombstone of a forgotten token is kept: longer than a look-up that began before may take.
 const TOMBSTONE: Duration = Duration::from_mins(1);
-/// How long a look-up in the database may take before what it found is too old to be remembered.
+/// How long a look-up in the database may take; a later result is too old to be cached.
 const TICKET_LIFE: Duration = Duration::from_secs(10);
 
-/// What is sealed under a token's name. It carries its time, since Redis enforces a lifetime only on its own copy: without
-/// the time, anyone with write access to Redis could put back a copy of an entry whose session has ended.
+/// The sealed entry of a token. It contains the time, since Redis enforces a lifetime only on its own copy: without the
+/// time, anyone with write access to Redis could put back a copy of an entry whose session has ended.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     sealed_at: Timestamp,
@@ -34,11 +34,11 @@ struct Entry {
 }
 
 /// Resolved tokens in Redis. An entry is sealed under its token's hash and with its time, so that Redis can't give a token
-/// to another user: an entry older than [`SESSION_SHARED_LIFE`] is refused, whatever Redis says of its life. A forgotten
-/// token leaves a mark that an older answer of the database can't overwrite.
+/// to another user: an entry older than [`SESSION_SHARED_LIFE`] is refused, even if Redis still has it. A forgotten token
+/// leaves a tombstone that an older answer of the database can't overwrite.
 ///
-/// **Without Redis** each replica believes its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. What
-/// could not be forgotten is tried again until it would have ended by itself.
+/// **Without Redis** each replica uses its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. A failed
+/// deletion is retried until the entry would have expired.
 pub struct RedisSessionCache {
     redis: Arc<Redis>,
     key: ClusterKey,
@@ -75,8 +75,8 @@ impl RedisSessionCache {
         Ok(entry.map(|entry| entry.caller))
     }
 
-    /// Whether an entry of this time may still be believed. One from the future is as doubtful as an old one: a clock was
-    /// wrong when it was sealed, and it could be replayed for longer than its life.
+    /// Whether an entry sealed at this time is valid. One from the future is refused like an old one: a clock was wrong when
+    /// it was sealed, and it could be replayed for longer than its life.
     fn is_fresh(&self, sealed_at: Timestamp) -> bool {
         self.clock.now().distance(sealed_at) <= life()
     }
@@ -99,7 +99,7 @@ impl SessionCache for RedisSessionCache {
             let name = self.name(token);
             let entry = Entry { sealed_at: self.clock.now(), caller };
             let sealed = self.key.seal(&name, &serde_json::to_vec(&entry).unwrap_or_default());
-            // Spread a little, so that those who came together don't all expire together.
+            // Spread, so that entries made together don't all expire together.
             let life = life().mul_f64(rand::rng().random_range(0.75..=1.0));
             let mut set = cmd("SET");
             set.arg(&name).arg(sealed).arg("NX").arg("PX").arg(u64::try_from(life.as_millis()).unwrap_or(0));
@@ -129,7 +129,7 @@ impl SessionCache for RedisSessionCache {
             }
             let redis = self.redis.clone();
             self.tasks.spawn(async move {
-                // Longer than an entry lives there is nothing to forget.
+                // After the life of an entry there is nothing left to delete.
                 for _ in 0..SESSION_SHARED_LIFE.as_millis() / SESSION_FORGET_RETRY.as_millis() {
                     tokio::time::sleep(SESSION_FORGET_RETRY).await;
                     if redis.all("session_forget", &marks).await.is_ok() {
@@ -141,7 +141,7 @@ impl SessionCache for RedisSessionCache {
     }
 }
 
-/// How long an entry is believed.
+/// How long an entry is valid.
 fn life() -> Duration {
     if faults::on(Mutant::StaleSessions) { SESSION_SHARED_LIFE * 100 } else { SESSION_SHARED_LIFE }
 }

@@ -30,7 +30,6 @@ pub enum BusEvent<'a> {
 /// A durable change of a chat.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[expect(clippy::large_enum_variant, reason = "nearly all changes are messages")]
 pub enum Change<'a> {
     Created { views: Vec<(Uuid, Chat<'a>)> },
     MessageSent(Message<'a>),

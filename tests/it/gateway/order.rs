@@ -328,7 +328,7 @@ async fn a_join_that_a_newer_snapshot_overtook_is_told_to_the_others(server: Tes
     let live = bench.live(1);
     let other = bench.group(Vec::new()).await;
     let joined = join(&bench, other).await;
-    // Another of the user's devices syncs, and so begins the feed, before the event of the join arrives.
+    // Another of the user's devices syncs, and so opens the subscription, before the event of the join arrives.
     let newer = bench.connection(bench.reader);
     assert!(newer.hold());
     bench.hub.follow(&newer, &[(other, Rev(2))]);
@@ -398,7 +398,7 @@ async fn a_connection_that_is_gone_is_not_taken_in(server: TestServer) {
     let connection = bench.live(1);
     bench.hub.unregister(&connection);
     let weak = Arc::downgrade(&connection);
-    // As if it went while it was taken in.
+    // As if it ended while the hub made it follow the chat.
     bench.hub.follow(&connection, &[(bench.chat, Rev(1))]);
     bench.deliver(&bench.commit(bench.chat).await);
     assert!(frames(&connection).is_empty());
