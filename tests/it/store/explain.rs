@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
 
 use super::bench::{Bench, on_both_stores};
-use crate::tidy::lexer::Lexed;
+use starling_tidy::lexer::Lexed;
 
 on_both_stores!(no_statement_scans_messages_members_or_sessions);
 
