@@ -7,29 +7,38 @@ export CARGO_BUILD_JOBS = $(JOBS)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit conformance chaos bench
+.PHONY: help run test test-all check audit conformance chaos bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Run the server: SQLite in ./data, nothing to install; it prints a link to join by
 	cargo run --locked --release -- serve
 
-# First the unit tests; then the tests that start fleets of processes and break them, one at a time, since they need the
-# machine; then all others, so that the last line is their count.
-TEST := cargo test --locked --workspace --features starling/faults
-test: ## Run all tests, on SQLite and on a Postgres of their own (installs what is missing)
+TEST := --locked --workspace --features starling/faults
+# Most tests wait most of their time, so there are more of them at once than cores.
+export RUST_TEST_THREADS ?= $(shell expr 2 \* $(JOBS))
+WITH_SERVICES := tests/with-services.sh tests/run.sh $(TEST)
+# What `make test` leaves to `make test-all`: fleets of processes that are broken one at a time, and Postgres without Redis.
+SLOW := breakdown:: on_postgres::
+test: ## Run the tests on SQLite and on two replicas over Postgres and Redis, and a short run under fire
 	tests/install.sh test
-	$(TEST) --lib --bins
-	tests/with-services.sh $(TEST) --test it -- chaos:: breakdown:: --test-threads 1
-	$(TEST) --test local --test mutants
-	tests/with-services.sh $(TEST) --test it -- --skip chaos:: --skip breakdown::
+	cargo test --locked --package starling-tidy
+	cargo test $(TEST) --lib --bins
+	$(WITH_SERVICES) --test it -- chaos::
+	$(WITH_SERVICES) --test it -- --skip chaos:: $(SLOW:%=--skip %)
+
+test-all: ## Run the tests that `make test` leaves out: they take long
+	tests/install.sh test
+	$(WITH_SERVICES) --test it -- breakdown:: --test-threads 1
+	tests/run.sh $(TEST) --test local --test mutants
+	$(WITH_SERVICES) --test it -- on_postgres::
 
 check: ## Check format, lints, layers, and the licences and sources of dependencies
 	tests/install.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
-	cargo test --locked --workspace --features starling/faults --test it tidy
+	cargo test --locked --package starling-tidy
 	cargo deny --locked --all-features check --hide-inclusion-graph bans licenses sources
 
 # Apart from `check`, because the database of advisories is fetched with git: it needs the open internet.
@@ -45,9 +54,9 @@ conformance: ## Test the HTTP API against its OpenAPI document, and the gateway 
 MINUTES ?= 30
 chaos: ## Break a fleet of processes in every way for half an hour, and check that it kept its promises
 	tests/install.sh test
-	STARLING_JOINS=10000 tests/with-services.sh $(TEST) --test it breakdown::joins -- --nocapture
+	STARLING_JOINS=10000 tests/with-services.sh cargo test $(TEST) --test it breakdown::joins -- --nocapture
 	STARLING_CHAOS_SECONDS=$$(($(MINUTES) * 60)) $(if $(SEED),STARLING_CHAOS_SEED=$(SEED)) \
-		cargo test --locked --workspace --features starling/faults --test it chaos::as_long_as_told -- --ignored --nocapture
+		cargo test $(TEST) --test it chaos::as_long_as_told -- --ignored --nocapture
 
 # Each figure is held against a floor measured right before it and right after it; of three such ratios the median counts.
 BENCH := local idle sends fanout inbox --replicas 3 --embedded --floors --seconds 5

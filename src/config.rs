@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
-use crate::model::limits::{CHATS_PER_USER_MAX, Patience};
+use crate::model::limits::{CHATS_PER_USER_MAX, PasswordCost, Patience};
 use crate::store::StoreOptions;
 use backends::Files;
 
@@ -167,6 +167,8 @@ pub struct Config {
     pub hashes_at_once_max: usize,
     /// How patient the listeners are: no key, but tests are not.
     pub patience: Patience,
+    /// What a password hash costs.
+    pub password_cost: PasswordCost,
 }
 
 impl Config {
@@ -309,6 +311,7 @@ impl Settings {
             drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet { 15_000 } else { 2000 })),
             hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
             patience: Patience::default(),
+            password_cost: PasswordCost::default(),
         })
     }
 }

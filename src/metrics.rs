@@ -5,7 +5,6 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::model::{Code, Result};
-use crate::store::Swept;
 
 const REQUESTS: &str = "starling_http_requests_total";
 const REQUEST_SECONDS: &str = "starling_http_request_seconds";
@@ -336,12 +335,9 @@ pub fn rate_limited(rate: &'static str) {
     counter!(RATE_LIMITED, "rate" => rate).increment(1);
 }
 
-/// The cleaning jobs removed something.
-pub fn swept(swept: &Swept) {
-    counter!(SWEPT, "kind" => "sessions").increment(swept.sessions.len() as u64);
-    counter!(SWEPT, "kind" => "invites").increment(swept.invites);
-    counter!(SWEPT, "kind" => "chats").increment(swept.chat_rows);
-    counter!(SWEPT, "kind" => "tombstones").increment(swept.tombstones);
+/// The cleaning jobs removed so many rows of a kind.
+pub fn swept(kind: &'static str, rows: u64) {
+    counter!(SWEPT, "kind" => kind).increment(rows);
 }
 
 /// What had expired was left alone, since the clock had jumped.

@@ -144,7 +144,7 @@ fn parts(store: Store, cluster: &Cluster, config: &Config, clock: Clock, tasks: 
         limiter: cluster.limiter.clone(),
         clock,
         limits: config.limits.clone(),
-        hasher: Hasher::new(config.hashes_at_once_max)?,
+        hasher: Hasher::new(config.hashes_at_once_max, config.password_cost)?,
         tasks: tasks.clone(),
     })
 }

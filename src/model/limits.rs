@@ -365,6 +365,22 @@ impl Default for Patience {
     }
 }
 
+/// What one password hash costs (argon2id, one lane). A constant, except in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct PasswordCost {
+    /// Memory, in KiB.
+    pub memory_kib: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+}
+
+impl Default for PasswordCost {
+    /// The minimum of OWASP's Password Storage Cheat Sheet.
+    fn default() -> Self {
+        Self { memory_kib: 19 * 1024, passes: 2 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -7,11 +7,10 @@ use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
 use tokio::sync::Semaphore;
 
+use crate::model::limits::PasswordCost;
 use crate::model::{Error, Result};
 
-/// OWASP's minimum for argon2id: 19 MiB, two passes, one lane.
-const MEMORY_KIB: u32 = 19 * 1024;
-const PASSES: u32 = 2;
+/// Threads that argon2 may use for one hash.
 const LANES: u32 = 1;
 /// How long a password waits for its turn before the request is answered `503`.
 const WAIT_MAX: Duration = Duration::from_secs(3);
@@ -20,6 +19,8 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Hasher {
     argon2: Argon2<'static>,
+    /// How a hash of today's parameters begins.
+    current_prefix: Arc<str>,
     turns: Arc<Semaphore>,
     /// The hash of nothing anybody knows: verifying against it costs what a real account costs.
     decoy: Arc<str>,
@@ -37,16 +38,19 @@ pub enum Verdict {
 }
 
 impl Hasher {
-    /// A hasher that works on `at_once` passwords at a time, 19 MiB each.
+    /// A hasher that works on `at_once` passwords at a time, each at this cost.
     ///
     /// # Errors
     /// `internal` if the parameters are not argon2's.
-    pub fn new(at_once: usize) -> Result<Self> {
+    pub fn new(at_once: usize, cost: PasswordCost) -> Result<Self> {
+        let PasswordCost { memory_kib, passes } = cost;
         let params =
-            Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
+            Params::new(memory_kib, passes, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let decoy = hash(&argon2, "a password that is nobody's")?;
-        Ok(Self { argon2, turns: Arc::new(Semaphore::new(at_once)), decoy: decoy.into() })
+        let current_prefix = format!("$argon2id$v=19$m={memory_kib},t={passes},p={LANES}$").into();
+
+        Ok(Self { argon2, current_prefix, turns: Arc::new(Semaphore::new(at_once)), decoy: decoy.into() })
     }
 
     /// The hash of a password, in PHC string format with a random salt.
@@ -62,13 +66,13 @@ impl Hasher {
     /// # Errors
     /// `unavailable` if no turn came in time.
     pub async fn verify(&self, password: String, hash: Option<String>) -> Result<Verdict> {
-        let decoy = self.decoy.clone();
+        let (decoy, current_prefix) = (self.decoy.clone(), self.current_prefix.clone());
         self.in_turn(move |argon2| {
             let known = hash.is_some();
             let fits = argon2.verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy)).is_ok();
             match hash {
                 Some(hash) if fits && known => {
-                    if is_current(&hash) {
+                    if hash.starts_with(&*current_prefix) {
                         Verdict::Right
                     } else {
                         Verdict::RightButOutdated
@@ -102,10 +106,6 @@ fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
     Ok(hash.to_string())
 }
 
-fn is_current(hash: &str) -> bool {
-    hash.starts_with(&format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -115,7 +115,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[expect(clippy::disallowed_methods, reason = "the work is on a thread that may block")]
     async fn no_more_work_at_a_time_than_they_were_told_to() {
-        let (hasher, working) = (Hasher::new(2).unwrap(), Arc::new(AtomicUsize::new(0)));
+        let (hasher, working) = (Hasher::new(2, PasswordCost::default()).unwrap(), Arc::new(AtomicUsize::new(0)));
         let work = || {
             let working = working.clone();
             hasher.in_turn(move |_| {
@@ -131,9 +131,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_fits_its_own_hash_and_no_other() {
-        let hasher = Hasher::new(1).unwrap();
+        let hasher = Hasher::new(1, PasswordCost::default()).unwrap();
         let hash = hasher.hash("correct horse".into()).await.unwrap();
-        assert!(is_current(&hash), "{hash}");
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), Verdict::Right);
         assert_eq!(hasher.verify("battery staple".into(), Some(hash)).await.unwrap(), Verdict::Wrong);
         assert_eq!(hasher.verify("a password that is nobody's".into(), None).await.unwrap(), Verdict::Wrong);

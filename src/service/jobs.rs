@@ -43,7 +43,10 @@ impl Service {
                 Some(due) => self.store.sweep(due).await?,
                 None => self.store.sweep_removed().await?,
             };
-            metrics::swept(&swept);
+            metrics::swept("sessions", swept.sessions.len() as u64);
+            metrics::swept("invites", swept.invites);
+            metrics::swept("chats", swept.chat_rows);
+            metrics::swept("tombstones", swept.tombstones);
             total.invites += swept.invites;
             total.chat_rows += swept.chat_rows;
             total.tombstones += swept.tombstones;

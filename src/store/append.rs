@@ -22,8 +22,8 @@ use uuid::Uuid;
 
 use super::append_postgres::{Locks, place};
 use super::append_sqlite::{self, id};
+use super::engine::Pool;
 use super::messages::MessageRow;
-use super::pool::Pool;
 use super::{Db, Store, Tx, Work, ended, failure, is_lock_timeout, is_unique_violation, lent, on_lease, timed};
 use crate::metrics;
 use crate::model::chat::{Action, permit};

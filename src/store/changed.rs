@@ -4,9 +4,7 @@
 //! A change is noted when it is written and seen when it is committed, so a look begins [`CHANGE_SLOTS_MARGIN`] before the
 //! last one did.
 
-use uuid::Uuid;
-
-use super::{Db, Store, lent, on, timed};
+use super::{Store, on, on_ids, timed};
 use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
 
 /// Seconds of a slot, as the triggers have it.
@@ -61,33 +59,14 @@ impl Store {
     /// Who joined one of these chats since then and is still a member.
     pub async fn joined(&self, chats: &[ChatId], since: Timestamp) -> Result<Vec<(ChatId, UserId)>> {
         timed("joined", || async {
-            match self.reader() {
-                Db::Postgres(pool) => {
-                    let ids: Vec<Uuid> = chats.iter().map(|id| id.0).collect();
-                    lent!(pool, |db| sqlx::query_as(
-                        "SELECT m.chat_id, m.user_id FROM chats c JOIN members m ON m.chat_id = c.id \
-                         AND m.rev > c.rev - $2 WHERE c.id = ANY($1) AND m.joined_at_ms >= $3 AND m.left_rev IS NULL"
-                    )
-                    .bind(ids)
-                    .bind(JOIN_REVS_MAX)
-                    .bind(since)
-                    .fetch_all(db))
-                }
-                Db::Sqlite(db) => {
-                    let ids: Vec<String> = chats.iter().map(|id| id.0.simple().to_string()).collect();
-                    sqlx::query_as(
-                        "SELECT m.chat_id, m.user_id FROM json_each($1) d JOIN chats c ON c.id = unhex(d.value) \
-                         JOIN members m ON m.chat_id = c.id AND m.rev > c.rev - $2 \
-                         WHERE m.joined_at_ms >= $3 AND m.left_rev IS NULL",
-                    )
-                    .bind(serde_json::Value::from(ids).to_string())
-                    .bind(JOIN_REVS_MAX)
-                    .bind(since)
-                    .fetch_all(db)
-                    .await
-                    .map_err(super::failure)
-                }
-            }
+            on_ids!(
+                self.reader(),
+                query_as,
+                "SELECT m.chat_id, m.user_id FROM chats c JOIN members m ON m.chat_id = c.id \
+                 AND m.rev > c.rev - $2 WHERE c.id = ANY($1) AND m.joined_at_ms >= $3 AND m.left_rev IS NULL",
+                chats,
+                |query, db| query.bind(JOIN_REVS_MAX).bind(since).fetch_all(db)
+            )
         })
         .await
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::members::{MemberRow, members};
 use super::messages::{MessageRow, messages};
-use super::{Db, Store, Work, failure, lent, on, timed, within};
+use super::{Store, Work, on, on_ids, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, ChatKind, Message, MessageId, Result, Rev, UserId};
 
@@ -191,29 +191,13 @@ impl Store {
     /// The revisions of these chats, as far as they are there.
     pub async fn revs(&self, chats: &[ChatId]) -> Result<Vec<(ChatId, Rev)>> {
         timed("revs", || async {
-            match self.reader() {
-                Db::Postgres(pool) => {
-                    let ids: Vec<uuid::Uuid> = chats.iter().map(|id| id.0).collect();
-                    lent!(pool, |db| sqlx::query_as(
-                        "SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL"
-                    )
-                    .bind(ids)
-                    .fetch_all(db))
-                }
-                Db::Sqlite(db) => {
-                    let mut revs = Vec::with_capacity(chats.len());
-                    for id in chats {
-                        let found: Option<(ChatId, Rev)> =
-                            sqlx::query_as("SELECT id, rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL")
-                                .bind(id)
-                                .fetch_optional(db)
-                                .await
-                                .map_err(failure)?;
-                        revs.extend(found);
-                    }
-                    Ok(revs)
-                }
-            }
+            on_ids!(
+                self.reader(),
+                query_as,
+                "SELECT id, rev FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL",
+                chats,
+                |query, db| query.fetch_all(db)
+            )
         })
         .await
     }

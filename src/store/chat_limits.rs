@@ -3,7 +3,7 @@
 //! Removed chats don't count, though their members may still be there: only those who seem to be at a limit are counted
 //! with care.
 
-use super::{Tx, Work, ended, failure, id_list, on_lease, within};
+use super::{Work, within, within_ids};
 use crate::model::limits::CHATS_BY_OTHERS_MAX;
 use crate::model::{Code, Result, UserId};
 
@@ -22,24 +22,17 @@ pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max
 
 /// Of each user in a list: whether the user refuses the actor `$2`, and whether the user has too many chats by others
 /// (`$3`) or altogether (`$4`).
-macro_rules! brought_in {
-    ($list:literal) => {
-        concat!(
-            "SELECT u.refuse_strangers AND NOT EXISTS (
-                    SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
-                    JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
-                    WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = u.id AND b.left_rev IS NULL),
-                ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3
-                 AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                      WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3)
-                OR ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4
-                 AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                      WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4)
-             FROM users u WHERE u.id ",
-            $list
-        )
-    };
-}
+const BROUGHT_IN: &str = "SELECT u.refuse_strangers AND NOT EXISTS (
+        SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
+        JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
+        WHERE a.user_id = $2 AND a.left_rev IS NULL AND b.user_id = u.id AND b.left_rev IS NULL),
+    ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3
+     AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+          WHERE m.user_id = u.id AND m.left_rev IS NULL AND m.by_others) >= $3)
+    OR ((SELECT COUNT(*) FROM members m WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4
+     AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+          WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4)
+    FROM users u WHERE u.id = ANY($1)";
 
 /// Refuses to bring users into a chat by the act of `actor`, if the actor is a stranger to one who refuses such, or if one
 /// has too many chats already: by others, or `altogether_max` in all. Strangers learn nothing of the latter. The caller
@@ -51,27 +44,11 @@ pub(super) async fn may_be_brought_in(
     altogether_max: Option<i64>,
 ) -> Result<()> {
     let altogether_max = altogether_max.unwrap_or(i64::MAX);
-    work.count_statement();
-    let users: Vec<(bool, bool)> = match &mut work.inner {
-        Tx::Postgres(lease) => {
-            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
-            on_lease!(lease, |db| sqlx::query_as(brought_in!("= ANY($1)"))
-                .bind(ids)
-                .bind(actor)
-                .bind(CHATS_BY_OTHERS_MAX)
-                .bind(altogether_max)
-                .fetch_all(db))?
-        }
-        Tx::Sqlite(tx) => sqlx::query_as(brought_in!("IN (SELECT unhex(value) FROM json_each($1))"))
-            .bind(id_list(users))
-            .bind(actor)
-            .bind(CHATS_BY_OTHERS_MAX)
-            .bind(altogether_max)
-            .fetch_all(&mut **tx)
-            .await
-            .map_err(failure)?,
-        Tx::Ended => return Err(ended()),
-    };
+    let users: Vec<(bool, bool)> = within_ids!(work, query_as, BROUGHT_IN, users, |query, db| query
+        .bind(actor)
+        .bind(CHATS_BY_OTHERS_MAX)
+        .bind(altogether_max)
+        .fetch_all(db))?;
 
     if users.iter().any(|(refuses, _)| *refuses) {
         return Err(Code::UserUnreachable.into());

@@ -2,65 +2,12 @@
 
 use sqlx::FromRow;
 
-use super::chat_limits::{below_chat_limit, may_be_brought_in};
 use super::head::Head;
-use super::members::insert_first_members;
-use super::users::lock_users;
-use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
+use super::{MapOkDrop, Store, Work, on, on_ids, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
-use crate::model::{
-    Chat, ChatId, ChatKind, Code, Error, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
-};
-
-/// A chat to be made.
-#[derive(Clone, Debug)]
-pub struct NewChat {
-    /// Its id.
-    pub id: ChatId,
-    /// What it is, and with whom.
-    pub kind: Creation,
-    /// Who makes it, and owns it.
-    pub creator: UserId,
-    /// Now.
-    pub now: Timestamp,
-    /// Chats that the creator may have by their own act, and each member of a group or channel altogether.
-    pub chats_max: i64,
-}
-
-/// What to make.
-#[derive(Clone, Debug)]
-pub enum Creation {
-    /// The creator's chat with themselves.
-    SelfChat,
-    /// The chat of a pair.
-    Private(UserId),
-    /// A group or channel.
-    Shared {
-        /// Group or channel.
-        kind: ChatKind,
-        /// A checked name.
-        name: String,
-        /// Who else is in it from the start.
-        members: Vec<UserId>,
-    },
-}
-
-/// What became of a [`NewChat`].
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one a request")]
-pub enum Opened {
-    /// It is made; this is what each first member sees of it.
-    New(Vec<(UserId, Chat)>),
-    /// The one `self` or `private` chat was there already.
-    Found {
-        /// As the creator sees it.
-        chat: Chat,
-        /// Whether they had removed it, and nothing had come since.
-        was_off_the_list: bool,
-    },
-}
+use crate::model::{Chat, ChatId, ChatKind, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId};
 
 /// What a member may see and do in a chat.
 #[derive(Clone, Debug, FromRow)]
@@ -206,33 +153,14 @@ impl Store {
     /// How many chats each of these users has; users without any are left out.
     pub async fn chat_counts(&self, users: &[UserId]) -> Result<Vec<(UserId, usize)>> {
         timed("chat_counts", || async {
-            let counts: Vec<(UserId, i64)> = match self.reader() {
-                Db::Postgres(pool) => {
-                    let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
-                    lent!(pool, |db| sqlx::query_as(
-                        "SELECT m.user_id, COUNT(*) FROM members m
-                         JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                         WHERE m.user_id = ANY($1) AND m.left_rev IS NULL GROUP BY m.user_id",
-                    )
-                    .bind(ids)
-                    .fetch_all(db))?
-                }
-                Db::Sqlite(db) => {
-                    let mut counts = Vec::with_capacity(users.len());
-                    for id in users {
-                        let count: i64 = sqlx::query_scalar(
-                            "SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
-                             WHERE m.user_id = $1 AND m.left_rev IS NULL",
-                        )
-                        .bind(id)
-                        .fetch_one(db)
-                        .await
-                        .map_err(failure)?;
-                        counts.push((*id, count));
-                    }
-                    counts
-                }
-            };
+            let counts: Vec<(UserId, i64)> = on_ids!(
+                self.reader(),
+                query_as,
+                "SELECT m.user_id, COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                 WHERE m.user_id = ANY($1) AND m.left_rev IS NULL GROUP BY m.user_id",
+                users,
+                |query, db| query.fetch_all(db)
+            )?;
             Ok(counts.into_iter().map(|(id, count)| (id, usize::try_from(count).unwrap_or(0))).collect())
         })
         .await
@@ -276,47 +204,6 @@ impl Store {
             .bind(chat_id)
             .bind(user_id)
             .fetch_optional(db))
-        })
-        .await
-    }
-
-    /// Makes a chat, or finds the one `self` or `private` chat that there is.
-    ///
-    /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`,
-    /// `not_authenticated` if the creator's account has ended.
-    pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
-        timed("create_chat", || async {
-            let mut work = self.begin().await?;
-            let others: &[UserId] = match &new.kind {
-                Creation::SelfChat => &[],
-                Creation::Private(peer) => std::slice::from_ref(peer),
-                Creation::Shared { members, .. } => members,
-            };
-            let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
-            let found = lock_users(&mut work, &wanted).await?;
-            if !found.contains(&new.creator) {
-                return Err(Code::NotAuthenticated.into());
-            }
-            if let Some(position) = others.iter().position(|id| !found.contains(id)) {
-                return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
-            }
-            if !insert_chat(&mut work, new, wanted.len()).await? {
-                let found = reopen(&mut work, new).await?;
-                work.commit().await?;
-                return Ok(found);
-            }
-            below_chat_limit(&mut work, new.creator, new.chats_max).await?;
-            if !others.is_empty() {
-                // How many chats a user made keeps no other from writing to that user.
-                let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
-                may_be_brought_in(&mut work, new.creator, others, altogether_max).await?;
-            }
-
-            insert_first_members(&mut work, new, &wanted).await?;
-            let views = first_views(&mut work, new, wanted).await?;
-            work.commit().await?;
-            Ok(Opened::New(views))
         })
         .await
     }
@@ -392,21 +279,6 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     Ok(row.into())
 }
 
-/// What each first member sees of a new chat. In a group or channel the views differ by the role alone.
-async fn first_views(work: &mut Work, new: &NewChat, members: Vec<UserId>) -> Result<Vec<(UserId, Chat)>> {
-    let mine = view_within(work, new.id, new.creator).await?;
-    let mut views = Vec::with_capacity(members.len());
-    for user_id in members {
-        let view = match new.kind {
-            _ if user_id == new.creator => mine.clone(),
-            Creation::Shared { .. } => Chat { role: Some(Role::Member), ..mine.clone() },
-            Creation::SelfChat | Creation::Private(_) => view_within(work, new.id, user_id).await?,
-        };
-        views.push((user_id, view));
-    }
-    Ok(views)
-}
-
 /// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they are until then, since
 /// a channel may have more of them than one transaction can write: whatever counts memberships looks at the chat.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
@@ -419,63 +291,4 @@ pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestam
         .execute(db)
         .map_ok_drop()
     })
-}
-
-/// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.
-async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
-    let (kind, name, self_user, pair) = match &new.kind {
-        Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
-        Creation::Private(peer) => (ChatKind::Private, None, None, Some(ordered(new.creator, *peer))),
-        Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
-    };
-    let inserted: Option<ChatId> = within!(work, |db| {
-        sqlx::query_scalar(
-        "INSERT INTO chats (id, kind, name, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, renamed_rev, member_count)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 1, 1, $8) ON CONFLICT DO NOTHING RETURNING id"
-    )
-    .bind(new.id)
-    .bind(kind.as_str())
-    .bind(name)
-    .bind(self_user)
-    .bind(pair.map(|(low, _)| low))
-    .bind(pair.map(|(_, high)| high))
-    .bind(new.now)
-    .bind(i64::try_from(member_count).unwrap_or(i64::MAX))
-    .fetch_optional(db)
-    })?;
-    Ok(inserted.is_some())
-}
-
-/// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
-async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
-    let (self_user, pair) = match new.kind {
-        Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
-        _ => (Some(new.creator), None),
-    };
-    let chat_id: ChatId = within!(work, |db| {
-        sqlx::query_scalar(
-            "SELECT id FROM chats WHERE self_user = $1
-             UNION ALL SELECT id FROM chats WHERE pair_low = $2 AND pair_high = $3",
-        )
-        .bind(self_user)
-        .bind(pair.map(|(low, _)| low))
-        .bind(pair.map(|(_, high)| high))
-        .fetch_one(db)
-    })?;
-    // Hidden does not say that it was off the list: what came since put it back.
-    let was_off: Option<bool> = within!(work, |db| {
-        sqlx::query_scalar(
-            "UPDATE members SET hidden = FALSE WHERE chat_id = $1 AND user_id = $2 AND hidden
-             RETURNING (SELECT last_message_id FROM chats WHERE id = $1) <= cleared_message_id",
-        )
-        .bind(chat_id)
-        .bind(new.creator)
-        .fetch_optional(db)
-    })?;
-    let chat = view_within(work, chat_id, new.creator).await?;
-    Ok(Opened::Found { chat, was_off_the_list: was_off.unwrap_or(false) })
-}
-
-fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {
-    if a < b { (a, b) } else { (b, a) }
 }

@@ -2,7 +2,7 @@
 
 use sqlx::FromRow;
 
-use super::users::lock_users;
+use super::locks::lock_users;
 use super::{Db, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::{Code, Result, Timestamp, UserId};
 

@@ -5,10 +5,10 @@
 use sqlx::FromRow;
 
 use super::chat_limits::may_be_brought_in;
-use super::chats::{Creation, NewChat, mark_removed, view_within};
+use super::chats::{mark_removed, view_within};
 use super::head::{Head, role_of};
-use super::users::lock_users;
-use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, on, on_lease, timed, within};
+use super::locks::lock_users;
+use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::user::UserBrief;
 use crate::model::{
@@ -284,48 +284,6 @@ async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Resu
         .execute(db)
         .map_ok_drop()
     })
-}
-
-/// Writes the first members of a new chat. The creator of a chat of more than a pair owns it.
-pub(super) async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) -> Result<()> {
-    let role = if matches!(new.kind, Creation::Private(_)) { Role::Member } else { Role::Owner };
-    work.count_statement();
-    match &mut work.inner {
-        Tx::Postgres(lease) => {
-            let sql = "INSERT INTO members
-                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, u.user_id <> $3
-                       FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
-            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
-            on_lease!(lease, |db| sqlx::query(sql)
-                .bind(new.id)
-                .bind(ids)
-                .bind(new.creator)
-                .bind(role.as_str())
-                .bind(Role::Member.as_str())
-                .bind(new.now)
-                .execute(db)
-                .map_ok_drop())
-        }
-        Tx::Sqlite(tx) => {
-            let sql = "INSERT INTO members
-                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0,
-                           unhex(u.value) <> $3 FROM json_each($2) u";
-            sqlx::query(sql)
-                .bind(new.id)
-                .bind(id_list(users))
-                .bind(new.creator)
-                .bind(role.as_str())
-                .bind(Role::Member.as_str())
-                .bind(new.now)
-                .execute(&mut **tx)
-                .map_ok_drop()
-                .await
-                .map_err(failure)
-        }
-        Tx::Ended => Err(ended()),
-    }
 }
 
 pub(super) async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {

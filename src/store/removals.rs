@@ -7,9 +7,9 @@
 //! account that has not ended.
 
 use super::head::Head;
+use super::locks::lock_user_with_password;
 use super::members::{leave, member_within, owners, set_role};
 use super::sessions::EndedSession;
-use super::users::lock_user_with_password;
 use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::user::REMOVED_NAME;
 use crate::model::{Change, ChatEvent, ChatId, Code, Result, Rev, Role, Timestamp, UserId};

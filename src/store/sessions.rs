@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use sqlx::FromRow;
 
-use super::users::lock_user_with_password;
-use super::{Db, MapOkDrop, Store, Work, failure, lent, on, timed, within};
+use super::locks::lock_user_with_password;
+use super::{MapOkDrop, Store, Work, on, on_ids, timed, within};
 use crate::metrics;
 use crate::model::limits::{REFRESH_GRACE, SPENT_TOKENS_MAX};
 use crate::model::session::Caller;
@@ -314,29 +314,13 @@ impl Store {
     /// Which of these sessions are live at `now`, each with the logins into it after the first.
     pub async fn live_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<HashMap<SessionId, i64>> {
         timed("live_sessions", || async {
-            let live: Vec<(SessionId, i64)> = match self.session_reader() {
-                Db::Postgres(pool) => {
-                    let ids: Vec<uuid::Uuid> = sessions.iter().map(|id| id.0).collect();
-                    lent!(pool, |db| sqlx::query_as(
-                        "SELECT id, logins FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2"
-                    )
-                    .bind(ids)
-                    .bind(now)
-                    .fetch_all(db))?
-                }
-                Db::Sqlite(db) => {
-                    let ids: Vec<String> = sessions.iter().map(|id| id.0.simple().to_string()).collect();
-                    sqlx::query_as(
-                        "SELECT id, logins FROM sessions
-                         WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND expires_at_ms > $2",
-                    )
-                    .bind(serde_json::Value::from(ids).to_string())
-                    .bind(now)
-                    .fetch_all(db)
-                    .await
-                    .map_err(failure)?
-                }
-            };
+            let live: Vec<(SessionId, i64)> = on_ids!(
+                self.session_reader(),
+                query_as,
+                "SELECT id, logins FROM sessions WHERE id = ANY($1) AND expires_at_ms > $2",
+                sessions,
+                |query, db| query.bind(now).fetch_all(db)
+            )?;
             Ok(live.into_iter().collect())
         })
         .await

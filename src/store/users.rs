@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::sessions::EndedSession;
-use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, is_unique_violation, on, on_lease, timed, within};
+use super::{MapOkDrop, Store, Work, is_unique_violation, on, timed, within};
 use crate::model::{Account, Code, Error, Result, SessionId, Timestamp, User, UserId};
 
 #[derive(FromRow)]
@@ -229,42 +229,4 @@ async fn insert(work: &mut Work, user: &NewUser) -> Result<()> {
 
 fn login_taken(error: Error) -> Error {
     if is_unique_violation(&error) { Code::LoginTaken.into() } else { error }
-}
-
-/// Locks these accounts in the order of their ids, so that what is counted per user stays exact. Users are locked
-/// before chats, everywhere. Returns those that exist and are not removed.
-pub(super) async fn lock_users(work: &mut Work, ids: &[UserId]) -> Result<Vec<UserId>> {
-    let mut sorted: Vec<UserId> = ids.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    work.count_statement();
-    match &mut work.inner {
-        Tx::Postgres(lease) => {
-            let ids: Vec<uuid::Uuid> = sorted.iter().map(|id| id.0).collect();
-            on_lease!(lease, |db| sqlx::query_scalar(
-                "SELECT id FROM users WHERE id = ANY($1) AND removed_at_ms IS NULL ORDER BY id FOR NO KEY UPDATE",
-            )
-            .bind(ids)
-            .fetch_all(db))
-        }
-        // SQLite has one writer, and this transaction is it.
-        Tx::Sqlite(tx) => {
-            let sql =
-                "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL
-                       ORDER BY id";
-            sqlx::query_scalar(sql).bind(id_list(&sorted)).fetch_all(&mut **tx).await.map_err(failure)
-        }
-        Tx::Ended => Err(ended()),
-    }
-}
-
-/// Locks an account. Whether it is there, and its password is still the one that was verified against `hash`: a login or a
-/// change that was verified before the password changed must not be done after.
-pub(super) async fn lock_user_with_password(work: &mut Work, id: UserId, hash: &str) -> Result<bool> {
-    if lock_users(work, &[id]).await?.is_empty() {
-        return Ok(false);
-    }
-    let now: String =
-        within!(work, |db| sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1").bind(id).fetch_one(db))?;
-    Ok(now == hash)
 }

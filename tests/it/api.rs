@@ -17,6 +17,7 @@ mod users;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
 use starling::config::Settings;
+use starling::model::limits::PasswordCost;
 
 use crate::support::{Answer, Backend, TestServer, User};
 
@@ -33,6 +34,18 @@ async fn on_another<F: Future<Output = ()>>(
 ) {
     let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
     let other = TestServer::with(backend, change).await;
+    test(other.clone()).await;
+    other.stop().await;
+}
+
+/// The same with passwords hashed at full cost.
+async fn on_another_at_full_cost<F: Future<Output = ()>>(
+    server: &TestServer,
+    change: impl FnOnce(&mut Settings),
+    test: impl FnOnce(TestServer) -> F,
+) {
+    let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
+    let other = TestServer::tuned(backend, change, |config| config.password_cost = PasswordCost::default()).await;
     test(other.clone()).await;
     other.stop().await;
 }

@@ -13,4 +13,3 @@ mod postgres;
 mod process;
 mod store;
 mod support;
-mod tidy;

@@ -245,8 +245,9 @@ impl Running {
             Incoming::Closed(code) => return Some(self.closed(code.unwrap_or(0))),
         };
         let told = told(self.actor.history(), &frame);
+        // Noted first: a revision that the device is seen to know is in the record.
+        self.log.note(self.connection, told.clone());
         let before_reset = learn(&self.known, &told);
-        self.log.note(self.connection, told);
         match frame.kind {
             FrameKind::Ready => {
                 self.presented = frame.epoch;

@@ -22,7 +22,9 @@ pub use final_log::read_final_log;
 pub use membership::churn_membership;
 pub use reading::{mark_read, page};
 pub use sessions::churn_sessions;
-pub use sockets::{connect_all, cut_now_and_then, stall_now_and_then, type_now_and_then, wait_until_live};
+pub use sockets::{
+    connect_all, cut_now_and_then, stall_now_and_then, type_now_and_then, until_caught_up, wait_until_live,
+};
 pub use writing::{edit_and_remove, hot_chat, replay, retry, write, write_on_socket};
 
 /// What all workers of a run share: when to stop, how fast to go, texts that are used once.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{NOBODY, PASSWORD, column, granted, indistinguishable, log_in, on_another, server_of};
+use super::{
+    NOBODY, PASSWORD, column, granted, indistinguishable, log_in, on_another, on_another_at_full_cost, server_of,
+};
 use crate::support::{TestServer, User, everywhere};
 
 everywhere!(
@@ -127,6 +129,10 @@ async fn an_unknown_login_and_a_wrong_password_are_answered_alike(server: TestSe
 }
 
 async fn an_unknown_login_takes_as_long_as_a_wrong_password(server: TestServer) {
+    on_another_at_full_cost(&server, |_| {}, takes_as_long_as_a_wrong_password).await;
+}
+
+async fn takes_as_long_as_a_wrong_password(server: TestServer) {
     let ada = server.user().await;
     let stranger = server.stranger();
     let (mut wrong, mut unknown) = (Vec::new(), Vec::new());

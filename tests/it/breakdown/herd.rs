@@ -11,7 +11,7 @@ use starling_loadtest::workload;
 use tokio_util::sync::CancellationToken;
 
 use super::Herd;
-use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::stage::{Stage, StageOptions};
 
 /// Users, in pairs with a chat each.
 const USERS: usize = 56;
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn a_thousand_that_lost_their_replica_are_back_within_thirty_seconds_and_sends_stay_quick() {
-    let (back, sends) = fall(&Wrong::default()).await;
+    let (back, sends) = fall().await;
     let p99 = sends[sends.len() * 99 / 100];
     println!(
         "{} sockets dropped at once: back after {:.1} s; {} sends meanwhile: p50 {:?}, p99 {p99:?}, slowest {:?}",
@@ -41,8 +41,8 @@ async fn a_thousand_that_lost_their_replica_are_back_within_thirty_seconds_and_s
 
 /// Everybody is on one replica, and it dies. After how long all are back on the other, and how long each send through
 /// that one took meanwhile, in order.
-async fn fall(wrong: &Wrong) -> (Duration, Vec<Duration>) {
-    let mut stage = Stage::set(2, wrong).await;
+async fn fall() -> (Duration, Vec<Duration>) {
+    let mut stage = Stage::set(2, &StageOptions::default()).await;
     let herd = Herd::of(&stage, &stage.bases(), (USERS, DEVICES), |_| 0).await;
     let mut chats = Vec::new();
     for pair in 0..WRITERS {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::light::{Light, Step};
 use super::{through, users};
-use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::stage::{Stage, StageOptions};
 use crate::chaos::variable;
 use crate::support::{Socket, User};
 
@@ -30,13 +30,14 @@ const PAUSES: &str = "followed=wait:10/10,snapshot_read=wait:10/10";
 async fn joins_under_writers_at_full_speed_miss_nothing_and_hear_nothing_twice() {
     let start = Instant::now();
     let joins = u32::try_from(variable("STARLING_JOINS").unwrap_or(JOINS)).unwrap();
-    let sent = join_under_fire(&Wrong { failpoints: PAUSES, ..Wrong::default() }, joins).await;
+    let sent = join_under_fire(joins).await;
     println!("{joins} joins while {sent} messages were sent, in {:.1} s", start.elapsed().as_secs_f64());
 }
 
 /// So many joins; how many messages came meanwhile.
-async fn join_under_fire(wrong: &Wrong, joins: u32) -> u32 {
-    let stage = Stage::set(2, wrong).await;
+async fn join_under_fire(joins: u32) -> u32 {
+    let options = StageOptions { failpoints: PAUSES, ..StageOptions::default() };
+    let stage = Stage::set(2, &options).await;
     let people = users(&stage, &[0; WRITERS + AT_ONCE / 2]).await;
     let chat = people[0].group(&people[1..].iter().collect::<Vec<_>>()).await;
     let (writers, readers) = people.split_at(WRITERS);

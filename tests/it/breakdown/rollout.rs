@@ -6,7 +6,7 @@ use starling_loadtest::history::{Record, Told};
 use starling_loadtest::workload;
 
 use super::Herd;
-use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::stage::{Stage, StageOptions};
 use crate::support::{Balancer, Choice};
 
 const USERS: usize = 30;
@@ -20,7 +20,7 @@ const DRAIN_MS: &str = "6000";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_in_a_second_at_most() {
-    let mut stage = Stage::set(3, &Wrong::default()).await;
+    let mut stage = Stage::set(3, &StageOptions::default()).await;
     for replica in &mut stage.replicas {
         replica.set("STARLING_DRAIN_MS", DRAIN_MS);
         replica.kill().await;

@@ -8,7 +8,7 @@ use starling_loadtest::services::process::{peak_resident_bytes, resident_bytes};
 
 use super::light::Light;
 use super::{send, users};
-use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::stage::{Stage, StageOptions};
 use crate::support::User;
 
 /// Clients, each user having as many as one may.
@@ -25,7 +25,7 @@ const STALL: Duration = Duration::from_secs(6);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn five_hundred_stalled_readers_cost_two_mebibytes_each_at_most_and_come_back_without_loss() {
-    let stage = Stage::set(1, &Wrong::default()).await;
+    let stage = Stage::set(1, &StageOptions::default()).await;
     let people = users(&stage, &vec![0; READERS / OF_A_USER + 1]).await;
     let (writer, readers) = people.split_first().unwrap();
     let chat = writer.channel(&readers.iter().collect::<Vec<_>>()).await;

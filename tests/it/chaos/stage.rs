@@ -13,11 +13,9 @@ use crate::support::{OwnPostgres, OwnRedis, Proxy};
 /// How long a replica may take to start or to stop.
 const LIFE_MAX: Duration = Duration::from_secs(30);
 
-/// What is wrong with the replicas on purpose.
+/// How replicas are started.
 #[derive(Clone, Debug, Default)]
-pub struct Wrong {
-    /// `STARLING_MUTANT`.
-    pub mutant: Option<&'static str>,
+pub struct StageOptions {
     /// `STARLING_FAILPOINTS`.
     pub failpoints: &'static str,
     /// Clients ping every three seconds, so that what is dead is soon known to be.
@@ -44,14 +42,14 @@ pub struct Replica {
 
 impl Stage {
     /// Starts so many replicas.
-    pub async fn set(replicas: usize, wrong: &Wrong) -> Self {
+    pub async fn set(replicas: usize, options: &StageOptions) -> Self {
         let (postgres, redis, dir) =
             (OwnPostgres::start().await, OwnRedis::start().await, tempfile::tempdir().unwrap());
         let mut stage = Self { postgres, redis, replicas: Vec::new(), dir };
         assert!(stage.command(&["migrate"]).status().await.unwrap().success());
         for number in 0..replicas {
             let log = stage.dir.path().join(format!("replica-{number}.log"));
-            stage.replicas.push(Replica::new(&stage.postgres, &stage.redis, wrong, log).await);
+            stage.replicas.push(Replica::new(&stage.postgres, &stage.redis, options, log).await);
         }
         for replica in &mut stage.replicas {
             replica.start();
@@ -105,24 +103,23 @@ impl Stage {
 }
 
 impl Replica {
-    async fn new(postgres: &OwnPostgres, redis: &OwnRedis, wrong: &Wrong, log: std::path::PathBuf) -> Self {
+    async fn new(postgres: &OwnPostgres, redis: &OwnRedis, options: &StageOptions, log: std::path::PathBuf) -> Self {
         let to_postgres = Proxy::to(&Proxy::target_of(&postgres.url())).await;
         let to_redis = Proxy::to(&Proxy::target_of(&redis.url())).await;
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut environment = vec![
+        let environment = vec![
             ("DATABASE_URL", to_postgres.in_url(&postgres.url())),
             ("REDIS_URL", to_redis.in_url(&redis.url())),
             ("STARLING_LISTEN", format!("127.0.0.1:{port}")),
             ("STARLING_INTERNAL_LISTEN", "127.0.0.1:0".to_owned()),
             ("STARLING_RATE_LIMITS", "off".to_owned()),
             ("STARLING_DATABASE_CONNECTIONS_MAX", "12".to_owned()),
-            ("STARLING_HEARTBEAT_INTERVAL_MS", if wrong.quick_heartbeat { "3000" } else { "30000" }.to_owned()),
+            ("STARLING_HEARTBEAT_INTERVAL_MS", if options.quick_heartbeat { "3000" } else { "30000" }.to_owned()),
             ("STARLING_UNREADY_MS", "200".to_owned()),
             ("STARLING_DRAIN_MS", "1000".to_owned()),
-            ("STARLING_FAILPOINTS", wrong.failpoints.to_owned()),
+            ("STARLING_FAILPOINTS", options.failpoints.to_owned()),
             ("RUST_BACKTRACE", "1".to_owned()),
         ];
-        environment.extend(wrong.mutant.map(|mutant| ("STARLING_MUTANT", mutant.to_owned())));
         Self { port, to_postgres, to_redis, child: None, environment, log }
     }
 

@@ -61,9 +61,9 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
     for replica in &mut stage.replicas {
         replica.until_ready_again().await;
     }
-    let healed_us = Some(scene.history.now_us());
-    tokio::time::sleep(HEAL + Duration::from_millis(500)).await;
+    let healed_us = scene.history.now_us();
     let mut log = workload::read_final_log(&scene.community.actors).await.unwrap();
+    let heal = workload::until_caught_up(&scene.devices, &log, healed_us, HEAL).await;
     database::complete(&mut log, &scene.history, &stage.postgres.url()).await;
     scene.hang_up().await;
     let keys: Vec<String> = stage.redis.command(&["KEYS", "*"]).await;
@@ -71,7 +71,8 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
         Exposed { place: "the replicas' logs".to_owned(), text: stage.logs() },
         Exposed { place: "the keys in Redis".to_owned(), text: keys.join("\n") },
     ];
-    let limits = Limits { healed_us, heal: HEAL, revoke, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
+    let limits =
+        Limits { healed_us: Some(healed_us), heal, revoke, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
     let record = scene.history.take();
     let report = check(&Evidence { record: &record, log: &log, secrets: &scene.secrets, exposed: &exposed, limits });
     Verdict { report, record }

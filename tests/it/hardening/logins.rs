@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
-use crate::chaos::stage::{Stage, Wrong};
+use crate::chaos::stage::{Stage, StageOptions};
 use crate::support::{Answer, Backend, Mode, Socket, TestServer, User, eventually, everywhere};
 
 everywhere!(
@@ -102,7 +102,7 @@ async fn a_login_while_a_socket_of_the_login_before_authenticates_leaves_no_such
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_into_the_same_session_closes_the_sockets_on_another_replica_whatever_became_of_redis() {
-    let mut stage = Stage::set(2, &Wrong::default()).await;
+    let mut stage = Stage::set(2, &StageOptions::default()).await;
     for trouble in ["none", "flushed", "deaf", "down"] {
         let made = stage.make_user(trouble).await;
         let word = |key: &str| made[key].as_str().unwrap().to_owned();

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
+use starling::store::for_sqlite;
+use starling_tidy::lexer::Lexed;
 
 use super::bench::{Bench, on_both_stores};
-use crate::tidy::lexer::Lexed;
 
 on_both_stores!(no_statement_scans_messages_members_or_sessions);
 
@@ -23,9 +24,10 @@ const SQLITE_ONLY: &[&str] = &["json_each", "unhex", "sqlite_"];
 
 /// Every SQL text in `src/store`, complete: the column lists of macros are put before their tails.
 pub fn statements() -> Vec<String> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
-    let files = std::fs::read_dir(dir).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
-    let sources: Vec<String> = files.collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["src/store", "src/store/engine"].map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+    let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let sources: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mut found: BTreeSet<String> = BTreeSet::new();
     let bases: Vec<(String, String)> = sources.iter().flat_map(|source| macro_bases(source)).collect();
     for source in &sources {
@@ -180,6 +182,7 @@ async fn on_sqlite_file(url: &str, statements: &[String]) -> Vec<String> {
     db.execute(AssertSqlSafe(seed(false))).await.unwrap();
     let mut explained = 0;
     let mut scans = Vec::new();
+    let statements: Vec<String> = statements.iter().map(|sql| for_sqlite(sql)).collect();
     for sql in statements.iter().filter(|sql| !POSTGRES_ONLY.iter().any(|word| sql.contains(word))) {
         let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).await;
         let plan = plan.unwrap_or_else(|error| panic!("{error}: {sql}"));

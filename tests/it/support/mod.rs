@@ -26,6 +26,7 @@ use std::time::Duration;
 use serde_json::Value;
 use starling::config::{Config, Settings};
 use starling::model::Clock;
+use starling::model::limits::PasswordCost;
 use starling::server::Server;
 use starling::service::Service;
 use tempfile::TempDir;
@@ -75,6 +76,9 @@ pub async fn run_with<F: Future<Output = ()>>(
     cleanup.stop().await;
 }
 
+/// Hashing at full cost would take a quarter of the CPU time of all tests.
+const CHEAP_PASSWORDS: PasswordCost = PasswordCost { memory_kib: 32, passes: 1 };
+
 /// A server of this test alone, with rate limits off and a clock that the test moves. Clones are the same server.
 #[derive(Clone)]
 pub struct TestServer {
@@ -117,6 +121,7 @@ impl TestServer {
         }
         change(&mut settings);
         let mut config = Config::resolve(settings, None).unwrap();
+        config.password_cost = CHEAP_PASSWORDS;
         tune(&mut config);
         let mut servers = Vec::new();
         for _ in 0..replicas {

@@ -42,7 +42,7 @@ const LOOK_ON_SQLITE: &str = "SELECT epoch, origin AS known_origin, mark AS posi
 
 /// What this process knows of the log.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(in crate::store) struct Log {
     present: PresentEpoch,
     seen: Mutex<Seen>,
 }
@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// Notes beside an SQLite file how far it was served in the end.
-    pub(super) async fn mark_end(&self) {
+    pub(in crate::store) async fn mark_end(&self) {
         if !self.is_embedded() || self.epoch() == Epoch::default() {
             return;
         }
@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// The error of a server that has become a standby; the connections to it are left.
-    pub(super) fn leave_standby(&self) -> Error {
+    pub(in crate::store) fn leave_standby(&self) -> Error {
         self.each_pool(pool::Pool::leave_standby);
         failure(pool::standby())
     }

@@ -9,6 +9,7 @@ pub struct Lexed {
 }
 
 impl Lexed {
+    /// Takes a file apart.
     pub fn new(text: &str) -> Self {
         let mut lexed = Self { code: String::with_capacity(text.len()), literals: Vec::new() };
         let mut rest = text;

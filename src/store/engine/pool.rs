@@ -24,7 +24,7 @@ use crate::model::limits::STORE_WAITING_MAX;
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
 /// How long Postgres works on one statement, waiting for locks included, before it gives it up: what nobody waits for
 /// any more must not keep on running, nor hold its locks. A line that says nothing for longer is dead.
-pub(super) const STATEMENT_MAX: Duration = Duration::from_millis(2500);
+pub(in crate::store) const STATEMENT_MAX: Duration = Duration::from_millis(2500);
 /// How long a connection may take to roll back before it is closed instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 /// How long closing waits for what is lent, and for each farewell.
@@ -32,11 +32,11 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// A connection that nobody needed for so long is closed, so that a peak does not hold the database's memory.
 const IDLE_MAX: Duration = Duration::from_mins(5);
 /// Age at which a connection is replaced: Postgres's caches of a session only grow, and load balancers change.
-pub(super) const AGE_MAX: Duration = Duration::from_mins(30);
+pub(in crate::store) const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// A bounded number of connections. Clones share them.
 #[derive(Clone)]
-pub(super) struct Pool {
+pub(in crate::store) struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -59,7 +59,7 @@ struct Shared {
 /// Since when connections to one database are trusted; shared by all pools of it. It grows when a connection proves bad:
 /// those opened before are as doubtful as that one, also those of a pool that nobody needs just now.
 #[derive(Clone, Default)]
-pub(super) struct Trust(Arc<AtomicU64>);
+pub(in crate::store) struct Trust(Arc<AtomicU64>);
 
 impl Trust {
     fn now(&self) -> u64 {
@@ -81,7 +81,7 @@ struct Session {
 }
 
 /// A connection that is lent. Dropped as it is, the connection is closed.
-pub(super) struct Lease {
+pub(in crate::store) struct Lease {
     session: Session,
     alarm: Alarm,
     // Last: the place is free again once the connection is back or closed.
@@ -333,14 +333,14 @@ impl Lease {
 /// # Errors
 /// `Io` for a standby, which answers reads from a log that lags behind and refuses every write: the address will name
 /// the primary later, as after a failover, and a connection that were kept would not follow it.
-pub(super) async fn connect_to_primary(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+pub(in crate::store) async fn connect_to_primary(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
     let mut connection = PgConnection::connect_with(options).await?;
     let row = connection.fetch_one("SELECT pg_is_in_recovery()").await?;
     if row.try_get(0)? { Err(standby()) } else { Ok(connection) }
 }
 
 /// The error of a server that only reads.
-pub(super) fn standby() -> sqlx::Error {
+pub(in crate::store) fn standby() -> sqlx::Error {
     sqlx::Error::Io(io::Error::other("the server is a standby, which takes no writes"))
 }
 
@@ -354,13 +354,13 @@ fn is_answer(error: &sqlx::Error) -> bool {
 }
 
 /// Whether Postgres ended the session with this error.
-pub(super) fn is_end_of_session(error: &sqlx::Error) -> bool {
+pub(in crate::store) fn is_end_of_session(error: &sqlx::Error) -> bool {
     postgres(error).is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether a prepared statement has outlived a change of the schema. It is told before anything is done, and every
 /// connection that is as old has the same statement.
-pub(super) fn is_stale_plan(error: &sqlx::Error) -> bool {
+pub(in crate::store) fn is_stale_plan(error: &sqlx::Error) -> bool {
     // By the function that told it: the code means any missing feature, and the words are translated.
     postgres(error).is_some_and(|cause| cause.code() == "0A000" && cause.routine() == Some("RevalidateCachedQuery"))
 }

@@ -1,0 +1,214 @@
+//! Creating chats, or finding the one that exists.
+
+use super::chat_limits::{below_chat_limit, may_be_brought_in};
+use super::chats::view_within;
+use super::locks::lock_users;
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_array, id_list, on_lease, timed, within};
+use crate::model::{Chat, ChatId, ChatKind, Code, Error, Result, Role, Timestamp, UserId};
+
+/// A chat to be made.
+#[derive(Clone, Debug)]
+pub struct NewChat {
+    /// Its id.
+    pub id: ChatId,
+    /// What it is, and with whom.
+    pub kind: Creation,
+    /// Who makes it, and owns it.
+    pub creator: UserId,
+    /// Now.
+    pub now: Timestamp,
+    /// Chats that the creator may have by their own act, and each member of a group or channel altogether.
+    pub chats_max: i64,
+}
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub enum Creation {
+    /// The creator's chat with themselves.
+    SelfChat,
+    /// The chat of a pair.
+    Private(UserId),
+    /// A group or channel.
+    Shared {
+        /// Group or channel.
+        kind: ChatKind,
+        /// A checked name.
+        name: String,
+        /// Who else is in it from the start.
+        members: Vec<UserId>,
+    },
+}
+
+/// What became of a [`NewChat`].
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a request")]
+pub enum Opened {
+    /// It is made; this is what each first member sees of it.
+    New(Vec<(UserId, Chat)>),
+    /// The one `self` or `private` chat was there already.
+    Found {
+        /// As the creator sees it.
+        chat: Chat,
+        /// Whether they had removed it, and nothing had come since.
+        was_off_the_list: bool,
+    },
+}
+
+impl Store {
+    /// Makes a chat, or finds the one `self` or `private` chat that there is.
+    ///
+    /// # Errors
+    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`,
+    /// `not_authenticated` if the creator's account has ended.
+    pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
+        timed("create_chat", || async {
+            let mut work = self.begin().await?;
+            let others: &[UserId] = match &new.kind {
+                Creation::SelfChat => &[],
+                Creation::Private(peer) => std::slice::from_ref(peer),
+                Creation::Shared { members, .. } => members,
+            };
+            let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
+            let found = lock_users(&mut work, &wanted).await?;
+            if !found.contains(&new.creator) {
+                return Err(Code::NotAuthenticated.into());
+            }
+            if let Some(position) = others.iter().position(|id| !found.contains(id)) {
+                return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
+            }
+            if !insert_chat(&mut work, new, wanted.len()).await? {
+                let found = reopen(&mut work, new).await?;
+                work.commit().await?;
+                return Ok(found);
+            }
+            below_chat_limit(&mut work, new.creator, new.chats_max).await?;
+            if !others.is_empty() {
+                // How many chats a user made keeps no other from writing to that user.
+                let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
+                may_be_brought_in(&mut work, new.creator, others, altogether_max).await?;
+            }
+
+            insert_first_members(&mut work, new, &wanted).await?;
+            let views = first_views(&mut work, new, wanted).await?;
+            work.commit().await?;
+            Ok(Opened::New(views))
+        })
+        .await
+    }
+}
+
+/// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.
+async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
+    let (kind, name, self_user, pair) = match &new.kind {
+        Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
+        Creation::Private(peer) => (ChatKind::Private, None, None, Some(ordered(new.creator, *peer))),
+        Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
+    };
+    let inserted: Option<ChatId> = within!(work, |db| {
+        sqlx::query_scalar(
+        "INSERT INTO chats (id, kind, name, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, renamed_rev, member_count)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 1, 1, $8) ON CONFLICT DO NOTHING RETURNING id"
+    )
+    .bind(new.id)
+    .bind(kind.as_str())
+    .bind(name)
+    .bind(self_user)
+    .bind(pair.map(|(low, _)| low))
+    .bind(pair.map(|(_, high)| high))
+    .bind(new.now)
+    .bind(i64::try_from(member_count).unwrap_or(i64::MAX))
+    .fetch_optional(db)
+    })?;
+    Ok(inserted.is_some())
+}
+
+/// Writes the first members of a new chat. The creator of a chat of more than a pair owns it.
+async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) -> Result<()> {
+    let role = if matches!(new.kind, Creation::Private(_)) { Role::Member } else { Role::Owner };
+    work.count_statement();
+    match &mut work.inner {
+        Tx::Postgres(lease) => {
+            let sql = "INSERT INTO members
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, u.user_id <> $3
+                       FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
+            let ids = id_array(users.iter().map(|id| id.0));
+            on_lease!(lease, |db| sqlx::query(sql)
+                .bind(new.id)
+                .bind(ids)
+                .bind(new.creator)
+                .bind(role.as_str())
+                .bind(Role::Member.as_str())
+                .bind(new.now)
+                .execute(db)
+                .map_ok_drop())
+        }
+        Tx::Sqlite(tx) => {
+            let sql = "INSERT INTO members
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
+                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0,
+                           unhex(u.value) <> $3 FROM json_each($2) u";
+            sqlx::query(sql)
+                .bind(new.id)
+                .bind(id_list(users.iter().map(|id| id.0)))
+                .bind(new.creator)
+                .bind(role.as_str())
+                .bind(Role::Member.as_str())
+                .bind(new.now)
+                .execute(&mut **tx)
+                .map_ok_drop()
+                .await
+                .map_err(failure)
+        }
+        Tx::Ended => Err(ended()),
+    }
+}
+
+/// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
+async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
+    let (self_user, pair) = match new.kind {
+        Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
+        _ => (Some(new.creator), None),
+    };
+    let chat_id: ChatId = within!(work, |db| {
+        sqlx::query_scalar(
+            "SELECT id FROM chats WHERE self_user = $1
+             UNION ALL SELECT id FROM chats WHERE pair_low = $2 AND pair_high = $3",
+        )
+        .bind(self_user)
+        .bind(pair.map(|(low, _)| low))
+        .bind(pair.map(|(_, high)| high))
+        .fetch_one(db)
+    })?;
+    // Hidden does not say that it was off the list: what came since put it back.
+    let was_off: Option<bool> = within!(work, |db| {
+        sqlx::query_scalar(
+            "UPDATE members SET hidden = FALSE WHERE chat_id = $1 AND user_id = $2 AND hidden
+             RETURNING (SELECT last_message_id FROM chats WHERE id = $1) <= cleared_message_id",
+        )
+        .bind(chat_id)
+        .bind(new.creator)
+        .fetch_optional(db)
+    })?;
+    let chat = view_within(work, chat_id, new.creator).await?;
+    Ok(Opened::Found { chat, was_off_the_list: was_off.unwrap_or(false) })
+}
+
+fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {
+    if a < b { (a, b) } else { (b, a) }
+}
+
+/// What each first member sees of a new chat. In a group or channel the views differ by the role alone.
+async fn first_views(work: &mut Work, new: &NewChat, members: Vec<UserId>) -> Result<Vec<(UserId, Chat)>> {
+    let mine = view_within(work, new.id, new.creator).await?;
+    let mut views = Vec::with_capacity(members.len());
+    for user_id in members {
+        let view = match new.kind {
+            _ if user_id == new.creator => mine.clone(),
+            Creation::Shared { .. } => Chat { role: Some(Role::Member), ..mine.clone() },
+            Creation::SelfChat | Creation::Private(_) => view_within(work, new.id, user_id).await?,
+        };
+        views.push((user_id, view));
+    }
+    Ok(views)
+}
