@@ -6,11 +6,12 @@ use futures_util::future::BoxFuture;
 
 use super::connection::Live;
 use super::frame::{ClientFrame, FrameId};
-use crate::hub::{ServerFrame, TooManyWatched};
+use crate::hub::ServerFrame;
 use crate::metrics;
 use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
+use crate::presence::TooManyWatched;
 use crate::service::Outgoing;
 
 /// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
@@ -61,28 +62,28 @@ impl Live {
         None
     }
 
-    /// Watches users. The answer is told behind the `presence` of each, so it takes the same way: through the outbox.
+    /// Watches users. The answer comes behind the `presence` of each, so it takes the same way: through the outbox.
     async fn watch_presence(&mut self, id: Option<FrameId>, users: &[UserId]) -> Result<()> {
         let ack = id.clone().map(|id| ServerFrame::Ack { id: Some(id), message: None }.encode());
-        let (hub, connection) = (self.gateway.hub.clone(), self.connection.clone());
+        let (presence, connection) = (self.gateway.hub.presence().clone(), self.connection.clone());
         if users.len() > WATCH_USERS_MAX {
             return Err(Error::field("user_ids", format!("names more than {WATCH_USERS_MAX} users")));
         }
         if users.is_empty() {
-            hub.unwatch_all(&connection);
+            presence.unwatch_all(connection.id);
             if let Some(ack) = ack {
                 connection.push_always(&ack);
             }
             return Ok(());
         }
         self.gateway.service.count_watch(self.caller).await?;
-        let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
+        let new = presence.watch(connection.clone(), users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
         })?;
-        let (users, looking) = (users.to_vec(), hub.clone());
-        let looked = self.bounded(async move { looking.look(&users).await });
-        let told = async move {
-            match looked.await {
+        let (users, shared) = (users.to_vec(), presence.clone());
+        let resynced = self.bounded(async move { shared.resync(&users).await });
+        let answer = async move {
+            match resynced.await {
                 Ok(()) => {
                     if let Some(ack) = ack {
                         connection.push_always(&ack);
@@ -91,12 +92,12 @@ impl Live {
                 }
                 // Refused means that nothing was done.
                 Err(error) => {
-                    hub.unwatch(&connection, &new);
+                    presence.unwatch(connection.id, &new);
                     Some(refusal(id, &error))
                 }
             }
         };
-        self.inflight.push(told.boxed());
+        self.inflight.push(answer.boxed());
         Ok(())
     }
 

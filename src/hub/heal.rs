@@ -123,8 +123,12 @@ impl Hub {
 
     /// Compares what the bus begins to tell of with the store: it may have missed what came before.
     pub(super) fn look_at(self: &Arc<Self>, topics: Vec<Topic>) {
-        let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
-        self.attendance.look_soon(watched);
+        for topic in &topics {
+            if let Topic::Presence(user) = topic {
+                self.presence.resync_soon(*user);
+            }
+        }
+
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             if let Err(error) = hub.compare(&topics).await {

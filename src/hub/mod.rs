@@ -11,10 +11,8 @@ pub mod frame;
 mod heal;
 mod look;
 mod one_at_a_time;
-pub mod presence;
 mod registry;
 mod resync;
-mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -26,11 +24,12 @@ use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Arrival, Bus, BusInbox};
+use crate::cluster::{Arrival, Bus, BusInbox, TooMany};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_CHECK_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
+use crate::presence::PresenceTracker;
 use crate::store::Store;
 use crate::tasks::Tasks;
 pub use connection::{CloseReason, Connection};
@@ -39,11 +38,8 @@ use feed::{Accepted, Feed};
 pub use frame::ServerFrame;
 use look::Looked;
 use one_at_a_time::OneAtATime;
-pub use presence::Attendance;
 use registry::Registry;
 use resync::Doubts;
-pub use watchers::TooManyWatched;
-use watchers::Watchers;
 
 /// Locks that the followed chats are spread over.
 const SHARDS: usize = 64;
@@ -54,8 +50,7 @@ pub struct Hub {
     bus: Arc<dyn Bus>,
     clock: Clock,
     registry: Registry,
-    attendance: Attendance,
-    watchers: Watchers,
+    presence: Arc<PresenceTracker>,
     shards: Vec<Mutex<HashMap<ChatId, Feed>>>,
     spread: RandomState,
     tasks: Tasks,
@@ -85,21 +80,20 @@ impl Hub {
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
-        attendance: Attendance,
+        presence: Arc<PresenceTracker>,
         clock: Clock,
         tasks: Tasks,
         channel_events_max: i64,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
-        let (watchers, stop) = (Watchers::new(bus.clone()), tasks.stop_token());
+        let stop = tasks.stop_token();
         Arc::new(Self {
             store,
             bus,
             clock,
             registry,
-            attendance,
-            watchers,
+            presence,
             shards,
             spread,
             tasks,
@@ -116,8 +110,6 @@ impl Hub {
 
     /// Delivers what arrives on the bus, and checks all chats now and then, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
-        self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
-        self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
         let mut check = slow_interval(HUB_CHECK_EVERY);
         let mut session_check = slow_interval(SESSION_CHECK_EVERY);
@@ -143,7 +135,7 @@ impl Hub {
                 Some(Arrival::Event(event)) => self.deliver(event),
                 Some(Arrival::Look(topics)) => self.look_at(topics),
                 Some(Arrival::Lost) => {
-                    self.look_at_all_watched();
+                    self.presence.resync_all_soon();
                     self.check_all_now();
                 }
                 None => return,
@@ -181,7 +173,7 @@ impl Hub {
                     }
                 }
             }
-            Event::Presence(user_id) => self.presence_may_have_changed(user_id),
+            Event::Presence(user_id) => self.presence.resync_soon(user_id),
             Event::Resync(topics) => self.resync(topics),
         }
     }
@@ -253,23 +245,30 @@ impl Hub {
     /// # Errors
     /// Refuses the connection over `per_user_max` on all replicas, and every one once the hub drains.
     pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
-        self.enter(connection.user_id, per_user_max).await?;
+        let entered = self.presence.enter(connection.user_id, per_user_max).await;
+        entered.map_err(|TooMany| CloseReason::TooManyConnections)?;
+
         self.registry.add(connection);
         // Looked at after it was added: either the drain finds it, or it finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
-            self.leave(connection.user_id);
+            self.presence.leave(connection.user_id);
             return Err(CloseReason::Restarting);
         }
         metrics::socket_opened();
         Ok(())
     }
 
+    /// The presence of this replica's users, and of those that they watch.
+    pub fn presence(&self) -> &Arc<PresenceTracker> {
+        &self.presence
+    }
+
     /// Forgets a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
-        self.leave(connection.user_id);
-        self.unwatch_all(connection);
+        self.presence.leave(connection.user_id);
+        self.presence.unwatch_all(connection.id);
         for chat_id in connection.leave() {
             let mut feeds = self.feeds(chat_id);
             if let Some(feed) = feeds.get_mut(&chat_id) {

@@ -18,7 +18,7 @@ pub use envelope::ClusterKey;
 pub use lease::{Leases, Renewal};
 pub use limiter::RedisRateLimiter;
 use link::Link;
-pub use link::Redis;
+pub use link::{Down, Redis};
 pub use presence::RedisPresence;
 pub use session_cache::RedisSessionCache;
 
@@ -46,9 +46,9 @@ pub struct RedisCluster {
     pub session_cache: Arc<RedisSessionCache>,
     /// Rate limits.
     pub limiter: Arc<RedisRateLimiter>,
-    /// Who is online.
+    /// Which users are online.
     pub presence: Arc<RedisPresence>,
-    /// Who is alive.
+    /// Which replicas are alive.
     pub leases: Arc<Leases>,
     /// Whether the bus works.
     pub health: Arc<BusHealth>,
@@ -71,17 +71,17 @@ impl RedisCluster {
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
         tasks.spawn_vital("presence", presence.clone().run(tasks.stop_token()));
-        let (watcher, registered) = (bus.clone(), presence.clone());
-        tasks.spawn_vital(
-            "leases",
-            leases.clone().run(tasks.stop_token(), move |renewal| {
-                registered.renewed(renewal);
-                let news = renewal.somebody_died || renewal.somebody_is_gone;
-                if news && !faults::on(Mutant::NoLookOnDeath) {
-                    watcher.look_at_everything();
+        let renewed = {
+            let (bus, presence) = (bus.clone(), presence.clone());
+            move |renewal: Result<Renewal, Down>| {
+                presence.renewed();
+                let changed = renewal.is_ok_and(|renewal| renewal.died || renewal.gone);
+                if changed && !faults::on(Mutant::NoLookOnDeath) {
+                    bus.look_at_everything();
                 }
-            }),
-        );
+            }
+        };
+        tasks.spawn_vital("leases", leases.clone().run(tasks.stop_token(), renewed));
         let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), clock.clone(), tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
