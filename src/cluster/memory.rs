@@ -114,11 +114,11 @@ pub struct MemoryPresence(ConnectionSlots);
 
 impl Presence for MemoryPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
-        Box::pin(ready(self.0.claim(user, max).map(|_| self.0.confirm(user))))
+        Box::pin(ready(self.0.take(user, max).map(|(_, entered)| entered)))
     }
 
     fn leave(&self, user: UserId) -> bool {
-        self.0.release(user)
+        self.0.give_back(user)
     }
 
     fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>> {
@@ -126,7 +126,7 @@ impl Presence for MemoryPresence {
     }
 
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
-        Box::pin(ready(Ok(users.iter().map(|user| self.0.is_online(*user)).collect())))
+        Box::pin(ready(Ok(users.iter().map(|user| self.0.here(*user).is_some()).collect())))
     }
 
     fn connected(&self) -> Vec<UserId> {

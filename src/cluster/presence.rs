@@ -27,8 +27,9 @@ pub trait Presence: Send + Sync {
     /// Takes a slot for one more connection of the user.
     ///
     /// # Errors
-    /// The user has `max` connections on all replicas. The bound is exact among the replicas that have
-    /// seen each other's lease; a replica is seen at most one renewal after its start.
+    /// The user has `max` connections on all replicas. Of connections that enter on several replicas at
+    /// once, more may be refused than needed. The bound holds among the replicas that have seen each
+    /// other's lease, which takes one renewal after a start.
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>>;
 
     /// Gives a slot back at once. The user stays online. Returns whether it was the user's last slot
@@ -67,102 +68,81 @@ pub enum Entered {
 pub struct TooMany;
 
 /// The connection slots taken on this replica, by user. This is the truth that the shared store copies.
+/// A user with an entry is online here; one without a slot lingers.
 #[derive(Debug, Default)]
 pub struct ConnectionSlots(Mutex<HashMap<UserId, Slots>>);
 
 /// The slots of one user.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slots {
-    /// Slots of admitted connections.
-    taken: usize,
-    /// Slots that the other replicas may still refuse.
-    claimed: usize,
-    /// Whether the user is online here: a connection was admitted, and the user was not withdrawn since.
-    online: bool,
-}
-
-impl Slots {
-    fn is_unused(self) -> bool {
-        self.taken == 0 && self.claimed == 0 && !self.online
-    }
+    here: usize,
+    /// On the other replicas, as of the last write to the shared store.
+    elsewhere: usize,
 }
 
 impl ConnectionSlots {
-    /// Claims one of at most `max` slots, and returns how many the user holds with it.
-    /// [`ConnectionSlots::confirm`] or [`ConnectionSlots::refuse`] must follow.
+    /// Takes one of at most `max` slots. Returns how many the user holds with it on this replica.
     ///
     /// # Errors
     /// The user holds `max` slots on this replica.
-    pub fn claim(&self, user: UserId, max: usize) -> Result<usize, TooMany> {
+    pub fn take(&self, user: UserId, max: usize) -> Result<(usize, Entered), TooMany> {
         let mut users = self.0.lock();
-        let slots = users.get(&user).copied().unwrap_or_default();
-        let count = slots.taken + slots.claimed;
-        if count >= max {
+        let before = users.get(&user).copied();
+        let slots = before.unwrap_or_default();
+        if slots.here >= max {
             return Err(TooMany);
         }
 
-        users.insert(user, Slots { claimed: slots.claimed + 1, ..slots });
-        Ok(count + 1)
+        users.insert(user, Slots { here: slots.here + 1, ..slots });
+        Ok((slots.here + 1, if before.is_none() { Entered::First } else { Entered::Again }))
     }
 
-    /// Turns a claimed slot into a taken one.
-    pub fn confirm(&self, user: UserId) -> Entered {
+    /// Gives a slot back. Returns whether it was the last one.
+    pub fn give_back(&self, user: UserId) -> bool {
         let mut users = self.0.lock();
-        let slots = users.entry(user).or_default();
-        slots.claimed = slots.claimed.saturating_sub(1);
-        slots.taken += 1;
-        if std::mem::replace(&mut slots.online, true) { Entered::Again } else { Entered::First }
+        let Some(slots) = users.get_mut(&user) else { return false };
+        slots.here = slots.here.saturating_sub(1);
+        slots.here == 0
     }
 
-    /// Drops a claimed slot.
-    pub fn refuse(&self, user: UserId) {
-        self.update(user, |slots| slots.claimed = slots.claimed.saturating_sub(1));
-    }
-
-    /// Gives a taken slot back. Returns whether it was the last one.
-    pub fn release(&self, user: UserId) -> bool {
-        self.update(user, |slots| {
-            slots.taken = slots.taken.saturating_sub(1);
-            slots.taken == 0
-        })
-        .unwrap_or(false)
-    }
-
-    /// Makes those of `users` that hold no taken slot offline, and returns those that were online.
+    /// Removes those of `users` that hold no slot, and returns them.
     pub fn withdraw(&self, users: &[UserId]) -> Vec<UserId> {
-        let withdrawn =
-            |user: &UserId| self.update(*user, |slots| slots.taken == 0 && std::mem::replace(&mut slots.online, false));
-        users.iter().copied().filter(|user| withdrawn(user).unwrap_or(false)).collect()
+        let mut entries = self.0.lock();
+        let mut withdraw = |user: &UserId| {
+            let lingers = entries.get(user).is_some_and(|slots| slots.here == 0);
+            lingers && entries.remove(user).is_some()
+        };
+        users.iter().copied().filter(|user| withdraw(user)).collect()
     }
 
-    /// The slots that a user holds or claims; `None` if the user neither does nor is online.
-    pub fn count(&self, user: UserId) -> Option<usize> {
-        self.0.lock().get(&user).map(|slots| slots.taken + slots.claimed)
+    /// The slots that a user holds here; `None` if the user is offline here.
+    pub fn here(&self, user: UserId) -> Option<usize> {
+        self.0.lock().get(&user).map(|slots| slots.here)
     }
 
-    /// Whether a user is online on this replica.
-    pub fn is_online(&self, user: UserId) -> bool {
-        self.0.lock().get(&user).is_some_and(|slots| slots.online)
+    /// The slots that a user held on the other replicas at the last [`ConnectionSlots::set_elsewhere`].
+    pub fn elsewhere(&self, user: UserId) -> usize {
+        self.0.lock().get(&user).map_or(0, |slots| slots.elsewhere)
     }
 
-    /// The users that are online, or claim a slot.
+    /// Notes how many slots each user holds on the other replicas.
+    pub fn set_elsewhere(&self, counts: impl Iterator<Item = (UserId, usize)>) {
+        let mut users = self.0.lock();
+        for (user, elsewhere) in counts {
+            if let Some(slots) = users.get_mut(&user) {
+                slots.elsewhere = elsewhere;
+            }
+        }
+    }
+
+    /// The users that are online here.
     pub fn users(&self) -> Vec<UserId> {
         self.0.lock().keys().copied().collect()
     }
 
-    /// The users that hold a taken slot.
+    /// The users that hold a slot here.
     pub fn connected(&self) -> Vec<UserId> {
-        self.0.lock().iter().filter(|(_, slots)| slots.taken > 0).map(|(user, _)| *user).collect()
-    }
-
-    fn update<T>(&self, user: UserId, change: impl FnOnce(&mut Slots) -> T) -> Option<T> {
-        let mut users = self.0.lock();
-        let slots = users.get_mut(&user)?;
-        let result = change(slots);
-        if slots.is_unused() {
-            users.remove(&user);
-        }
-        Some(result)
+        self.0.lock().iter().filter(|(_, slots)| slots.here > 0).map(|(user, _)| *user).collect()
     }
 }
 
@@ -175,42 +155,27 @@ mod tests {
     #[test]
     fn a_user_is_online_from_the_first_slot_until_withdrawn_without_one() {
         let slots = ConnectionSlots::default();
-        assert_eq!(slots.claim(ADA, 2), Ok(1));
-        assert_eq!(slots.claim(ADA, 2), Ok(2));
-        assert_eq!(slots.claim(ADA, 2), Err(TooMany));
-        assert_eq!((slots.confirm(ADA), slots.confirm(ADA)), (Entered::First, Entered::Again));
-        assert_eq!((slots.release(ADA), slots.withdraw(&[ADA])), (false, vec![]));
+        assert_eq!(slots.take(ADA, 2), Ok((1, Entered::First)));
+        assert_eq!(slots.take(ADA, 2), Ok((2, Entered::Again)));
+        assert_eq!(slots.take(ADA, 2), Err(TooMany));
+        assert_eq!((slots.give_back(ADA), slots.withdraw(&[ADA])), (false, vec![]));
         assert_eq!(slots.connected(), [ADA]);
 
-        assert_eq!((slots.release(ADA), slots.is_online(ADA)), (true, true));
+        assert_eq!((slots.give_back(ADA), slots.here(ADA)), (true, Some(0)));
         assert_eq!((slots.users(), slots.connected()), (vec![ADA], vec![]));
-        assert_eq!((slots.claim(ADA, 2), slots.confirm(ADA)), (Ok(1), Entered::Again));
-        assert_eq!((slots.withdraw(&[ADA]), slots.release(ADA)), (vec![], true));
+        assert_eq!(slots.take(ADA, 2), Ok((1, Entered::Again)));
+        assert_eq!((slots.withdraw(&[ADA]), slots.give_back(ADA)), (vec![], true));
         assert_eq!((slots.withdraw(&[ADA]), slots.withdraw(&[ADA])), (vec![ADA], vec![]));
-        assert_eq!(slots.users(), []);
+        assert_eq!((slots.users(), slots.give_back(ADA)), (vec![], false));
     }
 
     #[test]
-    fn a_refused_slot_leaves_nothing_behind_in_any_order() {
+    fn slots_elsewhere_are_known_of_users_that_are_online_here() {
         let slots = ConnectionSlots::default();
-        let claim = || assert!(slots.claim(ADA, 9).is_ok());
-        claim();
-        slots.refuse(ADA);
-        assert_eq!(slots.count(ADA), None);
-
-        claim();
-        slots.confirm(ADA);
-        claim();
-        assert!(slots.release(ADA), "a claimed slot is no connection");
-        slots.refuse(ADA);
-        assert_eq!((slots.is_online(ADA), slots.withdraw(&[ADA]), slots.count(ADA)), (true, vec![ADA], None));
-
-        claim();
-        slots.confirm(ADA);
-        claim();
-        slots.release(ADA);
-        assert_eq!((slots.withdraw(&[ADA]), slots.is_online(ADA), slots.count(ADA)), (vec![ADA], false, Some(1)));
-        slots.refuse(ADA);
-        assert_eq!(slots.count(ADA), None);
+        slots.set_elsewhere([(ADA, 3)].into_iter());
+        assert_eq!((slots.elsewhere(ADA), slots.here(ADA)), (0, None));
+        assert!(slots.take(ADA, 9).is_ok());
+        slots.set_elsewhere([(ADA, 3)].into_iter());
+        assert_eq!((slots.elsewhere(ADA), slots.take(ADA, 9)), (3, Ok((2, Entered::Again))));
     }
 }

@@ -6,14 +6,13 @@
 //! the replica writes the complete hash again. While a listed replica is not synced, a user found in no
 //! hash is unknown rather than offline.
 
-use std::collections::VecDeque;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bb8_redis::redis::{Pipeline, Script, cmd};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -35,37 +34,29 @@ const BATCH: usize = 256;
 
 /// Writes users into the replica's hash, KEYS[1], and refreshes it. KEYS[2..] are the hashes of the
 /// other living replicas. ARGV: a sequence number, 1 to begin the hash anew, the epoch in which the hash
-/// is complete with this write (or nothing), the life of the hash in ms, and per user: the id, the
-/// number of connections (below 0: the user is offline here) and the maximum on all replicas (below 0:
-/// none). Answers 1, and per user 1 if written or 0 if over the maximum.
+/// is complete with this write (or nothing), the life of the hash in ms, and per user the id and the
+/// number of connections (below 0: the user is offline here). Answers 1, and per user the number of
+/// connections in the other hashes.
 ///
 /// Answers nothing if the hash is lost, or if a later write came first: a write that was given up may
 /// still arrive, and must not bring back a user that has left since.
 const WRITE: &str = "
-    local last, starts = tonumber(redis.call('HGET', KEYS[1], 'seq')), ARGV[2] == '1'
-    if (last and last >= tonumber(ARGV[1])) or not (last or starts) then return {} end
-    if starts then redis.call('DEL', KEYS[1]) end
+    local last, begins = tonumber(redis.call('HGET', KEYS[1], 'seq')), ARGV[2] == '1'
+    if (last and last >= tonumber(ARGV[1])) or not (last or begins) then return {} end
+    if begins then redis.call('DEL', KEYS[1]) end
     redis.call('HSET', KEYS[1], 'seq', ARGV[1])
-    local written = {1}
-    for index = 5, #ARGV, 3 do
-        local user, count, max = ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2])
-        local total, fits = count, 1
-        if max >= 0 then
-            for other = 2, #KEYS do
-                total = total + (tonumber(redis.call('HGET', KEYS[other], user)) or 0)
-            end
-            if total > max then fits = 0 end
-        end
-        if count < 0 then
-            redis.call('HDEL', KEYS[1], user)
-        elseif fits == 1 then
-            redis.call('HSET', KEYS[1], user, count)
-        end
-        written[#written + 1] = fits
-    end
     if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'epoch', ARGV[3]) end
+    local answer = {1}
+    for index = 5, #ARGV, 2 do
+        local user, count, elsewhere = ARGV[index], tonumber(ARGV[index + 1]), 0
+        if count < 0 then redis.call('HDEL', KEYS[1], user) else redis.call('HSET', KEYS[1], user, count) end
+        for other = 2, #KEYS do
+            elsewhere = elsewhere + (tonumber(redis.call('HGET', KEYS[other], user)) or 0)
+        end
+        answer[#answer + 1] = elsewhere
+    end
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
-    return written";
+    return answer";
 
 /// Presence over all replicas that share a Redis.
 pub struct RedisPresence {
@@ -73,36 +64,28 @@ pub struct RedisPresence {
     leases: Arc<Leases>,
     script: Script,
     slots: ConnectionSlots,
-    queue: Mutex<Queue>,
-    queued: Notify,
-    sequence: AtomicU64,
+    changes: Mutex<Changes>,
+    changed: Notify,
+    written: watch::Sender<Written>,
 }
 
-/// What is to be written, in order.
+/// Users whose number of connections is to be written.
 #[derive(Default)]
-struct Queue {
-    writes: VecDeque<Write>,
-    /// The epoch in which the hash is complete, or is being completed.
+struct Changes {
+    users: HashSet<UserId>,
+    /// Changes so far.
+    count: u64,
+}
+
+/// How far the writer came.
+#[derive(Clone, Default)]
+struct Written {
+    /// Changes that the writer has tried to write.
+    changes: u64,
+    /// Calls so far: the sequence number of the last one.
+    calls: u64,
+    /// The epoch in which the hash is complete; `None` after a failure.
     synced_in: Option<String>,
-}
-
-/// A user whose number of connections is to be written.
-struct Write {
-    user: UserId,
-    /// The number and the maximum on all replicas, for a connection that waits for its slot. Otherwise
-    /// the number at the time of the write is written, whatever the other replicas hold.
-    bound: Option<(usize, usize)>,
-    /// Gets whether the user is within the maximum. Dropped if Redis failed.
-    done: Option<oneshot::Sender<bool>>,
-}
-
-/// What this write does to the hash besides its users.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step<'a> {
-    Begin,
-    Update,
-    /// The hash is complete in this epoch.
-    Complete(&'a str),
 }
 
 /// What a read found.
@@ -120,128 +103,92 @@ impl RedisPresence {
             leases,
             script: Script::new(WRITE),
             slots: ConnectionSlots::default(),
-            queue: Mutex::default(),
-            queued: Notify::new(),
-            sequence: AtomicU64::new(0),
+            changes: Mutex::default(),
+            changed: Notify::new(),
+            written: watch::Sender::default(),
         }
     }
 
     /// Takes note of an attempt to renew this replica's lease. The writer refreshes the hash, and writes
     /// it anew in another epoch.
     pub fn renewed(&self) {
-        self.queued.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Writes what is queued until `stop`, then what is left. After a failure the next renewal starts
+    /// Writes changes until `stop`, then those that are left. After a failure the next renewal starts
     /// the next attempt.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = self.queued.notified() => {}
+        while stop.run_until_cancelled(self.changed.notified()).await.is_some() {
+            self.write_changes().await;
+        }
+        self.write_changes().await;
+    }
+
+    /// Notes that a user's number of connections changed. Returns the number of the change.
+    fn change(&self, user: UserId) -> u64 {
+        let mut changes = self.changes.lock();
+        changes.users.insert(user);
+        changes.count += 1;
+        self.changed.notify_one();
+        changes.count
+    }
+
+    /// Waits until a change is written. `false` if Redis does not answer in time.
+    async fn wait_for(&self, change: u64) -> bool {
+        let mut written = self.written.subscribe();
+        let wait = written.wait_for(|written| written.changes >= change);
+        let written = tokio::time::timeout(PRESENCE_WAIT_MAX, wait).await;
+        matches!(written, Ok(Ok(written)) if written.synced_in.is_some())
+    }
+
+    /// Writes the changes, or the complete hash if this replica is not synced.
+    async fn write_changes(&self) {
+        // The changes are taken before the users are read: a change from here on is written next time.
+        let Changes { users, count } = {
+            let mut changes = self.changes.lock();
+            Changes { users: std::mem::take(&mut changes.users), count: changes.count }
+        };
+        let mut written = self.written.borrow().clone();
+        written.changes = count;
+
+        let epoch = self.leases.epoch();
+        let begins = written.synced_in != epoch;
+        let users = if begins { self.slots.users() } else { users.into_iter().collect() };
+        written.synced_in = match epoch {
+            Some(epoch) if self.write(&users, begins, &epoch, &mut written.calls).await.is_ok() => Some(epoch),
+            _ => None,
+        };
+        self.written.send_replace(written);
+    }
+
+    /// Writes users in one call or more, and at least one: each refreshes the hash, and finds out whether
+    /// Redis lost it. The last call completes the hash.
+    async fn write(&self, users: &[UserId], begins: bool, epoch: &str, calls: &mut u64) -> Result<(), Down> {
+        let batches = users.len().div_ceil(BATCH).max(1);
+        for number in 0..batches {
+            let batch = users.chunks(BATCH).nth(number).unwrap_or_default();
+            *calls += 1;
+            let mut call = self.script.prepare_invoke();
+            call.key(self.hash_of(self.leases.own()));
+            for other in self.leases.others_alive() {
+                call.key(self.hash_of(other));
             }
-            if self.write_queued().await.is_err() {
-                self.unsync();
+            call.arg(*calls).arg(i64::from(begins && number == 0));
+            call.arg(if number + 1 == batches { epoch } else { "" }).arg(milliseconds(HASH_LIFE));
+            for user in batch {
+                let count = self.slots.here(*user).map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+                call.arg(user.to_string()).arg(count);
             }
-        }
-        let _ = self.write_queued().await;
-    }
 
-    /// Has the complete hash written again. What is queued is part of that; the connections that wait
-    /// are admitted without an answer.
-    fn unsync(&self) {
-        let mut queue = self.queue.lock();
-        queue.synced_in = None;
-        queue.writes.clear();
-    }
-
-    async fn write_queued(&self) -> Result<(), Down> {
-        let epoch = self.leases.epoch().ok_or(Down)?;
-        if self.queue.lock().synced_in.as_ref() != Some(&epoch) {
-            self.sync(&epoch).await?;
-        }
-
-        // At least one write, since each refreshes the hash and finds out whether it is still there.
-        loop {
-            let batch = self.take_batch();
-            self.write(Step::Update, batch).await?;
-            if self.queue.lock().writes.is_empty() {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn sync(&self, epoch: &str) -> Result<(), Down> {
-        // Set before the users are read: a change from here on is queued behind them.
-        self.queue.lock().synced_in = Some(epoch.to_owned());
-        let users = self.slots.users();
-
-        self.write(Step::Begin, Vec::new()).await?;
-        for batch in users.chunks(BATCH) {
-            self.write(Step::Update, batch.iter().copied().map(Write::count_of).collect()).await?;
-        }
-        self.write(Step::Complete(epoch), Vec::new()).await
-    }
-
-    fn take_batch(&self) -> Vec<Write> {
-        let mut queue = self.queue.lock();
-        let count = queue.writes.len().min(BATCH);
-        queue.writes.drain(..count).collect()
-    }
-
-    async fn write(&self, step: Step<'_>, batch: Vec<Write>) -> Result<(), Down> {
-        let mut call = self.script.prepare_invoke();
-        call.key(self.hash_of(self.leases.own()));
-        for other in self.leases.others_alive() {
-            call.key(self.hash_of(other));
-        }
-        call.arg(self.sequence.fetch_add(1, Ordering::Relaxed) + 1).arg(i64::from(step == Step::Begin));
-        call.arg(if let Step::Complete(epoch) = step { epoch } else { "" }).arg(milliseconds(HASH_LIFE));
-        for Write { user, bound, .. } in &batch {
-            let (count, max) = match bound {
-                Some((count, max)) => (number(*count), number(*max)),
-                None => (self.slots.count(*user).map_or(-1, number), -1),
-            };
-            call.arg(user.to_string()).arg(count).arg(max);
-        }
-
-        let written: Vec<i64> = self.redis.script("presence_write", &call).await?;
-        if written.is_empty() {
-            return Err(Down);
-        }
-        for (write, fits) in batch.into_iter().zip(written.into_iter().skip(1)) {
-            let Some(done) = write.done else { continue };
-            // A connection that waited too long was admitted without this answer: it counts.
-            if done.send(fits == 1).is_err() && fits != 1 {
-                self.queue_write(Write::count_of(write.user));
-            }
+            let answer: Vec<usize> = self.redis.script("presence_write", &call).await?;
+            let (_, elsewhere) = answer.split_first().ok_or(Down)?;
+            self.slots.set_elsewhere(batch.iter().copied().zip(elsewhere.iter().copied()));
         }
         Ok(())
     }
 
     fn hash_of(&self, id: ReplicaId) -> String {
         self.redis.key(&format!("online:{id}"), TAG)
-    }
-
-    /// Queues a write. While the replica is not synced, only one that is waited for is kept: the
-    /// complete hash includes the others.
-    fn queue_write(&self, write: Write) {
-        let mut queue = self.queue.lock();
-        if queue.synced_in.is_some() || write.done.is_some() {
-            queue.writes.push_back(write);
-            drop(queue);
-            self.queued.notify_one();
-        }
-    }
-
-    /// Queues a write and waits for it. `None` if Redis does not answer in time.
-    async fn write_and_wait(&self, user: UserId, bound: Option<(usize, usize)>) -> Option<bool> {
-        if self.redis.is_resting() {
-            return None;
-        }
-        let (done, written) = oneshot::channel();
-        self.queue_write(Write { user, bound, done: Some(done) });
-        tokio::time::timeout(PRESENCE_WAIT_MAX, written).await.ok()?.ok()
     }
 
     /// Reads the leases and the hashes in one round trip, and once more if a replica joined meanwhile.
@@ -278,55 +225,43 @@ impl RedisPresence {
 
         let elsewhere = |index: usize| hashes.iter().any(|hash| matches!(hash.get(index + 1), Some(Some(_))));
         let online = users.iter().enumerate();
-        let online = online.map(|(index, user)| self.slots.is_online(*user) || elsewhere(index)).collect();
+        let online = online.map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index)).collect();
         Found { online, synced }
     }
-}
-
-impl Write {
-    /// Writes the number of connections that the user has by then.
-    fn count_of(user: UserId) -> Self {
-        Self { user, bound: None, done: None }
-    }
-}
-
-/// A number as scripts take it.
-fn number(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Presence for RedisPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
         Box::pin(async move {
-            let count = self.slots.claim(user, max)?;
-            match self.write_and_wait(user, Some((count, max))).await {
-                Some(true) => {}
-                Some(false) => {
-                    self.slots.refuse(user);
-                    self.queue_write(Write::count_of(user));
-                    return Err(TooMany);
+            // The slot is taken first, and written with the same call that reads the other replicas. Of two
+            // replicas, the later one sees the slots of the earlier one.
+            let (here, entered) = self.slots.take(user, max)?;
+            let change = self.change(user);
+            if !self.wait_for(change).await {
+                metrics::presence_unsynced_connection();
+            } else if here + self.slots.elsewhere(user) > max {
+                // The user stays online: the connections elsewhere are some.
+                if self.slots.give_back(user) {
+                    self.slots.withdraw(&[user]);
                 }
-                None => {
-                    metrics::presence_unsynced_connection();
-                    self.queue_write(Write::count_of(user));
-                }
+                self.change(user);
+                return Err(TooMany);
             }
-            Ok(self.slots.confirm(user))
+            Ok(entered)
         })
     }
 
     fn leave(&self, user: UserId) -> bool {
-        let last = self.slots.release(user);
-        self.queue_write(Write::count_of(user));
+        let last = self.slots.give_back(user);
+        self.change(user);
         last
     }
 
     fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>> {
         Box::pin(async move {
             let gone = self.slots.withdraw(users);
-            gone.iter().for_each(|user| self.queue_write(Write::count_of(*user)));
-            if let Some(last) = gone.last() {
-                let _ = self.write_and_wait(*last, None).await;
+            if let Some(change) = gone.iter().map(|user| self.change(*user)).last() {
+                self.wait_for(change).await;
             }
             gone
         })
