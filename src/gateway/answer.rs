@@ -1,5 +1,7 @@
 //! What a frame does, and its answer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -11,7 +13,7 @@ use crate::metrics;
 use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
-use crate::presence::TooManyWatched;
+use crate::presence::{TooManyWatched, Watcher};
 use crate::service::Outgoing;
 
 /// The answer of a frame that is being worked on; `None` if it gets none, or got it through the outbox.
@@ -77,7 +79,8 @@ impl Live {
             return Ok(());
         }
         self.gateway.service.count_watch(self.caller).await?;
-        let new = presence.watch(connection.clone(), users).map_err(|TooManyWatched| {
+        let watcher: Arc<dyn Watcher> = connection.clone();
+        let new = presence.watch(&watcher, users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
         })?;
         let (users, shared) = (users.to_vec(), presence.clone());

@@ -23,7 +23,7 @@
 //! | situation | `enter` | `online` |
 //! |---|---|---|
 //! | Redis is away | counts the connections of this replica | fails: nothing changes for the watchers, and a new `watch_presence` is `unavailable` |
-//! | Redis was wiped a moment ago | the same until this replica is synced | waits until every replica is synced, or has been silent for 10 s |
+//! | Redis was wiped a moment ago | counts the connections of this replica until it is synced, within a second | waits until every replica is synced, or has been silent for 10 s |
 //! | a replica was killed | counts its connections for 4 s | its users are offline after 10 s |
 //!
 //! The hub sees a [`PresenceTracker`]; presence sees the hub's connections as [`Watcher`]s.
@@ -67,7 +67,9 @@ pub struct PresenceTracker {
     store: Store,
     bus: Arc<dyn Bus>,
     clock: Clock,
-    lingering: Lingering,
+    linger: Duration,
+    lingering: Mutex<Lingering>,
+    left: Notify,
     watchers: Watchers,
     /// Users to compare soon.
     due: Mutex<HashSet<UserId>>,
@@ -91,7 +93,9 @@ impl PresenceTracker {
             watchers: Watchers::new(bus.clone()),
             bus,
             clock,
-            lingering: Lingering::new(linger),
+            linger,
+            lingering: Mutex::default(),
+            left: Notify::new(),
             due: Mutex::default(),
             due_added: Notify::new(),
             resyncs: Semaphore::new(PRESENCE_RESYNCS_MAX),
@@ -111,8 +115,8 @@ impl PresenceTracker {
     /// # Errors
     /// The connection would watch more than
     /// [`WATCHED_MAX`](crate::model::limits::WATCHED_MAX) users.
-    pub fn watch(&self, watcher: Arc<dyn Watcher>, users: &[UserId]) -> Result<Vec<UserId>, TooManyWatched> {
-        self.watchers.add(&watcher, users)
+    pub fn watch(&self, watcher: &Arc<dyn Watcher>, users: &[UserId]) -> Result<Vec<UserId>, TooManyWatched> {
+        self.watchers.add(watcher, users)
     }
 
     /// Ends the watch of these users by a connection.

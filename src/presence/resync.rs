@@ -49,19 +49,10 @@ impl PresenceTracker {
         self.due_added.notify_one();
     }
 
-    fn take_due(&self) -> Vec<UserId> {
-        let mut due = self.due.lock();
-        let batch: Vec<UserId> = due.iter().take(PRESENCE_BATCH).copied().collect();
-        for user in &batch {
-            due.remove(user);
-        }
-        batch
-    }
-
     /// Compares the users that are due, until `stop`.
     pub(super) async fn resync_due(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
-            let due = self.take_due();
+            let due: Vec<UserId> = std::mem::take(&mut *self.due.lock()).into_iter().collect();
             if due.is_empty() {
                 stop.run_until_cancelled(self.due_added.notified()).await;
             } else if let Err(error) = self.resync(&due).await {

@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -13,34 +11,14 @@ use crate::cluster::{Entered, TooMany};
 use crate::model::limits::{LAST_SEEN_EVERY, PRESENCE_BATCH, PRESENCE_SWEEP_EVERY};
 use crate::model::{Event, Timestamp, UserId};
 
-/// Users whose last connection ended, until they are withdrawn.
-pub(super) struct Lingering {
-    linger: Duration,
-    /// Until when each user lingers, and when the user was last seen.
-    users: Mutex<HashMap<UserId, (Instant, Timestamp)>>,
-    added: Notify,
-}
+/// Users whose last connection ended, until they are withdrawn: until when each lingers, and when the
+/// user was last seen.
+pub(super) type Lingering = HashMap<UserId, (Instant, Timestamp)>;
 
-impl Lingering {
-    pub fn new(linger: Duration) -> Self {
-        Self { linger, users: Mutex::default(), added: Notify::new() }
-    }
-
-    /// A user that left again lingers anew.
-    fn add(&self, user: UserId, now: Instant, seen_at: Timestamp) {
-        self.users.lock().insert(user, (now + self.linger, seen_at));
-        self.added.notify_one();
-    }
-
-    /// Removes the users whose time is over, and returns them with when they were last seen.
-    fn take_due(&self, now: Instant) -> Vec<(UserId, Timestamp)> {
-        let due = |_: &UserId, (until, _): &mut (Instant, Timestamp)| *until <= now;
-        self.users.lock().extract_if(due).map(|(user, (_, seen_at))| (user, seen_at)).collect()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.users.lock().is_empty()
-    }
+/// Removes the users whose time is over, and returns them with when they were last seen.
+fn take_due(lingering: &mut Lingering, now: Instant) -> Vec<(UserId, Timestamp)> {
+    let due = lingering.extract_if(|_, (until, _)| *until <= now);
+    due.map(|(user, (_, seen_at))| (user, seen_at)).collect()
 }
 
 impl PresenceTracker {
@@ -58,7 +36,9 @@ impl PresenceTracker {
     /// Gives the slot back. After the user's last one, the user lingers.
     pub fn leave(&self, user: UserId) {
         if self.shared.leave(user) {
-            self.lingering.add(user, Instant::now(), self.clock.now());
+            // A user that left again lingers anew.
+            self.lingering.lock().insert(user, (Instant::now() + self.linger, self.clock.now()));
+            self.left.notify_one();
         }
     }
 
@@ -69,12 +49,13 @@ impl PresenceTracker {
 
     /// Withdraws and announces users whose linger is over, until `stop`.
     pub(super) async fn withdraw_lingering(&self, stop: &CancellationToken) {
-        while stop.run_until_cancelled(self.lingering.added.notified()).await.is_some() {
-            while !self.lingering.is_empty() {
+        while stop.run_until_cancelled(self.left.notified()).await.is_some() {
+            while !self.lingering.lock().is_empty() {
                 if stop.run_until_cancelled(tokio::time::sleep(PRESENCE_SWEEP_EVERY)).await.is_none() {
                     return;
                 }
-                for batch in self.lingering.take_due(Instant::now()).chunks(PRESENCE_BATCH) {
+                let due = take_due(&mut self.lingering.lock(), Instant::now());
+                for batch in due.chunks(PRESENCE_BATCH) {
                     self.withdraw(batch).await;
                 }
             }
@@ -105,10 +86,8 @@ impl PresenceTracker {
     /// Stores when the lingering users were last seen, at the end of this replica. They are not
     /// announced: their clients are on their way to another replica, or come back to this one.
     pub(super) async fn store_lingering(&self) {
-        let lingering: Vec<_> = {
-            let users = self.lingering.users.lock();
-            users.iter().map(|(user, (_, seen_at))| (*user, *seen_at)).collect()
-        };
+        let lingering = std::mem::take(&mut *self.lingering.lock());
+        let lingering: Vec<_> = lingering.into_iter().map(|(user, (_, seen_at))| (user, seen_at)).collect();
         self.store_seen(&lingering).await;
     }
 
@@ -130,11 +109,11 @@ mod tests {
     fn a_user_that_comes_back_and_leaves_again_lingers_anew() {
         let (user, start) = (UserId::default(), Instant::now());
         let at = |s: u64| start + Duration::from_secs(s);
-        let lingering = Lingering::new(Duration::from_secs(5));
-        lingering.add(user, at(0), Timestamp::from_ms(0));
-        lingering.add(user, at(4), Timestamp::from_ms(4000));
-        assert_eq!(lingering.take_due(at(8)), []);
-        assert_eq!(lingering.take_due(at(9)), [(user, Timestamp::from_ms(4000))]);
+        let mut lingering = Lingering::new();
+        lingering.insert(user, (at(5), Timestamp::from_ms(0)));
+        lingering.insert(user, (at(9), Timestamp::from_ms(4000)));
+        assert_eq!(take_due(&mut lingering, at(8)), []);
+        assert_eq!(take_due(&mut lingering, at(9)), [(user, Timestamp::from_ms(4000))]);
         assert!(lingering.is_empty());
     }
 }

@@ -25,8 +25,6 @@ struct Inner {
     by_connection: HashMap<u64, HashSet<UserId>>,
     /// Resyncs begun so far: the result of a later one is newer.
     resyncs: u64,
-    /// Pairs of a connection and a watched user.
-    pairs: usize,
 }
 
 /// A watched user.
@@ -72,26 +70,25 @@ impl Watchers {
     /// before. Returns the users that it did not watch yet.
     pub fn add(&self, watcher: &Arc<dyn Watcher>, users: &[UserId]) -> Result<Vec<UserId>, TooManyWatched> {
         let mut inner = self.inner.lock();
-        let Inner { by_user, by_connection, pairs, .. } = &mut *inner;
+        let Inner { by_user, by_connection, .. } = &mut *inner;
         let users: HashSet<UserId> = users.iter().copied().collect();
-        let watched = by_connection.get(&watcher.id());
+        let before = by_connection.get(&watcher.id());
         let new: Vec<UserId> =
-            users.iter().filter(|user| watched.is_none_or(|it| !it.contains(user))).copied().collect();
-        if watched.map_or(0, HashSet::len) + new.len() > WATCHED_MAX {
+            users.iter().filter(|user| before.is_none_or(|it| !it.contains(user))).copied().collect();
+        if before.map_or(0, HashSet::len) + new.len() > WATCHED_MAX {
             return Err(TooManyWatched);
         }
 
         for user in users {
-            let watched = by_user.entry(user).or_insert_with(|| {
+            let entry = by_user.entry(user).or_insert_with(|| {
                 self.bus.follow(Topic::Presence(user));
                 Watched::default()
             });
-            watched.watches.insert(watcher.id(), Watch { watcher: watcher.clone(), sent: None });
+            entry.watches.insert(watcher.id(), Watch { watcher: watcher.clone(), sent: None });
         }
         if !new.is_empty() {
             by_connection.entry(watcher.id()).or_default().extend(&new);
         }
-        *pairs += new.len();
         Ok(new)
     }
 
@@ -120,7 +117,7 @@ impl Watchers {
     /// The watched users.
     pub fn watched(&self) -> Vec<UserId> {
         let inner = self.inner.lock();
-        metrics::presence_watches(inner.pairs);
+        metrics::presence_watches(inner.by_connection.values().map(HashSet::len).sum());
         inner.by_user.keys().copied().collect()
     }
 
@@ -172,11 +169,9 @@ impl Inner {
     fn remove(&mut self, connection: u64, user: UserId, bus: &dyn Bus) {
         if let Some(users) = self.by_connection.get_mut(&connection)
             && users.remove(&user)
+            && users.is_empty()
         {
-            self.pairs -= 1;
-            if users.is_empty() {
-                self.by_connection.remove(&connection);
-            }
+            self.by_connection.remove(&connection);
         }
 
         if let Some(watched) = self.by_user.get_mut(&user) {
@@ -259,7 +254,7 @@ mod tests {
             resync(&watchers, watchers.begin_resync(), true);
             assert_eq!(frames.take(), 1);
         }
-        assert_eq!(watchers.inner.lock().pairs, 1);
+        assert_eq!(watchers.inner.lock().by_connection[&1].len(), 1);
     }
 
     #[test]
@@ -304,6 +299,6 @@ mod tests {
         watchers.remove_all(connection.id());
         assert!(!watchers.send(&updates[0], || panic!("the watch ended")));
         let inner = watchers.inner.lock();
-        assert!(inner.by_user.is_empty() && inner.by_connection.is_empty() && inner.pairs == 0);
+        assert!(inner.by_user.is_empty() && inner.by_connection.is_empty());
     }
 }

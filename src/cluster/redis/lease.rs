@@ -58,15 +58,6 @@ const RENEW: &str = "
     for index = 2, #all, 2 do all[index] = string.format('%d', all[index] - now) end
     return {epoch, now - string.match(epoch, '%d+$'), all}";
 
-/// What a renewal found out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Renewal {
-    /// The lease of a replica ended: its last events may be unpublished.
-    pub died: bool,
-    /// A replica left the set: its users are offline unless they are connected elsewhere.
-    pub gone: bool,
-}
-
 /// The set of leases at one time.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listed {
@@ -148,14 +139,16 @@ impl Leases {
         list
     }
 
-    /// Renews until `stop`, then ends the lease. `then` gets the result of each renewal.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken, then: impl Fn(Result<Renewal, Down>) + Send) {
+    /// Renews until `stop`, then ends the lease. After each attempt, `then` learns whether a replica was
+    /// lost: its lease ended, so that its last events may be unpublished, or it left the set, so that its
+    /// users are offline unless they are connected elsewhere.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken, then: impl Fn(bool) + Send) {
         let mut tick = tokio::time::interval(RENEW_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = tick.tick() => then(self.renew(LEASE).await),
+                _ = tick.tick() => then(self.renew(LEASE).await.unwrap_or(false)),
             }
         }
 
@@ -163,7 +156,8 @@ impl Leases {
         let _ = self.renew(Duration::ZERO).await;
     }
 
-    async fn renew(&self, lease: Duration) -> Result<Renewal, Down> {
+    /// Renews the lease once. Returns whether a replica was lost.
+    async fn renew(&self, lease: Duration) -> Result<bool, Down> {
         let (epoch, listed) = {
             let known = self.known.lock();
             (known.epoch.clone().unwrap_or_default(), known.listed.clone())
@@ -191,10 +185,8 @@ impl Leases {
 
         let before = std::mem::replace(&mut *self.known.lock(), now);
         let known = self.known.lock();
-        Ok(Renewal {
-            died: before.alive.iter().any(|id| !known.alive.contains(id)),
-            gone: before.listed.iter().any(|id| !known.listed.contains(id)),
-        })
+        let died = before.alive.iter().any(|id| !known.alive.contains(id));
+        Ok(died || before.listed.iter().any(|id| !known.listed.contains(id)))
     }
 
     fn key(&self) -> String {

@@ -15,10 +15,10 @@ pub use address::RedisAddress;
 pub use bus::RedisBus;
 pub use channel::{CHANNELS, Channel};
 pub use envelope::ClusterKey;
-pub use lease::{Leases, Renewal};
+pub use lease::Leases;
 pub use limiter::RedisRateLimiter;
 use link::Link;
-pub use link::{Down, Redis};
+pub use link::Redis;
 pub use presence::RedisPresence;
 pub use session_cache::RedisSessionCache;
 
@@ -73,10 +73,9 @@ impl RedisCluster {
         tasks.spawn_vital("presence", presence.clone().run(tasks.stop_token()));
         let renewed = {
             let (bus, presence) = (bus.clone(), presence.clone());
-            move |renewal: Result<Renewal, Down>| {
+            move |replica_lost| {
                 presence.renewed();
-                let changed = renewal.is_ok_and(|renewal| renewal.died || renewal.gone);
-                if changed && !faults::on(Mutant::NoLookOnDeath) {
+                if replica_lost && !faults::on(Mutant::NoLookOnDeath) {
                     bus.look_at_everything();
                 }
             }

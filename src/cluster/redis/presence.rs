@@ -88,13 +88,6 @@ struct Written {
     synced_in: Option<String>,
 }
 
-/// What a read found.
-struct Found {
-    online: Vec<bool>,
-    /// Whether the users that were not found are offline.
-    synced: bool,
-}
-
 impl RedisPresence {
     /// Presence in this Redis, of the replicas that have a lease. [`RedisPresence::run`] must run.
     pub fn new(redis: Arc<Redis>, leases: Arc<Leases>) -> Self {
@@ -192,7 +185,8 @@ impl RedisPresence {
     }
 
     /// Reads the leases and the hashes in one round trip, and once more if a replica joined meanwhile.
-    async fn read(&self, users: &[UserId]) -> Result<Found, Down> {
+    /// Returns whether each user is online; `None` if a user was not found and a replica is not synced.
+    async fn read(&self, users: &[UserId]) -> Result<Option<Vec<bool>>, Down> {
         let fields: Vec<String> = users.iter().map(ToString::to_string).collect();
         let mut asked = self.leases.listed();
         loop {
@@ -212,21 +206,21 @@ impl RedisPresence {
             if listed.replicas.iter().all(|id| *id == self.leases.own() || asked.contains(id)) {
                 let hashes = asked.iter().zip(hashes).filter(|(id, _)| listed.replicas.contains(id));
                 let hashes: Vec<_> = hashes.map(|(_, hash)| hash.as_slice()).collect();
-                return Ok(self.found(users, listed.epoch, &hashes));
+                return Ok(self.found(users, listed.epoch.as_deref(), &hashes));
             }
             asked = listed.replicas;
         }
     }
 
     /// Joins this replica's users with the hashes of the other listed replicas.
-    fn found(&self, users: &[UserId], epoch: Option<String>, hashes: &[&[Option<String>]]) -> Found {
-        let settled = epoch.as_ref().is_some_and(|epoch| self.leases.is_settled(epoch));
-        let synced = settled && hashes.iter().all(|hash| hash.first() == Some(&epoch));
+    fn found(&self, users: &[UserId], epoch: Option<&str>, hashes: &[&[Option<String>]]) -> Option<Vec<bool>> {
+        let settled = epoch.is_some_and(|epoch| self.leases.is_settled(epoch));
+        let synced = settled && hashes.iter().all(|hash| hash.first().is_some_and(|it| it.as_deref() == epoch));
 
         let elsewhere = |index: usize| hashes.iter().any(|hash| matches!(hash.get(index + 1), Some(Some(_))));
         let online = users.iter().enumerate();
-        let online = online.map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index)).collect();
-        Found { online, synced }
+        let online: Vec<_> = online.map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index)).collect();
+        (synced || online.iter().all(|online| *online)).then_some(online)
     }
 }
 
@@ -272,8 +266,8 @@ impl Presence for RedisPresence {
             let deadline = Instant::now() + PRESENCE_SYNC_MAX;
             loop {
                 match self.read(users).await {
-                    Ok(found) if found.synced || found.online.iter().all(|online| *online) => return Ok(found.online),
-                    Ok(_) if Instant::now() < deadline => tokio::time::sleep(READ_RETRY).await,
+                    Ok(Some(online)) => return Ok(online),
+                    Ok(None) if Instant::now() < deadline => tokio::time::sleep(READ_RETRY).await,
                     _ => return Err(Error::overloaded()),
                 }
             }
