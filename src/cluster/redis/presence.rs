@@ -38,12 +38,17 @@ const BATCH: usize = 256;
 /// number of connections (below 0: the user is offline here). Answers 1, and per user the number of
 /// connections in the other hashes.
 ///
-/// Answers nothing if the hash is lost, or if a later write came first: a write that was given up may
-/// still arrive, and must not bring back a user that has left since.
+/// Answers nothing unless the write before it is in the hash. Redis may have lost the hash, or in a
+/// failover its last writes. And a write that was given up may arrive after later ones: it must not
+/// bring back a user that has left since.
 const WRITE: &str = "
-    local last, begins = tonumber(redis.call('HGET', KEYS[1], 'seq')), ARGV[2] == '1'
-    if (last and last >= tonumber(ARGV[1])) or not (last or begins) then return {} end
-    if begins then redis.call('DEL', KEYS[1]) end
+    local last, seq = tonumber(redis.call('HGET', KEYS[1], 'seq')), tonumber(ARGV[1])
+    if ARGV[2] == '1' then
+        if last and last >= seq then return {} end
+        redis.call('DEL', KEYS[1])
+    elseif last ~= seq - 1 then
+        return {}
+    end
     redis.call('HSET', KEYS[1], 'seq', ARGV[1])
     if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'epoch', ARGV[3]) end
     local answer = {1}
@@ -144,13 +149,14 @@ impl RedisPresence {
         let mut written = self.written.borrow().clone();
         written.changes = count;
 
-        let epoch = self.leases.epoch();
-        let begins = written.synced_in != epoch;
-        let users = if begins { self.slots.users() } else { users.into_iter().collect() };
-        written.synced_in = match epoch {
-            Some(epoch) if self.write(&users, begins, &epoch, &mut written.calls).await.is_ok() => Some(epoch),
-            _ => None,
-        };
+        let before = written.synced_in.take();
+        if let Some(epoch) = self.leases.epoch().filter(|_| !self.redis.is_resting()) {
+            let begins = before.as_ref() != Some(&epoch);
+            let users = if begins { self.slots.users() } else { users.into_iter().collect() };
+            if self.write(&users, begins, &epoch, &mut written.calls).await.is_ok() {
+                written.synced_in = Some(epoch);
+            }
+        }
         self.written.send_replace(written);
     }
 
@@ -161,6 +167,7 @@ impl RedisPresence {
         for number in 0..batches {
             let batch = users.chunks(BATCH).nth(number).unwrap_or_default();
             *calls += 1;
+
             let mut call = self.script.prepare_invoke();
             call.key(self.hash_of(self.leases.own()));
             for other in self.leases.others_alive() {
