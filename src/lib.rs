@@ -6,6 +6,7 @@
 //! listener         accepts connections
 //! api   gateway    HTTP endpoints | WebSocket connections
 //! service   hub    the rules: check → store → publish | this replica's sockets: who follows which chat
+//! presence         which users are online: slots, linger, watchers
 //! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, presence, rate limits
 //! wire             frames of both directions, close codes, AsyncAPI; the messages between replicas
 //! model            what it is all about, without I/O
@@ -24,6 +25,7 @@ pub mod hub;
 mod listener;
 pub mod metrics;
 pub mod model;
+pub mod presence;
 pub mod server;
 pub mod service;
 pub mod store;

@@ -36,8 +36,8 @@ const SWEPT: &str = "starling_swept_rows_total";
 const SWEEPS_SKIPPED: &str = "starling_sweeps_skipped_total";
 const DEPARTURES: &str = "starling_removal_departures_total";
 const PRESENCE_WATCHES: &str = "starling_presence_watches";
-const PRESENCE_TOLD: &str = "starling_presence_told_total";
-const PRESENCE_BLIND: &str = "starling_presence_blind_total";
+const PRESENCE_EVENTS: &str = "starling_presence_events_total";
+const PRESENCE_UNSYNCED: &str = "starling_presence_unsynced_connections_total";
 const CONNECTIONS_REFUSED: &str = "starling_connections_refused_total";
 const CONNECTIONS_CLOSED: &str = "starling_connections_closed_total";
 const REQUESTS_REFUSED: &str = "starling_requests_refused_total";
@@ -93,8 +93,11 @@ pub fn describe() {
     );
     describe_counter!(DEPARTURES, "Chats that removed accounts left");
     describe_gauge!(PRESENCE_WATCHES, "Pairs of a connection and a user whose presence it watches");
-    describe_counter!(PRESENCE_TOLD, "Presence frames put into outboxes");
-    describe_counter!(PRESENCE_BLIND, "Connections let in without knowing how many their user has on other replicas");
+    describe_counter!(PRESENCE_EVENTS, "Presence frames queued for connections that watch a user");
+    describe_counter!(
+        PRESENCE_UNSYNCED,
+        "Connections accepted without knowing how many connections their user has on other replicas, because Redis was away"
+    );
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
     describe_counter!(
         CONNECTIONS_CLOSED,
@@ -356,14 +359,14 @@ pub fn presence_watches(count: usize) {
     gauge!(PRESENCE_WATCHES).set(count as f64);
 }
 
-/// So many connections were told of somebody's presence.
-pub fn presence_told(count: u64) {
-    counter!(PRESENCE_TOLD).increment(count);
+/// Presence frames were queued for this many connections.
+pub fn presence_events(count: u64) {
+    counter!(PRESENCE_EVENTS).increment(count);
 }
 
-/// A connection was let in without Redis.
-pub fn presence_blind() {
-    counter!(PRESENCE_BLIND).increment(1);
+/// A connection was accepted without an answer of Redis.
+pub fn presence_unsynced_connection() {
+    counter!(PRESENCE_UNSYNCED).increment(1);
 }
 
 /// A connection was refused at the door.

@@ -21,10 +21,11 @@ use crate::cluster::redis::{BusHealth, ClusterKey, RedisCluster, ReplicaId};
 use crate::cluster::{Bus, BusInbox, Presence, RateLimiter, SessionCache};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
-use crate::hub::{Attendance, Hub};
+use crate::hub::Hub;
 use crate::listener::{self, Rules};
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Epoch, Error};
+use crate::presence::PresenceTracker;
 use crate::service::{Admission, Hasher, Health, Parts, Service};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
@@ -163,9 +164,13 @@ impl Server {
         store.watch_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
-        let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
         let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
-        let hub = Hub::new(store.clone(), bus, attendance, clock.clone(), tasks.clone(), events_max);
+        let presence = {
+            let (shared, linger) = (cluster.presence.clone(), config.limits.presence_linger);
+            PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), linger)
+        };
+        tasks.spawn_vital("presence tracker", presence.clone().run(tasks.stop_token()));
+        let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), events_max);
         let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
         let warm = service.store().clone();
         drop(tasks.spawn(async move { warm.warm_up().await }));

@@ -9,7 +9,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 
 use super::bus::BusSender;
-use super::presence::Places;
+use super::presence::ConnectionSlots;
 use super::{
     Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Permit, Presence, RateLimiter, SessionCache, TooMany,
 };
@@ -108,13 +108,13 @@ impl SessionCache for MemorySessionCache {
     }
 }
 
-/// Who is connected to one process: its own places are all there are.
+/// The presence of one process: its own connection slots are all there are.
 #[derive(Debug, Default)]
-pub struct MemoryPresence(Places);
+pub struct MemoryPresence(ConnectionSlots);
 
 impl Presence for MemoryPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
-        Box::pin(ready(self.0.ask(user, max).map(|_| self.0.confirm(user))))
+        Box::pin(ready(self.0.take(user, max).map(|(_, entered)| entered)))
     }
 
     fn leave(&self, user: UserId) -> bool {
@@ -126,10 +126,14 @@ impl Presence for MemoryPresence {
     }
 
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
-        Box::pin(ready(Ok(users.iter().map(|user| self.0.is_here(*user)).collect())))
+        Box::pin(ready(Ok(users.iter().map(|user| self.0.here(*user).is_some()).collect())))
     }
 
-    fn dead_count_for(&self) -> Duration {
+    fn connected(&self) -> Vec<UserId> {
+        self.0.connected()
+    }
+
+    fn slot_ttl(&self) -> Duration {
         Duration::ZERO
     }
 }

@@ -1,4 +1,4 @@
-//! Presence: who has a connection, on any replica, and how many.
+//! Presence: which users are online on any replica, and how many connections each has.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,139 +8,141 @@ use parking_lot::Mutex;
 use super::BoxFuture;
 use crate::model::{Result, UserId};
 
-/// Knows who is online anywhere, and holds users to their number of connections.
+/// The presence state that the replicas share, and the bound on a user's connections.
 ///
-/// A user is online from the first [`enter`](Self::enter) on a replica until [`withdraw`](Self::withdraw) there; between
-/// [`leave`](Self::leave) and that lies the caller's patience, so that a flap of a second is nothing.
+/// A user is online from the first [`enter`](Self::enter) on a replica until
+/// [`withdraw`](Self::withdraw) there. Between [`leave`](Self::leave) and `withdraw` the user lingers,
+/// so that a short reconnect changes nothing.
 ///
-/// **Lease**: what a replica says holds only while that replica lives. Of one that was killed no place counts soon after
-/// ([`dead_count_for`](Self::dead_count_for)), nothing is believed a little later, and what the others said stays. **Order**: what one replica says of a user takes effect in the order of the
-/// calls, and before the returned future ends, unless blind. **Blind** (what is shared can't be asked): places are counted
-/// on this replica alone, since a bound that refuses everybody is worse than one that lets a few more in; `online` fails
-/// rather than guesses; and once it sees again, the replica says anew who is here. Nothing waits longer than
-/// [`crate::model::limits::PRESENCE_WAIT_MAX`].
+/// **Lease**: the state of a replica counts while that replica lives. The connection slots of a killed
+/// replica expire after [`slot_ttl`](Self::slot_ttl), its users are offline a few seconds later, and
+/// the users of the other replicas stay online. **Order**: the calls of one replica for one user take
+/// effect in order, and before the returned future ends if the store can be reached. **Without the
+/// store** each replica counts the connections that it has itself, since a bound that refuses every
+/// connection is worse than one that admits a few more; `online` fails rather than guess; and a
+/// replica writes its complete state again once the store is back. No call but `online` waits longer
+/// than [`PRESENCE_WAIT_MAX`](crate::model::limits::PRESENCE_WAIT_MAX), and `online` waits for
+/// [`PRESENCE_SYNC_MAX`](crate::model::limits::PRESENCE_SYNC_MAX) at most.
 pub trait Presence: Send + Sync {
-    /// Takes a place for one more connection of the user, who may have `max`, exactly, over all replicas.
-    fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>>;
-    /// Gives a place back, at once. The user stays online. Whether it was their last place here.
-    fn leave(&self, user: UserId) -> bool;
-    /// Says that those of `users` who hold no place here are no longer here. Returns which these were.
-    fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>>;
-    /// Who of `users` is online, on any replica, in the same order.
+    /// Takes a slot for one more connection of the user.
     ///
     /// # Errors
-    /// `unavailable`.
+    /// The user has `max` connections on all replicas. Of connections that enter on several replicas at
+    /// once, more may be refused than needed. The bound holds among the replicas that have seen each
+    /// other's lease, which takes one renewal after a start.
+    fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>>;
+
+    /// Gives a slot back at once. The user stays online. Returns whether it was the user's last slot
+    /// on this replica.
+    fn leave(&self, user: UserId) -> bool;
+
+    /// Ends the presence of those of `users` that hold no slot on this replica, and returns them.
+    fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>>;
+
+    /// Whether each of `users` is online on any replica, in the same order.
+    ///
+    /// # Errors
+    /// `unavailable` if the store can't be reached, or if a user was not found while a replica has
+    /// not yet written its state.
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>>;
-    /// How long places count that a replica held which was killed: whoever is one too many may not be so after it.
-    fn dead_count_for(&self) -> Duration;
+
+    /// The users that have a connection to this replica.
+    fn connected(&self) -> Vec<UserId>;
+
+    /// How long the slots of a killed replica count. A user refused within this time after another
+    /// replica's death may be admitted after it.
+    fn slot_ttl(&self) -> Duration;
 }
 
-/// How somebody came in.
+/// The state of the user before a connection got its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entered {
-    /// They were not here: whoever watches must hear of it.
+    /// The user was offline on this replica: the watchers must hear of it.
     First,
-    /// They were, or left so shortly ago that nobody noticed.
+    /// The user was online on this replica, or lingered.
     Again,
 }
 
-/// The user has all the connections that one may have.
+/// The user has the maximum number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
-/// The places taken on this replica, by user: what no other replica can know better.
+/// The connection slots taken on this replica, by user. This is the truth that the shared store copies.
+/// A user with an entry is online here; one without a slot lingers.
 #[derive(Debug, Default)]
-pub struct Places(Mutex<HashMap<UserId, Held>>);
+pub struct ConnectionSlots(Mutex<HashMap<UserId, Slots>>);
 
-/// What one user has here.
+/// The slots of one user.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
-    /// Places of connections.
-    taken: usize,
-    /// Places that others may still object to.
-    asked: usize,
-    /// Whether the user counts as online here: they came in and were not withdrawn.
-    here: bool,
+struct Slots {
+    here: usize,
+    /// On the other replicas, as of the last write to the shared store.
+    elsewhere: usize,
 }
 
-impl Places {
-    /// Asks for one of at most `max` places. Returns how many the user holds with it. To be followed by
-    /// [`Places::confirm`] or [`Places::refuse`].
+impl ConnectionSlots {
+    /// Takes one of at most `max` slots. Returns how many the user holds with it on this replica.
     ///
     /// # Errors
-    /// If they hold `max` here alone.
-    pub fn ask(&self, user: UserId, max: usize) -> Result<usize, TooMany> {
-        let mut places = self.0.lock();
-        let held = places.get(&user).copied().unwrap_or_default();
-        let count = held.taken + held.asked;
-        if count >= max {
+    /// The user holds `max` slots on this replica.
+    pub fn take(&self, user: UserId, max: usize) -> Result<(usize, Entered), TooMany> {
+        let mut users = self.0.lock();
+        let before = users.get(&user).copied();
+        let slots = before.unwrap_or_default();
+        if slots.here >= max {
             return Err(TooMany);
         }
-        places.insert(user, Held { asked: held.asked + 1, ..held });
-        Ok(count + 1)
+
+        users.insert(user, Slots { here: slots.here + 1, ..slots });
+        Ok((slots.here + 1, if before.is_none() { Entered::First } else { Entered::Again }))
     }
 
-    /// A place that was asked for is taken.
-    pub fn confirm(&self, user: UserId) -> Entered {
-        let mut places = self.0.lock();
-        let held = places.entry(user).or_default();
-        held.asked = held.asked.saturating_sub(1);
-        held.taken += 1;
-        if std::mem::replace(&mut held.here, true) { Entered::Again } else { Entered::First }
-    }
-
-    /// A place that was asked for is not to be had.
-    pub fn refuse(&self, user: UserId) {
-        let mut places = self.0.lock();
-        if let Some(held) = places.get_mut(&user) {
-            held.asked = held.asked.saturating_sub(1);
-            if held.taken == 0 && held.asked == 0 && !held.here {
-                places.remove(&user);
-            }
-        }
-    }
-
-    /// Gives a place back. Whether it was the last one taken.
+    /// Gives a slot back. Returns whether it was the last one.
     pub fn give_back(&self, user: UserId) -> bool {
-        let mut places = self.0.lock();
-        let Some(held) = places.get_mut(&user) else {
-            return false;
-        };
-        held.taken = held.taken.saturating_sub(1);
-        held.taken == 0
+        let mut users = self.0.lock();
+        let Some(slots) = users.get_mut(&user) else { return false };
+        slots.here = slots.here.saturating_sub(1);
+        slots.here == 0
     }
 
-    /// Has those of `users` who hold no place count as online no more. Which these were.
+    /// Removes those of `users` that hold no slot, and returns them.
     pub fn withdraw(&self, users: &[UserId]) -> Vec<UserId> {
-        let mut places = self.0.lock();
-        let mut gone = Vec::new();
-        for user in users {
-            if let Some(held) = places.get_mut(user)
-                && held.taken == 0
-                && std::mem::replace(&mut held.here, false)
-            {
-                gone.push(*user);
-                if held.asked == 0 {
-                    places.remove(user);
-                }
+        let mut entries = self.0.lock();
+        let mut withdraw = |user: &UserId| {
+            let lingers = entries.get(user).is_some_and(|slots| slots.here == 0);
+            lingers && entries.remove(user).is_some()
+        };
+        users.iter().copied().filter(|user| withdraw(user)).collect()
+    }
+
+    /// The slots that a user holds here; `None` if the user is offline here.
+    pub fn here(&self, user: UserId) -> Option<usize> {
+        self.0.lock().get(&user).map(|slots| slots.here)
+    }
+
+    /// The slots that a user held on the other replicas at the last [`ConnectionSlots::set_elsewhere`].
+    pub fn elsewhere(&self, user: UserId) -> usize {
+        self.0.lock().get(&user).map_or(0, |slots| slots.elsewhere)
+    }
+
+    /// Notes how many slots each user holds on the other replicas.
+    pub fn set_elsewhere(&self, counts: impl Iterator<Item = (UserId, usize)>) {
+        let mut users = self.0.lock();
+        for (user, elsewhere) in counts {
+            if let Some(slots) = users.get_mut(&user) {
+                slots.elsewhere = elsewhere;
             }
         }
-        gone
     }
 
-    /// How many places a user holds or asked for; `None` if they are not here, and did not just leave.
-    pub fn of(&self, user: UserId) -> Option<usize> {
-        self.0.lock().get(&user).map(|held| held.taken + held.asked)
-    }
-
-    /// Whether a user counts as online here.
-    pub fn is_here(&self, user: UserId) -> bool {
-        self.0.lock().get(&user).is_some_and(|held| held.here)
-    }
-
-    /// Everybody who is here, or just left, or is about to come in.
+    /// The users that are online here.
     pub fn users(&self) -> Vec<UserId> {
         self.0.lock().keys().copied().collect()
+    }
+
+    /// The users that hold a slot here.
+    pub fn connected(&self) -> Vec<UserId> {
+        self.0.lock().iter().filter(|(_, slots)| slots.here > 0).map(|(user, _)| *user).collect()
     }
 }
 
@@ -151,39 +153,29 @@ mod tests {
     const ADA: UserId = UserId(uuid::Uuid::from_u128(1));
 
     #[test]
-    fn a_user_is_here_from_the_first_place_until_withdrawn_without_one() {
-        let places = Places::default();
-        assert_eq!(places.ask(ADA, 2), Ok(1));
-        assert_eq!(places.ask(ADA, 2), Ok(2));
-        assert_eq!(places.ask(ADA, 2), Err(TooMany));
-        assert_eq!((places.confirm(ADA), places.confirm(ADA)), (Entered::First, Entered::Again));
-        assert_eq!((places.give_back(ADA), places.withdraw(&[ADA])), (false, vec![]));
-        assert_eq!((places.give_back(ADA), places.is_here(ADA)), (true, true));
-        assert_eq!((places.ask(ADA, 2), places.confirm(ADA)), (Ok(1), Entered::Again));
-        assert_eq!((places.withdraw(&[ADA]), places.give_back(ADA)), (vec![], true));
-        assert_eq!((places.withdraw(&[ADA]), places.withdraw(&[ADA])), (vec![ADA], vec![]));
-        assert_eq!(places.users(), []);
+    fn a_user_is_online_from_the_first_slot_until_withdrawn_without_one() {
+        let slots = ConnectionSlots::default();
+        assert_eq!(slots.take(ADA, 2), Ok((1, Entered::First)));
+        assert_eq!(slots.take(ADA, 2), Ok((2, Entered::Again)));
+        assert_eq!(slots.take(ADA, 2), Err(TooMany));
+        assert_eq!((slots.give_back(ADA), slots.withdraw(&[ADA])), (false, vec![]));
+        assert_eq!(slots.connected(), [ADA]);
+
+        assert_eq!((slots.give_back(ADA), slots.here(ADA)), (true, Some(0)));
+        assert_eq!((slots.users(), slots.connected()), (vec![ADA], vec![]));
+        assert_eq!(slots.take(ADA, 2), Ok((1, Entered::Again)));
+        assert_eq!((slots.withdraw(&[ADA]), slots.give_back(ADA)), (vec![], true));
+        assert_eq!((slots.withdraw(&[ADA]), slots.withdraw(&[ADA])), (vec![ADA], vec![]));
+        assert_eq!((slots.users(), slots.give_back(ADA)), (vec![], false));
     }
 
     #[test]
-    fn a_refused_place_leaves_nothing_behind_whatever_happens_meanwhile() {
-        let places = Places::default();
-        let ask = || assert!(places.ask(ADA, 9).is_ok());
-        ask();
-        places.refuse(ADA);
-        assert_eq!(places.of(ADA), None);
-        ask();
-        places.confirm(ADA);
-        ask();
-        assert!(places.give_back(ADA), "the one that was only asked for does not count");
-        places.refuse(ADA);
-        assert_eq!((places.is_here(ADA), places.withdraw(&[ADA]), places.of(ADA)), (true, vec![ADA], None));
-        ask();
-        places.confirm(ADA);
-        ask();
-        places.give_back(ADA);
-        assert_eq!((places.withdraw(&[ADA]), places.is_here(ADA), places.of(ADA)), (vec![ADA], false, Some(1)));
-        places.refuse(ADA);
-        assert_eq!(places.of(ADA), None);
+    fn slots_elsewhere_are_known_of_users_that_are_online_here() {
+        let slots = ConnectionSlots::default();
+        slots.set_elsewhere([(ADA, 3)].into_iter());
+        assert_eq!((slots.elsewhere(ADA), slots.here(ADA)), (0, None));
+        assert!(slots.take(ADA, 9).is_ok());
+        slots.set_elsewhere([(ADA, 3)].into_iter());
+        assert_eq!((slots.elsewhere(ADA), slots.take(ADA, 9)), (3, Ok((2, Entered::Again))));
     }
 }

@@ -1,15 +1,17 @@
 //! The work of each frame, and its answer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::connection::Live;
-use crate::hub::TooManyWatched;
 use crate::metrics;
 use crate::model::limits::{REQUEST_MAX, WATCH_USERS_MAX, WATCHED_MAX};
 use crate::model::message::Sent;
 use crate::model::{Code, Error, Kind, Message, Result, UserId};
+use crate::presence::{TooManyWatched, Watcher};
 use crate::service::Outgoing;
 use crate::wire::{ClientFrame, FrameId, ServerFrame};
 
@@ -65,13 +67,13 @@ impl Live {
     /// Watches users. The answer follows the `presence` of each user, so it goes through the outbox as well.
     async fn watch_presence(&mut self, id: Option<FrameId>, users: &[UserId]) -> Result<()> {
         let ack = id.clone().map(|id| ServerFrame::Ack { id: Some(id), message: None }.encode());
-        let (hub, connection) = (self.gateway.hub.clone(), self.connection.clone());
+        let (presence, connection) = (self.gateway.hub.presence().clone(), self.connection.clone());
         if users.len() > WATCH_USERS_MAX {
             return Err(Error::field("user_ids", format!("names more than {WATCH_USERS_MAX} users")));
         }
 
         if users.is_empty() {
-            hub.unwatch_all(&connection);
+            presence.unwatch_all(connection.id);
             if let Some(ack) = ack {
                 connection.push_always(&ack);
             }
@@ -79,14 +81,15 @@ impl Live {
         }
 
         self.gateway.service.count_watch(self.caller).await?;
-        let new = hub.watch(&connection, users).map_err(|TooManyWatched| {
+        let watcher: Arc<dyn Watcher> = connection.clone();
+        let new = presence.watch(&watcher, users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
         })?;
 
-        let (users, lookup_hub) = (users.to_vec(), hub.clone());
-        let lookup = self.bounded(async move { lookup_hub.look(&users).await });
+        let (users, shared) = (users.to_vec(), presence.clone());
+        let resynced = self.bounded(async move { shared.resync(&users).await });
         let answer = async move {
-            match lookup.await {
+            match resynced.await {
                 Ok(()) => {
                     if let Some(ack) = ack {
                         connection.push_always(&ack);
@@ -95,7 +98,7 @@ impl Live {
                 }
                 // A refused frame has no effect.
                 Err(error) => {
-                    hub.unwatch(&connection, &new);
+                    presence.unwatch(connection.id, &new);
                     Some(refusal(id, &error))
                 }
             }

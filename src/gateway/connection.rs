@@ -89,13 +89,13 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
     Box::pin(say_goodbye(&mut socket, code)).await;
 }
 
-/// Finds a place for a connection among those of its user. Returns the turn.
+/// Takes a slot for a connection among those of its user. Returns the turn.
 async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> Result<Turn, CloseCode> {
     let per_user_max = gateway.service.limits().connections_per_user_max;
     let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
-    let wait = gateway.hub.dead_count_for();
+    let wait = gateway.hub.presence().slot_ttl();
     if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
-        // A replica may just have died: its places count until its lease expires, and its clients come back here. Another
+        // A replica may just have died: its slots count until its lease expires, and its clients come back here. Another
         // newcomer uses the turn meanwhile.
         tokio::time::sleep(wait).await;
         let turn = in_time(gateway.turn()).await.map_err(|error| CloseCode::of_error(&error))?;

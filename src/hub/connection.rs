@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::OUTBOX_BYTES_MAX;
-use crate::model::{ChatId, Rev, SessionId, UserId};
-use crate::wire::CloseCode;
+use crate::model::{ChatId, Rev, SessionId, Timestamp, UserId};
+use crate::presence::Watcher;
+use crate::wire::{CloseCode, ServerFrame};
 
 /// What a queued frame costs besides its bytes.
 const FRAME_COST_BYTES: usize = 64;
@@ -119,6 +120,24 @@ impl State {
         self.outbox = VecDeque::new();
         self.phase = Phase::Silent;
         self.closing = Some(CloseReason::TooSlow);
+    }
+}
+
+impl Watcher for Connection {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn user_id(&self) -> UserId {
+        self.user_id
+    }
+
+    fn encode(&self, user_id: UserId, online: bool, last_seen_at: Option<Timestamp>) -> Bytes {
+        ServerFrame::Presence { user_id, online, last_seen_at }.encode()
+    }
+
+    fn send(&self, frame: &Bytes) {
+        self.push_always(frame);
     }
 }
 

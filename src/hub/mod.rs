@@ -12,12 +12,10 @@ mod epoch;
 mod heal;
 mod membership_size;
 mod one_at_a_time;
-pub mod presence;
 mod registry;
 mod resync;
 mod resync_queue;
 mod subscription;
-mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -29,24 +27,22 @@ use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Arrival, Bus, BusInbox};
+use crate::cluster::{Arrival, Bus, BusInbox, TooMany};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_RESYNC_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
+use crate::presence::PresenceTracker;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::wire::ServerFrame;
 pub use connection::{CloseReason, Connection};
 pub use membership_size::{MembershipSize, Snapshot};
 use one_at_a_time::OneAtATime;
-pub use presence::Attendance;
 use registry::Registry;
 use resync::ResyncProgress;
 use resync_queue::ResyncQueue;
 use subscription::{Accepted, ChatSubscription};
-pub use watchers::TooManyWatched;
-use watchers::Watchers;
 
 /// Locks that the subscriptions are spread over, by chat.
 const SHARDS: usize = 64;
@@ -57,8 +53,7 @@ pub struct Hub {
     bus: Arc<dyn Bus>,
     clock: Clock,
     registry: Registry,
-    attendance: Attendance,
-    watchers: Watchers,
+    presence: Arc<PresenceTracker>,
     shards: Vec<Mutex<HashMap<ChatId, ChatSubscription>>>,
     spread: RandomState,
     tasks: Tasks,
@@ -90,22 +85,21 @@ impl Hub {
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
-        attendance: Attendance,
+        presence: Arc<PresenceTracker>,
         clock: Clock,
         tasks: Tasks,
         channel_events_max: i64,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
-        let (watchers, stop) = (Watchers::new(bus.clone()), tasks.stop_token());
+        let stop = tasks.stop_token();
 
         Arc::new(Self {
             store,
             bus,
             clock,
             registry,
-            attendance,
-            watchers,
+            presence,
             shards,
             spread,
             tasks,
@@ -124,8 +118,6 @@ impl Hub {
     /// Delivers the events that arrive on the bus, and compares the chats with the store every 30 s, until the hub is
     /// stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
-        self.tasks.spawn_vital("attendance", self.clone().keep_attendance());
-        self.tasks.spawn_vital("presence of others", self.clone().tell_presence());
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
 
         let mut resync = slow_interval(HUB_RESYNC_EVERY);
@@ -154,7 +146,7 @@ impl Hub {
                 Some(Arrival::Event(event)) => self.deliver(event),
                 Some(Arrival::Resync(topics)) => self.resync_topics(topics),
                 Some(Arrival::ResyncAll) => {
-                    self.look_at_all_watched();
+                    self.presence.resync_all_soon();
                     self.resync_all();
                 }
                 None => return,
@@ -192,7 +184,7 @@ impl Hub {
                     }
                 }
             }
-            Event::Presence(user_id) => self.presence_may_have_changed(user_id),
+            Event::Presence(user_id) => self.presence.resync_soon(user_id),
             Event::Resync(topics) => self.resync_repeatedly(topics),
         }
     }
@@ -270,13 +262,15 @@ impl Hub {
     /// `TooManyConnections` if the user has `per_user_max` connections on all replicas together; `Restarting` once the hub
     /// drains.
     pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
-        self.enter(connection.user_id, per_user_max).await?;
+        let entered = self.presence.enter(connection.user_id, per_user_max).await;
+        entered.map_err(|TooMany| CloseReason::TooManyConnections)?;
+
         self.registry.add(connection);
 
         // Checked after the connection was added: either the drain finds the connection, or this check finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
-            self.leave(connection.user_id);
+            self.presence.leave(connection.user_id);
             return Err(CloseReason::Restarting);
         }
 
@@ -284,11 +278,16 @@ impl Hub {
         Ok(())
     }
 
+    /// The presence of this replica's users, and of those that they watch.
+    pub fn presence(&self) -> &Arc<PresenceTracker> {
+        &self.presence
+    }
+
     /// Removes a connection.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
-        self.leave(connection.user_id);
-        self.unwatch_all(connection);
+        self.presence.leave(connection.user_id);
+        self.presence.unwatch_all(connection.id);
 
         for chat_id in connection.leave() {
             let mut subscriptions = self.subscriptions(chat_id);

@@ -69,11 +69,6 @@ impl Registry {
         self.inner.lock().by_user.contains_key(&user_id)
     }
 
-    /// The users with a connection to this replica.
-    pub fn users(&self) -> Vec<UserId> {
-        self.inner.lock().by_user.keys().copied().collect()
-    }
-
     /// The connections of these sessions.
     pub fn of_sessions(&self, sessions: &[SessionId]) -> Vec<Arc<Connection>> {
         let inner = self.inner.lock();

@@ -44,8 +44,11 @@ impl ResyncProgress {
 impl Hub {
     /// Compares these topics with the store: the bus may have lost an event of them.
     pub(super) fn resync_topics(self: &Arc<Self>, topics: Vec<Topic>) {
-        let watched = topics.iter().filter_map(|topic| if let Topic::Presence(id) = topic { Some(*id) } else { None });
-        self.attendance.look_soon(watched);
+        for topic in &topics {
+            if let Topic::Presence(user) = topic {
+                self.presence.resync_soon(*user);
+            }
+        }
 
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {

@@ -54,7 +54,7 @@ named! {
         RevokeWithoutClosing = "revoke_without_closing",
         /// Remembers tokens for long and never forgets one.
         StaleSessions = "stale_sessions",
-        /// Believes the dead.
+        /// Keeps the users of a dead replica online.
         GhostsNeverExpire = "ghosts_never_expire",
         /// Lets what waits for a slow client grow.
         UnboundedOutbox = "unbounded_outbox",

@@ -160,14 +160,20 @@ pub const BUDGET_KEYS_MAX: usize = 100_000;
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
 /// Users that one `watch_presence` may name: what a screen shows, a few times over.
 pub const WATCH_USERS_MAX: usize = 200;
-/// Users that one connection may watch: the members of every chat that somebody has in view, and more.
+/// Users that one connection may watch: the members of every chat that the user has in view, and more.
 pub const WATCHED_MAX: usize = 1000;
-/// Looks at presence that clients asked for at once: a herd of reconnecting clients queues here, not in the database.
-pub const LOOKS_AT_ONCE_MAX: usize = 16;
-/// Users looked at in one step, pairs of watcher and watched asked for and users noted as seen in one statement.
+/// Presence resyncs at once: a herd of reconnecting clients queues here, not in the database.
+pub const PRESENCE_RESYNCS_MAX: usize = 16;
+/// Users compared in one presence resync, pairs of watcher and watched user in one statement, and users whose
+/// `last_seen_at` one statement stores.
 pub const PRESENCE_BATCH: usize = 500;
-/// How long a connection waits for what replicas share to say whether it has a place; then it has one.
+/// How long a connection waits for the shared presence to grant or refuse its slot. Then it is admitted.
 pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long a presence read waits for replicas that have not written their state: longer than an epoch of Redis takes to
+/// settle (2 s), so that a client that watches a user right after a start gets an answer.
+pub const PRESENCE_SYNC_MAX: Duration = Duration::from_secs(3);
+/// Pause between two sweeps over the users that linger: short beside the linger of 5 s.
+pub const PRESENCE_SWEEP_EVERY: Duration = Duration::from_millis(100);
 
 /// Arrivals that wait for the hub, and events that wait to be published. Over it an event is dropped, and the hub, or the
 /// other replicas, compare all their chats with the store.

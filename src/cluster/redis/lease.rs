@@ -1,17 +1,18 @@
-//! Leases: which replicas are alive. Each renews its own in time; who does not is dead to the others.
+//! Leases: which replicas are alive. Each replica renews its own lease; one that stops is dead.
 //!
-//! All are in one sorted set, by when they end. A replica is in it a second time, behind [`SAID`], once Redis knows
-//! everybody who is connected to it: after Redis forgot everything, what it does not know means nothing before that. One
-//! more entry names this memory of Redis. By it a replica notices that Redis forgot; its own lease does not tell, since a
-//! renewal of before may arrive late and bring it back.
+//! One sorted set holds the leases of all replicas, scored by their end in the clock of Redis. A lease
+//! stays in the set for [`GRACE`] after its end: a short stall is no death. One more entry, scored
+//! `+inf`, names the **epoch** of Redis: the time since Redis was last empty.
+//!
+//! After Redis lost its data, the first renewal creates another epoch, and each replica puts the
+//! replicas that it knew back into the set. So every replica, also one that starts right then, waits
+//! for those that have not renewed yet, instead of taking them for dead.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bb8_redis::redis::Script;
+use bb8_redis::redis::{Cmd, Script, cmd};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,155 +21,88 @@ use super::link::{Down, Redis};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 
-/// How long a replica counts as alive after its last renewal. With [`RENEW_EVERY`] it bounds how late its death is
-/// noticed: what it committed and could not announce is looked for then.
-pub(super) const LEASE: Duration = Duration::from_secs(3);
-/// How long what a replica said of its users is believed after its last renewal: a stumble is no death.
-const BELIEVED: Duration = Duration::from_secs(10);
+/// How long a replica is alive after its last renewal. With [`RENEW_EVERY`] it bounds how late the others
+/// notice a death, after which they compare their chats with the store.
+const LEASE: Duration = Duration::from_secs(3);
+/// How long the users of a replica stay online after its lease ended.
+const GRACE: Duration = Duration::from_secs(7);
 /// Pause between two renewals.
 const RENEW_EVERY: Duration = Duration::from_millis(750);
+/// Age from which an epoch is settled: each living replica has renewed in it, and has put back the
+/// replicas that it knew. More than [`RENEW_EVERY`] and a call of Redis that fails once.
+const EPOCH_SETTLES_AFTER: Duration = Duration::from_secs(2);
+/// How long a lease counts at most for a replica that learns of the others by its own renewals.
+pub(super) const NOTICED_AFTER: Duration = Duration::from_secs(4);
 
-/// What is before a replica whose word on its users is whole.
-const SAID: &str = "said:";
+/// The keys of leases and presence share this tag, so that one node of a Redis Cluster has all of them
+/// and one pipeline or script may name them together.
+pub(super) const TAG: &str = "presence";
 
-/// Renews one's own lease by the clock of Redis, and tells who else has one. Answers whether one's own was still there,
-/// the name of this memory, and each lease with the milliseconds since it ended (negative: it goes on). ARGV: the
-/// replica, for how long, how long those that ended are kept, in which memory its word is whole.
+/// Renews one's own lease. Answers the epoch, its age, and each lease with the time to its end, which is
+/// negative after it. ARGV: the replica, the lease, how long ended leases are kept, the epoch that the
+/// replica knew, and the replicas that it knew. All times are milliseconds.
 const RENEW: &str = "
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
-    local memory = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
-    if not memory then
-        memory = 'memory:' .. ARGV[1] .. ':' .. string.format('%d', now)
-        redis.call('ZADD', KEYS[1], '+inf', memory)
+    local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
+    if not epoch then
+        epoch = 'epoch:' .. ARGV[1] .. ':' .. string.format('%d', now)
+        redis.call('ZADD', KEYS[1], '+inf', epoch)
     end
-    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
+    if epoch ~= ARGV[4] then
+        for index = 5, #ARGV do redis.call('ZADD', KEYS[1], 'NX', now + ARGV[2], ARGV[index]) end
+    end
     redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-    if held and ARGV[4] == memory then
-        redis.call('ZADD', KEYS[1], now + ARGV[2], 'said:' .. ARGV[1])
-    else
-        redis.call('ZREM', KEYS[1], 'said:' .. ARGV[1])
-    end
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
     local all = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(+inf', 'WITHSCORES')
-    for index = 2, #all, 2 do all[index] = string.format('%d', now - all[index]) end
-    return {held and 1 or 0, memory, all}";
+    for index = 2, #all, 2 do all[index] = string.format('%d', all[index] - now) end
+    return {epoch, now - string.match(epoch, '%d+$'), all}";
 
-/// Whose lease goes on or ended no longer than some milliseconds ago, by the clock of Redis.
-const LISTED: &str = "
-    local time = redis.call('TIME')
-    local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - ARGV[1]), '(+inf')";
-
-/// Ends one's own lease at once, by the clock of Redis.
-const END: &str = "
-    local time = redis.call('TIME')
-    local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    return redis.call('ZADD', KEYS[1], 'XX', now, ARGV[1])";
-
-/// Whether Redis knows who is connected to this replica, as far as it was said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remembered {
-    /// It does.
-    Still,
-    /// Not yet: this replica has just started.
-    NotYet,
-    /// Not any more: Redis lost what it knew, or this replica's lease was gone because it slept.
-    NoMore,
-}
-
-/// What a renewal brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Renewal {
-    /// A replica that was alive is not any more: it may have died with something untold.
-    pub somebody_died: bool,
-    /// A replica whose word on its users counted does not count any more: they are offline, unless another has them.
-    pub somebody_is_gone: bool,
-    /// What Redis knows of this replica's users.
-    pub remembered: Remembered,
-}
-
-#[derive(Default)]
-struct Known {
-    /// The memory of Redis that the last renewal was in.
-    memory: Option<String>,
-    /// The memory that knows everybody who is connected to this replica.
-    said: Option<String>,
-    alive: Vec<ReplicaId>,
-    believed: Vec<ReplicaId>,
-    /// Replicas of whose users Redis does not know yet, and until when that is waited for.
-    awaited: HashMap<ReplicaId, Instant>,
-}
-
-/// Entries of the set: the replicas, and those whose word is whole.
+/// The set of leases at one time.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Listed {
-    replicas: Vec<ReplicaId>,
-    said: Vec<ReplicaId>,
+pub(super) struct Listed {
+    /// The epoch of Redis; `None` if no replica has renewed since Redis lost its data.
+    pub epoch: Option<String>,
+    /// The replicas that are alive, or whose lease ended less than [`GRACE`] ago.
+    pub replicas: Vec<ReplicaId>,
 }
 
 impl Listed {
-    fn of<'a>(entries: impl Iterator<Item = &'a str>) -> Self {
+    /// Reads the entries of the set.
+    pub fn of(entries: &[Option<String>]) -> Self {
         let mut listed = Self::default();
-        for entry in entries {
-            match entry.strip_prefix(SAID) {
-                Some(id) => listed.said.extend(id.parse::<ReplicaId>().ok()),
-                None => listed.replicas.extend(entry.parse::<ReplicaId>().ok()),
+        for entry in entries.iter().flatten() {
+            match entry.parse() {
+                Ok(id) => listed.replicas.push(id),
+                Err(_) => listed.epoch = Some(entry.clone()),
             }
         }
         listed
     }
-
-    /// Those of whose users Redis does not know everything.
-    fn unsaid(&self) -> impl Iterator<Item = ReplicaId> {
-        self.replicas.iter().copied().filter(|id| !self.said.contains(id))
-    }
 }
 
-impl Known {
-    /// Waits for those who have not said who is with them, and for those who were there before Redis forgot.
-    fn await_unsaid(&mut self, listed: &Listed, before: &[ReplicaId], now: Instant) {
-        self.awaited.retain(|id, until| !listed.said.contains(id) && (*until > now || listed.replicas.contains(id)));
-        let until = now + BELIEVED;
-        self.awaited.extend(before.iter().filter(|id| !listed.said.contains(id)).map(|id| (*id, until)));
-        for id in listed.unsaid() {
-            self.awaited.entry(id).or_insert(until);
-        }
-    }
-
-    /// Whether what Redis does not know of users means that they are not there.
-    fn is_whole(&self, listed: &Listed, now: Instant) -> bool {
-        let over = |id: &ReplicaId| self.awaited.get(id).is_some_and(|until| *until <= now);
-        let missing = |id: &ReplicaId| !listed.said.contains(id) && !over(id);
-        !listed.unsaid().any(|id| missing(&id)) && !self.awaited.keys().any(missing)
-    }
+/// What this replica learned by its last renewal.
+#[derive(Default)]
+struct Known {
+    epoch: Option<String>,
+    /// When the epoch settles, or settled.
+    settled_at: Option<Instant>,
+    listed: Vec<ReplicaId>,
+    alive: Vec<ReplicaId>,
 }
 
-/// The replicas whose word on their users counts, as Redis has it now.
-#[derive(Debug)]
-pub struct Believed {
-    /// These. One that started since the last renewal is among them, and this one only if its lease was not lost.
-    pub replicas: Vec<ReplicaId>,
-    /// Whether what they have not said means that it is not so.
-    pub is_whole: bool,
-}
-
-/// The replicas of the cluster, as far as this one knows.
+/// The replicas of the cluster, as far as this replica knows.
 pub struct Leases {
     redis: Arc<Redis>,
     own: ReplicaId,
     script: Script,
-    listed: Script,
     known: Mutex<Known>,
-    /// Wakes the next renewal: there is something to tell.
-    said: Notify,
 }
 
 impl Leases {
-    /// This replica's view. It holds no lease before the first renewal.
+    /// This replica's view. The replica holds no lease before the first renewal.
     pub fn new(redis: Arc<Redis>, own: ReplicaId) -> Self {
-        let known = Mutex::new(Known { alive: vec![own], believed: vec![own], ..Known::default() });
-        Self { redis, own, script: Script::new(RENEW), listed: Script::new(LISTED), known, said: Notify::new() }
+        Self { redis, own, script: Script::new(RENEW), known: Mutex::default() }
     }
 
     /// This replica.
@@ -176,163 +110,105 @@ impl Leases {
         self.own
     }
 
-    /// The replicas whose word on their users counts, as of the last renewal.
-    pub fn believed(&self) -> Vec<ReplicaId> {
-        self.known.lock().believed.clone()
+    /// The replicas whose users count as online, as of the last renewal.
+    pub fn listed(&self) -> Vec<ReplicaId> {
+        self.known.lock().listed.clone()
     }
 
-    /// The same, as Redis has it now.
-    ///
-    /// # Errors
-    /// [`Down`].
-    pub async fn believed_now(&self) -> Result<Believed, Down> {
-        if faults::on(Mutant::GhostsNeverExpire) {
-            return Ok(Believed { replicas: self.believed(), is_whole: true });
-        }
-        let listed = self.listed_now(BELIEVED.saturating_sub(LEASE)).await?;
-        let is_whole = self.known.lock().is_whole(&listed, Instant::now());
-        Ok(Believed { replicas: listed.replicas, is_whole })
+    /// The other replicas that are alive, as of the last renewal.
+    pub fn others_alive(&self) -> Vec<ReplicaId> {
+        self.known.lock().alive.iter().copied().filter(|id| *id != self.own).collect()
     }
 
-    /// The memory of Redis that the last renewal was in.
-    pub fn memory(&self) -> Option<String> {
-        self.known.lock().memory.clone()
+    /// The epoch of Redis, as of the last renewal.
+    pub fn epoch(&self) -> Option<String> {
+        self.known.lock().epoch.clone()
     }
 
-    /// This memory of Redis knows everybody who is connected to this replica.
-    pub fn has_said(&self, memory: String) {
-        self.known.lock().said = Some(memory);
-        self.said.notify_one();
+    /// Whether this is the epoch of the last renewal, and every living replica is in the set.
+    pub fn is_settled(&self, epoch: &str) -> bool {
+        let known = self.known.lock();
+        known.epoch.as_deref() == Some(epoch) && known.settled_at.is_some_and(|at| at <= Instant::now())
     }
 
-    /// The replicas that have a lease, as Redis has it now.
-    ///
-    /// # Errors
-    /// [`Down`].
-    pub async fn alive_now(&self) -> Result<Vec<ReplicaId>, Down> {
-        Ok(self.listed_now(Duration::ZERO).await?.replicas)
+    /// The command whose answer [`Listed::of`] reads. It needs no clock, since each renewal removes the
+    /// leases that ended too long ago.
+    pub(super) fn list_command(&self) -> Cmd {
+        let mut list = cmd("ZRANGE");
+        list.arg(self.key()).arg(0).arg(-1);
+        list
     }
 
-    /// The entries that go on or ended no longer than this ago.
-    async fn listed_now(&self, late: Duration) -> Result<Listed, Down> {
-        let mut call = self.listed.prepare_invoke();
-        call.key(self.redis.key("replicas", "")).arg(i64::try_from(late.as_millis()).unwrap_or(i64::MAX));
-        let entries: Vec<String> = self.redis.script("lease", &call).await?;
-        Ok(Listed::of(entries.iter().map(String::as_str)))
-    }
-
-    /// Renews until `stop`, then gives the lease back. Tells each renewal to `then`.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken, then: impl Fn(Renewal) + Send) {
+    /// Renews until `stop`, then ends the lease. After each attempt, `then` learns whether a replica was
+    /// lost: its lease ended, so that its last events may be unpublished, or it left the set, so that its
+    /// users are offline unless they are connected elsewhere.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken, then: impl Fn(bool) + Send) {
         let mut tick = tokio::time::interval(RENEW_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.said.notified() => {}
-                _ = tick.tick() => {}
-            }
-            if let Ok(renewal) = self.renew().await {
-                then(renewal);
+                _ = tick.tick() => then(self.renew(LEASE).await.unwrap_or(false)),
             }
         }
-        // Not as if it had never been: whose clients are on their way to another replica still count as online there.
-        let end = Script::new(END);
-        let mut call = end.prepare_invoke();
-        call.key(self.redis.key("replicas", "")).arg(self.own.to_string());
-        let _ = self.redis.script::<i64>("lease", &call).await;
+
+        // The entry stays for the grace: users whose clients move to another replica stay online.
+        let _ = self.renew(Duration::ZERO).await;
     }
 
-    /// Renews the lease once.
-    ///
-    /// # Errors
-    /// [`Down`]: nothing is known anew.
-    pub async fn renew(&self) -> Result<Renewal, Down> {
-        let keep = i64::try_from(BELIEVED.as_millis()).unwrap_or(i64::MAX);
-        let lease = i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX);
+    /// Renews the lease once. Returns whether a replica was lost.
+    async fn renew(&self, lease: Duration) -> Result<bool, Down> {
+        let (epoch, listed) = {
+            let known = self.known.lock();
+            (known.epoch.clone().unwrap_or_default(), known.listed.clone())
+        };
+        let kept_ms = if faults::on(Mutant::GhostsNeverExpire) { 1 << 40 } else { milliseconds(GRACE) };
         let mut call = self.script.prepare_invoke();
-        let said = self.known.lock().said.clone().unwrap_or_default();
-        call.key(self.redis.key("replicas", "")).arg(self.own.to_string()).arg(lease).arg(keep).arg(said);
-        let (held, memory, all): (i64, String, Vec<(String, i64)>) = self.redis.script("lease", &call).await?;
-        let of = |late_ms: i64| {
-            let entries = all.iter().filter(move |(_, ended_ms)| *ended_ms < late_ms);
-            Listed::of(entries.map(|(entry, _)| entry.as_str()))
-        };
-        let (alive, listed) = (of(0).replicas, of(keep - lease));
-        metrics::replicas(alive.len());
-        let now = Instant::now();
-        let mut known = self.known.lock();
-        let before = known.memory.replace(memory);
-        let remembered = match before {
-            // The first renewal finds nothing of this replica, and that means nothing.
-            None => Remembered::NotYet,
-            before if held == 0 || before != known.memory => Remembered::NoMore,
-            Some(_) => Remembered::Still,
-        };
-        let somebody_died = known.alive.iter().any(|id| !alive.contains(id));
-        // After Redis forgot everything, those who were there have as long to come back as they are believed.
-        let mut before = Vec::new();
-        if remembered == Remembered::NoMore {
-            before.clone_from(&known.believed);
-            known.said = None;
+        call.key(self.key()).arg(self.own.to_string()).arg(milliseconds(lease)).arg(kept_ms).arg(epoch);
+        for id in listed {
+            call.arg(id.to_string());
         }
-        known.await_unsaid(&listed, &before, now);
-        let mut believed = listed.replicas;
-        let awaited = known.awaited.iter().filter(|(_, until)| **until > now).map(|(id, _)| *id);
-        believed.extend(awaited.filter(|id| !believed.contains(id)).collect::<Vec<_>>());
-        let mut somebody_is_gone = false;
-        if faults::on(Mutant::GhostsNeverExpire) {
-            believed.retain(|id| !known.believed.contains(id));
-            known.believed.extend(believed);
-        } else {
-            somebody_is_gone = known.believed.iter().any(|id| !believed.contains(id));
-            known.believed = believed;
-        }
-        known.alive = alive;
-        Ok(Renewal { somebody_died, somebody_is_gone, remembered })
+
+        let (epoch, age_ms, leases): (String, i64, Vec<(String, i64)>) = self.redis.script("lease", &call).await?;
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or_default());
+        let ids = |left_ms: i64| {
+            let some = leases.iter().filter(move |(_, left)| *left > left_ms);
+            some.filter_map(|(id, _)| id.parse().ok()).collect::<Vec<ReplicaId>>()
+        };
+        let now = Known {
+            epoch: Some(epoch),
+            settled_at: Some(Instant::now() + EPOCH_SETTLES_AFTER.saturating_sub(age)),
+            listed: ids(i64::MIN),
+            alive: ids(0),
+        };
+        metrics::replicas(now.alive.len());
+
+        let before = std::mem::replace(&mut *self.known.lock(), now);
+        let known = self.known.lock();
+        let died = before.alive.iter().any(|id| !known.alive.contains(id));
+        Ok(died || before.listed.iter().any(|id| !known.listed.contains(id)))
     }
+
+    fn key(&self) -> String {
+        self.redis.key("leases", TAG)
+    }
+}
+
+/// A duration as scripts take it.
+pub(super) fn milliseconds(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn listed(replicas: &[u64], said: &[u64]) -> Listed {
-        let ids = |numbers: &[u64]| numbers.iter().map(|number| ReplicaId(*number)).collect();
-        Listed { replicas: ids(replicas), said: ids(said) }
-    }
-
     #[test]
-    fn whoever_was_there_before_redis_forgot_is_waited_for_until_it_has_said_who_is_with_it() {
-        let (start, mut known) = (Instant::now(), Known::default());
-        let at = |s: u64| start + Duration::from_secs(s);
-        let before = [ReplicaId(1), ReplicaId(2)];
-        known.await_unsaid(&listed(&[1], &[]), &before, start);
-        assert!(!known.is_whole(&listed(&[1], &[1]), at(1)), "2 is missing");
-        known.await_unsaid(&listed(&[1, 2], &[1]), &[], at(2));
-        assert!(!known.is_whole(&listed(&[1, 2], &[1]), at(2)), "2 is back and has not said it");
-        assert!(!known.is_whole(&listed(&[1, 2, 3], &[1, 2]), at(2)), "3 just started");
-        assert!(known.is_whole(&listed(&[1, 2], &[1, 2]), at(3)));
-        known.await_unsaid(&listed(&[1, 2], &[1, 2]), &[], at(3));
-        assert!(known.awaited.is_empty());
-    }
-
-    #[test]
-    fn whoever_never_says_who_is_with_it_is_waited_for_as_long_as_it_is_believed() {
-        let (start, mut known) = (Instant::now(), Known::default());
-        let (dead, odd) = (ReplicaId(2), listed(&[1, 3], &[1]));
-        known.await_unsaid(&odd, &[dead], start);
-        let later = start + BELIEVED;
-        assert!(!known.is_whole(&odd, later - Duration::from_millis(1)) && known.is_whole(&odd, later));
-        known.await_unsaid(&odd, &[], later);
-        assert_eq!(known.awaited.keys().collect::<Vec<_>>(), [&ReplicaId(3)], "it is there and not waited for again");
-        assert!(known.is_whole(&odd, later));
-    }
-
-    #[test]
-    fn an_entry_is_a_replica_or_says_that_its_word_is_whole() {
-        let entries = ["0000000000000001", "said:0000000000000001", "0000000000000002", "what"];
-        let found = Listed::of(entries.into_iter());
-        assert_eq!(found, listed(&[1, 2], &[1]));
-        assert_eq!(found.unsaid().collect::<Vec<_>>(), [ReplicaId(2)]);
+    fn the_set_lists_replicas_and_the_epoch() {
+        let entries = ["0000000000000001", "00000000000000ff", "epoch:0000000000000001:7"];
+        let listed = Listed::of(&entries.map(|entry| Some(entry.to_owned())));
+        assert_eq!(listed.replicas, [ReplicaId(1), ReplicaId(255)]);
+        assert_eq!(listed.epoch.as_deref(), Some("epoch:0000000000000001:7"));
+        assert_eq!(Listed::of(&[]), Listed::default());
     }
 }

@@ -277,6 +277,15 @@ impl Redis {
         .await
     }
 
+    /// Runs a pipeline in one round trip and returns its answers. In a Redis Cluster all of its keys must
+    /// have one tag.
+    ///
+    /// # Errors
+    /// As [`Redis::command`].
+    pub async fn pipeline<T: FromRedisValue>(&self, unit: &'static str, pipeline: &Pipeline) -> Result<T, Down> {
+        self.call(unit, async |link| pipeline.query_async(link).await).await
+    }
+
     /// Whether this is a Redis Cluster, where all keys of a command must be on one node.
     pub fn is_cluster(&self) -> bool {
         self.is_cluster

@@ -17,7 +17,7 @@ mod subscriber;
 pub use address::RedisAddress;
 pub use bus::RedisBus;
 pub use channel::{CHANNELS, Channel};
-pub use lease::{Leases, Renewal};
+pub use lease::Leases;
 pub use limiter::RedisRateLimiter;
 use link::Link;
 pub use link::Redis;
@@ -75,18 +75,16 @@ impl RedisCluster {
         let leases = Arc::new(Leases::new(redis.clone(), own));
         let presence = Arc::new(RedisPresence::new(redis.clone(), leases.clone()));
         tasks.spawn_vital("presence", presence.clone().run(tasks.stop_token()));
-
-        let (watcher, registered) = (bus.clone(), presence.clone());
-        tasks.spawn_vital(
-            "leases",
-            leases.clone().run(tasks.stop_token(), move |renewal| {
-                registered.renewed(renewal);
-                let news = renewal.somebody_died || renewal.somebody_is_gone;
-                if news && !faults::on(Mutant::NoLookOnDeath) {
-                    watcher.resync_all();
+        let renewed = {
+            let (bus, presence) = (bus.clone(), presence.clone());
+            move |replica_lost| {
+                presence.renewed();
+                if replica_lost && !faults::on(Mutant::NoLookOnDeath) {
+                    bus.resync_all();
                 }
-            }),
-        );
+            }
+        };
+        tasks.spawn_vital("leases", leases.clone().run(tasks.stop_token(), renewed));
 
         let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), clock.clone(), tasks.clone()));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));

@@ -1,398 +1,268 @@
-//! Presence in Redis: for each user a hash of how many places they hold on which replica.
+//! Presence in Redis: each replica keeps one hash of its own, from user id to number of connections.
 //!
-//! A replica writes absolute numbers, from its own truth, in order; so a write that comes twice does no harm, and after
-//! Redis forgot everything each replica says it anew. What a replica wrote is believed as long as its lease; that
-//! somebody is nowhere, once every replica has said who is with it.
+//! The hash expires unless the replica refreshes it, and the other replicas read it only while the
+//! replica's lease is listed. A replica is **synced** once its hash holds all of its users in the
+//! present epoch of Redis: the field `epoch` says so. After a failed call, and when Redis lost the hash,
+//! the replica writes the complete hash again. While a listed replica is not synced, a user found in no
+//! hash is unknown rather than offline.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bb8_redis::redis::{Script, ScriptInvocation};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use bb8_redis::redis::{Pipeline, Script, cmd};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{LEASE, Leases, Remembered, Renewal};
+use super::ReplicaId;
+use super::lease::{Leases, Listed, NOTICED_AFTER, TAG, milliseconds};
 use super::link::{Down, Redis};
-use crate::cluster::presence::Places;
+use crate::cluster::presence::ConnectionSlots;
 use crate::cluster::{BoxFuture, Entered, Presence, TooMany};
 use crate::metrics;
-use crate::model::limits::PRESENCE_WAIT_MAX;
+use crate::model::limits::{PRESENCE_SYNC_MAX, PRESENCE_WAIT_MAX};
 use crate::model::{Error, Result, UserId};
 
-/// How long Redis keeps a user's hash that nobody writes: what a killed replica left goes by itself.
-const ENTRY_LIFE: Duration = Duration::from_mins(2);
-/// How often a replica says anew who is here.
-const REFRESH_EVERY: Duration = Duration::from_secs(40);
-/// Pause before what could not be written is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-/// How long after this replica noticed that Redis forgot everything the absence of an entry means nothing, whoever is
-/// known to be missing: those who started a moment ago are not.
-const GRACE: Duration = Duration::from_secs(2);
-/// How long whoever asks waits for replicas that have not said who is with them.
-const WHOLE_WAIT_MAX: Duration = Duration::from_secs(3);
-/// Pause before they are looked for again.
-const WHOLE_RETRY: Duration = Duration::from_millis(100);
-/// Writes in one round trip, and users asked for in one.
+/// How long Redis keeps a hash that its replica does not refresh. Longer than a dead replica is listed.
+const HASH_LIFE: Duration = Duration::from_secs(30);
+/// Pause before a read that met a replica without a synced hash is repeated.
+const READ_RETRY: Duration = Duration::from_millis(100);
+/// Users written in one round trip.
 const BATCH: usize = 256;
-/// Questions on their way at once where each user lives on a node of their own.
-const QUESTIONS_AT_ONCE: usize = 16;
 
-/// Writes, for each of the KEYS, how many places a user holds on one replica (below 0: none, and not here), if they hold
-/// at most a number (below 0: any) with those on other replicas. Answers 1 for each written. ARGV: the replica, the life of
-/// an entry in seconds, how many other replicas are alive, these, and two numbers a key. Fields of replicas that are no
-/// more are dropped only where many gathered: one that just started is unknown to the others for a moment.
+/// Writes users into the replica's hash, KEYS[1], and refreshes it. KEYS[2..] are the hashes of the
+/// other living replicas. ARGV: a sequence number, 1 to begin the hash anew, the epoch in which the hash
+/// is complete with this write (or nothing), the life of the hash in ms, and per user the id and the
+/// number of connections (below 0: the user is offline here). Answers 1, and per user the number of
+/// connections in the other hashes.
+///
+/// Answers nothing unless the write before it is in the hash. Redis may have lost the hash, or in a
+/// failover its last writes. And a write that was given up may arrive after later ones: it must not
+/// bring back a user that has left since.
 const WRITE: &str = "
-    local own, life, alive = ARGV[1], ARGV[2], tonumber(ARGV[3])
-    local others, is_alive, written = {}, {[own] = true}, {}
-    for index = 1, alive do
-        others[index] = ARGV[3 + index]
-        is_alive[others[index]] = true
+    local last, seq = tonumber(redis.call('HGET', KEYS[1], 'seq')), tonumber(ARGV[1])
+    if ARGV[2] == '1' then
+        if last and last >= seq then return {} end
+        redis.call('DEL', KEYS[1])
+    elseif last ~= seq - 1 then
+        return {}
     end
-    for index, key in ipairs(KEYS) do
-        local places, max = tonumber(ARGV[2 + alive + 2 * index]), tonumber(ARGV[3 + alive + 2 * index])
-        local all = places
-        if max >= 0 and alive > 0 then
-            for _, held in ipairs(redis.call('HMGET', key, unpack(others))) do
-                all = all + (tonumber(held or 0) or 0)
-            end
+    redis.call('HSET', KEYS[1], 'seq', ARGV[1])
+    if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'epoch', ARGV[3]) end
+    local answer = {1}
+    for index = 5, #ARGV, 2 do
+        local user, count, elsewhere = ARGV[index], tonumber(ARGV[index + 1]), 0
+        if count < 0 then redis.call('HDEL', KEYS[1], user) else redis.call('HSET', KEYS[1], user, count) end
+        for other = 2, #KEYS do
+            elsewhere = elsewhere + (tonumber(redis.call('HGET', KEYS[other], user)) or 0)
         end
-        written[index] = 1
-        if places < 0 then
-            redis.call('HDEL', key, own)
-        elseif max >= 0 and all > max then
-            written[index] = 0
-        else
-            redis.call('HSET', key, own, places)
-            redis.call('EXPIRE', key, life)
-            if redis.call('HLEN', key) > 32 + alive then
-                for _, id in ipairs(redis.call('HKEYS', key)) do
-                    if not is_alive[id] then redis.call('HDEL', key, id) end
-                end
-            end
-        end
+        answer[#answer + 1] = elsewhere
     end
-    return written";
-
-/// Whether each of the KEYS has a field of one of the replicas in ARGV.
-const LOOK: &str = "
-    local online = {}
-    for index, key in ipairs(KEYS) do
-        online[index] = 0
-        for _, held in ipairs(redis.call('HMGET', key, unpack(ARGV))) do
-            if held then online[index] = 1 end
-        end
-    end
-    return online";
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    return answer";
 
 /// Presence over all replicas that share a Redis.
 pub struct RedisPresence {
     redis: Arc<Redis>,
     leases: Arc<Leases>,
-    write: Script,
-    look: Script,
-    places: Places,
-    queue: Mutex<Queue>,
-    queued: Notify,
-    /// When what Redis does not know begins to mean something.
-    sees_from: Mutex<Instant>,
+    script: Script,
+    slots: ConnectionSlots,
+    changes: Mutex<Changes>,
+    changed: Notify,
+    written: watch::Sender<Written>,
 }
 
-/// What a look at Redis found.
-struct Seen {
-    online: Vec<bool>,
-    /// Whether those who were not found are not there.
-    is_whole: bool,
-}
-
-/// What is to be written, in order.
+/// Users whose number of connections is to be written.
 #[derive(Default)]
-struct Queue {
-    steps: VecDeque<Step>,
-    /// Users whose number is said by a step that waits, with nothing of theirs behind it: saying it twice is of no use.
-    said: HashSet<UserId>,
+struct Changes {
+    users: HashSet<UserId>,
+    /// Changes so far.
+    count: u64,
 }
 
-enum Step {
-    /// Writes how many places a user holds by then.
-    Say(UserId),
-    /// Asks for one more place. Answers whether it is to be had; not at all if Redis does not.
-    Ask { user: UserId, places: usize, max: usize, answer: oneshot::Sender<bool> },
-    /// Tells that everything before it is written; not at all if it isn't.
-    Reach(oneshot::Sender<bool>),
-    /// Tells the others that everything before it is written in this memory of Redis.
-    Whole(String),
-}
-
-impl Step {
-    fn user(&self) -> Option<UserId> {
-        match self {
-            Self::Say(user) | Self::Ask { user, .. } => Some(*user),
-            Self::Reach(_) | Self::Whole(_) => None,
-        }
-    }
-}
-
-/// A number as scripts take it.
-fn number(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+/// How far the writer came.
+#[derive(Clone, Default)]
+struct Written {
+    /// Changes that the writer has tried to write.
+    changes: u64,
+    /// Calls so far: the sequence number of the last one.
+    calls: u64,
+    /// The epoch in which the hash is complete; `None` after a failure.
+    synced_in: Option<String>,
 }
 
 impl RedisPresence {
-    /// Presence in this Redis, of the replicas that have a lease. To be [`run`](Self::run).
+    /// Presence in this Redis, of the replicas that have a lease. [`RedisPresence::run`] must run.
     pub fn new(redis: Arc<Redis>, leases: Arc<Leases>) -> Self {
         Self {
             redis,
             leases,
-            write: Script::new(WRITE),
-            look: Script::new(LOOK),
-            places: Places::default(),
-            queue: Mutex::default(),
-            queued: Notify::new(),
-            sees_from: Mutex::new(Instant::now()),
+            script: Script::new(WRITE),
+            slots: ConnectionSlots::default(),
+            changes: Mutex::default(),
+            changed: Notify::new(),
+            written: watch::Sender::default(),
         }
     }
 
-    /// Takes note of a renewal of this replica's lease.
-    pub fn renewed(&self, renewal: Renewal) {
-        match renewal.remembered {
-            Remembered::Still => {}
-            Remembered::NotYet => self.say_everything(),
-            Remembered::NoMore => self.forgotten(),
-        }
+    /// Takes note of an attempt to renew this replica's lease. The writer refreshes the hash, and writes
+    /// it anew in another epoch.
+    pub fn renewed(&self) {
+        self.changed.notify_one();
     }
 
-    /// Writes what is queued, and everything now and then, until `stop`; then what is left.
+    /// Writes changes until `stop`, then those that are left. After a failure the next renewal starts
+    /// the next attempt.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut refresh = tokio::time::interval(REFRESH_EVERY);
-        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                _ = refresh.tick() => self.say(self.places.users()),
-                () = self.queued.notified() => {}
-            }
-            while !self.queue.lock().steps.is_empty() {
-                if self.write_batch().await.is_err() {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(RETRY) => {}
-                    }
-                }
-            }
+        while stop.run_until_cancelled(self.changed.notified()).await.is_some() {
+            self.write_changes().await;
         }
-        while !self.queue.lock().steps.is_empty() && self.write_batch().await.is_ok() {}
+        self.write_changes().await;
     }
 
-    /// Redis lost what it knew: says everything anew, and believes no absence before others had time for the same.
-    fn forgotten(&self) {
-        *self.sees_from.lock() = Instant::now() + GRACE;
-        self.say_everything();
+    /// Notes that a user's number of connections changed. Returns the number of the change.
+    fn change(&self, user: UserId) -> u64 {
+        let mut changes = self.changes.lock();
+        changes.users.insert(user);
+        changes.count += 1;
+        self.changed.notify_one();
+        changes.count
     }
 
-    /// Says who is here, and then that this is all.
-    fn say_everything(&self) {
-        let memory = self.leases.memory();
-        self.say(self.places.users());
-        if let Some(memory) = memory {
-            self.say_whole(memory);
-        }
+    /// Waits until a change is written. `false` if Redis does not answer in time.
+    async fn wait_for(&self, change: u64) -> bool {
+        let mut written = self.written.subscribe();
+        let wait = written.wait_for(|written| written.changes >= change);
+        let written = tokio::time::timeout(PRESENCE_WAIT_MAX, wait).await;
+        matches!(written, Ok(Ok(written)) if written.synced_in.is_some())
     }
 
-    fn say_whole(&self, memory: String) {
-        self.queue.lock().steps.push_back(Step::Whole(memory));
-        self.queued.notify_one();
-    }
-
-    /// Has it written how many places these users hold.
-    fn say(&self, users: impl IntoIterator<Item = UserId>) {
-        let mut queue = self.queue.lock();
-        for user in users {
-            if queue.said.insert(user) {
-                queue.steps.push_back(Step::Say(user));
-            }
-        }
-        drop(queue);
-        self.queued.notify_one();
-    }
-
-    fn key(&self, user: UserId) -> String {
-        self.redis.key("online", &user.to_string())
-    }
-
-    /// Users whose keys one script may name.
-    fn together(&self) -> usize {
-        if self.redis.is_cluster() { 1 } else { BATCH }
-    }
-
-    fn take_batch(&self) -> Vec<Step> {
-        let mut queue = self.queue.lock();
-        let count = queue.steps.len().min(BATCH);
-        let batch: Vec<Step> = queue.steps.drain(..count).collect();
-        for step in &batch {
-            if let Step::Say(user) = step {
-                queue.said.remove(user);
-            }
-        }
-        batch
-    }
-
-    /// Writes the next steps. Of those that failed, the numbers are to be said again; whoever waits for an answer has none.
-    async fn write_batch(&self) -> Result<(), Down> {
-        let mut steps = self.take_batch().into_iter();
-        loop {
-            let some: Vec<Step> = steps.by_ref().take(self.together()).collect();
-            if some.is_empty() {
-                return Ok(());
-            }
-            match self.write(&some).await {
-                Ok(written) => self.answer(some, written),
-                Err(down) => {
-                    let undone = some.iter().chain(steps.as_slice());
-                    self.say(undone.clone().filter_map(Step::user));
-                    for step in undone {
-                        if let Step::Whole(memory) = step {
-                            self.say_whole(memory.clone());
-                        }
-                    }
-                    return Err(down);
-                }
-            }
-        }
-    }
-
-    async fn write(&self, steps: &[Step]) -> Result<Vec<i64>, Down> {
-        let own = self.leases.own();
-        let others = self.leases.alive_now().await?;
-        let others: Vec<String> = others.into_iter().filter(|id| *id != own).map(|id| id.to_string()).collect();
-        let mut call = self.write.prepare_invoke();
-        call.arg(own.to_string()).arg(ENTRY_LIFE.as_secs()).arg(others.len());
-        for id in &others {
-            call.arg(id);
-        }
-        let mut keys = 0;
-        for step in steps {
-            let (user, places, max) = match step {
-                Step::Say(user) => (*user, self.places.of(*user).map_or(-1, number), -1),
-                Step::Ask { user, places, max, .. } => (*user, number(*places), number(*max)),
-                Step::Reach(_) | Step::Whole(_) => continue,
-            };
-            call.key(self.key(user)).arg(places).arg(max);
-            keys += 1;
-        }
-        if keys == 0 { Ok(Vec::new()) } else { self.redis.script("presence_write", &call).await }
-    }
-
-    fn answer(&self, steps: Vec<Step>, written: Vec<i64>) {
-        let mut written = written.into_iter().map(|it| it == 1);
-        for step in steps {
-            match step {
-                Step::Say(_) => drop(written.next()),
-                Step::Ask { user, answer, .. } => {
-                    let granted = written.next().unwrap_or(true);
-                    // Who waited too long went in without this answer.
-                    if answer.send(granted).is_err() && !granted {
-                        self.say([user]);
-                    }
-                }
-                Step::Reach(reached) => drop(reached.send(true)),
-                // If Redis forgot it since, the next renewal is in another memory.
-                Step::Whole(memory) => self.leases.has_said(memory),
-            }
-        }
-    }
-
-    /// Queues a step that is answered, and waits for that. `None`: Redis does not say.
-    async fn ask(&self, step: impl FnOnce(oneshot::Sender<bool>) -> Step) -> Option<bool> {
-        if self.redis.is_resting() {
-            return None;
-        }
-        let (sender, answer) = oneshot::channel();
-        {
-            let mut queue = self.queue.lock();
-            let step = step(sender);
-            if let Step::Ask { user, .. } = &step {
-                // What is said of this user from now on must be written behind this step.
-                queue.said.remove(user);
-            }
-            queue.steps.push_back(step);
-        }
-        self.queued.notify_one();
-        tokio::time::timeout(PRESENCE_WAIT_MAX, answer).await.ok()?.ok()
-    }
-
-    /// Who is online by the entries in Redis. Fails if Redis lost what it knew.
-    async fn look(&self, users: &[UserId]) -> Result<Seen, Down> {
-        let own = self.leases.own();
-        // Asked each time: who entered on a replica that just started is online as well.
-        let mut first = self.leases.believed_now().await?;
-        if !first.replicas.contains(&own) {
-            first.replicas.push(own);
-        }
-        let believed: Vec<String> = first.replicas.iter().map(ToString::to_string).collect();
-        let ask = |users: &[UserId]| {
-            let mut call = self.look.prepare_invoke();
-            for user in users {
-                call.key(self.key(*user));
-            }
-            for id in &believed {
-                call.arg(id);
-            }
-            self.answered(call)
+    /// Writes the changes, or the complete hash if this replica is not synced.
+    async fn write_changes(&self) {
+        // The changes are taken before the users are read: a change from here on is written next time.
+        let Changes { users, count } = {
+            let mut changes = self.changes.lock();
+            Changes { users: std::mem::take(&mut changes.users), count: changes.count }
         };
-        let questions = stream::iter(users.chunks(self.together())).map(ask).buffered(QUESTIONS_AT_ONCE);
-        let online: Vec<Vec<i64>> = questions.try_collect().await?;
-        // Asked last: had Redis forgotten before it answered, this replica's lease would not be there.
-        let last = self.leases.believed_now().await?;
-        if !last.replicas.contains(&own) {
-            self.forgotten();
-            return Err(Down);
+        let mut written = self.written.borrow().clone();
+        written.changes = count;
+
+        let before = written.synced_in.take();
+        if let Some(epoch) = self.leases.epoch().filter(|_| !self.redis.is_resting()) {
+            let begins = before.as_ref() != Some(&epoch);
+            let users = if begins { self.slots.users() } else { users.into_iter().collect() };
+            if self.write(&users, begins, &epoch, &mut written.calls).await.is_ok() {
+                written.synced_in = Some(epoch);
+            }
         }
-        let online = users.iter().zip(online.into_iter().flatten());
-        let online = online.map(|(user, online)| online == 1 || self.places.is_here(*user)).collect();
-        Ok(Seen { online, is_whole: first.is_whole && last.is_whole })
+        self.written.send_replace(written);
     }
 
-    async fn answered(&self, call: ScriptInvocation<'_>) -> Result<Vec<i64>, Down> {
-        self.redis.script("presence_look", &call).await
+    /// Writes users in one call or more, and at least one: each refreshes the hash, and finds out whether
+    /// Redis lost it. The last call completes the hash.
+    async fn write(&self, users: &[UserId], begins: bool, epoch: &str, calls: &mut u64) -> Result<(), Down> {
+        let batches = users.len().div_ceil(BATCH).max(1);
+        for number in 0..batches {
+            let batch = users.chunks(BATCH).nth(number).unwrap_or_default();
+            *calls += 1;
+
+            let mut call = self.script.prepare_invoke();
+            call.key(self.hash_of(self.leases.own()));
+            for other in self.leases.others_alive() {
+                call.key(self.hash_of(other));
+            }
+            call.arg(*calls).arg(i64::from(begins && number == 0));
+            call.arg(if number + 1 == batches { epoch } else { "" }).arg(milliseconds(HASH_LIFE));
+            for user in batch {
+                let count = self.slots.here(*user).map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+                call.arg(user.to_string()).arg(count);
+            }
+
+            let answer: Vec<usize> = self.redis.script("presence_write", &call).await?;
+            let (_, elsewhere) = answer.split_first().ok_or(Down)?;
+            self.slots.set_elsewhere(batch.iter().copied().zip(elsewhere.iter().copied()));
+        }
+        Ok(())
+    }
+
+    fn hash_of(&self, id: ReplicaId) -> String {
+        self.redis.key(&format!("online:{id}"), TAG)
+    }
+
+    /// Reads the leases and the hashes in one round trip, and once more if a replica joined meanwhile.
+    /// Returns whether each user is online; `None` if a user was not found and a replica is not synced.
+    async fn read(&self, users: &[UserId]) -> Result<Option<Vec<bool>>, Down> {
+        let fields: Vec<String> = users.iter().map(ToString::to_string).collect();
+        let mut asked = self.leases.listed();
+        loop {
+            // This replica knows its own users better than its hash does.
+            asked.retain(|id| *id != self.leases.own());
+            let mut pipeline = Pipeline::with_capacity(asked.len() + 1);
+            pipeline.add_command(self.leases.list_command());
+            for id in &asked {
+                let mut get = cmd("HMGET");
+                get.arg(self.hash_of(*id)).arg("epoch").arg(&fields);
+                pipeline.add_command(get);
+            }
+
+            let answers: Vec<Vec<Option<String>>> = self.redis.pipeline("presence_read", &pipeline).await?;
+            let (entries, hashes) = answers.split_first().ok_or(Down)?;
+            let listed = Listed::of(entries);
+            if listed.replicas.iter().all(|id| *id == self.leases.own() || asked.contains(id)) {
+                let hashes = asked.iter().zip(hashes).filter(|(id, _)| listed.replicas.contains(id));
+                let hashes: Vec<_> = hashes.map(|(_, hash)| hash.as_slice()).collect();
+                return Ok(self.found(users, listed.epoch.as_deref(), &hashes));
+            }
+            asked = listed.replicas;
+        }
+    }
+
+    /// Joins this replica's users with the hashes of the other listed replicas.
+    fn found(&self, users: &[UserId], epoch: Option<&str>, hashes: &[&[Option<String>]]) -> Option<Vec<bool>> {
+        let settled = epoch.is_some_and(|epoch| self.leases.is_settled(epoch));
+        let synced = settled && hashes.iter().all(|hash| hash.first().is_some_and(|it| it.as_deref() == epoch));
+
+        let elsewhere = |index: usize| hashes.iter().any(|hash| matches!(hash.get(index + 1), Some(Some(_))));
+        let online = users.iter().enumerate();
+        let online: Vec<_> = online.map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index)).collect();
+        (synced || online.iter().all(|online| *online)).then_some(online)
     }
 }
 
 impl Presence for RedisPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
         Box::pin(async move {
-            let places = self.places.ask(user, max)?;
-            match self.ask(|answer| Step::Ask { user, places, max, answer }).await {
-                Some(true) => {}
-                Some(false) => {
-                    self.places.refuse(user);
-                    self.say([user]);
-                    return Err(TooMany);
+            // The slot is taken first, and written with the same call that reads the other replicas. Of two
+            // replicas, the later one sees the slots of the earlier one.
+            let (here, entered) = self.slots.take(user, max)?;
+            let change = self.change(user);
+            if !self.wait_for(change).await {
+                metrics::presence_unsynced_connection();
+            } else if here + self.slots.elsewhere(user) > max {
+                // The user stays online: the connections elsewhere are some.
+                if self.slots.give_back(user) {
+                    self.slots.withdraw(&[user]);
                 }
-                None => {
-                    metrics::presence_blind();
-                    self.say([user]);
-                }
+                self.change(user);
+                return Err(TooMany);
             }
-            Ok(self.places.confirm(user))
+            Ok(entered)
         })
     }
 
     fn leave(&self, user: UserId) -> bool {
-        let last = self.places.give_back(user);
-        self.say([user]);
+        let last = self.slots.give_back(user);
+        self.change(user);
         last
     }
 
     fn withdraw<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Vec<UserId>> {
         Box::pin(async move {
-            let gone = self.places.withdraw(users);
-            if !gone.is_empty() {
-                self.say(gone.iter().copied());
-                let _ = self.ask(Step::Reach).await;
+            let gone = self.slots.withdraw(users);
+            if let Some(change) = gone.iter().map(|user| self.change(*user)).last() {
+                self.wait_for(change).await;
             }
             gone
         })
@@ -400,24 +270,22 @@ impl Presence for RedisPresence {
 
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>> {
         Box::pin(async move {
-            let deadline = Instant::now() + WHOLE_WAIT_MAX;
-            let mut failures = 0;
-            // Twice at least: the first look may be the one that finds out that Redis forgot.
-            while failures < 2 {
-                let sees_from = *self.sees_from.lock();
-                tokio::time::sleep_until(sees_from).await;
-                match self.look(users).await {
-                    Ok(seen) if seen.is_whole || seen.online.iter().all(|online| *online) => return Ok(seen.online),
-                    Ok(_) if Instant::now() < deadline => tokio::time::sleep(WHOLE_RETRY).await,
-                    Ok(_) => break,
-                    Err(Down) => failures += 1,
+            let deadline = Instant::now() + PRESENCE_SYNC_MAX;
+            loop {
+                match self.read(users).await {
+                    Ok(Some(online)) => return Ok(online),
+                    Ok(None) if Instant::now() < deadline => tokio::time::sleep(READ_RETRY).await,
+                    _ => return Err(Error::overloaded()),
                 }
             }
-            Err(Error::overloaded())
         })
     }
 
-    fn dead_count_for(&self) -> Duration {
-        LEASE
+    fn connected(&self) -> Vec<UserId> {
+        self.slots.connected()
+    }
+
+    fn slot_ttl(&self) -> Duration {
+        NOTICED_AFTER
     }
 }

@@ -37,7 +37,7 @@ async fn all_else_is_shared(one: &Replica, two: &Replica) {
     presence::acquainted(&[one, two]).await;
     let (a, b) = (&*one.cluster.presence, &*two.cluster.presence);
     presence::a_user_is_online_until_withdrawn_everywhere(a, b).await;
-    presence::the_number_of_places_is_exact(a, b).await;
+    presence::the_number_of_connection_slots_is_exact(a, b).await;
     let mut granted = 0;
     for index in 0..40 {
         let limiter = &[one, two][index % 2].cluster.limiter;

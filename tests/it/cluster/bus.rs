@@ -337,7 +337,7 @@ async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_
     let mut watcher = Replica::join(&redis_url(), &prefix);
     let other = Replica::join(&redis_url(), &prefix);
     let id = other.cluster.leases.own();
-    eventually("both are known", async || watcher.cluster.leases.believed().contains(&id)).await;
+    eventually("both are known", async || watcher.cluster.leases.listed().contains(&id)).await;
     connected(&watcher).await;
     // Arrivals until now are about the start.
     while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await {}

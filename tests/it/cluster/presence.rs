@@ -1,4 +1,4 @@
-//! Presence: who is online, and how many places a user has, on every implementation and over several replicas.
+//! Presence: which users are online, and how many connections each has, on every implementation.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ async fn is_online(presence: &dyn Presence, user: UserId) -> bool {
     presence.online(&[user]).await.unwrap() == [true]
 }
 
-/// Two replicas that know each other.
+/// Two replicas that have seen each other's lease.
 async fn pair(url: &str) -> (Replica, Replica) {
     let prefix = prefix();
     let (a, b) = (Replica::join(url, &prefix), Replica::join(url, &prefix));
@@ -31,7 +31,7 @@ async fn pair(url: &str) -> (Replica, Replica) {
 
 pub async fn acquainted(replicas: &[&Replica]) {
     eventually("the replicas know each other", async || {
-        replicas.iter().all(|it| it.cluster.leases.believed().len() == replicas.len())
+        replicas.iter().all(|it| it.cluster.leases.listed().len() == replicas.len())
     })
     .await;
 }
@@ -46,8 +46,8 @@ pub async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &d
     assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again));
     assert_eq!(b.enter(ada, 2).await, Err(TooMany));
     assert_eq!((a.leave(ada), a.leave(ada)), (false, true));
-    assert!(is_online(a, ada).await && is_online(b, ada).await, "for as long as one is patient");
-    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again), "nobody noticed the absence");
+    assert!(is_online(a, ada).await && is_online(b, ada).await, "she lingers");
+    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again), "she lingered");
     assert_eq!(a.withdraw(&[ada, bob]).await, [], "she is back");
     assert!(a.leave(ada));
     assert_eq!(a.withdraw(&[ada, bob]).await, [ada]);
@@ -76,33 +76,33 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
     assert!(is_online(a, ada).await, "there is the other replica");
 }
 
-/// However many come in at once, over two replicas, just as many as may get a place.
-pub async fn the_number_of_places_is_exact(a: &dyn Presence, b: &dyn Presence) {
+/// Of many connections at once over two replicas, exactly the maximum get a slot.
+pub async fn the_number_of_connection_slots_is_exact(a: &dyn Presence, b: &dyn Presence) {
     const MAX: usize = 20;
     let ada = user();
     let all = join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;
     assert_eq!(all.iter().filter(|it| it.is_ok()).count(), MAX);
     let on_a = all.iter().step_by(2).filter(|it| it.is_ok()).count();
-    // Each place that is given back is one for somebody else, elsewhere, at once or in a moment.
+    // A slot that one replica gives back is free on the other in a moment.
     for _ in 0..on_a {
         a.leave(ada);
-        eventually("there is a place", async || b.enter(ada, MAX).await.is_ok()).await;
+        eventually("a slot is free", async || b.enter(ada, MAX).await.is_ok()).await;
         assert_eq!(b.enter(ada, MAX).await, Err(TooMany));
         assert_eq!(a.enter(ada, MAX).await, Err(TooMany));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_number_of_places_is_exact_in_memory() {
+async fn the_number_of_connection_slots_is_exact_in_memory() {
     let presence = MemoryPresence::default();
-    the_number_of_places_is_exact(&presence, &presence).await;
+    the_number_of_connection_slots_is_exact(&presence, &presence).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_number_of_places_is_exact_over_redis() {
+async fn the_number_of_connection_slots_is_exact_over_redis() {
     let (a, b) = pair(&redis_url()).await;
     for _ in 0..5 {
-        the_number_of_places_is_exact(&*a.cluster.presence, &*b.cluster.presence).await;
+        the_number_of_connection_slots_is_exact(&*a.cluster.presence, &*b.cluster.presence).await;
     }
 }
 
@@ -125,7 +125,7 @@ async fn a_herd_is_let_in_and_found_within_seconds() {
 }
 
 #[tokio::test]
-async fn without_redis_each_replica_counts_its_own_and_nobody_is_guessed_to_be_offline() {
+async fn without_redis_each_replica_counts_its_own_connections_and_online_is_unavailable() {
     let replica = Replica::join("redis://127.0.0.1:1", &prefix());
     let (presence, ada) = (&replica.cluster.presence, user());
     let start = Instant::now();
@@ -158,7 +158,7 @@ async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
     }
     let online = async || living.cluster.presence.online(&[ada, bob, both]).await.unwrap();
     assert_eq!(online().await, [true, true, true]);
-    // As a kill would: all of its tasks are gone at once, and say nothing more.
+    // As a kill would: all of its tasks are gone at once.
     runtime.shutdown_background();
     let killed = Instant::now();
     loop {
@@ -170,8 +170,8 @@ async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
         assert!(killed.elapsed() < GHOSTS_MAX, "a ghost");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(killed.elapsed() > Duration::from_secs(3), "a stumble is no death");
-    // Its places are free again, too.
+    assert!(killed.elapsed() > Duration::from_secs(3), "a short stall is no death");
+    // Its slots are free again, too.
     assert!(living.cluster.presence.enter(ada, 1).await.is_ok());
     assert!(living.cluster.presence.enter(both, 2).await.is_ok());
 }
@@ -199,7 +199,7 @@ async fn a_replica_that_stops_leaves_its_users_the_time_to_come_back_elsewhere()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_redis_forgets_everything_nobody_goes_offline_and_the_places_are_counted_again() {
+async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_are_counted_again() {
     let redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let (ada, bob, eve) = (user(), user(), user());
@@ -223,7 +223,7 @@ async fn when_redis_forgets_everything_nobody_goes_offline_and_the_places_are_co
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_redis_forgets_everything_those_of_a_replica_that_is_cut_off_from_it_go_offline_only_if_it_stays_so() {
+async fn after_a_wipe_of_redis_the_users_of_a_replica_that_is_cut_off_go_offline_only_if_it_stays_cut_off() {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
     let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
@@ -231,7 +231,7 @@ async fn when_redis_forgets_everything_those_of_a_replica_that_is_cut_off_from_i
     let ada = user();
     a.cluster.presence.enter(ada, 2).await.unwrap();
     assert!(is_online(&*b.cluster.presence, ada).await);
-    // Longer than a replica takes to notice that Redis forgot, shorter than it is believed.
+    // Longer than a replica takes to notice another epoch, shorter than a lease is listed.
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
     let start = Instant::now();
@@ -251,7 +251,7 @@ async fn when_redis_forgets_everything_those_of_a_replica_that_is_cut_off_from_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happened_while_redis_was_away_is_known_once_it_is_back() {
+async fn changes_made_while_redis_was_away_are_known_once_it_is_back() {
     let mut redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let (stays, comes, goes) = (user(), user(), user());
@@ -265,7 +265,7 @@ async fn what_happened_while_redis_was_away_is_known_once_it_is_back() {
     redis.restart().await;
     eventually("they are known", async || {
         let online = b.cluster.presence.online(&[stays, comes, goes]).await;
-        // Nobody is told offline who is not, not even for a moment.
+        // An online user is not shown offline, not even for a moment.
         online.is_ok_and(|online| {
             assert_eq!(online, [true, true, false]);
             true
@@ -273,4 +273,94 @@ async fn what_happened_while_redis_was_away_is_known_once_it_is_back() {
     })
     .await;
     assert_eq!(b.cluster.presence.enter(stays, 1).await, Err(TooMany));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_starts_right_after_a_wipe_of_redis_shows_no_online_user_offline() {
+    let redis = OwnRedis::start().await;
+    let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
+    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    acquainted(&[&a, &b]).await;
+    let (ada, bob) = (user(), user());
+    a.cluster.presence.enter(ada, 2).await.unwrap();
+    b.cluster.presence.enter(bob, 2).await.unwrap();
+
+    // The replica of Ada can't say for itself that it lives: the replica of Bob puts it back into the set.
+    way.set(Mode::BlackHole);
+    redis.command::<()>(&["FLUSHALL"]).await;
+    let c = Replica::join(&redis.url(), &prefix);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        let online = c.cluster.presence.online(&[ada]).await;
+        assert!(!online.is_ok_and(|online| online == [false]), "{:?} after", start.elapsed());
+        let online = c.cluster.presence.online(&[bob]).await;
+        assert!(!online.is_ok_and(|online| online == [false]), "{:?} after", start.elapsed());
+    }
+
+    way.set(Mode::Pass);
+    eventually("all are online", async || {
+        c.cluster.presence.online(&[ada, bob]).await.is_ok_and(|online| online == [true, true])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_arrives_late_brings_no_user_back() {
+    let redis = OwnRedis::start().await;
+    let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
+    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    acquainted(&[&a, &b]).await;
+    let (ada, bob) = (user(), user());
+    a.cluster.presence.enter(bob, 2).await.unwrap();
+
+    // The connections of this moment hold back what they are given; those made later pass.
+    way.set(Mode::Strand);
+    a.cluster.presence.enter(ada, 2).await.unwrap();
+    a.cluster.presence.leave(ada);
+    assert_eq!(a.cluster.presence.withdraw(&[ada]).await, [ada]);
+    // Another user comes meanwhile. Once it is found, the replica has written its complete hash.
+    let eve = user();
+    a.cluster.presence.enter(eve, 2).await.unwrap();
+    eventually("the replica is synced over other connections", async || {
+        b.cluster.presence.online(&[eve]).await.is_ok_and(|online| online == [true])
+    })
+    .await;
+
+    way.set(Mode::Pass);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        let online = b.cluster.presence.online(&[ada, bob, eve]).await.unwrap();
+        assert_eq!(online, [false, true, true], "{:?} after", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hash_of_a_replica_expires_and_one_that_is_lost_is_written_anew() {
+    let redis = OwnRedis::start().await;
+    let (a, b) = pair(&redis.url()).await;
+    let ada = user();
+    a.cluster.presence.enter(ada, 2).await.unwrap();
+    let hashes = async || redis.command::<Vec<String>>(&["KEYS", "*:online:*"]).await;
+    eventually("both have a hash", async || hashes().await.len() == 2).await;
+    for hash in hashes().await {
+        let life_ms: i64 = redis.command(&["PTTL", &hash]).await;
+        assert!((1..=30_000).contains(&life_ms), "{life_ms} ms");
+    }
+
+    for _ in 0..3 {
+        for hash in hashes().await {
+            redis.command::<()>(&["DEL", &hash]).await;
+        }
+        assert!(is_online(&*b.cluster.presence, ada).await, "found once the hash is back");
+    }
+    eventually("both are synced", async || {
+        let mut synced = 0;
+        for hash in hashes().await {
+            synced += redis.command::<i64>(&["HEXISTS", &hash, "epoch"]).await;
+        }
+        synced == 2
+    })
+    .await;
+    assert_eq!(b.cluster.presence.enter(ada, 1).await, Err(TooMany));
 }

@@ -15,11 +15,12 @@ use serde_json::Value;
 use starling::cluster::bus::BusSender;
 use starling::cluster::memory::{MemoryBus, MemoryPresence};
 use starling::hub::connection::TakeOutcome;
-use starling::hub::{Attendance, CloseReason, Connection, Hub};
+use starling::hub::{CloseReason, Connection, Hub};
 use starling::model::message::Draft;
 use starling::model::{
     Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId, UserId,
 };
+use starling::presence::PresenceTracker;
 use starling::store::{AddMember, Creation, NewChat, Store};
 use starling::tasks::Tasks;
 
@@ -63,14 +64,10 @@ impl Bench {
     async fn new(server: &TestServer) -> Self {
         let (store, clock) = (server.service().store().clone(), Clock::system());
         let tasks = Tasks::default();
-        let hub = Hub::new(
-            store.clone(),
-            Arc::new(MemoryBus::new().0),
-            Attendance::new(Arc::new(MemoryPresence::default()), Duration::ZERO),
-            clock.clone(),
-            tasks.clone(),
-            1000,
-        );
+        let bus = Arc::new(MemoryBus::new().0);
+        let shared = Arc::new(MemoryPresence::default());
+        let presence = PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), Duration::ZERO);
+        let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), 1000);
         let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.service().make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;

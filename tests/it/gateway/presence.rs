@@ -1,4 +1,4 @@
-//! Who is online: told to those who watch and share a chat, and to nobody else.
+//! The presence of users: sent to the connections that watch them and share a chat, and to no others.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +9,19 @@ use starling::store::{Creation, NewChat, NewUser};
 use crate::support::{Backend, Socket, TestServer, User, everywhere};
 
 everywhere!(
-    a_watcher_is_told_at_once_and_of_every_change,
-    a_synced_connection_watches_as_well_as_one_that_is_not,
-    whoever_has_another_device_stays_online,
-    strangers_and_those_who_do_not_exist_are_told_nothing_of,
-    whoever_shares_a_chat_no_more_is_told_nothing_more,
+    a_watcher_gets_the_state_at_once_and_every_change,
+    a_connection_watches_before_and_after_its_sync,
+    a_user_with_another_device_stays_online,
+    nothing_is_sent_of_strangers_and_of_unknown_users,
+    a_watcher_that_shares_no_chat_any_more_gets_nothing_more,
     an_empty_list_ends_the_watching,
-    whoever_asks_again_is_told_again,
-    the_acknowledgement_comes_behind_what_was_asked_for,
+    a_watcher_that_asks_again_gets_the_state_again,
+    the_acknowledgement_comes_behind_the_presence_of_each_user,
     too_many_users_in_a_frame_or_on_a_connection_are_refused,
-    last_seen_is_told_with_every_presence,
+    every_presence_frame_has_last_seen,
     last_seen_never_moves_back,
     a_session_that_ends_takes_its_user_offline,
-    the_watchers_of_one_user_are_all_told_and_nobody_else,
+    every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does,
 );
 
 async fn watch(socket: &mut Socket, users: &[&User]) {
@@ -29,56 +29,56 @@ async fn watch(socket: &mut Socket, users: &[&User]) {
     socket.send(json!({ "type": "watch_presence", "user_ids": ids })).await;
 }
 
-/// The next frame, which must tell just this.
-async fn told(socket: &mut Socket, user: &User, online: bool) -> Value {
+/// Expects this as the next frame.
+async fn expect(socket: &mut Socket, user: &User, online: bool) -> Value {
     let frame = socket.expect("presence").await;
     assert_eq!((&frame["user_id"], &frame["online"]), (&json!(user.id), &json!(online)), "{frame}");
     frame
 }
 
 async fn quiet(socket: &mut Socket) {
-    // Longer than somebody who left counts as online in these tests.
+    // Longer than a user lingers in these tests.
     tokio::time::sleep(Duration::from_millis(300)).await;
     socket.expect_silence().await;
 }
 
-async fn a_watcher_is_told_at_once_and_of_every_change(server: TestServer) {
+async fn a_watcher_gets_the_state_at_once_and_every_change(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
     for _ in 0..2 {
         let b = Socket::connect(&bob).await;
-        told(&mut a, &bob, true).await;
+        expect(&mut a, &bob, true).await;
         b.close().await;
-        told(&mut a, &bob, false).await;
+        expect(&mut a, &bob, false).await;
     }
     let b = Socket::connect(&bob).await;
-    told(&mut a, &bob, true).await;
-    // Gone without a word.
+    expect(&mut a, &bob, true).await;
+    // Gone without a close frame.
     drop(b);
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
     quiet(&mut a).await;
 }
 
-async fn a_synced_connection_watches_as_well_as_one_that_is_not(server: TestServer) {
+async fn a_connection_watches_before_and_after_its_sync(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let (mut before, mut after) = (Socket::connect(&ada).await, Socket::live(&ada).await);
     for socket in [&mut before, &mut after] {
         watch(socket, &[&bob]).await;
-        told(socket, &bob, false).await;
+        expect(socket, &bob, false).await;
     }
     let b = Socket::connect(&bob).await;
     for socket in [&mut before, &mut after] {
-        told(socket, &bob, true).await;
+        expect(socket, &bob, true).await;
     }
     before.send(json!({ "type": "sync" })).await;
     before.until("synced").await;
     b.close().await;
     for socket in [&mut before, &mut after] {
-        told(socket, &bob, false).await;
+        expect(socket, &bob, false).await;
     }
     bob.say(&chat, "bye").await;
     for socket in [&mut before, &mut after] {
@@ -86,32 +86,32 @@ async fn a_synced_connection_watches_as_well_as_one_that_is_not(server: TestServ
     }
 }
 
-async fn whoever_has_another_device_stays_online(server: TestServer) {
+async fn a_user_with_another_device_stays_online(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let (first, second) = (Socket::connect(&bob).await, Socket::connect(&bob).await);
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     first.close().await;
     quiet(&mut a).await;
     let third = Socket::connect(&bob).await;
     second.close().await;
     quiet(&mut a).await;
     third.close().await;
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
 }
 
-async fn strangers_and_those_who_do_not_exist_are_told_nothing_of(server: TestServer) {
+async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut e = Socket::connect(&eve).await;
     let nobody = "01890000-0000-7000-8000-000000000000";
     let frame = json!({ "type": "watch_presence", "user_ids": [ada.id, bob.id, nobody] });
-    assert_eq!(e.ask(frame.clone()).await["type"], "ack", "which of them exist is not told");
+    assert_eq!(e.ask(frame.clone()).await["type"], "ack", "the answer does not show which of them exist");
     let b = Socket::connect(&bob).await;
     quiet(&mut e).await;
-    // From when they share a chat they may ask, and are told.
+    // From when they share a chat, Eve may ask and gets the answer.
     ada.group(&[&bob, &eve]).await;
     b.close().await;
     quiet(&mut e).await;
@@ -119,29 +119,29 @@ async fn strangers_and_those_who_do_not_exist_are_told_nothing_of(server: TestSe
     let (first, second) = (e.expect("presence").await, e.expect("presence").await);
     assert!(first["online"] == false && second["online"] == false && first["user_id"] != second["user_id"]);
     let _b = Socket::connect(&bob).await;
-    told(&mut e, &bob, true).await;
+    expect(&mut e, &bob, true).await;
 }
 
-async fn whoever_shares_a_chat_no_more_is_told_nothing_more(server: TestServer) {
+async fn a_watcher_that_shares_no_chat_any_more_gets_nothing_more(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let (one, two) = (ada.group(&[&bob]).await, ada.group(&[&bob, &eve]).await);
     let (mut a, mut b, mut e) = (Socket::connect(&ada).await, Socket::connect(&bob).await, Socket::connect(&eve).await);
     watch(&mut a, &[&eve]).await;
-    told(&mut a, &eve, true).await;
+    expect(&mut a, &eve, true).await;
     watch(&mut b, &[&ada]).await;
-    told(&mut b, &ada, true).await;
+    expect(&mut b, &ada, true).await;
     watch(&mut e, &[&ada]).await;
-    told(&mut e, &ada, true).await;
+    expect(&mut e, &ada, true).await;
     // Bob and Ada still share the other group; Eve shares none.
     bob.delete(&format!("/chats/{two}/members/me")).await.expect(204);
     ada.delete(&format!("/chats/{two}/members/{}", eve.id)).await.expect(204);
     a.close().await;
-    told(&mut b, &ada, false).await;
+    expect(&mut b, &ada, false).await;
     quiet(&mut e).await;
     let mut a = Socket::connect(&ada).await;
-    told(&mut b, &ada, true).await;
+    expect(&mut b, &ada, true).await;
     watch(&mut a, &[&eve, &bob]).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     ada.delete(&format!("/chats/{one}")).await.expect(204);
     a.close().await;
     quiet(&mut b).await;
@@ -153,32 +153,32 @@ async fn an_empty_list_ends_the_watching(server: TestServer) {
     ada.group(&[&bob, &eve]).await;
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
     watch(&mut a, &[&eve]).await;
-    told(&mut a, &eve, false).await;
+    expect(&mut a, &eve, false).await;
     let b = Socket::connect(&bob).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     assert_eq!(a.ask(json!({ "type": "watch_presence", "user_ids": [] })).await["type"], "ack");
     b.close().await;
     let _e = Socket::connect(&eve).await;
     quiet(&mut a).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
 }
 
-async fn whoever_asks_again_is_told_again(server: TestServer) {
+async fn a_watcher_that_asks_again_gets_the_state_again(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let _b = Socket::connect(&bob).await;
     let mut a = Socket::connect(&ada).await;
     for _ in 0..3 {
         watch(&mut a, &[&bob, &bob]).await;
-        told(&mut a, &bob, true).await;
+        expect(&mut a, &bob, true).await;
     }
     a.expect_silence().await;
 }
 
-async fn the_acknowledgement_comes_behind_what_was_asked_for(server: TestServer) {
+async fn the_acknowledgement_comes_behind_the_presence_of_each_user(server: TestServer) {
     let ada = server.user().await;
     let mut others = Vec::new();
     for _ in 0..5 {
@@ -219,7 +219,7 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
     let mut socket = Socket::connect(&ada).await;
     let frame = |users: &[UserId]| json!({ "type": "watch_presence", "user_ids": users });
     refused(&socket.ask(frame(&members[..201])).await, "user_ids");
-    // Who shares no chat takes no room, once that is found out.
+    // A user that shares no chat takes no room, once that is found out.
     let strangers: Vec<UserId> = (0..200).map(|_| UserId::new(now, &mut rand::rng())).collect();
     for _ in 0..6 {
         assert_eq!(socket.ask(frame(&strangers)).await["type"], "ack");
@@ -238,7 +238,7 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
     }
 }
 
-async fn last_seen_is_told_with_every_presence(server: TestServer) {
+async fn every_presence_frame_has_last_seen(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let now = || serde_json::to_value(server.service().clock().now()).unwrap().as_str().unwrap().to_owned();
@@ -248,20 +248,20 @@ async fn last_seen_is_told_with_every_presence(server: TestServer) {
     };
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
-    assert!(told(&mut a, &bob, false).await["last_seen_at"].is_null(), "bob was never here");
+    assert!(expect(&mut a, &bob, false).await["last_seen_at"].is_null(), "bob was never here");
     let start = now();
     let b = Socket::connect(&bob).await;
-    between(&told(&mut a, &bob, true).await, &start, &now());
+    between(&expect(&mut a, &bob, true).await, &start, &now());
     server.advance(Duration::from_hours(1));
     let before = now();
     b.close().await;
     // Closed here is closed there a moment later; the time that bob lingers does not count.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let after = now();
-    between(&told(&mut a, &bob, false).await, &before, &after);
+    between(&expect(&mut a, &bob, false).await, &before, &after);
     server.advance(Duration::from_hours(1));
     watch(&mut a, &[&bob]).await;
-    between(&told(&mut a, &bob, false).await, &before, &after);
+    between(&expect(&mut a, &bob, false).await, &before, &after);
 }
 
 async fn last_seen_never_moves_back(server: TestServer) {
@@ -286,13 +286,13 @@ async fn a_session_that_ends_takes_its_user_offline(server: TestServer) {
     let mut a = Socket::connect(&ada).await;
     let mut b = Socket::connect(&bob).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     bob.delete("/sessions/current").await.expect(204);
     assert_eq!(b.close_code().await, 4401);
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
 }
 
-async fn the_watchers_of_one_user_are_all_told_and_nobody_else(server: TestServer) {
+async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(server: TestServer) {
     let (bob, eve) = (server.user().await, server.user().await);
     let mut sockets = Vec::new();
     let mut users = Vec::new();
@@ -306,32 +306,32 @@ async fn the_watchers_of_one_user_are_all_told_and_nobody_else(server: TestServe
         for _ in 0..2 {
             let mut socket = Socket::connect(user).await;
             watch(&mut socket, &[&bob]).await;
-            told(&mut socket, &bob, false).await;
+            expect(&mut socket, &bob, false).await;
             sockets.push(socket);
         }
     }
     for _ in 0..2 {
         let b = Socket::connect(&bob).await;
         for socket in &mut sockets {
-            told(socket, &bob, true).await;
+            expect(socket, &bob, true).await;
         }
         b.close().await;
         for socket in &mut sockets {
-            told(socket, &bob, false).await;
+            expect(socket, &bob, false).await;
         }
     }
     e.expect_silence().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_default_settings_a_flap_of_a_second_announces_nothing_and_absence_is_told_after_five() {
+async fn with_the_default_settings_a_flap_of_a_second_sends_nothing_and_absence_is_sent_after_five() {
     let server = TestServer::with(Backend::Sqlite, |settings| settings.presence_linger_ms = None).await;
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut a = Socket::connect(&ada).await;
     let b = Socket::connect(&bob).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     b.close().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let b = Socket::connect(&bob).await;
@@ -339,27 +339,27 @@ async fn with_the_default_settings_a_flap_of_a_second_announces_nothing_and_abse
     a.expect_silence().await;
     let left = Instant::now();
     b.close().await;
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
     let after = left.elapsed();
     assert!((Duration::from_millis(4900)..Duration::from_secs(8)).contains(&after), "{after:?}");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_falls_silent_is_shown_offline() {
+async fn a_silent_client_is_shown_offline() {
     let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(300)).await;
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut b = Socket::connect(&bob).await;
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
-    told(&mut a, &bob, true).await;
+    expect(&mut a, &bob, true).await;
     for _ in 0..5 {
         a.send(json!({ "type": "ping" })).await;
         a.expect("pong").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(b.close_code().await, 4408);
-    told(&mut a, &bob, false).await;
+    expect(&mut a, &bob, false).await;
     server.stop().await;
 }

@@ -48,6 +48,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["wire"],
     &["store", "cluster", "blob"],
+    &["presence"],
     &["service", "hub"],
     &["api", "gateway"],
     &["listener"],
@@ -65,7 +66,19 @@ fn beside(module: &str) -> Option<(&'static [&'static str], &'static [&'static s
     match module {
         "metrics" => Some((
             &["model"],
-            &["store", "cluster", "blob", "service", "hub", "api", "gateway", "listener", "server", "telemetry"],
+            &[
+                "store",
+                "cluster",
+                "blob",
+                "presence",
+                "service",
+                "hub",
+                "api",
+                "gateway",
+                "listener",
+                "server",
+                "telemetry",
+            ],
         )),
         "tasks" => Some((&[], &["cluster", "service", "hub", "api", "gateway", "server"])),
         "config" => Some((&["model", "store", "cluster"], &["server", "cli", "main", "telemetry"])),
