@@ -407,7 +407,16 @@ async fn a_thousand_bad_requests_at_once_and_the_server_still_serves(server: Tes
             2 => (&stranger, "\u{0}".to_owned()),
             _ => (&ada, "[".repeat(1000)),
         };
-        raw(user, method.clone(), path, "application/json", bad)
+        async move {
+            loop {
+                let answer = raw(user, method.clone(), path, "application/json", bad.clone()).await;
+                // On a busy machine, a request may wait for its user's permit longer than it may.
+                if answer.status != 503 {
+                    return answer;
+                }
+                assert!(answer.header("retry-after").is_some());
+            }
+        }
     });
     for answer in futures_util::future::join_all(asks).await {
         assert!([400, 401, 422].contains(&answer.status), "{}", answer.body);

@@ -135,17 +135,20 @@ async fn an_unknown_login_takes_as_long_as_a_wrong_password(server: TestServer) 
 async fn takes_as_long_as_a_wrong_password(server: TestServer) {
     let ada = server.user().await;
     let stranger = server.stranger();
-    let (mut wrong, mut unknown) = (Vec::new(), Vec::new());
-    for _ in 0..15 {
-        for (login, times) in [(ada.login.as_str(), &mut wrong), ("nobody", &mut unknown)] {
+    let (mut wrong, mut unknown) = (Duration::MAX, Duration::MAX);
+    for round in 0..500 {
+        for (login, fastest) in [(ada.login.as_str(), &mut wrong), ("nobody", &mut unknown)] {
             let start = Instant::now();
             stranger.post("/sessions", json!({ "login": login, "password": PASSWORD })).await.expect(401);
-            times.push(start.elapsed());
+            *fastest = start.elapsed().min(*fastest);
+        }
+        // The fastest of each is the work itself, of which the hash is nearly all. On a busy machine it takes more tries
+        // to meet a quiet moment.
+        if round >= 15 && unknown < wrong * 2 && wrong < unknown * 2 {
+            return;
         }
     }
-    // The fastest of each: what the work itself takes, whatever else the machine does. The hash is nearly all of it.
-    let (wrong, unknown) = (wrong.iter().min().unwrap(), unknown.iter().min().unwrap());
-    assert!(*unknown * 2 > *wrong && *wrong * 2 > *unknown, "wrong password {wrong:?}, unknown login {unknown:?}");
+    panic!("wrong password {wrong:?}, unknown login {unknown:?}");
 }
 
 async fn what_can_be_no_login_or_password_is_answered_like_a_wrong_one(server: TestServer) {
