@@ -25,7 +25,7 @@ use crate::hub::{Attendance, Hub};
 use crate::listener::{self, Rules};
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Epoch, Error};
-use crate::service::{Admission, Hasher, Health, Parts, Service};
+use crate::service::{Admission, Hasher, Parts, Services};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
 use crate::telemetry;
@@ -43,7 +43,11 @@ pub struct Server {
     /// The address of metrics and probes, with the real port.
     pub internal_address: SocketAddr,
     /// The rules, for tests and the command line.
-    pub service: Arc<Service>,
+    pub services: Arc<Services>,
+    /// The database, for tests and the command line.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
     /// This process's sockets.
     pub hub: Arc<Hub>,
     draining: Arc<AtomicBool>,
@@ -79,15 +83,17 @@ impl RightToServe {
     }
 }
 
-/// Opens the store and builds the service on it, without serving: what the command line works with.
+/// Opens the store and composes the services over it, without serving. The command line works with
+/// these.
 ///
 /// # Errors
 /// As [`Store::open`].
-pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>, Error> {
+pub async fn open_services(config: &Config, clock: Clock) -> Result<(Store, Arc<Services>), Error> {
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
     let (cluster, _inbox) = Cluster::of_one();
-    Ok(Service::start(parts(store, &cluster, config, clock, &Tasks::default())?))
+    let services = Services::start(parts(store.clone(), &cluster, config, clock, &Tasks::default())?);
+    Ok((store, services))
 }
 
 /// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
@@ -165,24 +171,28 @@ impl Server {
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
         let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
         let hub = Hub::new(store.clone(), bus, attendance, clock.clone(), tasks.clone(), events_max);
-        let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
-        let warm = service.store().clone();
+        let services = Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
+        let warm = store.clone();
         drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
-        tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
+        tasks.spawn_vital("cleanup", services.cleanup.clone().run(tasks.stop_token()));
         let draining = Arc::<AtomicBool>::default();
-        let (health, admission) = (Health::good(), Admission::new(config.limits.connections_per_address_max));
-        tasks.spawn_vital("health", health.clone().watch(service.store().clone(), tasks.stop_token()));
+        let admission = Admission::new(config.limits.connections_per_address_max);
+        tasks.spawn_vital("health", services.health.clone().watch(store.clone(), tasks.stop_token()));
         let api = Arc::new(Api {
-            service: service.clone(),
+            services: services.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             proxy_warned_at: AtomicI64::new(0),
             draining: draining.clone(),
-            health: health.clone(),
             admission: admission.clone(),
             is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
         });
-        let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
+        let (limits, allowed_origins) = (config.limits.clone(), config.allowed_origins);
+        let (gateway_services, gateway_tasks) = (services.clone(), tasks.clone());
+        let gateway =
+            Gateway::new(gateway_services, hub.clone(), clock.clone(), limits, gateway_tasks, allowed_origins);
         let public = public_router(&api, gateway, config.listen);
         let internal =
             api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
@@ -201,7 +211,9 @@ impl Server {
         Ok(Self {
             address,
             internal_address,
-            service,
+            services,
+            store,
+            clock,
             hub,
             draining,
             unready: config.unready,
@@ -252,7 +264,7 @@ impl Server {
         if tokio::time::timeout(FINISH_MAX, self.tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time and is given up");
         }
-        self.service.store().close().await;
+        self.store.close().await;
         self.right_to_serve.give_back().await;
     }
 }

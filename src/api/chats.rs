@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
-use super::{Api, Problem};
+use super::problem::Problem;
+use super::state::Api;
 use crate::model::session::Caller;
 use crate::model::{Chat, ChatId, ChatKind, Error, Member, Message, MessageId, Result, Rev, UserId};
 use crate::service::ChatRequest;
@@ -109,7 +110,7 @@ pub async fn inbox(
     params: Params<PageParams>,
 ) -> Result<Response> {
     let PageParams { limit, after } = params.0;
-    let (chats, next_cursor) = api.service.inbox(caller, limit, after.as_deref()).await?;
+    let (chats, next_cursor) = api.services.chats.inbox(caller, limit, after.as_deref()).await?;
     let body = serde_json::to_vec(&ChatList { chats, next_cursor }).map_err(Error::internal)?;
     let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&Sha256::digest(&body)[..16]));
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -137,7 +138,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<Chat>)> {
     let NewChat { kind, name, member_ids } = body.0;
     let request = ChatRequest { kind, name, member_ids: member_ids.unwrap_or_default() };
-    let (chat, created) = api.service.create_chat(caller, request).await?;
+    let (chat, created) = api.services.chats.create(caller, request).await?;
     Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, Json(chat)))
 }
 
@@ -145,7 +146,7 @@ pub async fn create(
 #[utoipa::path(get, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 200, body = Chat), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<Json<Chat>> {
-    api.service.chat(caller, chat_id.0).await.map(Json)
+    api.services.chats.view(caller, chat_id.0).await.map(Json)
 }
 
 /// Renames a group or channel.
@@ -157,14 +158,14 @@ pub async fn rename(
     chat_id: Ids<ChatId>,
     body: Body<ChatPatch>,
 ) -> Result<Json<Chat>> {
-    api.service.rename_chat(caller, chat_id.0, &body.0.name).await.map(Json)
+    api.services.chats.rename(caller, chat_id.0, &body.0.name).await.map(Json)
 }
 
 /// Removes a group or channel for all (its owner); of a self or private chat the history for the caller alone.
 #[utoipa::path(delete, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<StatusCode> {
-    api.service.remove_chat(caller, chat_id.0).await?;
+    api.services.chats.remove(caller, chat_id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -182,7 +183,7 @@ pub async fn changes(
     if after_rev < 0 {
         return Err(Error::field("after_rev", "must not be negative"));
     }
-    let page = api.service.changes(caller, chat_id.0, Rev(after_rev), params.0.max).await?;
+    let page = api.services.chats.changes(caller, chat_id.0, Rev(after_rev), params.0.max).await?;
     Ok(Json(ChangeList {
         messages: page.messages,
         members: page.members,
@@ -203,6 +204,6 @@ pub async fn mark_read(
     chat_id: Ids<ChatId>,
     body: Body<ReadMarker>,
 ) -> Result<StatusCode> {
-    api.service.mark_read(caller, chat_id.0, body.0.message_id).await?;
+    api.services.messages.mark_read(caller, chat_id.0, body.0.message_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,7 +12,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::Problem;
+use super::problem::Problem;
 use crate::model::FieldError;
 
 const BEARER: &str = "bearer";

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Ids, MaybeBody};
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::problem::Problem;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Result, Timestamp};
-use crate::service::Origin;
-use crate::store::Invite;
+use crate::service::Invite;
 
 /// How far an invite goes.
 #[derive(Default, Deserialize, ToSchema)]
@@ -76,14 +76,14 @@ pub async fn create(
     body: MaybeBody<NewInvite>,
 ) -> Result<(StatusCode, Json<InviteView>)> {
     let NewInvite { uses, expires_in_s } = body.0;
-    let invite = api.service.create_invite(caller, uses, expires_in_s).await?;
+    let invite = api.services.invites.create(caller, uses, expires_in_s).await?;
     Ok((StatusCode::CREATED, Json(invite.into())))
 }
 
 /// The caller's open invites, newest first.
 #[utoipa::path(get, path = "/invites", tag = "invites", responses((status = 200, body = InviteList)))]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<InviteList>> {
-    let invites = api.service.invites(caller).await?;
+    let invites = api.services.invites.list(caller).await?;
     Ok(Json(InviteList { invites: invites.into_iter().map(InviteView::from).collect() }))
 }
 
@@ -91,7 +91,7 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<In
 #[utoipa::path(get, path = "/invites/{code}", tag = "invites", security(()), params(("code" = String, Path)), responses(
     (status = 200, body = OpenInviteView), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>) -> Result<Json<OpenInviteView>> {
-    let invite = api.service.open_invite(&code.0, &origin).await?;
+    let invite = api.services.invites.open(&code.0, &origin).await?;
     let name = invite.inviter.unwrap_or_else(|| "Starling".to_owned());
     Ok(Json(OpenInviteView { inviter: Inviter { name }, expires_at: invite.expires_at_ms }))
 }
@@ -100,6 +100,6 @@ pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>
 #[utoipa::path(delete, path = "/invites/{code}", tag = "invites", params(("code" = String, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
 pub async fn revoke(State(api): State<Arc<Api>>, caller: Caller, code: Ids<String>) -> Result<StatusCode> {
-    api.service.revoke_invite(caller, &code.0).await?;
+    api.services.invites.revoke(caller, &code.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

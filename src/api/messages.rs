@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
-use super::{Api, Problem};
+use super::problem::Problem;
+use super::state::Api;
 use crate::model::message::Sent;
 use crate::model::session::Caller;
 use crate::model::{ChatId, Message, MessageId, Result};
@@ -70,7 +71,7 @@ pub async fn history(
 ) -> Result<Json<MessageList>> {
     let HistoryParams { before, after, max } = params.0;
     let page = HistoryPage { before: before.map(MessageId), after: after.map(MessageId), max };
-    let messages = api.service.history(caller, chat_id.0, page).await?;
+    let messages = api.services.messages.history(caller, chat_id.0, page).await?;
     Ok(Json(MessageList { messages }))
 }
 
@@ -85,7 +86,7 @@ pub async fn send(
     body: Body<NewMessage>,
 ) -> Result<(StatusCode, Json<Message>)> {
     let NewMessage { text, client_id, reply_to } = body.0;
-    let pending = api.service.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
+    let pending = api.services.messages.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
     Ok(match pending.outcome().await? {
         Sent::New(message) => (StatusCode::CREATED, Json(message)),
         Sent::Repeated(message) => (StatusCode::OK, Json(message)),
@@ -100,7 +101,7 @@ pub async fn show(
     caller: Caller,
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
 ) -> Result<Json<Message>> {
-    api.service.message(caller, chat_id, id).await.map(Json)
+    api.services.messages.view(caller, chat_id, id).await.map(Json)
 }
 
 /// Changes the text of one's own message.
@@ -113,7 +114,7 @@ pub async fn edit(
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
     body: Body<MessagePatch>,
 ) -> Result<Json<Message>> {
-    api.service.edit_message(caller, chat_id, id, &body.0.text).await.map(Json)
+    api.services.messages.edit(caller, chat_id, id, &body.0.text).await.map(Json)
 }
 
 /// Removes one's own message, or anyone's as owner or admin. Its place in the chat stays.
@@ -125,6 +126,6 @@ pub async fn remove(
     caller: Caller,
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
 ) -> Result<StatusCode> {
-    api.service.remove_message(caller, chat_id, id).await?;
+    api.services.messages.remove(caller, chat_id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it should get traffic.
+//! Probes: whether the process lives, and whether it should get traffic.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::Api;
+use super::state::Api;
 use crate::model::Error;
 
 /// The process lives. Looks at nothing outside of it: restarting a replica does not mend a database.
@@ -25,7 +25,7 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
     if api.is_draining() || (api.is_deaf)() {
         return Error::overloaded().into_response();
     }
-    match api.health.check() {
+    match api.services.health.check() {
         Ok(()) => (StatusCode::OK, "ok").into_response(),
         Err(error) => error.into_response(),
     }

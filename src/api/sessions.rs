@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Body, Ids};
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::problem::Problem;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Result, Session, SessionId, Timestamp, User};
-use crate::service::{Grant, Login, Origin};
+use crate::service::{Grant, Login};
 
 /// A login.
 #[derive(Deserialize, ToSchema)]
@@ -82,7 +83,7 @@ pub async fn log_in(
 ) -> Result<(StatusCode, Json<GrantView>)> {
     let Credentials { login, password, session_id, device } = body.0;
     let origin = Origin { device: device.or(origin.device), ..origin };
-    let grant = api.service.log_in(Login { login, password, session_id }, origin).await?;
+    let grant = api.services.sessions.log_in(Login { login, password, session_id }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
@@ -90,21 +91,21 @@ pub async fn log_in(
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
 pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {
-    let grant = api.service.refresh(&body.0.refresh_token, origin).await?;
+    let grant = api.services.sessions.refresh(&body.0.refresh_token, origin).await?;
     Ok(Json(grant.into()))
 }
 
 /// Who the token stands for.
 #[utoipa::path(get, path = "/sessions/current", tag = "sessions", responses((status = 200, body = CurrentSession)))]
 pub async fn current(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<CurrentSession>> {
-    let (session, user) = api.service.current_session(caller).await?;
+    let (session, user) = api.services.sessions.current(caller).await?;
     Ok(Json(CurrentSession { session, user }))
 }
 
 /// The caller's live sessions, newest first.
 #[utoipa::path(get, path = "/sessions", tag = "sessions", responses((status = 200, body = SessionList)))]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<SessionList>> {
-    let sessions = api.service.sessions(caller).await?;
+    let sessions = api.services.sessions.list(caller).await?;
     Ok(Json(SessionList { sessions }))
 }
 
@@ -112,20 +113,20 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Se
 #[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
 pub async fn end(State(api): State<Arc<Api>>, caller: Caller, id: Ids<SessionId>) -> Result<StatusCode> {
-    api.service.end_session(caller, id.0).await?;
+    api.services.sessions.end(caller, id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Logs out: ends the session that is asking.
 #[utoipa::path(delete, path = "/sessions/current", tag = "sessions", responses((status = 204)))]
 pub async fn log_out(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
-    api.service.end_session(caller, caller.session_id).await?;
+    api.services.sessions.end(caller, caller.session_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Ends all of the caller's sessions but the one that is asking.
 #[utoipa::path(delete, path = "/sessions", tag = "sessions", responses((status = 204)))]
 pub async fn end_others(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
-    api.service.end_other_sessions(caller).await?;
+    api.services.sessions.end_others(caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }

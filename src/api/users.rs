@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
+use super::problem::Problem;
 use super::sessions::GrantView;
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Account, Result, User, UserId};
-use crate::service::{AccountPatch, Origin, Registration};
+use crate::service::{AccountPatch, Registration};
 
 /// A newcomer.
 #[derive(Deserialize, ToSchema)]
@@ -84,7 +85,7 @@ pub async fn register(
     body: Body<NewUser>,
 ) -> Result<(StatusCode, Json<GrantView>)> {
     let NewUser { invite, login, password, name } = body.0;
-    let grant = api.service.register(Registration { invite, login, password, name }, origin).await?;
+    let grant = api.services.accounts.register(Registration { invite, login, password, name }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
@@ -97,7 +98,7 @@ pub async fn directory(
     params: Params<DirectoryParams>,
 ) -> Result<Json<UserList>> {
     let DirectoryParams { query, limit, after } = params.0;
-    let (users, next_cursor) = api.service.directory(query.as_deref(), limit, after.as_deref()).await?;
+    let (users, next_cursor) = api.services.directory.search(query.as_deref(), limit, after.as_deref()).await?;
     Ok(Json(UserList { users, next_cursor }))
 }
 
@@ -105,13 +106,13 @@ pub async fn directory(
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
     (status = 200, body = User), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>) -> Result<Json<User>> {
-    api.service.user(id.0).await.map(Json)
+    api.services.accounts.user(id.0).await.map(Json)
 }
 
 /// The caller's account.
 #[utoipa::path(get, path = "/users/me", tag = "users", responses((status = 200, body = Account)))]
 pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Account>> {
-    api.service.account(caller).await.map(Json)
+    api.services.accounts.own(caller).await.map(Json)
 }
 
 /// Changes the caller's account. Another password ends all other sessions.
@@ -120,7 +121,7 @@ pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Acco
 pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<Account>> {
     let UserPatch { name, login, password, current_password, refuse_strangers } = body.0;
     let patch = AccountPatch { name, login, password, current_password, refuse_strangers };
-    api.service.change_account(caller, patch).await.map(Json)
+    api.services.accounts.change(caller, patch).await.map(Json)
 }
 
 /// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. A user of very
@@ -128,6 +129,6 @@ pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<User
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {
-    api.service.remove_account(caller, body.0.password).await?;
+    api.services.removals.remove(caller, body.0.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }
