@@ -163,22 +163,27 @@ impl Server {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
         let lock = store.hold_replica_lock(config.redis.is_some()).await?;
+
         let (tasks, stop_listening) = (Tasks::default(), CancellationToken::new());
         set_clock(&store, &clock).await?;
         store.watch_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
+
         let attendance = Attendance::new(cluster.presence.clone(), config.limits.presence_linger);
         let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
         let hub = Hub::new(store.clone(), bus, attendance, clock.clone(), tasks.clone(), events_max);
         let services = Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
+
         let warm = store.clone();
         drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("cleanup", services.cleanup.clone().run(tasks.stop_token()));
+        tasks.spawn_vital("health", services.health.clone().watch(store.clone(), tasks.stop_token()));
+        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
+
         let draining = Arc::<AtomicBool>::default();
         let admission = Admission::new(config.limits.connections_per_address_max);
-        tasks.spawn_vital("health", services.health.clone().watch(store.clone(), tasks.stop_token()));
         let api = Arc::new(Api {
             services: services.clone(),
             clock: clock.clone(),
@@ -189,25 +194,16 @@ impl Server {
             admission: admission.clone(),
             is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
         });
-        let (limits, allowed_origins) = (config.limits.clone(), config.allowed_origins);
-        let (gateway_services, gateway_tasks) = (services.clone(), tasks.clone());
-        let gateway =
-            Gateway::new(gateway_services, hub.clone(), clock.clone(), limits, gateway_tasks, allowed_origins);
-        let public = public_router(&api, gateway, config.listen);
-        let internal =
-            api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
-        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
-        let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
-        let address = listener.local_addr().map_err(Error::internal)?;
-        let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
-        let (patience, trusted_proxies) = (config.patience, config.trusted_proxies);
-        let connections_max = config.limits.connections_max;
-        let rules = Rules { connections_max, admission: Some(admission), trusted_proxies, patience };
-        tasks.spawn_vital("listener", listener::serve(listener, public, rules, stop_listening.clone()));
-        let connections_max = listener::INTERNAL_CONNECTIONS_MAX;
-        let rules = Rules { connections_max, admission: None, trusted_proxies: Vec::new(), patience };
-        let serving = listener::serve(internal_listener, internal, rules, tasks.stop_token());
-        tasks.spawn_vital("internal listener", serving);
+        let gateway = Gateway::new(
+            services.clone(),
+            hub.clone(),
+            clock.clone(),
+            config.limits.clone(),
+            tasks.clone(),
+            config.allowed_origins.clone(),
+        );
+        let (address, internal_address) = listen(&config, api, gateway, admission, &tasks, &stop_listening)?;
+
         Ok(Self {
             address,
             internal_address,
@@ -267,6 +263,44 @@ impl Server {
         self.store.close().await;
         self.right_to_serve.give_back().await;
     }
+}
+
+/// Starts the public and the internal listener. Returns their addresses.
+///
+/// # Errors
+/// As [`listener::bind`].
+fn listen(
+    config: &Config,
+    api: Arc<Api>,
+    gateway: Arc<Gateway>,
+    admission: Arc<Admission>,
+    tasks: &Tasks,
+    stop: &CancellationToken,
+) -> Result<(SocketAddr, SocketAddr), Error> {
+    let public = public_router(&api, gateway, config.listen);
+    let internal =
+        api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
+    let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
+    let address = listener.local_addr().map_err(Error::internal)?;
+    let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
+
+    let rules = Rules {
+        connections_max: config.limits.connections_max,
+        admission: Some(admission),
+        trusted_proxies: config.trusted_proxies.clone(),
+        patience: config.patience,
+    };
+    tasks.spawn_vital("listener", listener::serve(listener, public, rules, stop.clone()));
+
+    let rules = Rules {
+        connections_max: listener::INTERNAL_CONNECTIONS_MAX,
+        admission: None,
+        trusted_proxies: Vec::new(),
+        patience: config.patience,
+    };
+    let serving = listener::serve(internal_listener, internal, rules, tasks.stop_token());
+    tasks.spawn_vital("internal listener", serving);
+    Ok((address, internal_address))
 }
 
 #[cfg_attr(not(feature = "conformance"), expect(unused_variables, reason = "only the echo route asks for the address"))]

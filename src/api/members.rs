@@ -1,4 +1,4 @@
-//! `/chats/{chat_id}/members`
+//! `/chats/{chat_id}/members`: listing, adding, roles, removing and leaving.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::state::Api;
 use crate::model::session::Caller;
 use crate::model::{ChatId, Code, Error, Member, Result, Role, UserId};
 
-/// Whom to add.
+/// A member to add.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewMember {
@@ -24,7 +24,7 @@ pub struct NewMember {
     role: Option<Role>,
 }
 
-/// What to change of a member.
+/// Changes of a member.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberPatch {

@@ -28,7 +28,6 @@ use utoipa_axum::routes;
 use crate::model::{Code, Error};
 
 pub use probes::internal_router;
-pub use problem::Problem;
 pub use state::Api;
 
 fn resources() -> OpenApiRouter<Arc<Api>> {

@@ -1,4 +1,4 @@
-//! `/sessions`
+//! `/sessions`: login, refresh, the caller's sessions, logout.
 
 use std::sync::Arc;
 
@@ -21,9 +21,10 @@ use crate::service::{Grant, Login};
 pub struct Credentials {
     login: String,
     password: String,
-    /// An own live session to give new tokens to, instead of making another. Its open sockets close with 4401.
+    /// A live session of the account that gets new tokens. If absent, the login creates a session. The session's open
+    /// sockets close with 4401.
     session_id: Option<SessionId>,
-    /// What the client calls itself, up to 100 characters.
+    /// The client's name for itself, up to 100 characters.
     device: Option<String>,
 }
 
@@ -34,7 +35,7 @@ pub struct Refresh {
     refresh_token: String,
 }
 
-/// A session and its tokens, which are shown this once.
+/// A session and its tokens, which are shown only here.
 #[derive(Serialize, ToSchema)]
 pub struct GrantView {
     user: User,
@@ -43,7 +44,7 @@ pub struct GrantView {
     token: String,
     /// For `POST /sessions/refresh`, once.
     refresh_token: String,
-    /// When `token` stops working.
+    /// When `token` expires.
     expires_at: Timestamp,
 }
 
@@ -60,7 +61,7 @@ impl From<Grant> for GrantView {
     }
 }
 
-/// The session that the token stands for.
+/// The session of the token.
 #[derive(Serialize, ToSchema)]
 pub struct CurrentSession {
     session: Session,
@@ -73,7 +74,7 @@ pub struct SessionList {
     sessions: Vec<Session>,
 }
 
-/// Logs in. Unknown login and wrong password are answered alike.
+/// Logs in. An unknown login and a wrong password get the same answer.
 #[utoipa::path(post, path = "/sessions", tag = "sessions", security(()), request_body = Credentials, responses(
     (status = 201, body = GrantView), (status = 401, body = Problem)))]
 pub async fn log_in(
@@ -87,7 +88,8 @@ pub async fn log_in(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// Rotates both tokens. A refresh token that comes twice ends its session, but for ten seconds the one before the current.
+/// Rotates both tokens. A refresh token that is used a second time ends its session, except that the token before the
+/// current one may be used again for ten seconds.
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
 pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {
@@ -95,7 +97,7 @@ pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Ref
     Ok(Json(grant.into()))
 }
 
-/// Who the token stands for.
+/// The session and the user of the token.
 #[utoipa::path(get, path = "/sessions/current", tag = "sessions", responses((status = 200, body = CurrentSession)))]
 pub async fn current(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<CurrentSession>> {
     let (session, user) = api.services.sessions.current(caller).await?;
@@ -117,14 +119,14 @@ pub async fn end(State(api): State<Arc<Api>>, caller: Caller, id: Ids<SessionId>
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Logs out: ends the session that is asking.
+/// Logs out: ends the caller's session.
 #[utoipa::path(delete, path = "/sessions/current", tag = "sessions", responses((status = 204)))]
 pub async fn log_out(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
     api.services.sessions.end(caller, caller.session_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends all of the caller's sessions but the one that is asking.
+/// Ends all of the caller's sessions but the present one.
 #[utoipa::path(delete, path = "/sessions", tag = "sessions", responses((status = 204)))]
 pub async fn end_others(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
     api.services.sessions.end_others(caller).await?;

@@ -1,4 +1,4 @@
-//! `/users`
+//! `/users`: registration, the directory, the caller's account.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::model::session::{Caller, Origin};
 use crate::model::{Account, Result, User, UserId};
 use crate::service::{AccountPatch, Registration};
 
-/// A newcomer.
+/// A registration.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUser {
@@ -33,7 +33,7 @@ pub struct NewUser {
     name: String,
 }
 
-/// What to change of the account; what is absent stays.
+/// Changes of the account. Absent fields stay.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserPatch {
@@ -43,9 +43,9 @@ pub struct UserPatch {
     login: Option<String>,
     #[schema(min_length = 8, max_length = 128)]
     password: Option<String>,
-    /// Needed for another login or password.
+    /// Required to change the login or the password.
     current_password: Option<String>,
-    /// Whether users who share no chat with the caller are kept from opening a chat with them and from adding them to one.
+    /// Whether users that share no chat with the caller may neither open a chat with the caller nor add the caller to one.
     refuse_strangers: Option<bool>,
 }
 
@@ -60,12 +60,12 @@ pub struct Confirmation {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DirectoryParams {
-    /// How the login or name begins, in any case.
+    /// Beginning of the login or of the name, in upper or lower case.
     query: Option<String>,
-    /// Accounts at most.
+    /// Largest number of accounts.
     #[param(minimum = 1)]
     limit: Option<i64>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     after: Option<String>,
 }
 
@@ -76,7 +76,7 @@ pub struct UserList {
     next_cursor: Option<String>,
 }
 
-/// Registers with an invite, whose use is consumed in the same moment.
+/// Registers with an invite and consumes one of its uses.
 #[utoipa::path(post, path = "/users", tag = "users", security(()), request_body = NewUser, responses(
     (status = 201, body = GrantView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn register(
@@ -89,8 +89,8 @@ pub async fn register(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// The directory: accounts whose login begins with `query`, by login; then those whose name alone does, by name. A page
-/// may be shorter than `limit`: the last one is that without a `next_cursor`.
+/// The directory: accounts whose login begins with `query`, by login; then accounts of which only the name does, by name.
+/// A page may be shorter than `limit`. The last page has no `next_cursor`.
 #[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
 pub async fn directory(
     State(api): State<Arc<Api>>,
@@ -102,7 +102,7 @@ pub async fn directory(
     Ok(Json(UserList { users, next_cursor }))
 }
 
-/// Somebody's account.
+/// An account.
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
     (status = 200, body = User), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>) -> Result<Json<User>> {
@@ -115,7 +115,7 @@ pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Acco
     api.services.accounts.own(caller).await.map(Json)
 }
 
-/// Changes the caller's account. Another password ends all other sessions.
+/// Changes the caller's account. A new password ends all other sessions.
 #[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
     (status = 200, body = Account), (status = 403, body = Problem), (status = 409, body = Problem)))]
 pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<Account>> {
@@ -124,8 +124,8 @@ pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<User
     api.services.accounts.change(caller, patch).await.map(Json)
 }
 
-/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. A user of very
-/// many chats may still be listed in some of them for a while after the answer.
+/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. After the answer,
+/// a user of very many chats may be listed in some of them for a while.
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {

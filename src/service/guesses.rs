@@ -6,7 +6,7 @@
 //! against the account at that address, so that an attacker elsewhere can't lock the account's owner
 //! out. It also counts against the account as a whole, which bounds guesses from many networks. That
 //! last bound does not stop an attempt from a network where the account has a live session, nor an
-//! attempt that names a live session of the account: a user who is logged in can always log in again.
+//! attempt that names a live session of the account: a logged-in user can always log in again.
 
 use super::rates::RateLimits;
 use crate::cluster::Permit;

@@ -50,22 +50,26 @@ mod removals;
 mod sessions;
 mod sync;
 
-pub use accounts::{AccountPatch, Accounts, MadeUser, Registration};
-pub use admission::{AddressSlot, Admission, RequestGuard, SharedAddressSlot};
+pub use accounts::{Accounts, MadeUser};
 pub use budget::Budgets;
-pub use chats::{ChangesPage, ChatRequest, Chats};
+pub use chats::Chats;
 pub use cleanup::Cleanup;
-pub use committer::PendingSend;
 pub use directory::Directory;
-pub use hasher::Hasher;
 pub use health::Health;
-pub use invites::{Invite, Invites, OpenInvite};
+pub use invites::{Invite, Invites};
 pub use members::Members;
-pub use messages::{HistoryPage, Messages, Outgoing};
-pub use permits::{UserPermit, UserPermits};
+pub use messages::Messages;
 pub use removals::Removals;
-pub use sessions::{Grant, Login, Sessions};
-pub use sync::{Changes, ChatToSync, FollowedChats, NextChanges, Syncs};
+pub use sessions::Sessions;
+pub use sync::Syncs;
+
+pub(crate) use accounts::{AccountPatch, Registration};
+pub(crate) use admission::{Admission, RequestGuard, SharedAddressSlot};
+pub(crate) use chats::ChatRequest;
+pub(crate) use hasher::Hasher;
+pub(crate) use messages::{HistoryPage, Outgoing};
+pub(crate) use sessions::{Grant, Login};
+pub(crate) use sync::{Changes, ChatToSync, FollowedChats, NextChanges};
 
 use std::sync::Arc;
 
@@ -135,17 +139,17 @@ impl Services {
     pub fn start(parts: Parts) -> Arc<Self> {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
 
-        // The parts that several services share.
         let cleanup_due = Arc::new(Notify::new());
         let publisher = Publisher { bus: bus.clone(), cleanup_due: cleanup_due.clone() };
         let rates = RateLimits { limiter, clock: clock.clone(), enabled: limits.rate_limits };
+        let budgets = Arc::new(Budgets::new(rates.clone()));
         let guesses = Guesses { store: store.clone(), rates: rates.clone(), clock: clock.clone() };
         let passwords = Passwords { store: store.clone(), hasher: hasher.clone(), guesses: guesses.clone() };
-        let budgets = Arc::new(Budgets::new(rates.clone()));
+        let appender = Appender::start(&store, &bus, &clock, &tasks);
 
         let sessions = Arc::new(Sessions {
             store: store.clone(),
-            bus: bus.clone(),
+            bus,
             cache: session_cache,
             hasher: hasher.clone(),
             guesses,
@@ -158,67 +162,106 @@ impl Services {
             token_life: limits.token_life,
             refresh_life: limits.refresh_life,
         });
+        let accounts = Accounts {
+            store: store.clone(),
+            hasher,
+            passwords: passwords.clone(),
+            sessions: sessions.clone(),
+            rates: rates.clone(),
+            clock: clock.clone(),
+            sessions_max: limits.sessions_per_user_max,
+        };
         let removals = Arc::new(Removals {
             store: store.clone(),
-            passwords: passwords.clone(),
+            passwords,
             sessions: sessions.clone(),
             publisher: publisher.clone(),
             clock: clock.clone(),
-            tasks: tasks.clone(),
+            tasks,
             departures: Semaphore::new(DEPARTURES_AT_ONCE_MAX),
         });
+        let cleanup = Cleanup::new(store.clone(), sessions.clone(), removals.clone(), clock.clone(), cleanup_due);
 
+        let shared = Shared { store, rates, publisher, budgets, clock, limits };
         Arc::new(Self {
-            accounts: Accounts {
-                store: store.clone(),
-                hasher,
-                passwords,
-                sessions: sessions.clone(),
-                rates: rates.clone(),
-                clock: clock.clone(),
-                sessions_max: limits.sessions_per_user_max,
-            },
-            invites: Invites {
-                store: store.clone(),
-                rates: rates.clone(),
-                budgets: budgets.clone(),
-                clock: clock.clone(),
-                invites_max: limits.invites_per_user_max,
-            },
-            directory: Directory { store: store.clone(), page_max: limits.page_max },
-            chats: Chats {
-                store: store.clone(),
-                rates: rates.clone(),
-                publisher: publisher.clone(),
-                clock: clock.clone(),
-                chats_max: limits.chats_per_user_max,
-                members_max: limits.group_members_max,
-                page_max: limits.page_max,
-            },
-            members: Members {
-                store: store.clone(),
-                rates: rates.clone(),
-                publisher: publisher.clone(),
-                clock: clock.clone(),
-                chats_max: limits.chats_per_user_max,
-                members_max: limits.group_members_max,
-                page_max: limits.page_max,
-            },
-            messages: Messages {
-                store: store.clone(),
-                appender: Appender::start(&store, &bus, &clock, &tasks),
-                rates,
-                budgets: budgets.clone(),
-                publisher,
-                clock: clock.clone(),
-                page_max: limits.page_max,
-            },
-            sync: Syncs { store: store.clone(), budgets: budgets.clone(), permits: Semaphore::new(SYNCS_AT_ONCE_MAX) },
-            cleanup: Arc::new(Cleanup::new(store, sessions.clone(), removals.clone(), clock, cleanup_due)),
-            health: Health::good(),
+            accounts,
             sessions,
             removals,
-            budgets,
+            invites: shared.invites(),
+            directory: shared.directory(),
+            chats: shared.chats(),
+            members: shared.members(),
+            messages: shared.messages(appender),
+            sync: shared.sync(),
+            cleanup: Arc::new(cleanup),
+            budgets: shared.budgets,
+            health: Health::good(),
         })
+    }
+}
+
+/// The parts that most services share.
+struct Shared {
+    store: Store,
+    rates: RateLimits,
+    publisher: Publisher,
+    budgets: Arc<Budgets>,
+    clock: Clock,
+    limits: Limits,
+}
+
+impl Shared {
+    fn invites(&self) -> Invites {
+        Invites {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            budgets: self.budgets.clone(),
+            clock: self.clock.clone(),
+            invites_max: self.limits.invites_per_user_max,
+        }
+    }
+
+    fn directory(&self) -> Directory {
+        Directory { store: self.store.clone(), page_max: self.limits.page_max }
+    }
+
+    fn chats(&self) -> Chats {
+        Chats {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            chats_max: self.limits.chats_per_user_max,
+            members_max: self.limits.group_members_max,
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn members(&self) -> Members {
+        Members {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            chats_max: self.limits.chats_per_user_max,
+            members_max: self.limits.group_members_max,
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn messages(&self, appender: Appender) -> Messages {
+        Messages {
+            store: self.store.clone(),
+            appender,
+            rates: self.rates.clone(),
+            budgets: self.budgets.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn sync(&self) -> Syncs {
+        Syncs { store: self.store.clone(), budgets: self.budgets.clone(), permits: Semaphore::new(SYNCS_AT_ONCE_MAX) }
     }
 }

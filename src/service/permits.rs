@@ -63,6 +63,7 @@ impl UserPermits {
     }
 
     /// Number of users that hold a permit or wait for one.
+    #[cfg(test)]
     pub fn users(&self) -> usize {
         self.users.lock().len()
     }
