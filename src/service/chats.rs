@@ -48,7 +48,7 @@ pub struct Chats {
     pub(super) rates: RateLimits,
     pub(super) publisher: Publisher,
     pub(super) clock: Clock,
-    pub(super) chats_max: i64,
+    pub(super) per_user_max: i64,
     pub(super) members_max: i64,
     pub(super) page_max: i64,
 }
@@ -93,7 +93,7 @@ impl Chats {
 
         let now = self.clock.now();
         let id = ChatId::new(now, &mut rand::rng());
-        let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.chats_max };
+        let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.per_user_max };
         let created = self.store.create_chat(&new).await;
         let created = self.publisher.resync_if_unknown(created, || topics_of_members(&new))?;
 

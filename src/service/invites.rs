@@ -24,7 +24,7 @@ pub struct Invites {
     pub(super) rates: RateLimits,
     pub(super) budgets: Arc<Budgets>,
     pub(super) clock: Clock,
-    pub(super) invites_max: i64,
+    pub(super) per_user_max: i64,
 }
 
 impl Invites {
@@ -72,7 +72,7 @@ impl Invites {
         checks.done()?;
 
         let invite = self.new_invite(uses, life);
-        self.store.create_invite(&invite, user_id, self.invites_max).await?;
+        self.store.create_invite(&invite, user_id, self.per_user_max).await?;
         Ok(invite)
     }
 
@@ -81,7 +81,7 @@ impl Invites {
     /// # Errors
     /// `unavailable`.
     pub async fn list(&self, caller: Caller) -> Result<Vec<Invite>> {
-        self.store.invites(caller.user_id, self.clock.now(), self.invites_max).await
+        self.store.invites(caller.user_id, self.clock.now(), self.per_user_max).await
     }
 
     /// The part of an open invite that a client without an account may see.

@@ -17,7 +17,7 @@ pub struct Members {
     pub(super) publisher: Publisher,
     pub(super) clock: Clock,
     pub(super) chats_max: i64,
-    pub(super) members_max: i64,
+    pub(super) per_group_max: i64,
     pub(super) page_max: i64,
 }
 
@@ -61,7 +61,7 @@ impl Members {
             user_id,
             role,
             now: self.clock.now(),
-            members_max: self.members_max,
+            members_max: self.per_group_max,
             chats_max: self.chats_max,
         };
         let added = self.store.add_member(&add).await;

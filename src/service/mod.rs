@@ -60,7 +60,7 @@ pub use invites::{Invite, Invites};
 pub use members::Members;
 pub use messages::Messages;
 pub use removals::Removals;
-pub use sessions::Sessions;
+pub use sessions::{Login, Sessions};
 pub use sync::Syncs;
 
 pub(crate) use accounts::{AccountPatch, Registration};
@@ -68,7 +68,7 @@ pub(crate) use admission::{Admission, RequestGuard, SharedAddressSlot};
 pub(crate) use chats::ChatRequest;
 pub(crate) use hasher::Hasher;
 pub(crate) use messages::{HistoryPage, Outgoing};
-pub(crate) use sessions::{Grant, Login};
+pub(crate) use sessions::Grant;
 pub(crate) use sync::{Changes, ChatToSync, FollowedChats, NextChanges};
 
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl Services {
             clock: clock.clone(),
             tasks: tasks.clone(),
             resolves: Semaphore::new(RESOLVES_AT_ONCE_MAX),
-            sessions_max: limits.sessions_per_user_max,
+            per_user_max: limits.sessions_per_user_max,
             token_life: limits.token_life,
             refresh_life: limits.refresh_life,
         });
@@ -217,7 +217,7 @@ impl Shared {
             rates: self.rates.clone(),
             budgets: self.budgets.clone(),
             clock: self.clock.clone(),
-            invites_max: self.limits.invites_per_user_max,
+            per_user_max: self.limits.invites_per_user_max,
         }
     }
 
@@ -231,7 +231,7 @@ impl Shared {
             rates: self.rates.clone(),
             publisher: self.publisher.clone(),
             clock: self.clock.clone(),
-            chats_max: self.limits.chats_per_user_max,
+            per_user_max: self.limits.chats_per_user_max,
             members_max: self.limits.group_members_max,
             page_max: self.limits.page_max,
         }
@@ -244,7 +244,7 @@ impl Shared {
             publisher: self.publisher.clone(),
             clock: self.clock.clone(),
             chats_max: self.limits.chats_per_user_max,
-            members_max: self.limits.group_members_max,
+            per_group_max: self.limits.group_members_max,
             page_max: self.limits.page_max,
         }
     }

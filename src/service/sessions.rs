@@ -78,7 +78,7 @@ pub struct Sessions {
     pub(super) tasks: Tasks,
     /// Permits to look up a token in the store.
     pub(super) resolves: Semaphore,
-    pub(super) sessions_max: i64,
+    pub(super) per_user_max: i64,
     pub(super) token_life: Duration,
     pub(super) refresh_life: Duration,
 }
@@ -145,7 +145,7 @@ impl Sessions {
             }
 
             let (new, tokens) = self.prepare(user_id, origin.clone());
-            match self.store.log_in(&new, &hash, reuse, self.sessions_max).await {
+            match self.store.log_in(&new, &hash, reuse, self.per_user_max).await {
                 // The password changed, or was hashed again, after it was verified. It may be wrong now.
                 Err(error) if error.code == Code::InvalidCredentials => {}
                 Err(error) => return Err(error),
