@@ -165,8 +165,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let public_url = config.public_url.clone();
     let mut server = Server::start(config, Clock::system()).await?;
     let url = public_url.unwrap_or_else(|| format!("http://{}", server.address));
-    if server.service.store().is_empty().await? {
-        let code = server.service.first_invite().await?.code;
+    if server.store.is_empty().await? {
+        let code = server.services.invites.first().await?.code;
         print(&format!(
             "nobody is here yet: register the first account with this invite, within a week\n  {url}/join#{code}\n"
         ))?;
@@ -193,16 +193,17 @@ async fn migrate(config: &Config) -> Result<(), Failure> {
 }
 
 async fn invite(config: &Config, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<(), Failure> {
-    let service = server::open_service(config, Clock::system()).await?;
-    let invite = service.create_operator_invite(uses, expires_in_s).await?;
+    let (store, services) = server::open_services(config, Clock::system()).await?;
+    let invite = services.invites.create_operator(uses, expires_in_s).await?;
     print(&format!("{}\n", invite.code))?;
-    service.store().close().await;
+    store.close().await;
     Ok(())
 }
 
 async fn renew_epoch(config: &Config) -> Result<(), Failure> {
-    let service = server::open_service(config, Clock::system()).await?;
-    let (store, fresh) = (service.store(), || Epoch::new(service.clock().now(), &mut rand::rng()));
+    let clock = Clock::system();
+    let (store, _services) = server::open_services(config, clock.clone()).await?;
+    let fresh = || Epoch::new(clock.now(), &mut rand::rng());
     let before = store.watch_log(fresh()).await?;
     let epoch = store.renew_epoch(before, fresh(), "the operator said so").await?;
     print(&format!("{epoch}\n"))?;
@@ -219,7 +220,7 @@ async fn create_users(
 ) -> Result<(), Failure> {
     let parallel = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let config = Config { hashes_at_once_max: parallel, ..config.clone() };
-    let service = server::open_service(&config, Clock::system()).await?;
+    let (store, services) = server::open_services(&config, Clock::system()).await?;
     let logins: Vec<String> = match count {
         Some(count) => (1..=count).map(|number| format!("{login}{number}")).collect(),
         None => vec![login.to_owned()],
@@ -227,8 +228,8 @@ async fn create_users(
     // A few more than hash at once, so that the database works meanwhile; printed in the order of their numbers.
     let mut made = stream::iter(logins)
         .map(|login| {
-            let (service, name) = (service.clone(), name.unwrap_or(&login).to_owned());
-            async move { service.make_user(&login, &name, with_session).await }
+            let (services, name) = (services.clone(), name.unwrap_or(&login).to_owned());
+            async move { services.accounts.make_user(&login, &name, with_session).await }
         })
         .buffered(parallel * 2);
     while let Some(user) = made.next().await {
@@ -240,7 +241,7 @@ async fn create_users(
         print(&format!("{line}\n"))?;
     }
     drop(made);
-    service.store().close().await;
+    store.close().await;
     Ok(())
 }
 

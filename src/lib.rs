@@ -16,7 +16,7 @@
 //! "A message is sent" goes through `gateway::connection` (a frame comes in), `service::messages` and
 //! `service::appender` (checked, grouped), `store::append` (committed), `hub` (to every socket).
 
-pub mod api;
+mod api;
 pub mod cli;
 pub mod cluster;
 pub mod config;

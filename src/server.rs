@@ -26,7 +26,7 @@ use crate::listener::{self, Rules};
 use crate::model::limits::CLOCK_EVERY;
 use crate::model::{Clock, Epoch, Error};
 use crate::presence::PresenceTracker;
-use crate::service::{Admission, Hasher, Health, Parts, Service};
+use crate::service::{Admission, Hasher, Parts, Services};
 use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
 use crate::telemetry;
@@ -45,7 +45,11 @@ pub struct Server {
     /// The address of metrics and probes, with the real port.
     pub internal_address: SocketAddr,
     /// The rules, for tests and the command line.
-    pub service: Arc<Service>,
+    pub services: Arc<Services>,
+    /// The database, for tests and the command line.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
     /// This process's sockets.
     pub hub: Arc<Hub>,
     draining: Arc<AtomicBool>,
@@ -81,15 +85,17 @@ impl RightToServe {
     }
 }
 
-/// Opens the store and builds the service on it, without serving: what the command line works with.
+/// Opens the store and composes the services over it, without serving. The command line works with
+/// these.
 ///
 /// # Errors
 /// As [`Store::open`].
-pub async fn open_service(config: &Config, clock: Clock) -> Result<Arc<Service>, Error> {
+pub async fn open_services(config: &Config, clock: Clock) -> Result<(Store, Arc<Services>), Error> {
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
     let (cluster, _inbox) = Cluster::of_one();
-    Ok(Service::start(parts(store, &cluster, config, clock, &Tasks::default())?))
+    let services = Services::start(parts(store.clone(), &cluster, config, clock, &Tasks::default())?);
+    Ok((store, services))
 }
 
 /// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
@@ -159,55 +165,59 @@ impl Server {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
         let lock = store.hold_replica_lock(config.redis.is_some()).await?;
+
         let (tasks, stop_listening) = (Tasks::default(), CancellationToken::new());
         set_clock(&store, &clock).await?;
         store.watch_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
-        let (bus, events_max) = (cluster.bus.clone(), config.limits.channel_events_members_max);
+
+        let bus = cluster.bus.clone();
         let presence = {
             let (shared, linger) = (cluster.presence.clone(), config.limits.presence_linger);
             PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), linger)
         };
         tasks.spawn_vital("presence tracker", presence.clone().run(tasks.stop_token()));
+
+        let events_max = config.limits.channel_events_members_max;
         let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), events_max);
-        let service = Service::start(parts(store, &cluster, &config, clock, &tasks)?);
-        let warm = service.store().clone();
+        let services = Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
+
+        let warm = store.clone();
         drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
-        tasks.spawn_vital("jobs", service.clone().run_jobs(tasks.stop_token()));
+        tasks.spawn_vital("cleanup", services.cleanup.clone().run(tasks.stop_token()));
+        tasks.spawn_vital("health", services.health.clone().watch(store.clone(), tasks.stop_token()));
+        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
+
         let draining = Arc::<AtomicBool>::default();
-        let (health, admission) = (Health::good(), Admission::new(config.limits.connections_per_address_max));
-        tasks.spawn_vital("health", health.clone().watch(service.store().clone(), tasks.stop_token()));
+        let admission = Admission::new(config.limits.connections_per_address_max);
         let api = Arc::new(Api {
-            service: service.clone(),
+            services: services.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             proxy_warned_at: AtomicI64::new(0),
             draining: draining.clone(),
-            health: health.clone(),
             admission: admission.clone(),
             is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
         });
-        let gateway = Gateway::new(service.clone(), hub.clone(), config.allowed_origins);
-        let public = public_router(&api, gateway, config.listen);
-        let internal =
-            api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
-        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
-        let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
-        let address = listener.local_addr().map_err(Error::internal)?;
-        let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
-        let (patience, trusted_proxies) = (config.patience, config.trusted_proxies);
-        let connections_max = config.limits.connections_max;
-        let rules = Rules { connections_max, admission: Some(admission), trusted_proxies, patience };
-        tasks.spawn_vital("listener", listener::serve(listener, public, rules, stop_listening.clone()));
-        let connections_max = listener::INTERNAL_CONNECTIONS_MAX;
-        let rules = Rules { connections_max, admission: None, trusted_proxies: Vec::new(), patience };
-        let serving = listener::serve(internal_listener, internal, rules, tasks.stop_token());
-        tasks.spawn_vital("internal listener", serving);
+        let gateway = Gateway::new(
+            services.clone(),
+            hub.clone(),
+            clock.clone(),
+            config.limits.clone(),
+            tasks.clone(),
+            config.allowed_origins.clone(),
+        );
+        let (address, internal_address) = listen(&config, api, gateway, admission, &tasks, &stop_listening)?;
+
         Ok(Self {
             address,
             internal_address,
-            service,
+            services,
+            store,
+            clock,
             hub,
             draining,
             unready: config.unready,
@@ -258,9 +268,47 @@ impl Server {
         if tokio::time::timeout(FINISH_MAX, self.tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time and is given up");
         }
-        self.service.store().close().await;
+        self.store.close().await;
         self.right_to_serve.give_back().await;
     }
+}
+
+/// Starts the public and the internal listener. Returns their addresses.
+///
+/// # Errors
+/// As [`listener::bind`].
+fn listen(
+    config: &Config,
+    api: Arc<Api>,
+    gateway: Arc<Gateway>,
+    admission: Arc<Admission>,
+    tasks: &Tasks,
+    stop: &CancellationToken,
+) -> Result<(SocketAddr, SocketAddr), Error> {
+    let public = public_router(&api, gateway, config.listen);
+    let internal =
+        api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
+    let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
+    let address = listener.local_addr().map_err(Error::internal)?;
+    let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
+
+    let rules = Rules {
+        connections_max: config.limits.connections_max,
+        admission: Some(admission),
+        trusted_proxies: config.trusted_proxies.clone(),
+        patience: config.patience,
+    };
+    tasks.spawn_vital("listener", listener::serve(listener, public, rules, stop.clone()));
+
+    let rules = Rules {
+        connections_max: listener::INTERNAL_CONNECTIONS_MAX,
+        admission: None,
+        trusted_proxies: Vec::new(),
+        patience: config.patience,
+    };
+    let serving = listener::serve(internal_listener, internal, rules, tasks.stop_token());
+    tasks.spawn_vital("internal listener", serving);
+    Ok((address, internal_address))
 }
 
 #[cfg_attr(not(feature = "conformance"), expect(unused_variables, reason = "only the echo route asks for the address"))]

@@ -1,4 +1,4 @@
-//! `/chats`
+//! `/chats`: the caller's list, single chats, their changes and read markers.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
-use super::{Api, Problem};
+use super::problem::Problem;
+use super::state::Api;
 use crate::model::session::Caller;
 use crate::model::{Chat, ChatId, ChatKind, Error, Member, Message, MessageId, Result, Rev, UserId};
 use crate::service::ChatRequest;
@@ -22,26 +23,26 @@ use crate::service::ChatRequest;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageParams {
-    /// Entries at most.
+    /// Largest number of entries.
     #[param(minimum = 1)]
     pub limit: Option<i64>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     pub after: Option<String>,
 }
 
-/// A chat to be made.
+/// A chat to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewChat {
     kind: ChatKind,
     /// 1 to 100 characters, for groups and channels.
     name: Option<String>,
-    /// Who else is in it: exactly one for `private`, none for `self`.
+    /// The other members: exactly one for `private`, none for `self`.
     #[schema(max_items = 100)]
     member_ids: Option<Vec<UserId>>,
 }
 
-/// What to change of a chat.
+/// Changes of a chat.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatPatch {
@@ -57,35 +58,35 @@ pub struct ChatList {
     next_cursor: Option<String>,
 }
 
-/// From where to tell the changes.
+/// Which changes to return.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ChangesParams {
-    /// The last revision that the client knows; 0 for everything.
+    /// The last revision that the client has; 0 for all changes.
     #[param(minimum = 0)]
     after_rev: Option<i64>,
-    /// Changes at most.
+    /// Largest number of changes.
     #[param(minimum = 1)]
     max: Option<i64>,
 }
 
-/// What changed. If not `complete`, ask again with `after_rev` = `rev`.
+/// Changes of a chat. If not `complete`, ask again with `after_rev` = `rev`.
 #[derive(Serialize, ToSchema)]
 pub struct ChangeList {
     /// Messages that were sent or changed, oldest change first.
     messages: Vec<Message>,
-    /// Members who joined or changed.
+    /// Members that joined or changed.
     members: Vec<Member>,
-    /// Members who left.
+    /// Members that left.
     removed_member_ids: Vec<UserId>,
     /// The chat, if it changed itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     chat: Option<Chat>,
-    /// How far this goes.
+    /// The revision that this page reaches.
     rev: Rev,
-    /// Whether that is everything.
+    /// Whether this page reaches the chat's present revision.
     complete: bool,
-    /// Who left is no longer known that far back: ask for the members anew.
+    /// Whether members that left are no longer kept that far back. If so, list the members again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     members_forgotten: bool,
@@ -109,16 +110,14 @@ pub async fn inbox(
     params: Params<PageParams>,
 ) -> Result<Response> {
     let PageParams { limit, after } = params.0;
-    let (chats, next_cursor) = api.service.inbox(caller, limit, after.as_deref()).await?;
+    let (chats, next_cursor) = api.services.chats.inbox(caller, limit, after.as_deref()).await?;
     let body = serde_json::to_vec(&ChatList { chats, next_cursor }).map_err(Error::internal)?;
+
     let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&Sha256::digest(&body)[..16]));
-    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let unchanged = known
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag);
+    let unchanged = matches_etag(&headers, &etag);
     let etag = HeaderValue::from_str(&etag).map_err(Error::internal)?;
     let caching = [(header::ETAG, etag), (header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
+
     Ok(if unchanged {
         (StatusCode::NOT_MODIFIED, caching).into_response()
     } else {
@@ -126,9 +125,18 @@ pub async fn inbox(
     })
 }
 
-/// Makes a chat, or finds the one `self` or `private` chat that there is.
+/// Whether `If-None-Match` names this tag.
+fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let named = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    named
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// Creates a chat, or finds the `self` or `private` chat that exists.
 #[utoipa::path(post, path = "/chats", tag = "chats", request_body = NewChat, responses(
-    (status = 201, body = Chat), (status = 200, body = Chat, description = "It was there"),
+    (status = 201, body = Chat), (status = 200, body = Chat, description = "The chat existed"),
     (status = 403, body = Problem), (status = 409, body = Problem)))]
 pub async fn create(
     State(api): State<Arc<Api>>,
@@ -137,7 +145,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<Chat>)> {
     let NewChat { kind, name, member_ids } = body.0;
     let request = ChatRequest { kind, name, member_ids: member_ids.unwrap_or_default() };
-    let (chat, created) = api.service.create_chat(caller, request).await?;
+    let (chat, created) = api.services.chats.create(caller, request).await?;
     Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, Json(chat)))
 }
 
@@ -145,7 +153,7 @@ pub async fn create(
 #[utoipa::path(get, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 200, body = Chat), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<Json<Chat>> {
-    api.service.chat(caller, chat_id.0).await.map(Json)
+    api.services.chats.view(caller, chat_id.0).await.map(Json)
 }
 
 /// Renames a group or channel.
@@ -157,19 +165,20 @@ pub async fn rename(
     chat_id: Ids<ChatId>,
     body: Body<ChatPatch>,
 ) -> Result<Json<Chat>> {
-    api.service.rename_chat(caller, chat_id.0, &body.0.name).await.map(Json)
+    api.services.chats.rename(caller, chat_id.0, &body.0.name).await.map(Json)
 }
 
-/// Removes a group or channel for all (its owner); of a self or private chat the history for the caller alone.
+/// Removes a group or channel for all members; only its owner may. Of a self or private chat, removes the history for the
+/// caller alone.
 #[utoipa::path(delete, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<StatusCode> {
-    api.service.remove_chat(caller, chat_id.0).await?;
+    api.services.chats.remove(caller, chat_id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Everything whose latest change is after a revision, oldest change first: the way back in sync after any absence. A page
-/// ends early at 512 KiB of text, but holds at least one item; `complete` says whether it is the last.
+/// All items whose latest change is after a revision, oldest change first. A client that was away catches up with them. A
+/// page ends early at 512 KiB of text, but holds at least one item; `complete` says whether it is the last.
 #[utoipa::path(get, path = "/chats/{chat_id}/changes", tag = "chats", params(("chat_id" = ChatId, Path), ChangesParams), responses(
     (status = 200, body = ChangeList), (status = 404, body = Problem)))]
 pub async fn changes(
@@ -182,7 +191,7 @@ pub async fn changes(
     if after_rev < 0 {
         return Err(Error::field("after_rev", "must not be negative"));
     }
-    let page = api.service.changes(caller, chat_id.0, Rev(after_rev), params.0.max).await?;
+    let page = api.services.chats.changes(caller, chat_id.0, Rev(after_rev), params.0.max).await?;
     Ok(Json(ChangeList {
         messages: page.messages,
         members: page.members,
@@ -194,7 +203,7 @@ pub async fn changes(
     }))
 }
 
-/// Moves the caller's read marker forward; never back.
+/// Moves the caller's read marker forward. A marker never moves back.
 #[utoipa::path(put, path = "/chats/{chat_id}/read", tag = "chats", params(("chat_id" = ChatId, Path)), request_body = ReadMarker,
     responses((status = 204), (status = 404, body = Problem)))]
 pub async fn mark_read(
@@ -203,6 +212,6 @@ pub async fn mark_read(
     chat_id: Ids<ChatId>,
     body: Body<ReadMarker>,
 ) -> Result<StatusCode> {
-    api.service.mark_read(caller, chat_id.0, body.0.message_id).await?;
+    api.services.messages.mark_read(caller, chat_id.0, body.0.message_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,5 @@
-//! The documents: `OpenAPI` from the routes themselves, finished with what is the same for all of them; the browsable page.
+//! The `OpenAPI` document, generated from the routes and completed with what all of them share, and
+//! the page that shows it.
 
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
@@ -12,12 +13,12 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::Problem;
+use super::problem::Problem;
 use crate::model::FieldError;
 
 const BEARER: &str = "bearer";
 
-/// The document before any route is in it.
+/// The document without routes.
 pub fn base() -> OpenApi {
     let mut components = Components::new();
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("An access token")).build();
@@ -37,7 +38,7 @@ pub fn base() -> OpenApi {
         .build()
 }
 
-/// Adds what every operation has in common: the errors that any request of its shape can meet.
+/// Adds the errors that any request of an operation's shape can meet.
 pub fn finished(mut doc: OpenApi) -> OpenApi {
     for item in doc.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
@@ -49,7 +50,8 @@ pub fn finished(mut doc: OpenApi) -> OpenApi {
     doc
 }
 
-/// Functions are named within their file; an operation's id is unique in the whole document.
+/// Prefixes an operation's id with its resource: functions have unique names within a file only, operation ids within
+/// the document.
 fn name_by_resource(operation: &mut Operation) {
     if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &operation.operation_id) {
         operation.operation_id = Some(format!("{tag}_{id}"));
@@ -57,7 +59,7 @@ fn name_by_resource(operation: &mut Operation) {
 }
 
 fn add_common_errors(operation: &mut Operation) {
-    // An operation that says nothing of security inherits the token; one that does has none.
+    // An operation without `security` inherits the token. An operation with it is open.
     let open = operation.security.is_some();
     let has_body = operation.request_body.is_some();
     let in_query =
@@ -109,7 +111,7 @@ fn header(description: &str) -> RefOr<Header> {
     RefOr::T(HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build())
 }
 
-/// The documents and the page that shows them.
+/// The routes of the documents and of the page that shows them.
 pub fn router(doc: &OpenApi, asyncapi: String) -> Router {
     let openapi = doc.to_json().unwrap_or_default();
     let json = |body: String| {

@@ -1,5 +1,8 @@
-//! What endpoints take: who calls, from where, with what. Each type refuses bad input in one way for all endpoints, and
-//! an endpoint that takes a [`Caller`] can't be reached without a valid token.
+//! The arguments of endpoints. Each type refuses bad input in one way for all endpoints.
+//!
+//! The signature of an endpoint shows its authorisation. An endpoint that takes a [`Caller`] can't be
+//! reached without a valid token. An endpoint without one is declared open by `security(())` in its
+//! documentation; a test compares the two.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,13 +15,14 @@ use axum::http::{HeaderMap, Method, header};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
-use super::Api;
-use crate::model::limits::{BODY_BYTES_MAX, DEVICE_CHARS_MAX, REQUEST_READ_MAX};
-use crate::model::session::Caller;
+use super::budget::RouteBudget;
+use super::state::Api;
+use crate::model::limits::DEVICE_CHARS_MAX;
+use crate::model::session::{Caller, Origin};
 use crate::model::{ChatId, Code, Error, Result, json};
-use crate::service::{Origin, Visit};
+use crate::service::RequestGuard;
 
-/// What proxies tell of their clients in.
+/// The header in which proxies name their clients.
 pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl FromRequestParts<Arc<Api>> for Caller {
@@ -31,13 +35,15 @@ impl FromRequestParts<Arc<Api>> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
-        let caller = api.service.authenticate(token.trim()).await?;
-        if let Some(visit) = parts.extensions.get::<Arc<Visit>>() {
-            api.service.begin_request(caller, visit).await?;
+        let caller = api.services.sessions.authenticate(token.trim()).await?;
+
+        let budgets = &api.services.budgets;
+        if let Some(guard) = parts.extensions.get::<Arc<RequestGuard>>() {
+            budgets.begin_request(caller, guard).await?;
         }
-        // The other methods are counted by what they do.
+        // The services count the other methods by what they do.
         if matches!(parts.method, Method::GET | Method::HEAD) {
-            api.service.count_read(caller.user_id)?;
+            (RouteBudget::of(&parts.extensions)?.count_read)(budgets, caller.user_id)?;
         }
         Ok(caller)
     }
@@ -54,11 +60,11 @@ impl FromRequestParts<Arc<Api>> for Origin {
     }
 }
 
-/// The nearest address in the chain of proxies that is not one of ours. A client can write what it likes into the
-/// header, but only in front of what our own proxies append.
+/// The nearest address in the chain of proxies that is not a trusted proxy's. A client can write any
+/// text into the header, but trusted proxies append to it, so the end of the header can be believed.
 pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_ours = |ip: &IpAddr| is_in(*ip, trusted);
-    if !is_ours(&peer) {
+    let is_trusted = |ip: &IpAddr| is_in(*ip, trusted);
+    if !is_trusted(&peer) {
         return peer;
     }
     let values = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
@@ -67,7 +73,7 @@ pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) ->
     for hop in hops.iter().rev() {
         let Ok(ip) = hop.parse::<IpAddr>() else { break };
         client = ip;
-        if !is_ours(&ip) {
+        if !is_trusted(&ip) {
             break;
         }
     }
@@ -79,14 +85,14 @@ pub(super) fn is_in(ip: IpAddr, networks: &[IpNet]) -> bool {
     networks.iter().any(|net| net.contains(&ip.to_canonical()))
 }
 
-/// Ids from the path. What can't be an id is the id of nothing: `404`, as for any other thing that isn't there.
+/// Ids from the path. Text that is no id is answered `404`, like an id that does not exist.
 pub struct Ids<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
-        // A sane chat's id in front: then it is what comes behind it that isn't there.
+        // Behind the id of a chat, the message or the member does not exist.
         let in_chat = parts.uri.path().split('/').nth(2).is_some_and(|id| id.parse::<ChatId>().is_ok());
         let code = match parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str) {
             Some(path) if in_chat && path.starts_with("/chats/{chat_id}/messages") => Code::MessageNotFound,
@@ -150,13 +156,15 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
     }
 }
 
-/// Reads a body within its bounds of size (set on the router) and time.
+/// Reads a body within the size and the time of its route's budget.
 async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
-    // Said to be too large: refused before a byte of it is awaited.
-    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+    let budget = RouteBudget::of(request.extensions())?;
+    // A declared size that is too large is refused before a byte is awaited.
+    if request.body().size_hint().lower() > budget.body_bytes_max as u64 {
         return Err(Code::TooLarge.into());
     }
-    let reading = tokio::time::timeout(REQUEST_READ_MAX, Bytes::from_request(request, state));
+
+    let reading = tokio::time::timeout(budget.body_read_max, Bytes::from_request(request, state));
     match reading.await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {

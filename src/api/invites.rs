@@ -1,4 +1,4 @@
-//! `/invites`
+//! `/invites`: the caller's invites, and the look at one before registration.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Ids, MaybeBody};
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::problem::Problem;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Result, Timestamp};
-use crate::service::Origin;
-use crate::store::Invite;
+use crate::service::Invite;
 
-/// How far an invite goes.
+/// An invite to create.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewInvite {
-    /// How many may register with it; 1 if absent.
+    /// Number of accounts that may register with it; 1 if absent.
     #[schema(minimum = 1, maximum = 1000)]
     uses: Option<i64>,
-    /// How long it works, in seconds; a week if absent.
+    /// How long it is open, in seconds; a week if absent.
     #[schema(minimum = 1, maximum = 2_592_000)]
     expires_in_s: Option<i64>,
 }
 
-/// An invite of the caller's.
+/// One of the caller's invites.
 #[derive(Serialize, ToSchema)]
 pub struct InviteView {
     code: String,
@@ -53,21 +53,21 @@ pub struct InviteList {
     invites: Vec<InviteView>,
 }
 
-/// What a newcomer sees of an invite.
+/// An invite as a client without an account sees it.
 #[derive(Serialize, ToSchema)]
 pub struct OpenInviteView {
     inviter: Inviter,
     expires_at: Timestamp,
 }
 
-/// Who invites.
+/// The user that invites.
 #[derive(Serialize, ToSchema)]
 pub struct Inviter {
-    /// Their name; of an invite made by the operator, the server's.
+    /// The user's name. For an invite by the operator, the server's name.
     name: String,
 }
 
-/// Invites somebody.
+/// Creates an invite.
 #[utoipa::path(post, path = "/invites", tag = "invites", request_body(content = inline(Option<NewInvite>)), responses(
     (status = 201, body = InviteView), (status = 409, body = Problem)))]
 pub async fn create(
@@ -76,22 +76,22 @@ pub async fn create(
     body: MaybeBody<NewInvite>,
 ) -> Result<(StatusCode, Json<InviteView>)> {
     let NewInvite { uses, expires_in_s } = body.0;
-    let invite = api.service.create_invite(caller, uses, expires_in_s).await?;
+    let invite = api.services.invites.create(caller, uses, expires_in_s).await?;
     Ok((StatusCode::CREATED, Json(invite.into())))
 }
 
 /// The caller's open invites, newest first.
 #[utoipa::path(get, path = "/invites", tag = "invites", responses((status = 200, body = InviteList)))]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<InviteList>> {
-    let invites = api.service.invites(caller).await?;
+    let invites = api.services.invites.list(caller).await?;
     Ok(Json(InviteList { invites: invites.into_iter().map(InviteView::from).collect() }))
 }
 
-/// What a newcomer may know of an invite.
+/// Looks at an invite before registration.
 #[utoipa::path(get, path = "/invites/{code}", tag = "invites", security(()), params(("code" = String, Path)), responses(
     (status = 200, body = OpenInviteView), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>) -> Result<Json<OpenInviteView>> {
-    let invite = api.service.open_invite(&code.0, &origin).await?;
+    let invite = api.services.invites.open(&code.0, &origin).await?;
     let name = invite.inviter.unwrap_or_else(|| "Starling".to_owned());
     Ok(Json(OpenInviteView { inviter: Inviter { name }, expires_at: invite.expires_at_ms }))
 }
@@ -100,6 +100,6 @@ pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>
 #[utoipa::path(delete, path = "/invites/{code}", tag = "invites", params(("code" = String, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
 pub async fn revoke(State(api): State<Arc<Api>>, caller: Caller, code: Ids<String>) -> Result<StatusCode> {
-    api.service.revoke_invite(caller, &code.0).await?;
+    api.services.invites.revoke(caller, &code.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,4 @@
-//! `/chats/{chat_id}/members`
+//! `/chats/{chat_id}/members`: listing, adding, roles, removing and leaving.
 
 use std::sync::Arc;
 
@@ -10,11 +10,12 @@ use utoipa::ToSchema;
 
 use super::chats::PageParams;
 use super::extract::{Body, Ids, Params};
-use super::{Api, Problem};
+use super::problem::Problem;
+use super::state::Api;
 use crate::model::session::Caller;
 use crate::model::{ChatId, Code, Error, Member, Result, Role, UserId};
 
-/// Whom to add.
+/// A member to add.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewMember {
@@ -23,7 +24,7 @@ pub struct NewMember {
     role: Option<Role>,
 }
 
-/// What to change of a member.
+/// Changes of a member.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberPatch {
@@ -47,7 +48,7 @@ pub async fn list(
     params: Params<PageParams>,
 ) -> Result<Json<MemberList>> {
     let PageParams { limit, after } = params.0;
-    let (members, next_cursor) = api.service.members(caller, chat_id.0, limit, after.as_deref()).await?;
+    let (members, next_cursor) = api.services.members.list(caller, chat_id.0, limit, after.as_deref()).await?;
     Ok(Json(MemberList { members, next_cursor }))
 }
 
@@ -61,7 +62,7 @@ pub async fn add(
     body: Body<NewMember>,
 ) -> Result<(StatusCode, Json<Member>)> {
     let NewMember { user_id, role } = body.0;
-    let member = api.service.add_member(caller, chat_id.0, user_id, role.unwrap_or(Role::Member)).await?;
+    let member = api.services.members.add(caller, chat_id.0, user_id, role.unwrap_or(Role::Member)).await?;
     Ok((StatusCode::CREATED, Json(member)))
 }
 
@@ -75,7 +76,7 @@ pub async fn change(
     Ids((chat_id, user_id)): Ids<(ChatId, UserId)>,
     body: Body<MemberPatch>,
 ) -> Result<Json<Member>> {
-    api.service.change_role(caller, chat_id, user_id, body.0.role).await.map(Json)
+    api.services.members.change_role(caller, chat_id, user_id, body.0.role).await.map(Json)
 }
 
 /// Removes a member; with `me` as the user, the caller leaves.
@@ -91,6 +92,6 @@ pub async fn remove(
         "me" => caller.user_id,
         id => id.parse().map_err(|_| Error::new(Code::MemberNotFound))?,
     };
-    api.service.remove_member(caller, chat_id, user_id).await?;
+    api.services.members.remove(caller, chat_id, user_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,4 @@
-//! `/chats/{chat_id}/messages`
+//! `/chats/{chat_id}/messages`: history, sending, editing, removing.
 
 use std::sync::Arc;
 
@@ -9,21 +9,22 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
-use super::{Api, Problem};
+use super::problem::Problem;
+use super::state::Api;
 use crate::model::message::Sent;
 use crate::model::session::Caller;
 use crate::model::{ChatId, Message, MessageId, Result};
 use crate::service::{HistoryPage, Outgoing};
 
-/// Which part of a history.
+/// Which part of a history to return.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct HistoryParams {
-    /// Before this message.
+    /// Only messages before this one.
     before: Option<i64>,
-    /// After this message.
+    /// Only messages after this one.
     after: Option<i64>,
-    /// Messages at most.
+    /// Largest number of messages.
     #[param(minimum = 1)]
     max: Option<i64>,
 }
@@ -34,7 +35,7 @@ pub struct MessageList {
     messages: Vec<Message>,
 }
 
-/// A message to be sent.
+/// A message to send.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewMessage {
@@ -49,7 +50,7 @@ pub struct NewMessage {
     reply_to: Option<MessageId>,
 }
 
-/// What to change of a message.
+/// Changes of a message.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessagePatch {
@@ -58,8 +59,8 @@ pub struct MessagePatch {
     text: String,
 }
 
-/// A chat's history: the newest page, or the one before or after a message. A page ends early at 512 KiB of text, but holds
-/// at least one message where there is one, so only an empty page is the end.
+/// A chat's history: the newest page, or the page before or after a message. A page ends early at 512 KiB of text, but
+/// holds at least one message if there is one. So only an empty page is the end.
 #[utoipa::path(get, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path), HistoryParams),
     responses((status = 200, body = MessageList), (status = 404, body = Problem)))]
 pub async fn history(
@@ -70,13 +71,13 @@ pub async fn history(
 ) -> Result<Json<MessageList>> {
     let HistoryParams { before, after, max } = params.0;
     let page = HistoryPage { before: before.map(MessageId), after: after.map(MessageId), max };
-    let messages = api.service.history(caller, chat_id.0, page).await?;
+    let messages = api.services.messages.history(caller, chat_id.0, page).await?;
     Ok(Json(MessageList { messages }))
 }
 
-/// Sends a message. Answered once it is durable; with a `client_id` it may be sent again without being doubled.
+/// Sends a message. The answer comes once the message is durable. With a `client_id`, a retry sends no second message.
 #[utoipa::path(post, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path)), request_body = NewMessage,
-    responses((status = 201, body = Message), (status = 200, body = Message, description = "It was sent before"),
+    responses((status = 201, body = Message), (status = 200, body = Message, description = "The message was sent before"),
         (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn send(
     State(api): State<Arc<Api>>,
@@ -85,7 +86,7 @@ pub async fn send(
     body: Body<NewMessage>,
 ) -> Result<(StatusCode, Json<Message>)> {
     let NewMessage { text, client_id, reply_to } = body.0;
-    let pending = api.service.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
+    let pending = api.services.messages.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
     Ok(match pending.outcome().await? {
         Sent::New(message) => (StatusCode::CREATED, Json(message)),
         Sent::Repeated(message) => (StatusCode::OK, Json(message)),
@@ -100,10 +101,10 @@ pub async fn show(
     caller: Caller,
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
 ) -> Result<Json<Message>> {
-    api.service.message(caller, chat_id, id).await.map(Json)
+    api.services.messages.view(caller, chat_id, id).await.map(Json)
 }
 
-/// Changes the text of one's own message.
+/// Changes the text of one of the caller's messages.
 #[utoipa::path(patch, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
     params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), request_body = MessagePatch, responses(
     (status = 200, body = Message), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -113,10 +114,10 @@ pub async fn edit(
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
     body: Body<MessagePatch>,
 ) -> Result<Json<Message>> {
-    api.service.edit_message(caller, chat_id, id, &body.0.text).await.map(Json)
+    api.services.messages.edit(caller, chat_id, id, &body.0.text).await.map(Json)
 }
 
-/// Removes one's own message, or anyone's as owner or admin. Its place in the chat stays.
+/// Removes a message: the caller's own, or as owner or admin any member's. The message keeps its position in the chat.
 #[utoipa::path(delete, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
     params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), responses(
     (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
@@ -125,6 +126,6 @@ pub async fn remove(
     caller: Caller,
     Ids((chat_id, id)): Ids<(ChatId, MessageId)>,
 ) -> Result<StatusCode> {
-    api.service.remove_message(caller, chat_id, id).await?;
+    api.services.messages.remove(caller, chat_id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

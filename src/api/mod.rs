@@ -1,6 +1,8 @@
-//! The HTTP API: one file a resource, each endpoint extract → service → respond. Routes and their documentation are the
-//! same declarations, so the `OpenAPI` document can't drift from the router.
+//! The HTTP API: one file for each resource, and in it one function for each endpoint, which extracts
+//! its arguments, calls one service and responds. Routes and their documentation are the same
+//! declarations, so the `OpenAPI` document matches the router.
 
+mod budget;
 mod chats;
 mod docs;
 mod extract;
@@ -11,48 +13,22 @@ mod middleware;
 mod probes;
 mod problem;
 mod sessions;
+mod state;
 mod users;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use axum::Router;
 use axum::response::Redirect;
 use axum::routing::get;
-use ipnet::IpNet;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::model::{Code, Error};
-use crate::service::{Admission, Health, Service};
 
 pub use probes::internal_router;
-pub use problem::Problem;
-
-/// What the endpoints share.
-pub struct Api {
-    /// The rules.
-    pub service: Arc<Service>,
-    /// Proxies whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Whether the process is about to stop.
-    pub draining: Arc<AtomicBool>,
-    /// Whether the database answers.
-    pub health: Arc<Health>,
-    /// Counts what the clients of trusted proxies hold without a login.
-    pub admission: Arc<Admission>,
-    /// When a proxy that is not trusted was last warned of, in milliseconds.
-    pub proxy_warned_at: AtomicI64,
-    /// Whether this replica has not heard the others for long, though it could.
-    pub is_deaf: Box<dyn Fn() -> bool + Send + Sync>,
-}
-
-impl Api {
-    fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-}
+pub use state::Api;
 
 fn resources() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(docs::base())
@@ -82,20 +58,24 @@ pub fn openapi(more: OpenApi) -> OpenApi {
     docs::finished(resources().into_openapi().merge_from(more))
 }
 
-/// The public router. `more` brings the routes that other modules serve, with their documentation; `asyncapi` is the
-/// gateway's document.
+/// The public router. `more` brings the routes that other modules serve, with their documentation;
+/// `asyncapi` is the gateway's document.
 pub fn router(api: Arc<Api>, more: OpenApiRouter, asyncapi: String) -> Router {
     let (more, more_doc) = more.split_for_parts();
-    let (router, doc) = resources().split_for_parts();
+    let (resources, doc) = resources().split_for_parts();
     let doc = docs::finished(doc.merge_from(more_doc));
-    let router = router
+
+    let json = resources
         .with_state(api.clone())
         .merge(more)
         .merge(docs::router(&doc, asyncapi))
-        // Where a browser ends up until there is a page for people: at the API, which can also register.
+        // A browser is sent to the documentation of the API, which can also register an account.
         .route("/", get(|| async { Redirect::temporary("/docs/") }))
         .route("/join", get(|| async { Redirect::temporary("/docs/") }))
         .fallback(|| async { Error::new(Code::RouteNotFound) })
         .method_not_allowed_fallback(|| async { Error::new(Code::MethodNotAllowed) });
-    middleware::around(router, api)
+
+    // Each group of routes has one budget. There is one group so far.
+    let groups = middleware::within(budget::JSON, json, &api);
+    middleware::observed(groups, api)
 }

@@ -1,4 +1,5 @@
-//! Errors as `application/problem+json` (RFC 9457). This is the boundary that logs what failed inside.
+//! Errors as `application/problem+json` (RFC 9457). The conversion is the boundary at which internal
+//! failures of requests are logged.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,21 +9,21 @@ use utoipa::ToSchema;
 use crate::metrics;
 use crate::model::{Error, FieldError, Kind};
 
-/// An error as clients read it.
+/// An error as clients see it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// Always `about:blank`: the `code` says more.
+    /// Always `about:blank`; see `code`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// A short summary, the same for every occurrence.
+    /// A short summary that is the same for every occurrence.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
     /// One sentence about this occurrence.
     pub detail: String,
-    /// Stable and machine-readable.
+    /// The stable, machine-readable name of the error.
     pub code: String,
-    /// The fields at fault.
+    /// The fields that are not valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
@@ -54,6 +55,7 @@ impl IntoResponse for Error {
             let cause = self.source.as_deref().map(tracing::field::display);
             tracing::error!(code = self.code.as_str(), cause, "a request failed");
         }
+
         let problem = Problem {
             kind: "about:blank".to_owned(),
             title: self.code.title().to_owned(),
@@ -64,6 +66,7 @@ impl IntoResponse for Error {
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+
         let headers = response.headers_mut();
         if kind == Kind::Unauthenticated {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,4 +1,4 @@
-//! `/sessions`
+//! `/sessions`: login, refresh, the caller's sessions, logout.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Body, Ids};
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::problem::Problem;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Result, Session, SessionId, Timestamp, User};
-use crate::service::{Grant, Login, Origin};
+use crate::service::{Grant, Login};
 
 /// A login.
 #[derive(Deserialize, ToSchema)]
@@ -20,9 +21,10 @@ use crate::service::{Grant, Login, Origin};
 pub struct Credentials {
     login: String,
     password: String,
-    /// An own live session to give new tokens to, instead of making another. Its open sockets close with 4401.
+    /// A live session of the account that gets new tokens. If absent, the login creates a session. The session's open
+    /// sockets close with 4401.
     session_id: Option<SessionId>,
-    /// What the client calls itself, up to 100 characters.
+    /// The client's name for itself, up to 100 characters.
     device: Option<String>,
 }
 
@@ -33,7 +35,7 @@ pub struct Refresh {
     refresh_token: String,
 }
 
-/// A session and its tokens, which are shown this once.
+/// A session and its tokens, which are shown only here.
 #[derive(Serialize, ToSchema)]
 pub struct GrantView {
     user: User,
@@ -42,7 +44,7 @@ pub struct GrantView {
     token: String,
     /// For `POST /sessions/refresh`, once.
     refresh_token: String,
-    /// When `token` stops working.
+    /// When `token` expires.
     expires_at: Timestamp,
 }
 
@@ -59,7 +61,7 @@ impl From<Grant> for GrantView {
     }
 }
 
-/// The session that the token stands for.
+/// The session of the token.
 #[derive(Serialize, ToSchema)]
 pub struct CurrentSession {
     session: Session,
@@ -72,7 +74,7 @@ pub struct SessionList {
     sessions: Vec<Session>,
 }
 
-/// Logs in. Unknown login and wrong password are answered alike.
+/// Logs in. An unknown login and a wrong password get the same answer.
 #[utoipa::path(post, path = "/sessions", tag = "sessions", security(()), request_body = Credentials, responses(
     (status = 201, body = GrantView), (status = 401, body = Problem)))]
 pub async fn log_in(
@@ -82,29 +84,30 @@ pub async fn log_in(
 ) -> Result<(StatusCode, Json<GrantView>)> {
     let Credentials { login, password, session_id, device } = body.0;
     let origin = Origin { device: device.or(origin.device), ..origin };
-    let grant = api.service.log_in(Login { login, password, session_id }, origin).await?;
+    let grant = api.services.sessions.log_in(Login { login, password, session_id }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// Rotates both tokens. A refresh token that comes twice ends its session, but for ten seconds the one before the current.
+/// Rotates both tokens. A refresh token that is used a second time ends its session, except that the token before the
+/// current one may be used again for ten seconds.
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
 pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {
-    let grant = api.service.refresh(&body.0.refresh_token, origin).await?;
+    let grant = api.services.sessions.refresh(&body.0.refresh_token, origin).await?;
     Ok(Json(grant.into()))
 }
 
-/// Who the token stands for.
+/// The session and the user of the token.
 #[utoipa::path(get, path = "/sessions/current", tag = "sessions", responses((status = 200, body = CurrentSession)))]
 pub async fn current(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<CurrentSession>> {
-    let (session, user) = api.service.current_session(caller).await?;
+    let (session, user) = api.services.sessions.current(caller).await?;
     Ok(Json(CurrentSession { session, user }))
 }
 
 /// The caller's live sessions, newest first.
 #[utoipa::path(get, path = "/sessions", tag = "sessions", responses((status = 200, body = SessionList)))]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<SessionList>> {
-    let sessions = api.service.sessions(caller).await?;
+    let sessions = api.services.sessions.list(caller).await?;
     Ok(Json(SessionList { sessions }))
 }
 
@@ -112,20 +115,20 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Se
 #[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
 pub async fn end(State(api): State<Arc<Api>>, caller: Caller, id: Ids<SessionId>) -> Result<StatusCode> {
-    api.service.end_session(caller, id.0).await?;
+    api.services.sessions.end(caller, id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Logs out: ends the session that is asking.
+/// Logs out: ends the caller's session.
 #[utoipa::path(delete, path = "/sessions/current", tag = "sessions", responses((status = 204)))]
 pub async fn log_out(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
-    api.service.end_session(caller, caller.session_id).await?;
+    api.services.sessions.end(caller, caller.session_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends all of the caller's sessions but the one that is asking.
+/// Ends all of the caller's sessions but the present one.
 #[utoipa::path(delete, path = "/sessions", tag = "sessions", responses((status = 204)))]
 pub async fn end_others(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
-    api.service.end_other_sessions(caller).await?;
+    api.services.sessions.end_others(caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }

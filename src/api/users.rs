@@ -1,4 +1,4 @@
-//! `/users`
+//! `/users`: registration, the directory, the caller's account.
 
 use std::sync::Arc;
 
@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Ids, Params};
+use super::problem::Problem;
 use super::sessions::GrantView;
-use super::{Api, Problem};
-use crate::model::session::Caller;
+use super::state::Api;
+use crate::model::session::{Caller, Origin};
 use crate::model::{Account, Result, User, UserId};
-use crate::service::{AccountPatch, Origin, Registration};
+use crate::service::{AccountPatch, Registration};
 
-/// A newcomer.
+/// A registration.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUser {
@@ -32,7 +33,7 @@ pub struct NewUser {
     name: String,
 }
 
-/// What to change of the account; what is absent stays.
+/// Changes of the account. Absent fields stay.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserPatch {
@@ -42,9 +43,9 @@ pub struct UserPatch {
     login: Option<String>,
     #[schema(min_length = 8, max_length = 128)]
     password: Option<String>,
-    /// Needed for another login or password.
+    /// Required to change the login or the password.
     current_password: Option<String>,
-    /// Whether users who share no chat with the caller are kept from opening a chat with them and from adding them to one.
+    /// Whether users that share no chat with the caller may neither open a chat with the caller nor add the caller to one.
     refuse_strangers: Option<bool>,
 }
 
@@ -59,12 +60,12 @@ pub struct Confirmation {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DirectoryParams {
-    /// How the login or name begins, in any case.
+    /// Beginning of the login or of the name, in upper or lower case.
     query: Option<String>,
-    /// Accounts at most.
+    /// Largest number of accounts.
     #[param(minimum = 1)]
     limit: Option<i64>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     after: Option<String>,
 }
 
@@ -75,7 +76,7 @@ pub struct UserList {
     next_cursor: Option<String>,
 }
 
-/// Registers with an invite, whose use is consumed in the same moment.
+/// Registers with an invite and consumes one of its uses.
 #[utoipa::path(post, path = "/users", tag = "users", security(()), request_body = NewUser, responses(
     (status = 201, body = GrantView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn register(
@@ -84,12 +85,12 @@ pub async fn register(
     body: Body<NewUser>,
 ) -> Result<(StatusCode, Json<GrantView>)> {
     let NewUser { invite, login, password, name } = body.0;
-    let grant = api.service.register(Registration { invite, login, password, name }, origin).await?;
+    let grant = api.services.accounts.register(Registration { invite, login, password, name }, origin).await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// The directory: accounts whose login begins with `query`, by login; then those whose name alone does, by name. A page
-/// may be shorter than `limit`: the last one is that without a `next_cursor`.
+/// The directory: accounts whose login begins with `query`, by login; then accounts of which only the name does, by name.
+/// A page may be shorter than `limit`. The last page has no `next_cursor`.
 #[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
 pub async fn directory(
     State(api): State<Arc<Api>>,
@@ -97,37 +98,37 @@ pub async fn directory(
     params: Params<DirectoryParams>,
 ) -> Result<Json<UserList>> {
     let DirectoryParams { query, limit, after } = params.0;
-    let (users, next_cursor) = api.service.directory(query.as_deref(), limit, after.as_deref()).await?;
+    let (users, next_cursor) = api.services.directory.search(query.as_deref(), limit, after.as_deref()).await?;
     Ok(Json(UserList { users, next_cursor }))
 }
 
-/// Somebody's account.
+/// An account.
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
     (status = 200, body = User), (status = 404, body = Problem)))]
 pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>) -> Result<Json<User>> {
-    api.service.user(id.0).await.map(Json)
+    api.services.accounts.user(id.0).await.map(Json)
 }
 
 /// The caller's account.
 #[utoipa::path(get, path = "/users/me", tag = "users", responses((status = 200, body = Account)))]
 pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Account>> {
-    api.service.account(caller).await.map(Json)
+    api.services.accounts.own(caller).await.map(Json)
 }
 
-/// Changes the caller's account. Another password ends all other sessions.
+/// Changes the caller's account. A new password ends all other sessions.
 #[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
     (status = 200, body = Account), (status = 403, body = Problem), (status = 409, body = Problem)))]
 pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<Account>> {
     let UserPatch { name, login, password, current_password, refuse_strangers } = body.0;
     let patch = AccountPatch { name, login, password, current_password, refuse_strangers };
-    api.service.change_account(caller, patch).await.map(Json)
+    api.services.accounts.change(caller, patch).await.map(Json)
 }
 
-/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. A user of very
-/// many chats may still be listed in some of them for a while after the answer.
+/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. After the answer,
+/// a user of very many chats may be listed in some of them for a while.
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
 pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {
-    api.service.remove_account(caller, body.0.password).await?;
+    api.services.removals.remove(caller, body.0.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -22,7 +22,7 @@ impl Live {
     /// Does the work of a frame. The answer is returned, or comes later through `inflight`, so that the next frame need not
     /// wait for it.
     pub(super) async fn answer(&mut self, id: Option<FrameId>, frame: ClientFrame) -> Option<Bytes> {
-        let (service, caller) = (self.gateway.service.clone(), self.caller);
+        let (services, caller) = (self.gateway.services.clone(), self.caller);
         match frame {
             ClientFrame::Ping(_) => return Some(ServerFrame::Pong { id }.encode()),
             ClientFrame::Authenticate(_) => {
@@ -31,7 +31,7 @@ impl Live {
             ClientFrame::SendMessage(frame) => {
                 let outgoing = Outgoing { text: frame.text, client_id: frame.client_id, reply_to: frame.reply_to };
                 // Queued before the next frame is read, so a client's sends keep their order.
-                match service.begin_send(caller, frame.chat_id, outgoing).await {
+                match services.messages.begin_send(caller, frame.chat_id, outgoing).await {
                     Ok(pending) => {
                         let outcome = async move {
                             Some(answer_to(id, pending.outcome().await.map(Sent::into_message).map(Some)))
@@ -42,17 +42,17 @@ impl Live {
                 }
             }
             ClientFrame::EditMessage(frame) => self.work(id, async move {
-                service.edit_message(caller, frame.chat_id, frame.message_id, &frame.text).await.map(Some)
+                services.messages.edit(caller, frame.chat_id, frame.message_id, &frame.text).await.map(Some)
             }),
             ClientFrame::RemoveMessage(frame) => self.work(id, async move {
-                service.remove_message(caller, frame.chat_id, frame.message_id).await.map(|()| None)
+                services.messages.remove(caller, frame.chat_id, frame.message_id).await.map(|()| None)
             }),
             ClientFrame::Read(frame) => {
-                let read = async move { service.mark_read(caller, frame.chat_id, frame.message_id).await };
+                let read = async move { services.messages.mark_read(caller, frame.chat_id, frame.message_id).await };
                 self.work(id, async move { read.await.map(|()| None) });
             }
             ClientFrame::Typing(frame) => {
-                let typing = self.bounded(async move { service.typing(caller, frame.chat_id).await });
+                let typing = self.bounded(async move { services.messages.typing(caller, frame.chat_id).await });
                 self.inflight.push(async move { typing.await.err().map(|error| refusal(id, &error)) }.boxed());
             }
             ClientFrame::WatchPresence(frame) => {
@@ -80,7 +80,7 @@ impl Live {
             return Ok(());
         }
 
-        self.gateway.service.count_watch(self.caller).await?;
+        self.gateway.services.budgets.count_watch(self.caller).await?;
         let watcher: Arc<dyn Watcher> = connection.clone();
         let new = presence.watch(&watcher, users).map_err(|TooManyWatched| {
             Error::field("user_ids", format!("would make more than {WATCHED_MAX} users watched by this connection"))
@@ -121,8 +121,7 @@ impl Live {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> impl Future<Output = Result<T>> + Send + 'static {
-        let service = &self.gateway.service;
-        let mut waiting = Box::pin(service.frame_permit(self.caller.user_id));
+        let mut waiting = Box::pin(self.gateway.services.budgets.frame_permit(self.caller.user_id));
         // Polled here, it joins the queue behind the earlier frames. It is awaited in the task: this connection may be busy
         // with a client that does not read, and would then keep a permit from the user's other devices.
         let taken = (&mut waiting).now_or_never();
@@ -130,7 +129,7 @@ impl Live {
             metrics::frame_waited();
         }
 
-        let task = service.tasks().spawn(async move {
+        let task = self.gateway.tasks.spawn(async move {
             let _permit = match taken {
                 Some(taken) => taken?,
                 None => waiting.await?,

@@ -50,10 +50,10 @@ enum Wake {
 pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: Arrival) {
     let authenticated = match arrival {
         Arrival::Known(caller, turn) => Ok((caller, None, turn)),
-        Arrival::Nameless(visit) => {
+        Arrival::Nameless(guard) => {
             let authenticated = Box::pin(authenticate(&gateway, &mut socket)).await;
             if authenticated.is_ok() {
-                visit.authenticated();
+                guard.authenticated();
             }
             authenticated
         }
@@ -91,7 +91,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
 
 /// Takes a slot for a connection among those of its user. Returns the turn.
 async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> Result<Turn, CloseCode> {
-    let per_user_max = gateway.service.limits().connections_per_user_max;
+    let per_user_max = gateway.limits.connections_per_user_max;
     let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
     let wait = gateway.hub.presence().slot_ttl();
     if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
@@ -151,10 +151,8 @@ impl Live {
     /// Checks the session a second time. If it ended, or got another login, between the first check and the registration,
     /// no event closed this connection.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
-        let now = self.gateway.service.clock().now();
-        let live = self.gateway.service.store().live_sessions(&[self.caller.session_id], now).boxed().await;
-        match live {
-            Ok(live) if self.connection.is_of(live.get(&self.caller.session_id).copied()) => Ok(()),
+        match self.gateway.services.sessions.logins(self.caller.session_id).boxed().await {
+            Ok(logins) if self.connection.is_of(logins) => Ok(()),
             Ok(_) => Err(CloseCode::NotAuthenticated),
             Err(error) => Err(CloseCode::of_error(&error)),
         }
@@ -166,7 +164,7 @@ impl Live {
             return code;
         }
 
-        let patience = self.gateway.service.limits().heartbeat_interval * 2;
+        let patience = self.gateway.limits.heartbeat_interval * 2;
         let mut last_received = Instant::now();
         let silence = tokio::time::sleep(patience);
         tokio::pin!(silence);
@@ -219,15 +217,14 @@ impl Live {
     }
 
     fn ready(&self, id: Option<FrameId>) -> Bytes {
-        let service = &self.gateway.service;
-        let heartbeat = service.limits().heartbeat_interval;
+        let heartbeat = self.gateway.limits.heartbeat_interval;
         ServerFrame::Ready {
             id,
             session_id: self.caller.session_id,
             user_id: self.caller.user_id,
             heartbeat_interval_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
-            server_time: service.clock().now(),
-            epoch: service.store().epoch(),
+            server_time: self.gateway.clock.now(),
+            epoch: self.gateway.services.sync.epoch(),
         }
         .encode()
     }
@@ -278,8 +275,8 @@ impl Live {
     }
 
     fn take_from_bucket(&mut self) -> Result<(), u64> {
-        let service = &self.gateway.service;
-        if service.limits().rate_limits { self.bucket.take(FRAMES, service.clock().now()) } else { Ok(()) }
+        let gateway = &self.gateway;
+        if gateway.limits.rate_limits { self.bucket.take(FRAMES, gateway.clock.now()) } else { Ok(()) }
     }
 
     /// Writes these frames, and all answers and events that are ready, until nothing is left.

@@ -20,10 +20,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::hub::Hub;
-use crate::model::limits::{ARRIVALS_AT_ONCE_MAX, FRAME_BYTES_MAX, READ_BUFFER_BYTES, SYNCS_AT_ONCE_MAX};
+use crate::model::limits::{ARRIVALS_AT_ONCE_MAX, FRAME_BYTES_MAX, READ_BUFFER_BYTES};
 use crate::model::session::Caller;
-use crate::model::{Code, Error, Result};
-use crate::service::{Service, Visit};
+use crate::model::{Clock, Code, Error, Limits, Result};
+use crate::service::{RequestGuard, Services};
+use crate::tasks::Tasks;
 use crate::wire::SUBPROTOCOL;
 
 /// The subprotocol that carries a browser's token.
@@ -37,16 +38,18 @@ enum Arrival {
     /// It brought a token.
     Known(Caller, Turn),
     /// It brought none: the client counts for its address until its first frame.
-    Nameless(Arc<Visit>),
+    Nameless(Arc<RequestGuard>),
 }
 
 /// The state that all connections share.
 pub struct Gateway {
-    service: Arc<Service>,
+    services: Arc<Services>,
     hub: Arc<Hub>,
+    clock: Clock,
+    limits: Limits,
+    tasks: Tasks,
     connection_ids: AtomicU64,
     arrivals: Arc<Semaphore>,
-    syncs: Semaphore,
     /// Origins of web pages that may connect, besides the server's own.
     allowed_origins: Vec<String>,
 }
@@ -58,11 +61,11 @@ pub struct Gateway {
     (status = 403, description = "The request comes from a page of another origin")))]
 async fn ws(
     State(gateway): State<Arc<Gateway>>,
-    visit: Option<Extension<Arc<Visit>>>,
+    guard: Option<Extension<Arc<RequestGuard>>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
-    gateway.upgrade(visit.map(|Extension(visit)| visit).unwrap_or_default(), &headers, upgrade).await
+    gateway.upgrade(guard.map(|Extension(guard)| guard).unwrap_or_default(), &headers, upgrade).await
 }
 
 /// The gateway's route.
@@ -77,13 +80,22 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 impl Gateway {
     /// A gateway that pages of `allowed_origins` may use; `*` stands for all.
-    pub fn new(service: Arc<Service>, hub: Arc<Hub>, allowed_origins: Vec<String>) -> Arc<Self> {
+    pub fn new(
+        services: Arc<Services>,
+        hub: Arc<Hub>,
+        clock: Clock,
+        limits: Limits,
+        tasks: Tasks,
+        allowed_origins: Vec<String>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            service,
+            services,
             hub,
+            clock,
+            limits,
+            tasks,
             connection_ids: AtomicU64::new(1),
             arrivals: Arc::new(Semaphore::new(ARRIVALS_AT_ONCE_MAX)),
-            syncs: Semaphore::new(SYNCS_AT_ONCE_MAX),
             allowed_origins,
         })
     }
@@ -94,7 +106,7 @@ impl Gateway {
     /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `rate_limited`, `unavailable`.
     async fn upgrade(
         self: Arc<Self>,
-        visit: Arc<Visit>,
+        guard: Arc<RequestGuard>,
         headers: &HeaderMap,
         upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     ) -> Result<Response> {
@@ -103,10 +115,10 @@ impl Gateway {
             Some(token) => {
                 let turn = self.turn().await?;
                 let caller = self.arrive(&token).await?;
-                visit.authenticated();
+                guard.authenticated();
                 Arrival::Known(caller, turn)
             }
-            None => Arrival::Nameless(visit),
+            None => Arrival::Nameless(guard),
         };
         let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
         Ok(configured(upgrade, FRAME_BYTES_MAX)
@@ -115,7 +127,7 @@ impl Gateway {
     }
 
     fn serve(self: Arc<Self>, socket: WebSocket, arrival: Arrival) -> impl Future<Output = ()> {
-        let tasks = self.service.tasks().clone();
+        let tasks = self.tasks.clone();
         tasks.track(connection::run(self, socket, arrival))
     }
 
@@ -126,8 +138,8 @@ impl Gateway {
 
     /// The user behind a token, whose arrival is counted.
     async fn arrive(&self, token: &str) -> Result<Caller> {
-        let caller = self.service.authenticate(token).await?;
-        self.service.count_arrival(caller.user_id)?;
+        let caller = self.services.sessions.authenticate(token).await?;
+        self.services.budgets.count_arrival(caller.user_id)?;
         Ok(caller)
     }
 

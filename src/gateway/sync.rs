@@ -4,7 +4,6 @@
 //! those that are newer than the snapshot are sent after it. So no event is lost between reading and following.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
 
 use axum::extract::ws::WebSocket;
 use bytes::Bytes;
@@ -13,10 +12,10 @@ use super::answer::refusal;
 use super::connection::Live;
 use crate::hub::{MembershipSize, Snapshot};
 use crate::metrics;
-use crate::model::faults::{self, Mutant, Point};
-use crate::model::limits::{REQUEST_MAX, SYNC_CHANGES_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
+use crate::model::faults::{self, Point};
+use crate::model::limits::{REQUEST_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
 use crate::model::{Change, ChatEvent, ChatId, Code, Error, MessageId, Result, Rev, UserId};
-use crate::store::{Changes, ChatToSync, Since};
+use crate::service::{Changes, ChatToSync, FollowedChats, NextChanges};
 use crate::wire::client_frame::SyncFrame;
 use crate::wire::{CloseCode, EncodedEvent, FrameId, ServerFrame};
 
@@ -34,14 +33,14 @@ impl Live {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
         // Before the one `sync` of this connection begins, so that the client can retry.
-        if let Err(error) = self.gateway.service.count_arrival(self.caller.user_id) {
+        if let Err(error) = self.gateway.services.budgets.count_arrival(self.caller.user_id) {
             return self.write(socket, vec![refusal(id, &error)]).await;
         }
         if !self.connection.hold() {
             return self.write(socket, vec![refusal(id, &Code::AlreadySynced.into())]).await;
         }
 
-        let present = self.gateway.service.store().epoch();
+        let present = self.gateway.services.sync.epoch();
         let same_log = frame.epoch.is_none_or(|epoch| epoch.parse() == Ok(present));
         match self.catch_up(socket, &known, same_log).await {
             Ok(snapshot) => {
@@ -67,7 +66,7 @@ impl Live {
         known: &HashMap<ChatId, Rev>,
         same_log: bool,
     ) -> Result<HashMap<ChatId, Rev>, Stop> {
-        let (followed, chats) = in_time(self.follow_all()).await?;
+        let FollowedChats { followed, chats } = in_time(self.follow_all()).await?;
         faults::at(Point::SnapshotRead).await;
 
         // A chat that the caller removed from the list is followed, and comes back with its next message.
@@ -101,32 +100,9 @@ impl Live {
     }
 
     /// Follows all of the caller's chats, and then reads them.
-    async fn follow_all(&mut self) -> Result<(HashSet<ChatId>, Vec<ChatToSync>)> {
-        // The user's own permit first: a wait for it must not hold a turn that another user could have.
-        let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
-        let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
-        let store = self.gateway.service.store();
-        let mut followed = HashSet::new();
-        let mut heads = store.chat_heads(self.caller.user_id).await?;
-        loop {
-            if faults::on(Mutant::SubscribeAfterFetch) {
-                let chats = store.chats_to_sync(self.caller.user_id).await?;
-                tokio::time::sleep(Duration::from_millis(30)).await;
-                heads = store.chat_heads(self.caller.user_id).await?;
-                self.gateway.hub.follow(&self.connection, &heads);
-                return Ok((heads.iter().map(|(chat_id, _)| *chat_id).collect(), chats));
-            }
-            self.gateway.hub.follow(&self.connection, &heads);
-            faults::at(Point::Followed).await;
-            followed.extend(heads.iter().map(|(chat_id, _)| *chat_id));
-            let chats = store.chats_to_sync(self.caller.user_id).await?;
-            // Chats that the user joined in between are followed first and read again, like the others.
-            let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
-            heads = new.map(|chat| (chat.id, chat.rev)).collect();
-            if heads.is_empty() {
-                return Ok((followed, chats));
-            }
-        }
+    async fn follow_all(&mut self) -> Result<FollowedChats> {
+        let (hub, connection) = (&self.gateway.hub, &self.connection);
+        self.gateway.services.sync.snapshot(self.caller.user_id, |heads| hub.follow(connection, heads)).await
     }
 
     /// Sends the events that the client missed of one chat, or `reset`. Returns the revision that it then has.
@@ -143,7 +119,7 @@ impl Live {
         }
 
         // A page at a time: the rest is not kept in memory for a client that may not be reading.
-        let limits = self.gateway.service.limits();
+        let limits = &self.gateway.limits;
         let counted = MembershipSize::of(&found.chat).gets_counts(found.chat.role, limits.channel_events_members_max);
         let mut page = Page { known, sent: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
         while page.sent < rev {
@@ -161,26 +137,11 @@ impl Live {
         Ok(rev)
     }
 
-    /// The changes of a page. `None` if there are too many, if the store no longer has all of them, or if the caller left
-    /// the chat since the snapshot: then the events in between are not the caller's to see.
+    /// The changes of the next page; `None` if the client must reload the chat.
     async fn changes_after(&mut self, found: &ChatToSync, page: &Page) -> Result<Option<Changes>> {
-        let reading = async {
-            let _permit = self.gateway.service.frame_permit(self.caller.user_id).await?;
-            let _turn = self.gateway.syncs.acquire().await.map_err(Error::internal)?;
-            let store = self.gateway.service.store();
-            let only_member = page.counted.then_some(self.caller.user_id);
-            let since = Since { known: page.known, told: page.sent, only_member };
-            let read = store.changes(found.chat.id, Some(self.caller.user_id), since, page.items_max).await?;
-            let is_whole = |changes: &Changes| page.counted || !changes.forgotten;
-            let Some(changes) = read.filter(is_whole) else { return Ok(None) };
-            let is_first = page.sent == page.known;
-            let too_many = is_first
-                && !changes.complete
-                && store.has_more_changes(found.chat.id, page.known, !page.counted, SYNC_CHANGES_MAX).await?;
-            Ok(Some(changes).filter(|_| !too_many))
-        };
-        let changes = in_time(reading).await?;
-        Ok(changes.filter(|changes| changes.joined_rev == Some(found.joined_rev)))
+        let Page { known, sent: delivered, counted, items_max, .. } = *page;
+        let next = NextChanges { known, delivered, counted, items_max };
+        in_time(self.gateway.services.sync.changes(self.caller.user_id, found, next)).await
     }
 }
 

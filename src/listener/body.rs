@@ -64,12 +64,12 @@ impl HttpBody for PacedBody {
 mod tests {
     use super::super::line::Slots;
     use super::*;
-    use crate::service::SharedPlace;
+    use crate::service::SharedAddressSlot;
 
     #[tokio::test]
     async fn a_body_comes_in_pieces_and_its_length_is_known_all_along() {
         let whole: Vec<u8> = (0..40_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        let line = Slots::new(1).take(SharedPlace::default()).unwrap();
+        let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         let mut body = PacedBody::new(Body::from(whole.clone()), line.begin());
         let mut taken = Vec::new();
         while !body.is_end_stream() {

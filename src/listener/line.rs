@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::metrics;
 use crate::model::limits::{CLOSE_MAX, Patience, REQUEST_MAX, REQUEST_READ_MAX};
-use crate::service::{SharedPlace, Visit};
+use crate::service::{RequestGuard, SharedAddressSlot};
 
 /// The slots of one listener.
 pub(super) struct Slots {
@@ -32,8 +32,8 @@ pub(super) struct Line {
     number: u64,
     /// The slot, until the socket is closed or the slot goes to a newcomer.
     slot: Mutex<Option<OwnedSemaphorePermit>>,
-    /// The place of the peer's address, until the client is known.
-    place: SharedPlace,
+    /// The slot of the peer's address, until the client has authenticated.
+    address_slot: SharedAddressSlot,
     activity: Mutex<Activity>,
     evicted: Notify,
 }
@@ -83,7 +83,7 @@ impl Slots {
 
     /// A slot for a new connection: a free one, or that of the connection that has waited longest without a complete
     /// request head. `None` if all have had one.
-    pub(super) fn take(self: &Arc<Self>, place: SharedPlace) -> Option<Arc<Line>> {
+    pub(super) fn take(self: &Arc<Self>, address_slot: SharedAddressSlot) -> Option<Arc<Line>> {
         let slot = self.free.clone().try_acquire_owned().ok().or_else(|| self.evict())?;
         let mut waiting = self.waiting.lock();
         let number = waiting.next;
@@ -94,7 +94,7 @@ impl Slots {
             slots: self.clone(),
             number,
             slot: Mutex::new(Some(slot)),
-            place,
+            address_slot,
             activity: Mutex::new(activity),
             evicted: Notify::new(),
         });
@@ -132,13 +132,13 @@ impl Line {
         if first {
             self.slots.forget(self.number);
         }
-        Request { line: self.clone(), key, visit: Visit::new(self.place.clone()) }
+        Request { line: self.clone(), key, guard: RequestGuard::new(self.address_slot.clone()) }
     }
 
     /// The socket is closed.
     pub(super) fn closed(&self) {
         self.slots.forget(self.number);
-        self.place.give_back();
+        self.address_slot.give_back();
         self.slot.lock().take();
     }
 
@@ -170,14 +170,14 @@ pub(super) struct Request {
     line: Arc<Line>,
     /// Its key among the requests of its connection.
     key: u64,
-    /// What the request holds; it may be held longer by the work behind it.
-    visit: Arc<Visit>,
+    /// What the request holds. The work behind the request may hold it longer.
+    guard: Arc<RequestGuard>,
 }
 
 impl Request {
     /// What the request holds.
-    pub(super) fn visit(&self) -> Arc<Visit> {
-        self.visit.clone()
+    pub(super) fn guard(&self) -> Arc<RequestGuard> {
+        self.guard.clone()
     }
 
     /// The answer began, or a piece of it was taken.
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_connection_has_its_time_for_its_first_head_and_then_to_be_idle() {
-        let line = Slots::new(1).take(SharedPlace::default()).unwrap();
+        let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         assert!(matches!(after(&line, 1), Verdict::Fine(_)));
         assert_eq!(after(&line, 11), Verdict::Overdue("no_request"));
         drop(line.begin());
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_request_keeps_its_connection_and_an_answer_that_does_not_move_ends_it() {
-        let line = Slots::new(1).take(SharedPlace::default()).unwrap();
+        let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         let request = line.begin();
         assert!(matches!(after(&line, 39), Verdict::Fine(_)), "15 s to read it, 4.5 s to answer it, 20 s to take it");
         assert_eq!(after(&line, 41), Verdict::Overdue("answer_stalled"));
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn the_slot_of_the_connection_that_waits_longest_goes_to_a_newcomer_and_no_other_does() {
         let slots = Slots::new(2);
-        let take = || slots.take(SharedPlace::default());
+        let take = || slots.take(SharedAddressSlot::default());
         let (first, second) = (take().unwrap(), take().unwrap());
         let _served = first.begin();
         let third = take().unwrap();

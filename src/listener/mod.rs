@@ -36,7 +36,7 @@ use crate::model::limits::{
     HEAD_BYTES_MAX, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, Patience, REQUEST_MAX, REQUEST_READ_MAX,
     SEND_BUFFER_BYTES, UNACKNOWLEDGED_MAX,
 };
-use crate::service::{Admission, SharedPlace};
+use crate::service::{Admission, SharedAddressSlot};
 use body::PacedBody;
 use line::{Line, Slots, Verdict};
 
@@ -86,17 +86,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The place of a new connection.
+    /// The address slot of a new connection.
     ///
     /// # Errors
     /// The name of the bound that its address has reached.
-    fn place(&self, peer: SocketAddr) -> Result<SharedPlace, &'static str> {
+    fn address_slot(&self, peer: SocketAddr) -> Result<SharedAddressSlot, &'static str> {
         let ip = peer.ip().to_canonical();
         match &self.admission {
             Some(admission) if !self.trusted_proxies.iter().any(|net| net.contains(&ip)) => {
-                admission.enter(ip).map(|place| SharedPlace::new(Some(place)))
+                admission.enter(ip).map(|slot| SharedAddressSlot::new(Some(slot)))
             }
-            _ => Ok(SharedPlace::default()),
+            _ => Ok(SharedAddressSlot::default()),
         }
     }
 }
@@ -119,14 +119,14 @@ pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: Ca
                 continue;
             }
         };
-        let place = match rules.place(peer) {
-            Ok(place) => place,
+        let address_slot = match rules.address_slot(peer) {
+            Ok(slot) => slot,
             Err(bound) => {
                 metrics::connection_refused(bound);
                 continue;
             }
         };
-        let Some(line) = slots.take(place) else {
+        let Some(line) = slots.take(address_slot) else {
             metrics::connection_refused("connections_max");
             continue;
         };
@@ -158,7 +158,7 @@ fn serve_connection(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, begun) = (router.clone(), of_requests.begin());
         request.extensions_mut().insert(ConnectInfo(peer));
-        request.extensions_mut().insert(begun.visit());
+        request.extensions_mut().insert(begun.guard());
         async move {
             let response = router.oneshot(request).await?;
             Ok::<_, Infallible>(response.map(|body| PacedBody::new(body, begun)))

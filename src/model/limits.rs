@@ -285,11 +285,11 @@ pub const JOB_BATCH: i64 = 500;
 pub const REMOVAL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chats that removed accounts leave at once on a replica: each takes a connection to the database for a moment.
 pub const DEPARTURES_AT_ONCE_MAX: usize = 2;
-/// How often the cleaning jobs run.
-pub const JOB_EVERY: Duration = Duration::from_mins(1);
-/// How long what has expired is kept all the same: a session or an invite that a wrong clock took for expired is still
-/// there once the clock is right.
-pub const SWEEP_GRACE: Duration = Duration::from_hours(24);
+/// How often the cleanup runs.
+pub const CLEANUP_EVERY: Duration = Duration::from_mins(1);
+/// How long expired sessions and invites are kept: a session that a wrong clock took for expired still exists once the
+/// clock is right.
+pub const CLEANUP_GRACE: Duration = Duration::from_hours(24);
 /// How far a clock may move against the time that passed between two rounds of the cleaning jobs: more than any slew.
 pub const CLOCK_JUMP_MAX: Duration = Duration::from_mins(5);
 /// How long a clock that jumped has to be steady before the cleaning jobs believe it.

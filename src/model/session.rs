@@ -1,8 +1,11 @@
-//! Sessions: a login with its tokens.
+//! Sessions: a login with its tokens, its caller, and the origin of its requests.
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::address::Network;
 use super::{SessionId, Timestamp, UserId};
 
 /// A session as its owner sees it.
@@ -24,7 +27,7 @@ pub struct Session {
     pub current: bool,
 }
 
-/// Who is asking: what a valid token stands for.
+/// The user and the session that a valid token stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     /// The account.
@@ -37,4 +40,21 @@ pub struct Caller {
     pub last_seen_at: Timestamp,
     /// Logins into the session after the first, when the token was made: the next one closes this caller's connections.
     pub logins: i64,
+}
+
+/// The address and the device that a request comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The client's address.
+    pub ip: Option<IpAddr>,
+    /// The client's name for itself.
+    pub device: Option<String>,
+}
+
+impl Origin {
+    /// The key of limits per address: an IPv4 address, or the /64 network of an IPv6 address, which is
+    /// what one customer gets.
+    pub fn rate_key(&self) -> String {
+        self.ip.map_or_else(|| "unknown".to_owned(), |ip| Network::of(ip).to_string())
+    }
 }

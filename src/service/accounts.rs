@@ -1,18 +1,21 @@
-//! Accounts: registration, changing one's own.
+//! Accounts: registration, and what users change of their own account.
 
-use super::Service;
-use super::hasher::Verdict;
-use super::invites::plausible;
-use super::secrets;
-use super::sessions::{Grant, Origin};
-use crate::model::limits::{CHANGES, CONFIRMATIONS_PER_SESSION, REGISTRATIONS_PER_ADDRESS, VERIFY_TRIES_MAX};
-use crate::model::session::Caller;
+use std::sync::Arc;
+
+use super::hasher::Hasher;
+use super::invites::is_plausible;
+use super::passwords::Passwords;
+use super::random::secrets;
+use super::rates::RateLimits;
+use super::sessions::{Grant, Sessions};
+use crate::model::limits::{CHANGES, REGISTRATIONS_PER_ADDRESS, VERIFY_TRIES_MAX};
+use crate::model::session::{Caller, Origin};
 use crate::model::text::{self, Checks};
 use crate::model::token::random_code;
-use crate::model::{Account, Code, Error, Result, User, UserId};
-use crate::store::{AccountChange, NewUser};
+use crate::model::{Account, Clock, Code, Error, Result, User, UserId};
+use crate::store::{AccountChange, NewUser, Store};
 
-/// What a newcomer tells.
+/// A registration as a client asks for it.
 pub struct Registration {
     /// The invite's code.
     pub invite: String,
@@ -24,21 +27,21 @@ pub struct Registration {
     pub name: String,
 }
 
-/// What to change of one's account.
+/// Changes of the caller's account. Fields that are `None` stay.
 pub struct AccountPatch {
-    /// Another name.
+    /// The name to show.
     pub name: Option<String>,
-    /// Another login.
+    /// The name to log in with.
     pub login: Option<String>,
-    /// Another password.
+    /// The new password.
     pub password: Option<String>,
-    /// The password so far; needed for another login or password.
+    /// The present password. Required to change the login or the password.
     pub current_password: Option<String>,
-    /// Whether to keep users away who share no chat with this one.
+    /// Whether users that share no chat with this one are refused.
     pub refuse_strangers: Option<bool>,
 }
 
-/// An account made by the operator, with the one chance to see its secrets.
+/// An account that the operator made, with secrets that are shown only here.
 pub struct MadeUser {
     /// Its id.
     pub user_id: UserId,
@@ -46,11 +49,22 @@ pub struct MadeUser {
     pub login: String,
     /// Its random password.
     pub password: String,
-    /// The token of its first session, if one was asked for.
+    /// The access token of its first session, if one was asked for.
     pub token: Option<String>,
 }
 
-impl Service {
+/// The service for accounts.
+pub struct Accounts {
+    pub(super) store: Store,
+    pub(super) hasher: Hasher,
+    pub(super) passwords: Passwords,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) rates: RateLimits,
+    pub(super) clock: Clock,
+    pub(super) sessions_max: i64,
+}
+
+impl Accounts {
     /// Makes an account by invitation, and its first session.
     ///
     /// # Errors
@@ -61,21 +75,29 @@ impl Service {
         let name = checks.keep("name", text::name(&registration.name));
         checks.keep("password", text::password(&registration.password, &login));
         checks.done()?;
-        self.limit(REGISTRATIONS_PER_ADDRESS, &origin.rate_key()).await?;
-        let now = self.clock.now();
-        // Asked before the expensive hash; the unit of work decides.
-        let known =
-            plausible(&registration.invite) && self.store.open_invite(&registration.invite, now).await?.is_some();
-        if !known {
-            return Err(Code::InviteNotFound.into());
-        }
-        let password_hash = self.hasher.hash(registration.password).await?;
-        let user = NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now };
-        let (new, tokens) = self.new_session(user.id, origin);
+
+        self.rates.count(REGISTRATIONS_PER_ADDRESS, &origin.rate_key()).await?;
+        self.check_invite(&registration.invite).await?;
+        let user = self.new_user(login, name, registration.password).await?;
+
+        let (new, tokens) = self.sessions.prepare(user.id, origin);
         self.store.register(&registration.invite, &user, &new).await?;
+
         let session = self.store.session(new.id).await?.ok_or(Error::new(Code::SessionNotFound))?;
         let user = User { id: user.id, login: Some(user.login), name: user.name, created_at: user.created_at };
         Ok(tokens.grant(user, session))
+    }
+
+    /// Refuses a code that opens nothing before the expensive hash. The unit of work decides.
+    async fn check_invite(&self, code: &str) -> Result<()> {
+        let is_open = is_plausible(code) && self.store.open_invite(code, self.clock.now()).await?.is_some();
+        if is_open { Ok(()) } else { Err(Code::InviteNotFound.into()) }
+    }
+
+    async fn new_user(&self, login: String, name: String, password: String) -> Result<NewUser> {
+        let now = self.clock.now();
+        let password_hash = self.hasher.hash(password).await?;
+        Ok(NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now })
     }
 
     /// Makes an account for the operator, with a random password, and a first session if asked.
@@ -87,21 +109,21 @@ impl Service {
         let login = checks.keep("login", text::login(login));
         let name = checks.keep("name", text::name(name));
         checks.done()?;
-        let now = self.clock.now();
+
         let password = random_code(&mut secrets());
-        let password_hash = self.hasher.hash(password.clone()).await?;
-        let user = NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now };
+        let user = self.new_user(login, name, password.clone()).await?;
         self.store.create_user(&user).await?;
+
         let mut token = None;
         if with_session {
-            let (new, tokens) = self.new_session(user.id, Origin::default());
-            self.store.log_in(&new, &user.password_hash, None, self.limits.sessions_per_user_max).await?;
+            let (new, tokens) = self.sessions.prepare(user.id, Origin::default());
+            self.store.log_in(&new, &user.password_hash, None, self.sessions_max).await?;
             token = Some(tokens.token());
         }
         Ok(MadeUser { user_id: user.id, login: user.login, password, token })
     }
 
-    /// An account, removed or not.
+    /// An account as other users see it, removed or not.
     ///
     /// # Errors
     /// `user_not_found`.
@@ -113,68 +135,68 @@ impl Service {
     ///
     /// # Errors
     /// `user_not_found`.
-    pub async fn account(&self, caller: Caller) -> Result<Account> {
+    pub async fn own(&self, caller: Caller) -> Result<Account> {
         self.store.account(caller.user_id).await?.ok_or(Error::new(Code::UserNotFound))
     }
 
-    /// Changes the caller's account. Another password ends all other sessions.
+    /// Changes the caller's account. A new password ends all other sessions.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `wrong_password`, `login_taken`.
-    pub async fn change_account(&self, caller: Caller, patch: AccountPatch) -> Result<Account> {
-        let mut checks = Checks::new();
-        let name = patch.name.map(|name| checks.keep("name", text::name(&name)));
-        let login = patch.login.map(|login| checks.keep("login", text::login(&login)));
-        if let Some(password) = &patch.password {
-            checks.keep("password", text::password(password, login.as_deref().unwrap_or_default()));
-        }
-        let sensitive = patch.password.is_some() || login.is_some();
-        if sensitive && patch.current_password.is_none() {
-            checks.fail("current_password", "is needed to change login or password");
-        }
-        if name.is_none() && !sensitive && patch.refuse_strangers.is_none() {
-            checks.fail("name", "nothing to change: give name, login, password or refuse_strangers");
-        }
-        checks.done()?;
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let mut change =
-            AccountChange { name, login, password: None, refuse_strangers: patch.refuse_strangers, confirmed: None };
-        let current_password = patch.current_password.unwrap_or_default();
+    pub async fn change(&self, caller: Caller, patch: AccountPatch) -> Result<Account> {
+        let (mut change, passwords) = checked(patch)?;
+        self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         for _ in 0..VERIFY_TRIES_MAX {
-            if sensitive {
-                change.confirmed = Some(self.confirm(caller, current_password.clone()).await?);
+            if let Some(current) = &passwords.current {
+                change.confirmed = Some(self.passwords.confirm(caller, current.clone()).await?);
             }
-            if let (Some(password), None) = (&patch.password, &change.password) {
-                change.password = Some((self.hasher.hash(password.clone()).await?, caller.session_id));
+            if let (Some(new), None) = (&passwords.new, &change.password) {
+                change.password = Some((self.hasher.hash(new.clone()).await?, caller.session_id));
             }
             match self.store.change_account(caller.user_id, &change).await {
-                // The password changed, or was hashed anew, since it was confirmed.
+                // The password changed, or was hashed again, after it was confirmed.
                 Err(error) if error.code == Code::WrongPassword => {}
                 Err(error) => return Err(error),
                 Ok((account, ended)) => {
-                    self.sessions_ended(ended).await;
+                    self.sessions.announce_ended(ended).await;
                     return Ok(account);
                 }
             }
         }
         Err(Error::overloaded())
     }
+}
 
-    /// Makes sure that the caller knows the account's password. Returns the hash that it fits: what is done on its strength
-    /// compares it again under the account's lock. Only wrong passwords count.
-    pub(super) async fn confirm(&self, caller: Caller, password: String) -> Result<String> {
-        let attempt = self.attempt(vec![(CONFIRMATIONS_PER_SESSION, caller.session_id.to_string())]).await?;
-        let verifying = async {
-            let hash = self.store.password_hash(caller.user_id).await?;
-            let verdict = self.hasher.verify(password, hash.clone()).await?;
-            Ok(hash.filter(|_| verdict != Verdict::Wrong))
-        };
-        match verifying.await {
-            Ok(None) => Err(Code::WrongPassword.into()),
-            decided => {
-                self.give_back(attempt).await;
-                decided.and_then(|hash| hash.ok_or(Code::WrongPassword.into()))
-            }
-        }
+/// The passwords of a patch, in clear text.
+struct PatchPasswords {
+    /// The present password; `None` if nothing that needs it changes.
+    current: Option<String>,
+    new: Option<String>,
+}
+
+/// Checks a patch.
+///
+/// # Errors
+/// `invalid_fields`.
+fn checked(patch: AccountPatch) -> Result<(AccountChange, PatchPasswords)> {
+    let AccountPatch { name, login, password, current_password, refuse_strangers } = patch;
+    let mut checks = Checks::new();
+    let name = name.map(|name| checks.keep("name", text::name(&name)));
+    let login = login.map(|login| checks.keep("login", text::login(&login)));
+    if let Some(password) = &password {
+        checks.keep("password", text::password(password, login.as_deref().unwrap_or_default()));
     }
+
+    let sensitive = password.is_some() || login.is_some();
+    if sensitive && current_password.is_none() {
+        checks.fail("current_password", "is needed to change login or password");
+    }
+    if name.is_none() && !sensitive && refuse_strangers.is_none() {
+        checks.fail("name", "nothing to change: give name, login, password or refuse_strangers");
+    }
+    checks.done()?;
+
+    let passwords = PatchPasswords { current: current_password.filter(|_| sensitive), new: password };
+    Ok((AccountChange { name, login, password: None, refuse_strangers, confirmed: None }, passwords))
 }

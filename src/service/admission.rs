@@ -1,4 +1,5 @@
-//! What clients without a login may hold: places counted by address, given back once the client is known.
+//! Admission of clients that have not authenticated: connection slots, counted by address, which the
+//! client's address gets back once the client has authenticated.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,35 +12,36 @@ use super::permits::UserPermit;
 use crate::model::address::{Network, Prefix};
 use crate::model::limits::{ADDRESS_SHARES_48, ADDRESS_SHARES_56};
 
-/// Counts what addresses hold before they authenticate: connections, and behind a trusted proxy requests and sockets.
+/// Counts the slots of each address: connections that have not authenticated, and behind a trusted
+/// proxy requests and sockets.
 #[derive(Debug)]
 pub struct Admission {
     per_address_max: usize,
     held: Mutex<HashMap<Network, usize>>,
 }
 
-/// A place of an address, given back when it is dropped.
+/// A connection slot of an address. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Place {
+pub struct AddressSlot {
     admission: Arc<Admission>,
     ip: IpAddr,
 }
 
-/// A place that several may give back, and the first of them does. Empty for peers that are not counted.
+/// A slot with several owners, of which the first gives it back. Empty for peers that are not counted.
 #[derive(Clone, Debug, Default)]
-pub struct SharedPlace(Arc<Mutex<Option<Place>>>);
+pub struct SharedAddressSlot(Arc<Mutex<Option<AddressSlot>>>);
 
 impl Admission {
-    /// Lets an address hold `per_address_max` places, and the IPv6 networks around it a few times as many.
+    /// Gives each address `per_address_max` slots, and the IPv6 networks around it a few times as many.
     pub fn new(per_address_max: usize) -> Arc<Self> {
         Arc::new(Self { per_address_max, held: Mutex::default() })
     }
 
-    /// Takes a place for an address.
+    /// Takes a slot of an address.
     ///
     /// # Errors
     /// The name of the bound that is reached.
-    pub fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<Place, &'static str> {
+    pub fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<AddressSlot, &'static str> {
         let mut held = self.held.lock();
         for network in Network::all(ip) {
             let (bound, max) = self.bound(network);
@@ -50,7 +52,7 @@ impl Admission {
         for network in Network::all(ip) {
             *held.entry(network).or_default() += 1;
         }
-        Ok(Place { admission: self.clone(), ip })
+        Ok(AddressSlot { admission: self.clone(), ip })
     }
 
     /// The name and the size of a network's bound.
@@ -67,7 +69,7 @@ impl Admission {
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressSlot {
     fn drop(&mut self) {
         let mut held = self.admission.held.lock();
         for network in Network::all(self.ip) {
@@ -81,54 +83,56 @@ impl Drop for Place {
     }
 }
 
-impl SharedPlace {
-    /// Shares a place.
-    pub fn new(place: Option<Place>) -> Self {
-        Self(Arc::new(Mutex::new(place)))
+impl SharedAddressSlot {
+    /// Shares a slot.
+    pub fn new(slot: Option<AddressSlot>) -> Self {
+        Self(Arc::new(Mutex::new(slot)))
     }
 
-    /// Gives the place back, unless it was given back before.
+    /// Gives the slot back. A second call does nothing.
     pub fn give_back(&self) {
         self.0.lock().take();
     }
 }
 
-/// What one request holds, from its head until its answer is taken and the work behind it has ended; or a socket until
-/// its client is known. It is shared by those parts, and given back by the last of them.
+/// What one request holds: its address slot and its user's permit. The listener, the endpoint and the
+/// work behind it share the guard. The last of them to drop it gives everything back, so a request
+/// counts until its answer is taken and its work has ended. A WebSocket holds one until it has
+/// authenticated.
 #[derive(Debug, Default)]
-pub struct Visit {
-    /// The place of the connection, which stays when the request ends.
-    connection: SharedPlace,
-    /// The place of this request, behind a trusted proxy.
-    own: Mutex<Option<Place>>,
+pub struct RequestGuard {
+    /// The slot of the connection, which outlives the request.
+    connection: SharedAddressSlot,
+    /// The slot of this request, behind a trusted proxy.
+    own: Mutex<Option<AddressSlot>>,
     permit: Mutex<Option<UserPermit>>,
-    /// How long it waited for its permit.
+    /// How long the request waited for its permit.
     waited: Mutex<Duration>,
 }
 
-impl Visit {
-    /// The visit of a request on a connection that holds this place.
-    pub fn new(connection: SharedPlace) -> Arc<Self> {
+impl RequestGuard {
+    /// The guard of a request on a connection that holds this slot.
+    pub fn new(connection: SharedAddressSlot) -> Arc<Self> {
         Arc::new(Self { connection, ..Self::default() })
     }
 
-    /// Keeps a place for the client behind a proxy.
-    pub fn keep_place(&self, place: Place) {
-        *self.own.lock() = Some(place);
+    /// Keeps a slot of the client behind a proxy.
+    pub fn keep_slot(&self, slot: AddressSlot) {
+        *self.own.lock() = Some(slot);
     }
 
-    /// Keeps one of the user's permits, or none, after it waited for one.
+    /// Keeps one of the user's permits, or none if the wait for it was in vain.
     pub fn keep_permit(&self, permit: Option<UserPermit>, waited: Duration) {
         *self.permit.lock() = permit;
         *self.waited.lock() = waited;
     }
 
-    /// How long it waited for its permit: that is part of the time in which a request is answered.
+    /// How long the request waited for its permit. The wait is part of the request's deadline.
     pub fn waited(&self) -> Duration {
         *self.waited.lock()
     }
 
-    /// The client is known: its address has its places back.
+    /// Gives the address its slots back, because the client has authenticated.
     pub fn authenticated(&self) {
         self.connection.give_back();
         self.own.lock().take();
@@ -144,35 +148,35 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_places_and_gets_them_back() {
+    fn an_address_has_its_slots_and_gets_them_back() {
         let admission = Admission::new(2);
-        let places = [admission.enter(ip("192.0.2.1")).unwrap(), admission.enter(ip("::ffff:192.0.2.1")).unwrap()];
+        let slots = [admission.enter(ip("192.0.2.1")).unwrap(), admission.enter(ip("::ffff:192.0.2.1")).unwrap()];
         assert_eq!(admission.enter(ip("192.0.2.1")).unwrap_err(), "connections_per_address");
         assert!(admission.enter(ip("192.0.2.2")).is_ok());
-        drop(places);
+        drop(slots);
         assert!(admission.enter(ip("192.0.2.1")).is_ok());
-        assert!(admission.held.lock().is_empty(), "nothing is kept of addresses without places");
+        assert!(admission.held.lock().is_empty(), "an address without slots costs no memory");
     }
 
     #[test]
     fn wider_networks_have_a_few_times_as_many() {
         let admission = Admission::new(1);
         let enter = |address: &str| admission.enter(ip(address));
-        let mut places = vec![enter("2001:db8:0:0::1").unwrap(), enter("2001:db8:0:1::1").unwrap()];
+        let mut slots = vec![enter("2001:db8:0:0::1").unwrap(), enter("2001:db8:0:1::1").unwrap()];
         assert_eq!(enter("2001:db8:0:0::2").unwrap_err(), "connections_per_address");
         assert_eq!(enter("2001:db8:0:2::1").unwrap_err(), "connections_per_address_56");
-        places.extend([enter("2001:db8:0:100::1").unwrap(), enter("2001:db8:0:200::1").unwrap()]);
+        slots.extend([enter("2001:db8:0:100::1").unwrap(), enter("2001:db8:0:200::1").unwrap()]);
         assert_eq!(enter("2001:db8:0:300::1").unwrap_err(), "connections_per_address_48");
         assert!(enter("2001:db8:1::1").is_ok());
     }
 
     #[test]
-    fn a_client_that_is_known_gives_back_the_places_of_its_connection_and_of_its_request() {
+    fn an_authenticated_client_gives_back_the_slots_of_its_connection_and_of_its_request() {
         let admission = Admission::new(1);
-        let connection = SharedPlace::new(admission.enter(ip("192.0.2.1")).ok());
-        let visit = Visit::new(connection.clone());
-        visit.keep_place(admission.enter(ip("192.0.2.2")).unwrap());
-        visit.authenticated();
+        let connection = SharedAddressSlot::new(admission.enter(ip("192.0.2.1")).ok());
+        let guard = RequestGuard::new(connection.clone());
+        guard.keep_slot(admission.enter(ip("192.0.2.2")).unwrap());
+        guard.authenticated();
         assert!(admission.held.lock().is_empty());
         connection.give_back();
     }

@@ -1,101 +1,137 @@
-//! What one user may take of a replica: how often they may read and arrive, and how many of their frames are worked on
-//! at once.
+//! What one user may take of a replica: how often they may read and arrive, and how much of their
+//! work runs at once.
 //!
-//! Rates are counted in the memory of this replica, because a read must not cost a round trip to Redis. A user whose
-//! requests are spread over several replicas may therefore read as much on each: every replica guards its own
-//! connections to the database.
+//! Reads and arrivals are counted in the memory of this replica, because a read must not cost a round
+//! trip to Redis. A user whose requests are spread over several replicas may therefore read as much on
+//! each: every replica protects its own database connections.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::Service;
+use super::admission::RequestGuard;
 use super::permits::{UserPermit, UserPermits};
+use super::rates::RateLimits;
 use crate::metrics;
 use crate::model::limits::{
     ARRIVALS, BUDGET_KEYS_MAX, Bucket, FRAMES_AT_ONCE_PER_USER, READS, REQUEST_MAX, Rate, TYPING,
+    USER_REQUEST_WAIT_MAX, USER_REQUESTS_MAX, WATCHES,
 };
+use crate::model::session::Caller;
 use crate::model::{ChatId, Error, Result, Timestamp, UserId};
 
 /// The budgets of all users of one replica.
-pub(super) struct Budgets {
-    reads: Rates<UserId>,
-    arrivals: Rates<UserId>,
-    typing: Rates<(UserId, ChatId)>,
+pub struct Budgets {
+    rates: RateLimits,
+    reads: Counters<UserId>,
+    arrivals: Counters<UserId>,
+    typing: Counters<(UserId, ChatId)>,
+    requests: Arc<UserPermits>,
     frames: Arc<UserPermits>,
 }
 
-impl Default for Budgets {
-    fn default() -> Self {
+impl Budgets {
+    pub(super) fn new(rates: RateLimits) -> Self {
         Self {
-            reads: Rates::new(READS),
-            arrivals: Rates::new(ARRIVALS),
-            typing: Rates::new(TYPING),
+            rates,
+            reads: Counters::new(READS),
+            arrivals: Counters::new(ARRIVALS),
+            typing: Counters::new(TYPING),
+            requests: UserPermits::new(USER_REQUESTS_MAX),
             frames: UserPermits::new(FRAMES_AT_ONCE_PER_USER),
         }
     }
-}
 
-impl Budgets {
-    /// Whether this replica passed on no `typing` of the user in this chat lately. If so, it counts as passed on.
-    pub fn takes_typing(&self, user_id: UserId, chat_id: ChatId, now: Timestamp) -> bool {
-        self.typing.take((user_id, chat_id), now).is_ok()
+    /// Takes one of the caller's [`USER_REQUESTS_MAX`] permits, which `guard` keeps, and gives the
+    /// address of the client its slots back.
+    ///
+    /// # Errors
+    /// `unavailable` if no permit is free within [`USER_REQUEST_WAIT_MAX`].
+    pub async fn begin_request(&self, caller: Caller, guard: &RequestGuard) -> Result<()> {
+        guard.authenticated();
+        let start = Instant::now();
+        let permit = self.requests.acquire(caller.user_id, USER_REQUEST_WAIT_MAX).await;
+        let has_permit = permit.is_some();
+        guard.keep_permit(permit, start.elapsed());
+
+        if has_permit {
+            return Ok(());
+        }
+        metrics::request_refused("requests_per_user");
+        Err(Error::overloaded())
     }
-}
 
-impl Service {
-    /// Counts one read of a user. It is counted on this replica alone.
+    /// A permit for a frame of this user that works on the database. Permits go to callers in the
+    /// order in which their futures are first polled. They bound concurrent work, so they hold even
+    /// where rate limits are off.
+    ///
+    /// # Errors
+    /// `unavailable` if no permit is free within [`REQUEST_MAX`].
+    pub fn frame_permit(&self, user_id: UserId) -> impl Future<Output = Result<UserPermit>> + Send + use<> {
+        let permits = self.frames.clone();
+        async move { permits.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded) }
+    }
+
+    /// Counts one read of a user, on this replica alone.
     ///
     /// # Errors
     /// `rate_limited`.
     pub fn count_read(&self, user_id: UserId) -> Result<()> {
-        self.count_within(&self.budgets.reads, user_id)
+        self.count(&self.reads, user_id)
     }
 
-    /// Counts one connection or `sync` of a user. It is counted on this replica alone.
+    /// Counts one connection or `sync` of a user, on this replica alone.
     ///
     /// # Errors
     /// `rate_limited`.
     pub fn count_arrival(&self, user_id: UserId) -> Result<()> {
-        self.count_within(&self.budgets.arrivals, user_id)
+        self.count(&self.arrivals, user_id)
     }
 
-    /// A permit for a frame of this user that works on the database. The first to be polled is the first to get one.
-    /// Permits bound what runs at once, so they hold even where rate limits are off.
+    /// Counts one `watch_presence` of the caller over all replicas: each costs look-ups in the store.
     ///
     /// # Errors
-    /// `unavailable` if none was free for as long as a frame may take.
-    pub fn frame_permit(&self, user_id: UserId) -> impl Future<Output = Result<UserPermit>> + Send + use<> {
-        let permits = self.budgets.frames.clone();
-        async move { permits.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded) }
+    /// `rate_limited`.
+    pub async fn count_watch(&self, caller: Caller) -> Result<()> {
+        self.rates.count(WATCHES, &caller.user_id.to_string()).await
     }
 
-    fn count_within(&self, rates: &Rates<UserId>, user_id: UserId) -> Result<()> {
-        if !self.limits.rate_limits {
+    /// Whether this replica has passed on no `typing` of the user in this chat within the pause of
+    /// [`TYPING`]. If so, this one counts as passed on.
+    pub(super) fn takes_typing(&self, user_id: UserId, chat_id: ChatId) -> bool {
+        self.typing.take((user_id, chat_id), self.rates.clock.now()).is_ok()
+    }
+
+    fn count(&self, counters: &Counters<UserId>, user_id: UserId) -> Result<()> {
+        if !self.rates.enabled {
             return Ok(());
         }
-        let taken = rates.take(user_id, self.clock.now());
+        let taken = counters.take(user_id, self.rates.clock.now());
         if taken.is_err() {
-            metrics::rate_limited(rates.rate.name);
+            metrics::rate_limited(counters.rate.name);
         }
         taken
     }
 }
 
 /// Counters under one [`Rate`], one for each key.
-struct Rates<K> {
+struct Counters<K> {
     rate: Rate,
     buckets: Mutex<HashMap<K, Bucket>>,
 }
 
-impl<K: Eq + Hash> Rates<K> {
+impl<K: Eq + Hash> Counters<K> {
     fn new(rate: Rate) -> Self {
         Self { rate, buckets: Mutex::default() }
     }
 
-    /// Takes one under `key`.
+    /// Counts one under `key`.
+    ///
+    /// # Errors
+    /// `rate_limited`.
     fn take(&self, key: K, now: Timestamp) -> Result<()> {
         let mut buckets = self.buckets.lock();
         if buckets.len() >= BUDGET_KEYS_MAX {
@@ -104,6 +140,7 @@ impl<K: Eq + Hash> Rates<K> {
         if buckets.len() >= BUDGET_KEYS_MAX {
             buckets.clear();
         }
+
         buckets.entry(key).or_default().take(self.rate, now).map_err(Error::rate_limited)
     }
 }
@@ -114,11 +151,11 @@ mod tests {
 
     #[test]
     fn counters_beyond_the_bound_are_forgotten() {
-        let rates = Rates::new(TYPING);
+        let counters = Counters::new(TYPING);
         let now = Timestamp::from_ms(1);
         for number in 0..=BUDGET_KEYS_MAX {
-            rates.take(number, now).unwrap();
+            counters.take(number, now).unwrap();
         }
-        assert!(rates.buckets.lock().len() <= BUDGET_KEYS_MAX);
+        assert!(counters.buckets.lock().len() <= BUDGET_KEYS_MAX);
     }
 }

@@ -1,47 +1,61 @@
-//! Chats and their members.
+//! Chats: the caller's list, creating, renaming and removing them, and what changed in one.
 
-use super::Service;
-use crate::model::cursor::{self, InboxCursor, MemberCursor};
+use super::page;
+use super::publisher::Publisher;
+use super::rates::RateLimits;
+use crate::model::cursor::{self, InboxCursor};
 use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX, PAGE_BYTES_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, ChatKind, Code, Error, Event, Member, Message, Result, Rev, Role, Topic, UserId,
+    Change, Chat, ChatEvent, ChatId, ChatKind, Clock, Code, Error, Event, Member, Message, Result, Rev, Topic, UserId,
 };
-use crate::store::{AddMember, Creation, NewChat, Opened};
+use crate::store::{Changes, Creation, NewChat, Opened, Store};
 
 /// A chat as a client asks for it.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
     /// Its kind.
     pub kind: ChatKind,
-    /// Its name: for groups and channels.
+    /// Its name. Only groups and channels have one.
     pub name: Option<String>,
-    /// Who else: exactly one for `private`.
+    /// The other members: exactly one for `private`.
     pub member_ids: Vec<UserId>,
 }
 
-/// What changed in a chat, sorted by what it is.
+/// The changes of a chat after a revision, sorted by their subject.
 #[derive(Debug)]
 pub struct ChangesPage {
     /// Messages that were sent or changed, oldest change first.
     pub messages: Vec<Message>,
-    /// Members who joined or changed.
+    /// Members that joined or changed.
     pub members: Vec<Member>,
-    /// Members who left.
+    /// Members that left.
     pub removed_member_ids: Vec<UserId>,
     /// The chat, if it changed itself.
     pub chat: Option<Chat>,
-    /// How far this goes.
+    /// The revision that this page reaches.
     pub rev: Rev,
-    /// Whether that is the chat's revision.
+    /// Whether [`ChangesPage::rev`] is the chat's present revision.
     pub complete: bool,
-    /// Who left is no longer known that far back.
+    /// Whether the tombstones of members that left are no longer kept that far back.
     pub members_forgotten: bool,
 }
 
-impl Service {
-    /// A page of the caller's chats, last activity first, and the cursor behind it if there may be more.
+/// The service for chats.
+pub struct Chats {
+    pub(super) store: Store,
+    pub(super) rates: RateLimits,
+    pub(super) publisher: Publisher,
+    pub(super) clock: Clock,
+    pub(super) per_user_max: i64,
+    pub(super) members_max: i64,
+    pub(super) page_max: i64,
+}
+
+impl Chats {
+    /// A page of the caller's chats, last activity first, and the cursor of the next page if there
+    /// may be one.
     ///
     /// # Errors
     /// `invalid_fields` for a bad cursor.
@@ -52,9 +66,10 @@ impl Service {
         after: Option<&str>,
     ) -> Result<(Vec<Chat>, Option<String>)> {
         let after: Option<InboxCursor> = after.map(cursor::decode).transpose()?;
-        let limit = self.page("limit", limit)?;
+        let limit = page::size("limit", limit, self.page_max)?;
+
         let mut found = self.store.inbox(caller.user_id, after, limit + 1).await?;
-        let more = cut(&mut found, limit);
+        let more = page::cut(&mut found, limit);
         let next = found.last().filter(|_| more).map(|(_, cursor)| cursor::encode(cursor));
         Ok((found.into_iter().map(|(chat, _)| chat).collect(), next))
     }
@@ -63,38 +78,35 @@ impl Service {
     ///
     /// # Errors
     /// `chat_not_found`.
-    pub async fn chat(&self, caller: Caller, chat_id: ChatId) -> Result<Chat> {
+    pub async fn view(&self, caller: Caller, chat_id: ChatId) -> Result<Chat> {
         self.store.chat(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
     }
 
-    /// Makes a chat, or finds the one `self` or `private` chat. Whether it is new.
+    /// Makes a chat, or finds the `self` or `private` chat that exists. Returns whether it is new.
     ///
     /// # Errors
-    /// `invalid_fields`, `rate_limited`, `user_unreachable`, `chat_limit_reached`, `member_limit_reached`.
-    pub async fn create_chat(&self, caller: Caller, request: ChatRequest) -> Result<(Chat, bool)> {
+    /// `invalid_fields`, `rate_limited`, `user_unreachable`, `chat_limit_reached`,
+    /// `member_limit_reached`.
+    pub async fn create(&self, caller: Caller, request: ChatRequest) -> Result<(Chat, bool)> {
         let kind = self.check_creation(caller.user_id, request)?;
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
+        self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let now = self.clock.now();
         let id = ChatId::new(now, &mut rand::rng());
-        let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.limits.chats_per_user_max };
+        let new = NewChat { id, kind, creator: caller.user_id, now, chats_max: self.per_user_max };
         let created = self.store.create_chat(&new).await;
-        let created = self.announced(created, || {
-            let others: &[UserId] = match &new.kind {
-                Creation::SelfChat => &[],
-                Creation::Private(peer) => std::slice::from_ref(peer),
-                Creation::Shared { members, .. } => members,
-            };
-            others.iter().chain([&new.creator]).map(|user_id| Topic::User(*user_id)).collect()
-        })?;
+        let created = self.publisher.resync_if_unknown(created, || topics_of_members(&new))?;
+
         match created {
             Opened::New(views) => {
                 let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
-                self.bus.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change: Change::Created(views) }));
+                let change = Change::Created(views);
+                self.publisher.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change }));
                 Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, true))
             }
             Opened::Found { chat, was_off_the_list } => {
                 if was_off_the_list {
-                    self.bus.publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
+                    self.publisher.publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
                 }
                 Ok((chat, false))
             }
@@ -102,11 +114,11 @@ impl Service {
     }
 
     fn check_creation(&self, creator: UserId, request: ChatRequest) -> Result<Creation> {
-        let ChatRequest { kind, name, member_ids } = request;
+        let ChatRequest { kind, name, member_ids: mut members } = request;
         let mut checks = Checks::new();
-        let mut members = member_ids;
         if kind.has_membership() {
-            // Naming oneself, or somebody twice, is harmless: the list says who shall be in the chat.
+            // The list is the set of members that the chat shall have. So it may name the creator,
+            // and a user twice.
             members.retain(|id| *id != creator);
             members.sort_unstable();
             members.dedup();
@@ -114,6 +126,7 @@ impl Service {
         if members.len() > MEMBERS_AT_ONCE_MAX {
             checks.fail("member_ids", format!("has more than {MEMBERS_AT_ONCE_MAX} users; add the others later"));
         }
+
         let creation = match kind {
             ChatKind::SelfChat => {
                 if !members.is_empty() {
@@ -133,13 +146,14 @@ impl Service {
                 Creation::Shared { kind, name, members }
             }
         };
-        if !kind.has_membership() && request_has_name(name.as_deref()) {
+        if !kind.has_membership() && name.is_some_and(|name| !name.trim().is_empty()) {
             checks.fail("name", "must be absent: chats of this kind have no name of their own");
         }
         checks.done()?;
+
         match &creation {
             Creation::Shared { kind: ChatKind::Group, members, .. }
-                if i64::try_from(members.len() + 1).unwrap_or(i64::MAX) > self.limits.group_members_max =>
+                if i64::try_from(members.len() + 1).unwrap_or(i64::MAX) > self.members_max =>
             {
                 Err(Code::MemberLimit.into())
             }
@@ -147,124 +161,46 @@ impl Service {
         }
     }
 
-    /// Gives a group or channel another name.
+    /// Renames a group or channel.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
-    pub async fn rename_chat(&self, caller: Caller, chat_id: ChatId, name: &str) -> Result<Chat> {
+    pub async fn rename(&self, caller: Caller, chat_id: ChatId, name: &str) -> Result<Chat> {
         let mut checks = Checks::new();
         let name = checks.keep("name", text::name(name));
         checks.done()?;
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
+        self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let renamed = self.store.rename_chat(chat_id, caller.user_id, &name).await;
-        let Some(chat) = self.announced(renamed, || vec![Topic::Chat(chat_id)])? else {
-            return self.chat(caller, chat_id).await;
+        let renamed = self.publisher.resync_if_unknown(renamed, || vec![Topic::Chat(chat_id)])?;
+        let Some(chat) = renamed else {
+            return self.view(caller, chat_id).await;
         };
+
         let change = Change::Renamed(chat.clone().for_all());
-        self.bus.publish(Event::Chat(ChatEvent { chat_id, rev: chat.rev, change }));
+        self.publisher.publish(Event::Chat(ChatEvent { chat_id, rev: chat.rev, change }));
         Ok(chat)
     }
 
-    /// Removes a group or channel for all; of a self or private chat the history for the caller alone.
+    /// Removes a group or channel for all members. Of a self or private chat, removes the history for
+    /// the caller alone.
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `not_allowed`.
-    pub async fn remove_chat(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
+    pub async fn remove(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
+        self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
         let removed = self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await;
-        match self.announced(removed, || vec![Topic::Chat(chat_id)])? {
-            Some(rev) => self.publish_change(ChatEvent { chat_id, rev, change: Change::Removed }),
-            None => self.bus.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
+        let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
+
+        match removed {
+            Some(rev) => self.publisher.publish_change(ChatEvent { chat_id, rev, change: Change::Removed }),
+            None => self.publisher.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
         Ok(())
     }
 
-    /// A page of a chat's members, and the cursor behind it if there may be more.
-    ///
-    /// # Errors
-    /// `chat_not_found`, `invalid_fields` for a bad cursor.
-    pub async fn members(
-        &self,
-        caller: Caller,
-        chat_id: ChatId,
-        limit: Option<i64>,
-        after: Option<&str>,
-    ) -> Result<(Vec<Member>, Option<String>)> {
-        let after: Option<MemberCursor> = after.map(cursor::decode).transpose()?;
-        let limit = self.page("limit", limit)?;
-        let after = after.map(|after| after.user_id);
-        let mut members = self.store.members(chat_id, caller.user_id, after, limit + 1).await?;
-        if members.is_empty() {
-            // Behind the last member, or none of the caller's business.
-            self.access(caller, chat_id).await?;
-        }
-        let more = cut(&mut members, limit);
-        let next =
-            members.last().filter(|_| more).map(|member| cursor::encode(&MemberCursor { user_id: member.user.id }));
-        Ok((members, next))
-    }
-
-    /// Adds a member to a group or channel.
-    ///
-    /// # Errors
-    /// `rate_limited`, and what [`crate::store::Store::add_member`] refuses.
-    pub async fn add_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let add = AddMember {
-            chat_id,
-            actor: caller.user_id,
-            user_id,
-            role,
-            now: self.clock.now(),
-            members_max: self.limits.group_members_max,
-            chats_max: self.limits.chats_per_user_max,
-        };
-        let added = self.store.add_member(&add).await;
-        let event = self.announced(added, || vec![Topic::Chat(chat_id), Topic::User(user_id)])?;
-        let Change::MemberJoined(joined) = &event.change else {
-            return Err(Error::internal("adding a member made another change"));
-        };
-        let member = joined.0.clone();
-        self.bus.publish(Event::Chat(event));
-        Ok(member)
-    }
-
-    /// Gives a member another role.
-    ///
-    /// # Errors
-    /// `rate_limited`, and what [`crate::store::Store::change_role`] refuses.
-    pub async fn change_role(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let changed = self.store.change_role(chat_id, caller.user_id, user_id, role).await;
-        let (member, event) = self.announced(changed, || vec![Topic::Chat(chat_id)])?;
-        if let Some(event) = event {
-            self.bus.publish(Event::Chat(event));
-        }
-        Ok(member)
-    }
-
-    /// Removes a member, or lets the caller leave.
-    ///
-    /// # Errors
-    /// `rate_limited`, and what [`crate::store::Store::remove_member`] refuses.
-    pub async fn remove_member(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        let removed = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
-        let event = self.announced(removed, || vec![Topic::Chat(chat_id)])?;
-        self.publish_change(event);
-        Ok(())
-    }
-
-    /// Publishes a change. If it removed the chat, the job that clears what is left of it is asked to run at once.
-    pub(super) fn publish_change(&self, event: ChatEvent) {
-        let removed = matches!(event.change, Change::Removed);
-        self.bus.publish(Event::Chat(event));
-        if removed {
-            self.jobs_due.notify_one();
-        }
-    }
-
-    /// What changed in a chat after a revision: `max` items, or fewer if their texts reach [`PAGE_BYTES_MAX`].
+    /// The changes of a chat after a revision: `max` items, or fewer if their texts reach
+    /// [`PAGE_BYTES_MAX`].
     ///
     /// # Errors
     /// `chat_not_found`.
@@ -275,12 +211,24 @@ impl Service {
         after_rev: Rev,
         max: Option<i64>,
     ) -> Result<ChangesPage> {
-        let max = self.page("max", max)?;
-        let not_found = || Error::new(Code::ChatNotFound);
+        let max = page::size("max", max, self.page_max)?;
         let changes = self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?;
-        let mut changes = changes.ok_or_else(not_found)?;
+        let mut changes = changes.ok_or(Error::new(Code::ChatNotFound))?;
         changes.cut_to_bytes(PAGE_BYTES_MAX);
-        let mut page = ChangesPage {
+
+        let mut page = ChangesPage::of(changes, caller.user_id);
+        if page.chat.is_some() {
+            page.chat = Some(self.view(caller, chat_id).await?);
+        }
+        Ok(page)
+    }
+}
+
+impl ChangesPage {
+    /// Sorts changes by their subject, and leaves out the messages of a history that the viewer
+    /// removed.
+    fn of(changes: Changes, viewer: UserId) -> Self {
+        let mut page = Self {
             messages: Vec::new(),
             members: Vec::new(),
             removed_member_ids: Vec::new(),
@@ -293,7 +241,7 @@ impl Service {
             match change {
                 Change::MessageSent(message) | Change::MessageEdited(message) | Change::MessageRemoved(message) => {
                     if message.id > changes.cleared_message_id {
-                        page.messages.push(message.for_viewer(caller.user_id));
+                        page.messages.push(message.for_viewer(viewer));
                     }
                 }
                 Change::MemberJoined(joined) => page.members.push(joined.0),
@@ -303,21 +251,16 @@ impl Service {
                 Change::Created(_) | Change::Removed => {}
             }
         }
-        if page.chat.is_some() {
-            page.chat = Some(self.chat(caller, chat_id).await?);
-        }
-        Ok(page)
+        page
     }
 }
 
-fn request_has_name(name: Option<&str>) -> bool {
-    name.is_some_and(|name| !name.trim().is_empty())
-}
-
-/// Cuts a list that was read one longer than asked. Whether there was more.
-pub(super) fn cut<T>(list: &mut Vec<T>, limit: i64) -> bool {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = list.len() > limit;
-    list.truncate(limit);
-    more
+/// The topics of all first members of a chat.
+fn topics_of_members(new: &NewChat) -> Vec<Topic> {
+    let others: &[UserId] = match &new.kind {
+        Creation::SelfChat => &[],
+        Creation::Private(peer) => std::slice::from_ref(peer),
+        Creation::Shared { members, .. } => members,
+    };
+    others.iter().chain([&new.creator]).map(|user_id| Topic::User(*user_id)).collect()
 }

@@ -1,20 +1,22 @@
-//! Limits on guesses at passwords. Only failures count: an attempt takes its permits before the password is looked at, so
-//! that attempts at the same time are counted exactly, and gives them back unless the password was wrong.
+//! Limits on guesses at passwords. Only failures count. An attempt takes its permits before the
+//! password is checked, so that concurrent attempts are counted exactly, and gives them back unless
+//! the password was wrong.
 //!
-//! An attempt to log in counts for its address, for the wider networks of the address, and for the account at that address,
-//! so that an attacker elsewhere can't lock the account's owner out. It counts for the account, too, against guesses from
-//! many networks. That bound does not hold back an attempt from a network where the account has a live session, nor one
-//! that names a live session of the account: those who are logged in can always log in again.
+//! An attempt to log in counts against its address, against the wider networks of the address, and
+//! against the account at that address, so that an attacker elsewhere can't lock the account's owner
+//! out. It also counts against the account as a whole, which bounds guesses from many networks. That
+//! last bound does not stop an attempt from a network where the account has a live session, nor an
+//! attempt that names a live session of the account: a logged-in user can always log in again.
 
-use super::Service;
-use super::sessions::Origin;
+use super::rates::RateLimits;
 use crate::cluster::Permit;
-use crate::metrics;
 use crate::model::address::Network;
 use crate::model::limits::{
     LOGINS_PER_ACCOUNT_AND_ADDRESS, LOGINS_PER_ADDRESS, LOGINS_PER_NETWORK_48, LOGINS_PER_NETWORK_56, Rate,
 };
-use crate::model::{Result, SessionId};
+use crate::model::session::Origin;
+use crate::model::{Clock, Result, SessionId};
+use crate::store::Store;
 
 /// The permits that an attempt took.
 #[derive(Default)]
@@ -22,16 +24,24 @@ pub(super) struct Attempt {
     permits: Vec<(Rate, String, Permit)>,
 }
 
-impl Service {
-    /// Takes a permit under each limit, or none of them.
+/// Counts attempts.
+#[derive(Clone)]
+pub(super) struct Guesses {
+    pub store: Store,
+    pub rates: RateLimits,
+    pub clock: Clock,
+}
+
+impl Guesses {
+    /// Takes a permit under each limit, or under none of them.
     ///
     /// # Errors
     /// `rate_limited`.
-    pub(super) async fn attempt(&self, limits: Vec<(Rate, String)>) -> Result<Attempt> {
+    pub async fn begin(&self, limits: Vec<(Rate, String)>) -> Result<Attempt> {
         let mut attempt = Attempt::default();
         for (rate, key) in limits {
             if let Err(error) = self.count(&mut attempt, rate, key).await {
-                // None of it was tried: a flood that one limit refuses must not use up another.
+                // No password was checked: a flood that one limit refuses must not use up another.
                 self.give_back(attempt).await;
                 return Err(error);
             }
@@ -42,33 +52,24 @@ impl Service {
     /// Takes one more permit for an attempt.
     ///
     /// # Errors
-    /// `rate_limited`; the permits that it has stay taken.
-    pub(super) async fn count(&self, attempt: &mut Attempt, rate: Rate, key: String) -> Result<()> {
-        if !self.limits.rate_limits {
-            return Ok(());
+    /// `rate_limited`; the attempt keeps its other permits.
+    pub async fn count(&self, attempt: &mut Attempt, rate: Rate, key: String) -> Result<()> {
+        if let Some(permit) = self.rates.take(rate, &key).await? {
+            attempt.permits.push((rate, key, permit));
         }
-        match self.limiter.take(rate, &key, self.clock.now()).await {
-            Ok(permit) => {
-                attempt.permits.push((rate, key, permit));
-                Ok(())
-            }
-            Err(error) => {
-                metrics::rate_limited(rate.name);
-                Err(error)
-            }
-        }
+        Ok(())
     }
 
-    /// Gives the permits of an attempt back: it was right, or it was not decided.
-    pub(super) async fn give_back(&self, attempt: Attempt) {
+    /// Gives the permits of an attempt back: the password was right, or was not checked.
+    pub async fn give_back(&self, attempt: Attempt) {
         for (rate, key, permit) in attempt.permits {
-            self.limiter.give_back(rate, &key, permit, self.clock.now()).await;
+            self.rates.give_back(rate, &key, permit).await;
         }
     }
 
-    /// Whether an attempt comes from a network where this login has a live session, or names such a session. It makes the
-    /// same look-up for a login that does not exist.
-    pub(super) async fn is_expected(&self, login: &str, named: Option<SessionId>, origin: &Origin) -> Result<bool> {
+    /// Whether an attempt comes from a network where this login has a live session, or names such a
+    /// session. A login that does not exist costs the same look-up.
+    pub async fn is_expected(&self, login: &str, named: Option<SessionId>, origin: &Origin) -> Result<bool> {
         let sessions = self.store.live_sessions_of_login(login, self.clock.now()).await?;
         let here = origin.ip.map(Network::of);
         let network = |ip: &Option<String>| ip.as_ref().and_then(|ip| ip.parse().ok()).map(Network::of);
@@ -76,7 +77,7 @@ impl Service {
     }
 }
 
-/// What an attempt to log in counts for, besides the account as a whole.
+/// The limits that an attempt to log in counts against, besides the account as a whole.
 pub(super) fn login_limits(login: &str, origin: &Origin) -> Vec<(Rate, String)> {
     let mut limits = vec![(LOGINS_PER_ADDRESS, origin.rate_key())];
     for network in origin.ip.into_iter().flat_map(Network::all) {
@@ -101,7 +102,8 @@ mod tests {
         Origin { ip: Some(ip.parse().unwrap()), device: None }
     }
 
-    /// How many guesses of each of these addresses at an account of its own are let through at one moment.
+    /// How many of `each` guesses from each of these addresses are allowed at one moment. Each guess of an address is at
+    /// another account.
     async fn guesses(addresses: impl Iterator<Item = String>, each: usize) -> usize {
         let (limiter, now, mut granted) = (MemoryRateLimiter::default(), Timestamp::from_ms(1_795_305_599_123), 0);
         for address in addresses {

@@ -1,4 +1,4 @@
-//! Whether the database answers: asked by one task, so that probes cost nothing and cannot be crowded out.
+//! Whether the database answers. One task asks it, so that probes cost nothing and never wait behind other requests.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::model::limits::{HEALTH_EVERY, HEALTH_STALE};
 use crate::model::{Error, Result};
 use crate::store::Store;
 
-/// What the latest ping of the database came to.
+/// The result of the latest ping of the database.
 #[derive(Debug)]
 pub struct Health {
     latest: Mutex<Latest>,
@@ -28,7 +28,7 @@ impl Health {
         Arc::new(Self { latest: Mutex::new(Latest { result: Ok(()), last_success: Instant::now() }) })
     }
 
-    /// Asks the database once a second until `stop`. [`Store::ping`] bounds each time.
+    /// Pings the database every [`HEALTH_EVERY`] until `stop`. [`Store::ping`] bounds each ping.
     pub async fn watch(self: Arc<Self>, store: Store, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -42,7 +42,7 @@ impl Health {
         }
     }
 
-    /// The latest result, without asking.
+    /// The latest result, without a ping.
     ///
     /// # Errors
     /// `unavailable` if the latest ping failed, or the latest success is older than [`HEALTH_STALE`].
@@ -76,6 +76,6 @@ mod tests {
         assert!(health.check().is_err());
         health.note(Ok(()));
         assert!(health.check().is_ok());
-        assert!(health.check_at(Instant::now() + HEALTH_STALE * 2).is_err(), "the task that asks hangs or is gone");
+        assert!(health.check_at(Instant::now() + HEALTH_STALE * 2).is_err(), "the task that pings hangs or has ended");
     }
 }

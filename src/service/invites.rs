@@ -1,39 +1,56 @@
-//! Invites: the only way in.
+//! Invites: every account but the operator's own begins with one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::sessions::Origin;
-use super::{Service, secrets};
+use super::budget::Budgets;
+use super::random::secrets;
+use super::rates::RateLimits;
 use crate::model::limits::{CHANGES, INVITE_LIFE, INVITE_LIFE_MAX, INVITE_LOOKUPS_PER_ADDRESS, INVITE_USES_MAX};
-use crate::model::session::Caller;
+use crate::model::session::{Caller, Origin};
 use crate::model::text::Checks;
 use crate::model::token::random_code;
-use crate::model::{Code, Error, Result, UserId};
-use crate::store::{Invite, OpenInvite};
+use crate::model::{Clock, Code, Error, Result, UserId};
+use crate::store::Store;
 
-impl Service {
-    /// Makes an invite in the caller's name.
+pub use crate::store::{Invite, OpenInvite};
+
+/// Longest code that can be an invite's, in bytes.
+const CODE_BYTES_MAX: usize = 64;
+
+/// The service for invites.
+pub struct Invites {
+    pub(super) store: Store,
+    pub(super) rates: RateLimits,
+    pub(super) budgets: Arc<Budgets>,
+    pub(super) clock: Clock,
+    pub(super) per_user_max: i64,
+}
+
+impl Invites {
+    /// Makes an invite in the caller's name. `uses` defaults to 1, `expires_in_s` (seconds) to
+    /// [`INVITE_LIFE`].
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `invite_limit_reached`.
-    pub async fn create_invite(&self, caller: Caller, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
-        self.limit(CHANGES, &caller.user_id.to_string()).await?;
-        self.make_invite(Some(caller.user_id), uses, expires_in_s).await
+    pub async fn create(&self, caller: Caller, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
+        self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+        self.insert(Some(caller.user_id), uses, expires_in_s).await
     }
 
-    /// Makes an invite in the operator's name, to which no limit applies.
+    /// Makes an invite in the operator's name. No limit on open invites applies.
     ///
     /// # Errors
     /// `invalid_fields`.
-    pub async fn create_operator_invite(&self, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
-        self.make_invite(None, uses, expires_in_s).await
+    pub async fn create_operator(&self, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
+        self.insert(None, uses, expires_in_s).await
     }
 
-    /// The invite for the very first account: one that is open already, else a new one.
+    /// The invite for the first account: an open one if there is one, else a new one.
     ///
     /// # Errors
     /// `unavailable`.
-    pub async fn first_invite(&self) -> Result<Invite> {
+    pub async fn first(&self) -> Result<Invite> {
         self.store.first_invite(self.new_invite(1, INVITE_LIFE)).await
     }
 
@@ -42,12 +59,7 @@ impl Service {
         Invite { code: random_code(&mut secrets()), uses_left: uses, expires_at_ms: now.plus(life), created_at_ms: now }
     }
 
-    async fn make_invite(
-        &self,
-        user_id: Option<UserId>,
-        uses: Option<i64>,
-        expires_in_s: Option<i64>,
-    ) -> Result<Invite> {
+    async fn insert(&self, user_id: Option<UserId>, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
         let mut checks = Checks::new();
         let uses = uses.unwrap_or(1);
         if !(1..=INVITE_USES_MAX).contains(&uses) {
@@ -58,8 +70,9 @@ impl Service {
             checks.fail("expires_in_s", format!("must be 1 to {}", INVITE_LIFE_MAX.as_secs()));
         }
         checks.done()?;
+
         let invite = self.new_invite(uses, life);
-        self.store.create_invite(&invite, user_id, self.limits.invites_per_user_max).await?;
+        self.store.create_invite(&invite, user_id, self.per_user_max).await?;
         Ok(invite)
     }
 
@@ -67,17 +80,17 @@ impl Service {
     ///
     /// # Errors
     /// `unavailable`.
-    pub async fn invites(&self, caller: Caller) -> Result<Vec<Invite>> {
-        self.store.invites(caller.user_id, self.clock.now(), self.limits.invites_per_user_max).await
+    pub async fn list(&self, caller: Caller) -> Result<Vec<Invite>> {
+        self.store.invites(caller.user_id, self.clock.now(), self.per_user_max).await
     }
 
-    /// What a stranger who has the code may know of an invite.
+    /// The part of an open invite that a client without an account may see.
     ///
     /// # Errors
     /// `rate_limited`, `invite_not_found`.
-    pub async fn open_invite(&self, code: &str, origin: &Origin) -> Result<OpenInvite> {
-        self.limit(INVITE_LOOKUPS_PER_ADDRESS, &origin.rate_key()).await?;
-        let found = if plausible(code) { self.store.open_invite(code, self.clock.now()).await? } else { None };
+    pub async fn open(&self, code: &str, origin: &Origin) -> Result<OpenInvite> {
+        self.rates.count(INVITE_LOOKUPS_PER_ADDRESS, &origin.rate_key()).await?;
+        let found = if is_plausible(code) { self.store.open_invite(code, self.clock.now()).await? } else { None };
         found.ok_or(Error::new(Code::InviteNotFound))
     }
 
@@ -85,14 +98,15 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`, `invite_not_found`.
-    pub async fn revoke_invite(&self, caller: Caller, code: &str) -> Result<()> {
-        self.count_read(caller.user_id)?;
-        let revoked = plausible(code) && self.store.revoke_invite(caller.user_id, code).await?;
+    pub async fn revoke(&self, caller: Caller, code: &str) -> Result<()> {
+        self.budgets.count_read(caller.user_id)?;
+        let revoked = is_plausible(code) && self.store.revoke_invite(caller.user_id, code).await?;
         if revoked { Ok(()) } else { Err(Code::InviteNotFound.into()) }
     }
 }
 
-/// Whether this can be a code at all; what can't (such as U+0000) is not worth a query.
-pub(super) fn plausible(code: &str) -> bool {
-    code.len() <= 64 && code.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+/// Whether a text can be an invite's code. Any other text, such as one with U+0000, costs no query.
+pub(super) fn is_plausible(code: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    code.len() <= CODE_BYTES_MAX && code.chars().all(is_allowed)
 }

@@ -1,13 +1,20 @@
 //! Messages: sending, reading, editing, removing; read markers and typing.
 
-use super::Service;
-use super::appender::PendingSend;
-use crate::model::limits::{SENDS, TYPING, WATCHES};
+use std::sync::Arc;
+
+use super::access::access;
+use super::appender::Appender;
+use super::budget::Budgets;
+use super::committer::PendingSend;
+use super::page;
+use super::publisher::Publisher;
+use super::rates::RateLimits;
+use crate::model::limits::{SENDS, TYPING};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
-use crate::model::{Change, ChatEvent, ChatId, ChatKind, Code, Error, Event, Message, MessageId, Result, Topic, chat};
-use crate::store::{Access, HistoryRange};
+use crate::model::{Change, ChatEvent, ChatId, ChatKind, Clock, Code, Event, Message, MessageId, Result, Topic, chat};
+use crate::store::{HistoryRange, Store};
 
 /// A message as a client asks to send it.
 #[derive(Clone, Debug)]
@@ -20,20 +27,31 @@ pub struct Outgoing {
     pub reply_to: Option<MessageId>,
 }
 
-/// Which part of a history to read.
+/// The part of a history to read.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryPage {
-    /// Before this message.
+    /// Only messages before this one.
     pub before: Option<MessageId>,
-    /// After this message.
+    /// Only messages after this one.
     pub after: Option<MessageId>,
-    /// How many; clamped to the configured maximum.
+    /// Number of messages; clamped to the configured maximum.
     pub max: Option<i64>,
 }
 
-impl Service {
-    /// Checks a message and queues it for the next commit. In order: of two calls for one chat, the first to return is
-    /// the first in the chat.
+/// The service for messages.
+pub struct Messages {
+    pub(super) store: Store,
+    pub(super) appender: Appender,
+    pub(super) rates: RateLimits,
+    pub(super) budgets: Arc<Budgets>,
+    pub(super) publisher: Publisher,
+    pub(super) clock: Clock,
+    pub(super) page_max: i64,
+}
+
+impl Messages {
+    /// Checks a message and queues it for the next commit. Sends keep their order: of two calls for
+    /// one chat, the call that returns first is the first in the chat.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `unavailable`; later what [`PendingSend::outcome`] says.
@@ -47,7 +65,8 @@ impl Service {
             checks.fail("reply_to", "is no message id");
         }
         checks.done()?;
-        self.limit(SENDS, &caller.user_id.to_string()).await?;
+
+        self.rates.count(SENDS, &caller.user_id.to_string()).await?;
         self.appender.submit(Draft {
             chat_id,
             sender_id: caller.user_id,
@@ -57,24 +76,19 @@ impl Service {
         })
     }
 
-    /// What the caller may see in a chat.
-    ///
-    /// # Errors
-    /// `chat_not_found` for strangers.
-    pub async fn access(&self, caller: Caller, chat_id: ChatId) -> Result<Access> {
-        self.store.access(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
-    }
-
-    /// A page of a chat's history, ascending, bounded in messages and in bytes as [`crate::store::Store::history`] says.
+    /// A page of a chat's history, ascending, bounded in messages and in bytes as
+    /// [`Store::history`] says.
     ///
     /// # Errors
     /// `chat_not_found`.
     pub async fn history(&self, caller: Caller, chat_id: ChatId, page: HistoryPage) -> Result<Vec<Message>> {
-        let range = HistoryRange { after: page.after, before: page.before, max: self.page("max", page.max)? };
+        let max = page::size("max", page.max, self.page_max)?;
+        let range = HistoryRange { after: page.after, before: page.before, max };
+
         let messages = self.store.history(chat_id, caller.user_id, range).await?;
         if messages.is_empty() {
-            // Nothing is there, or none of the caller's business.
-            self.access(caller, chat_id).await?;
+            // Either there are no messages in this range, or the caller is not a member.
+            access(&self.store, caller, chat_id).await?;
         }
         Ok(messages.into_iter().map(|message| message.for_viewer(caller.user_id)).collect())
     }
@@ -83,43 +97,49 @@ impl Service {
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`.
-    pub async fn message(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<Message> {
+    pub async fn view(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<Message> {
         let Some(found) = self.store.message(chat_id, caller.user_id, id).await? else {
-            self.access(caller, chat_id).await?;
+            access(&self.store, caller, chat_id).await?;
             return Err(Code::MessageNotFound.into());
         };
         Ok(found.for_viewer(caller.user_id))
     }
 
-    /// Changes the text of one's own message.
+    /// Changes the text of one of the caller's messages.
     ///
     /// # Errors
-    /// `invalid_fields`, `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`, `message_removed`.
-    pub async fn edit_message(&self, caller: Caller, chat_id: ChatId, id: MessageId, text: &str) -> Result<Message> {
+    /// `invalid_fields`, `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`,
+    /// `message_removed`.
+    pub async fn edit(&self, caller: Caller, chat_id: ChatId, id: MessageId, text: &str) -> Result<Message> {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(text));
         checks.done()?;
-        self.limit(SENDS, &caller.user_id.to_string()).await?;
+        self.rates.count(SENDS, &caller.user_id.to_string()).await?;
+
         let edited = self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await;
-        let (message, changed) = self.announced(edited, || vec![Topic::Chat(chat_id)])?;
+        let edited = self.publisher.resync_if_unknown(edited, || vec![Topic::Chat(chat_id)])?;
+
+        let (message, changed) = edited;
         if changed {
             let change = Change::MessageEdited(message.clone());
-            self.bus.publish(Event::Chat(ChatEvent { chat_id, rev: message.rev, change }));
+            self.publisher.publish(Event::Chat(ChatEvent { chat_id, rev: message.rev, change }));
         }
         Ok(message)
     }
 
-    /// Removes a message's text; its place stays.
+    /// Removes a message's text. The message keeps its id and its position.
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`.
-    pub async fn remove_message(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
-        self.limit(SENDS, &caller.user_id.to_string()).await?;
+    pub async fn remove(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
+        self.rates.count(SENDS, &caller.user_id.to_string()).await?;
         let removed = self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await;
-        let removed = self.announced(removed, || vec![Topic::Chat(chat_id)])?;
+        let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
+
         if let Some(message) = removed {
             let rev = message.rev;
-            self.bus.publish(Event::Chat(ChatEvent { chat_id, rev, change: Change::MessageRemoved(message) }));
+            let change = Change::MessageRemoved(message);
+            self.publisher.publish(Event::Chat(ChatEvent { chat_id, rev, change }));
         }
         Ok(())
     }
@@ -129,44 +149,36 @@ impl Service {
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `message_not_found` past the end.
     pub async fn mark_read(&self, caller: Caller, chat_id: ChatId, message_id: MessageId) -> Result<()> {
-        self.count_read(caller.user_id)?;
+        self.budgets.count_read(caller.user_id)?;
         let moved = self.store.mark_read(chat_id, caller.user_id, message_id).await?;
+
         if let Some((kind, message_id)) = moved {
-            // In a channel of thousands nobody needs to know how far each has read.
+            // In a channel, each read would cost a frame to each of thousands of members.
             let to_all = kind != ChatKind::Channel;
-            self.bus.publish(Event::Read { chat_id, user_id: caller.user_id, message_id, to_all });
+            self.publisher.publish(Event::Read { chat_id, user_id: caller.user_id, message_id, to_all });
         }
         Ok(())
     }
 
-    /// Tells the other members that the caller is typing, at most once in the pause of [`TYPING`], whichever replicas the
-    /// caller's devices are on. A repetition costs neither a look-up nor an event.
+    /// Announces to the other members that the caller is typing, at most once in the pause of
+    /// [`TYPING`] over all replicas. A repetition costs neither a look-up nor an event.
     ///
     /// # Errors
-    /// `rate_limited`; `chat_not_found`; `not_allowed` where the caller can't write.
+    /// `rate_limited`, `chat_not_found`; `not_allowed` where the caller can't write.
     pub async fn typing(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
-        let now = self.clock.now();
-        // The replica's own memory first: a client that repeats itself a hundred times a second asks nobody else.
-        if !self.budgets.takes_typing(caller.user_id, chat_id, now) {
+        // The replica's own memory first: a client that repeats itself a hundred times a second
+        // costs no round trip.
+        if !self.budgets.takes_typing(caller.user_id, chat_id) {
             return Ok(());
         }
-        self.count_read(caller.user_id)?;
-        // The pause is part of the protocol, so it holds where rate limits are off.
-        if self.limiter.take(TYPING, &format!("{}:{chat_id}", caller.user_id), now).await.is_err() {
+        self.budgets.count_read(caller.user_id)?;
+        if !self.rates.allows_after_pause(TYPING, &format!("{}:{chat_id}", caller.user_id)).await {
             return Ok(());
         }
 
-        let access = self.access(caller, chat_id).await?;
+        let access = access(&self.store, caller, chat_id).await?;
         chat::permit(access.kind, access.role, chat::Action::Write)?;
-        self.bus.publish(Event::Typing { chat_id, user_id: caller.user_id });
+        self.publisher.publish(Event::Typing { chat_id, user_id: caller.user_id });
         Ok(())
-    }
-
-    /// Counts one `watch_presence` of the caller: each costs look-ups in the store.
-    ///
-    /// # Errors
-    /// `rate_limited`.
-    pub async fn count_watch(&self, caller: Caller) -> Result<()> {
-        self.limit(WATCHES, &caller.user_id.to_string()).await
     }
 }

@@ -1,61 +1,100 @@
-//! The rules: who may do what, and what follows from it. Each call goes the same way: check, ask the rate limiter, one
-//! unit of work in the store, publish. No HTTP, no SQL, no Redis here.
+//! The rules: what each caller may do, and what follows from it. No HTTP, SQL or Redis here.
+//!
+//! Every call takes the same path: check the input, count it against a rate limit, run one unit of
+//! work in the store, publish the result. There is one service for each domain. A service holds only
+//! the parts that it uses; [`Services::start`] is the only place that knows them all.
+//!
+//! | service | domain | uses, besides the store |
+//! |---|---|---|
+//! | [`Accounts`] | registration, the caller's account | hasher, passwords, sessions |
+//! | [`Sessions`] | login, tokens, refresh, logout | session cache, bus, hasher, guesses |
+//! | [`Removals`] | ending accounts, leaving their chats | passwords, sessions, publisher |
+//! | [`Invites`] | invites | rate limits |
+//! | [`Directory`] | search for users | |
+//! | [`Chats`], [`Members`] | chats, their changes and their members | publisher, rate limits |
+//! | [`Messages`] | sending, history, edits, read markers, typing | appender, publisher |
+//! | [`Syncs`] | what a client missed while it was away | budgets |
+//! | [`Cleanup`] | removal of expired rows, on a timer | sessions, removals |
+//! | [`Budgets`] | how much of a replica one user may take | rate limits |
+//! | [`Health`] | whether the database answers | |
+//!
+//! The parts behind them: `rates` counts events over all replicas, `guesses` counts failed logins,
+//! `passwords` confirms the caller's password, `hasher` bounds the hashing, `publisher` announces
+//! changes, `permits` bounds concurrent work of a user, and `admission` bounds clients that have not
+//! logged in. A send goes through `appender`, which commits batches by `committer`, and through
+//! `lanes` if another transaction holds its chat.
 
+mod access;
 mod accounts;
 mod admission;
 mod appender;
 mod budget;
 mod chats;
+mod cleanup;
+mod committer;
 mod directory;
 mod guesses;
 mod hasher;
 mod health;
 mod invites;
-mod jobs;
 mod lanes;
+mod members;
 mod messages;
+mod page;
+mod passwords;
 mod permits;
+mod publisher;
+mod random;
+mod rates;
 mod removals;
 mod sessions;
+mod sync;
 
-pub use accounts::{AccountPatch, MadeUser, Registration};
-pub use admission::{Admission, Place, SharedPlace, Visit};
-pub use appender::PendingSend;
-pub use chats::{ChangesPage, ChatRequest};
-pub use hasher::Hasher;
+pub use accounts::{Accounts, MadeUser};
+pub use budget::Budgets;
+pub use chats::Chats;
+pub use cleanup::Cleanup;
+pub use directory::Directory;
 pub use health::Health;
-pub use messages::{HistoryPage, Outgoing};
-pub use permits::{UserPermit, UserPermits};
-pub use sessions::{Grant, Login, Origin};
+pub use invites::{Invite, Invites};
+pub use members::Members;
+pub use messages::Messages;
+pub use removals::Removals;
+pub use sessions::{Login, Sessions};
+pub use sync::Syncs;
+
+pub(crate) use accounts::{AccountPatch, Registration};
+pub(crate) use admission::{Admission, RequestGuard, SharedAddressSlot};
+pub(crate) use chats::ChatRequest;
+pub(crate) use hasher::Hasher;
+pub(crate) use messages::{HistoryPage, Outgoing};
+pub(crate) use sessions::Grant;
+pub(crate) use sync::{Changes, ChatToSync, FollowedChats, NextChanges};
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use parking_lot::Mutex;
-use rand::rand_core::UnwrapErr;
-use rand::rngs::SysRng;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::cluster::{Bus, RateLimiter, SessionCache};
-use crate::metrics;
-use crate::model::clock::JumpWatch;
-use crate::model::limits::{self, Rate};
-use crate::model::session::Caller;
-use crate::model::{Clock, Error, Event, Kind, Limits, Result, Topic};
+use crate::model::limits::{DEPARTURES_AT_ONCE_MAX, RESOLVES_AT_ONCE_MAX, SYNCS_AT_ONCE_MAX};
+use crate::model::{Clock, Limits};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use appender::Appender;
-use budget::Budgets;
+use guesses::Guesses;
+use passwords::Passwords;
+use publisher::Publisher;
+use rates::RateLimits;
 
-/// What the service is made of.
+/// What the services are made of.
 pub struct Parts {
-    /// The durable truth.
+    /// The database.
     pub store: Store,
-    /// To every hub.
+    /// The bus to every hub.
     pub bus: Arc<dyn Bus>,
     /// Resolved tokens.
     pub session_cache: Arc<dyn SessionCache>,
-    /// Rate limits.
+    /// Rate limits that all replicas count together.
     pub limiter: Arc<dyn RateLimiter>,
     /// The time.
     pub clock: Clock,
@@ -63,137 +102,166 @@ pub struct Parts {
     pub limits: Limits,
     /// Hashes passwords.
     pub hasher: Hasher,
-    /// Tasks that outlive a request and end before the process does.
+    /// Tracks tasks that outlive a request and end before the process does.
     pub tasks: Tasks,
 }
 
-/// The rules, over one store and one cluster.
-pub struct Service {
-    store: Store,
-    bus: Arc<dyn Bus>,
-    session_cache: Arc<dyn SessionCache>,
-    limiter: Arc<dyn RateLimiter>,
-    clock: Clock,
-    limits: Limits,
-    hasher: Hasher,
-    appender: Appender,
-    /// Turns to ask the store about tokens.
-    resolves: Semaphore,
-    /// What one user may have in progress.
-    requests: Arc<UserPermits>,
-    budgets: Budgets,
-    /// Turns to take a removed account out of a chat.
-    departures: Semaphore,
-    /// Whether the jobs may believe the clock.
-    jumps: Mutex<JumpWatch>,
-    /// Asks for a round of the jobs before the clock does.
-    jobs_due: Notify,
-    tasks: Tasks,
+/// All services over one store and one cluster.
+pub struct Services {
+    /// Registration and the caller's account.
+    pub accounts: Accounts,
+    /// Logins and tokens.
+    pub sessions: Arc<Sessions>,
+    /// The end of accounts.
+    pub removals: Arc<Removals>,
+    /// Invites.
+    pub invites: Invites,
+    /// The search for users.
+    pub directory: Directory,
+    /// Chats and their changes.
+    pub chats: Chats,
+    /// Members of chats.
+    pub members: Members,
+    /// Messages, read markers and typing.
+    pub messages: Messages,
+    /// What clients missed.
+    pub sync: Syncs,
+    /// The removal of expired rows.
+    pub cleanup: Arc<Cleanup>,
+    /// What one user may take of this replica.
+    pub budgets: Arc<Budgets>,
+    /// Whether the database answers.
+    pub health: Arc<Health>,
 }
 
-impl Service {
-    /// Starts the service: its appenders run until `stop`.
+impl Services {
+    /// Composes the services and starts the appenders, which run until `tasks` stop.
     pub fn start(parts: Parts) -> Arc<Self> {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
+
+        let cleanup_due = Arc::new(Notify::new());
+        let publisher = Publisher { bus: bus.clone(), cleanup_due: cleanup_due.clone() };
+        let rates = RateLimits { limiter, clock: clock.clone(), enabled: limits.rate_limits };
+        let budgets = Arc::new(Budgets::new(rates.clone()));
+        let guesses = Guesses { store: store.clone(), rates: rates.clone(), clock: clock.clone() };
+        let passwords = Passwords { store: store.clone(), hasher: hasher.clone(), guesses: guesses.clone() };
         let appender = Appender::start(&store, &bus, &clock, &tasks);
-        let resolves = Semaphore::new(limits::RESOLVES_AT_ONCE_MAX);
-        let requests = UserPermits::new(limits::USER_REQUESTS_MAX);
-        let budgets = Budgets::default();
-        let departures = Semaphore::new(limits::DEPARTURES_AT_ONCE_MAX);
-        Arc::new(Self {
-            store,
+
+        let sessions = Arc::new(Sessions {
+            store: store.clone(),
             bus,
-            session_cache,
-            limiter,
-            clock,
-            limits,
+            cache: session_cache,
+            hasher: hasher.clone(),
+            guesses,
+            rates: rates.clone(),
+            budgets: budgets.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            resolves: Semaphore::new(RESOLVES_AT_ONCE_MAX),
+            per_user_max: limits.sessions_per_user_max,
+            token_life: limits.token_life,
+            refresh_life: limits.refresh_life,
+        });
+        let accounts = Accounts {
+            store: store.clone(),
             hasher,
-            appender,
-            resolves,
-            requests,
-            budgets,
-            departures,
-            jumps: Mutex::default(),
-            jobs_due: Notify::new(),
+            passwords: passwords.clone(),
+            sessions: sessions.clone(),
+            rates: rates.clone(),
+            clock: clock.clone(),
+            sessions_max: limits.sessions_per_user_max,
+        };
+        let removals = Arc::new(Removals {
+            store: store.clone(),
+            passwords,
+            sessions: sessions.clone(),
+            publisher: publisher.clone(),
+            clock: clock.clone(),
             tasks,
+            departures: Semaphore::new(DEPARTURES_AT_ONCE_MAX),
+        });
+        let cleanup = Cleanup::new(store.clone(), sessions.clone(), removals.clone(), clock.clone(), cleanup_due);
+
+        let shared = Shared { store, rates, publisher, budgets, clock, limits };
+        Arc::new(Self {
+            accounts,
+            sessions,
+            removals,
+            invites: shared.invites(),
+            directory: shared.directory(),
+            chats: shared.chats(),
+            members: shared.members(),
+            messages: shared.messages(appender),
+            sync: shared.sync(),
+            cleanup: Arc::new(cleanup),
+            budgets: shared.budgets,
+            health: Health::good(),
         })
-    }
-
-    /// The bounds in force.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// The time.
-    pub fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
-    /// The store, for reads that need no rule.
-    pub fn store(&self) -> &Store {
-        &self.store
-    }
-
-    /// Where long-lived work is tracked.
-    pub fn tasks(&self) -> &Tasks {
-        &self.tasks
-    }
-
-    /// Gives a request one of its user's [`limits::USER_REQUESTS_MAX`], which the visit keeps, and gives the address of
-    /// the client its places back.
-    ///
-    /// # Errors
-    /// `unavailable` if none is free within [`limits::USER_REQUEST_WAIT_MAX`].
-    pub async fn begin_request(&self, caller: Caller, visit: &Visit) -> Result<()> {
-        visit.authenticated();
-        let start = Instant::now();
-        let permit = self.requests.acquire(caller.user_id, limits::USER_REQUEST_WAIT_MAX).await;
-        let has_permit = permit.is_some();
-        visit.keep_permit(permit, start.elapsed());
-        if has_permit {
-            return Ok(());
-        }
-        metrics::request_refused("requests_per_user");
-        Err(Error::overloaded())
-    }
-
-    /// Counts one of what `rate` limits under `key`.
-    async fn limit(&self, rate: Rate, key: &str) -> Result<()> {
-        if !self.limits.rate_limits {
-            return Ok(());
-        }
-        let taken = self.limiter.take(rate, key, self.clock.now()).await.map(drop);
-        if taken.is_err() {
-            metrics::rate_limited(rate.name);
-        }
-        taken
-    }
-
-    /// The result of a unit of work that changes what belongs to `topics`. If its outcome is unknown, the hubs compare
-    /// these with the store: it may have been committed, and nothing else will announce it.
-    fn announced<T>(&self, result: Result<T>, topics: impl FnOnce() -> Vec<Topic>) -> Result<T> {
-        if let Err(error) = &result
-            && matches!(error.kind(), Kind::Unavailable | Kind::Internal)
-        {
-            self.bus.publish(Event::Resync(topics()));
-        }
-        result
-    }
-
-    /// `min(asked, configured)`.
-    ///
-    /// # Errors
-    /// `invalid_fields` naming `field` for less than 1.
-    fn page(&self, field: &str, asked: Option<i64>) -> Result<i64> {
-        match asked {
-            Some(asked) if asked < 1 => Err(Error::field(field, "must be at least 1")),
-            Some(asked) => Ok(asked.min(self.limits.page_max)),
-            None => Ok(self.limits.page_max.min(limits::PAGE)),
-        }
     }
 }
 
-/// The operating system's random source, for everything secret.
-fn secrets() -> UnwrapErr<SysRng> {
-    UnwrapErr(SysRng)
+/// The parts that most services share.
+struct Shared {
+    store: Store,
+    rates: RateLimits,
+    publisher: Publisher,
+    budgets: Arc<Budgets>,
+    clock: Clock,
+    limits: Limits,
+}
+
+impl Shared {
+    fn invites(&self) -> Invites {
+        Invites {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            budgets: self.budgets.clone(),
+            clock: self.clock.clone(),
+            per_user_max: self.limits.invites_per_user_max,
+        }
+    }
+
+    fn directory(&self) -> Directory {
+        Directory { store: self.store.clone(), page_max: self.limits.page_max }
+    }
+
+    fn chats(&self) -> Chats {
+        Chats {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            per_user_max: self.limits.chats_per_user_max,
+            members_max: self.limits.group_members_max,
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn members(&self) -> Members {
+        Members {
+            store: self.store.clone(),
+            rates: self.rates.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            chats_max: self.limits.chats_per_user_max,
+            per_group_max: self.limits.group_members_max,
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn messages(&self, appender: Appender) -> Messages {
+        Messages {
+            store: self.store.clone(),
+            appender,
+            rates: self.rates.clone(),
+            budgets: self.budgets.clone(),
+            publisher: self.publisher.clone(),
+            clock: self.clock.clone(),
+            page_max: self.limits.page_max,
+        }
+    }
+
+    fn sync(&self) -> Syncs {
+        Syncs { store: self.store.clone(), budgets: self.budgets.clone(), permits: Semaphore::new(SYNCS_AT_ONCE_MAX) }
+    }
 }

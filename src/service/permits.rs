@@ -1,4 +1,4 @@
-//! What one user may have in progress on a replica at once: permits, counted by user.
+//! Permits that bound the concurrent work of each user on a replica.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,9 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::UserId;
 
-/// Permits of which each user has the same number on this replica. A user without a permit costs nothing.
-///
-/// Permits of one user are given in the order in which they were asked for.
+/// Permits of which each user has the same number on this replica. A user that holds none and waits
+/// for none costs no memory. A user's permits go to requests in the order in which they asked.
 #[derive(Debug)]
 pub struct UserPermits {
     of_each: usize,
@@ -22,18 +21,18 @@ pub struct UserPermits {
 #[derive(Debug)]
 struct Share {
     permits: Arc<Semaphore>,
-    /// Those who hold a permit or wait for one: without any, the share is forgotten.
+    /// Number of holders and waiters. At zero the share is removed.
     users: usize,
 }
 
-/// One permit of a user, given back when it is dropped.
+/// One permit of a user. Dropping it gives it back.
 #[derive(Debug)]
 pub struct UserPermit {
     permit: Option<OwnedSemaphorePermit>,
     interest: Interest,
 }
 
-/// Keeps a user's share, also while its holder waits and may be cancelled.
+/// Keeps a user's share alive, also while its holder waits and may be cancelled.
 #[derive(Debug)]
 struct Interest {
     permits: Arc<UserPermits>,
@@ -41,7 +40,7 @@ struct Interest {
 }
 
 impl UserPermits {
-    /// Permits of which each user has `of_each`, at least one.
+    /// Permits of which each user has `of_each`; at least one.
     pub fn new(of_each: usize) -> Arc<Self> {
         Arc::new(Self { of_each: of_each.max(1), users: Mutex::default() })
     }
@@ -63,7 +62,8 @@ impl UserPermits {
         Some(UserPermit { permit: Some(permit), interest })
     }
 
-    /// Users who hold a permit or wait for one.
+    /// Number of users that hold a permit or wait for one.
+    #[cfg(test)]
     pub fn users(&self) -> usize {
         self.users.lock().len()
     }
@@ -78,7 +78,7 @@ impl UserPermits {
 }
 
 impl UserPermit {
-    /// Whose permit it is.
+    /// The user that the permit belongs to.
     pub fn user_id(&self) -> UserId {
         self.interest.user_id
     }
@@ -86,7 +86,7 @@ impl UserPermit {
 
 impl Drop for UserPermit {
     fn drop(&mut self) {
-        // Before the interest: a share that is forgotten has all its permits.
+        // Before the interest: a share that is removed has all of its permits.
         self.permit = None;
     }
 }

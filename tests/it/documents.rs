@@ -93,6 +93,27 @@ fn every_route_in_the_sources_is_documented() {
 }
 
 #[test]
+fn every_endpoint_takes_a_caller_unless_it_is_declared_open() {
+    // `/ws` is not in `api`: it may authenticate by its first frame.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api");
+    let mut endpoints = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        let source = std::fs::read_to_string(&path).unwrap();
+        for (at, _) in source.match_indices("#[utoipa::path(") {
+            let (attribute, function) = source[at..].split_once("pub async fn ").unwrap();
+            let (signature, _) = function.split_once(" {\n").unwrap();
+            let (name, _) = signature.split_once('(').unwrap();
+
+            let (is_open, takes_caller) = (attribute.contains("security(())"), signature.contains("caller: Caller"));
+            assert_ne!(is_open, takes_caller, "{name} of {}", path.display());
+            endpoints += 1;
+        }
+    }
+    assert!(endpoints >= 30, "the endpoints were not found: {endpoints}");
+}
+
+#[test]
 fn operation_ids_are_unique_and_every_operation_says_what_it_does() {
     let mut seen = BTreeSet::new();
     for (method, path, operation) in operations(&openapi()) {

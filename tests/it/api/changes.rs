@@ -298,7 +298,7 @@ async fn whoever_was_away_for_too_long_still_arrives(server: TestServer) {
         ada.say(&chat, &format!("n{number}")).await;
     }
     server.advance(Duration::from_hours(31 * 24));
-    server.service().sweep_all().await.unwrap();
+    server.services().cleanup.run_once().await.unwrap();
     let ada = super::granted(&ada, &super::log_in(&ada).await);
     let truth = Replica::truth(&ada, &chat).await;
     for max in ["", "&max=2", "&max=5"] {

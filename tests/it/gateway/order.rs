@@ -62,16 +62,16 @@ struct Bench {
 impl Bench {
     /// A hub, and a group of two that is at rev 1.
     async fn new(server: &TestServer) -> Self {
-        let (store, clock) = (server.service().store().clone(), Clock::system());
+        let (store, clock) = (server.store().clone(), Clock::system());
         let tasks = Tasks::default();
         let bus = Arc::new(MemoryBus::new().0);
         let shared = Arc::new(MemoryPresence::default());
         let presence = PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), Duration::ZERO);
         let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), 1000);
-        let owner = server.service().make_user("owner", "owner", false).await.unwrap().user_id;
-        let made = server.service().make_user("reader", "reader", true).await.unwrap();
+        let owner = server.services().accounts.make_user("owner", "owner", false).await.unwrap().user_id;
+        let made = server.services().accounts.make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
-        let session = server.service().authenticate(&made.token.unwrap()).await.unwrap().session_id;
+        let session = server.services().sessions.authenticate(&made.token.unwrap()).await.unwrap().session_id;
         let (numbers, chat) = (AtomicU64::new(1), ChatId::default());
         let mut bench = Self { hub, store, clock, tasks, numbers, owner, reader, session, chat };
         bench.chat = bench.group(vec![reader]).await;

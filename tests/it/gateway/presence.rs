@@ -203,7 +203,7 @@ fn refused(answer: &Value, field: &str) {
 
 async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestServer) {
     let ada = server.user().await;
-    let (store, now) = (server.service().store(), Timestamp::from_ms(1));
+    let (store, now) = (server.store(), Timestamp::from_ms(1));
     let mut members = Vec::new();
     for number in 0..1001 {
         let id = UserId::new(now, &mut rand::rng());
@@ -241,7 +241,7 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
 async fn every_presence_frame_has_last_seen(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
-    let now = || serde_json::to_value(server.service().clock().now()).unwrap().as_str().unwrap().to_owned();
+    let now = || serde_json::to_value(server.clock().now()).unwrap().as_str().unwrap().to_owned();
     let between = |frame: &Value, from: &str, to: &str| {
         let seen = frame["last_seen_at"].as_str().unwrap();
         assert!(from <= seen && seen <= to, "{from} {frame} {to}");
@@ -266,7 +266,7 @@ async fn every_presence_frame_has_last_seen(server: TestServer) {
 
 async fn last_seen_never_moves_back(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
-    let store = server.service().store();
+    let store = server.store();
     let id = |user: &User| user.id.parse::<UserId>().unwrap();
     ada.private_chat(&bob).await;
     let at = Timestamp::from_ms;

@@ -78,11 +78,11 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
     let marker = json!({ "message_id": 1 });
     let mut refused_for_nothing = 0;
     while refused_for_nothing < 20 {
-        let before = server.service().store().statements();
+        let before = server.store().statements();
         let answers = [bob.get("/chats").await, bob.put(&path, marker.clone()).await, bob.get("/users?query=u").await];
         if answers.iter().all(|answer| answer.status == 429) {
             answers.iter().for_each(too_many);
-            assert_eq!(server.service().store().statements(), before, "a refusal asks no database");
+            assert_eq!(server.store().statements(), before, "a refusal asks no database");
             refused_for_nothing += 1;
         }
     }
@@ -210,7 +210,7 @@ async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestS
         // Answered behind the frame before it, which is done by then.
         device.ask(json!({ "type": "read", "chat_id": chat, "message_id": 0 })).await;
     }
-    let before = server.service().store().statements();
+    let before = server.store().statements();
     for _ in 0..50 {
         for device in &mut devices {
             device.send(typing.clone()).await;
@@ -219,7 +219,7 @@ async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestS
     for device in &mut devices {
         assert_eq!(device.ask(json!({ "type": "ping" })).await["type"], "pong");
     }
-    let asked = server.service().store().statements() - before;
+    let asked = server.store().statements() - before;
     assert!(asked < 10, "a hundred repetitions cost no look-up: {asked} statements");
     watcher.expect("typing").await;
     assert_eq!(until_said(&mut watcher, "first").await, 0, "one was passed on, by both devices together");
@@ -254,7 +254,7 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
     let mut device = Socket::live(&greedy).await;
 
     let start = Instant::now();
-    let before = server.service().store().statements();
+    let before = server.store().statements();
     let over = tokio_util::sync::CancellationToken::new();
     let clients = join_all((0..30).map(|n| {
         let (greedy, grabbed, over) = (&greedy, &grabbed, over.clone());
@@ -286,7 +286,7 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
     };
     let (statuses, (), slowest) = tokio::join!(clients, frames, others);
 
-    let statements = server.service().store().statements() - before;
+    let statements = server.store().statements() - before;
     let seconds = start.elapsed().as_secs() + 1;
     let statuses = statuses.concat();
     assert!(statuses.iter().all(|status| [101, 200, 204, 429].contains(status)), "{statuses:?}");
@@ -397,7 +397,7 @@ async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
     bob.get("/chats").await.expect(200);
     let mut holder = direct(&server).await;
     execute(&mut holder, "BEGIN; LOCK TABLE chats IN ACCESS EXCLUSIVE MODE").await;
-    let store = server.service().store();
+    let store = server.store();
     let user_id: UserId = bob.id.parse().unwrap();
     let refused_before = metric(&server, "starling_store_refused_total").await;
     let start = Instant::now();
@@ -421,7 +421,7 @@ async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
 async fn users_are_recognised_and_log_in_while_every_connection_of_requests_is_taken() {
     let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
     let (ada, bob) = (server.user().await, server.user().await);
-    let store = server.service().store();
+    let store = server.store();
     let user_id: UserId = bob.id.parse().unwrap();
     let mut holder = direct(&server).await;
     execute(&mut holder, "BEGIN; LOCK TABLE chats IN ACCESS EXCLUSIVE MODE").await;

@@ -37,7 +37,7 @@ fn logins(users: &[Value]) -> Vec<&str> {
 }
 
 async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twice(server: TestServer) {
-    let service = server.service();
+    let accounts = &server.services().accounts;
     let people = [
         ("ann", "Ann"),
         ("anna", "Zora"),
@@ -49,7 +49,7 @@ async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twi
         ("an", "Ann-Kathrin"),
     ];
     for (login, name) in people {
-        service.make_user(login, name, false).await.unwrap();
+        accounts.make_user(login, name, false).await.unwrap();
     }
     let reader = server.user_named("reader").await;
     for limit in [1, 2, 3, 5, 100] {
@@ -153,7 +153,7 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
         db.close().await.unwrap();
     }
 
-    let store = server.service().store();
+    let store = server.store();
     for (path, pages) in [("/users?query=common&limit=100", 3), ("/users?query=rare&limit=100", 3)] {
         let mut after = String::new();
         for _ in 0..pages {

@@ -37,7 +37,7 @@ pub async fn serve_with(dir: &Path, database_url: Option<String>, redis: Option<
 
 /// An account, speaking to this server.
 pub async fn account(server: &Server, login: &str) -> User {
-    let made = server.service.make_user(login, login, true).await.unwrap();
+    let made = server.services.accounts.make_user(login, login, true).await.unwrap();
     let base = format!("http://{}", server.address);
     User::new(base, made.user_id.to_string(), made.login, made.password, made.token.unwrap())
 }

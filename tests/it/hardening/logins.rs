@@ -73,7 +73,7 @@ async fn a_refresh_and_the_expiry_of_the_token_leave_the_socket_open(server: Tes
 
     // Nobody announces this end: each replica finds it when it compares all of its sessions with the store.
     let bob = bob.id.parse().unwrap();
-    server.service().store().end_session(bob, session).await.unwrap().unwrap();
+    server.store().end_session(bob, session).await.unwrap().unwrap();
     for socket in &mut bobs {
         assert_eq!(socket.close_code().await, 4401);
     }

@@ -10,7 +10,7 @@ use crate::support::{Backend, TestServer, eventually, on_both_databases};
 on_both_databases!(readiness_costs_the_database_nothing);
 
 async fn readiness_costs_the_database_nothing(server: TestServer) {
-    let store = server.service().store();
+    let store = server.store();
     let (before, start) = (store.statements(), std::time::Instant::now());
     for _ in 0..10 {
         let asking = join_all((0..40).map(|_| async { reqwest::get(format!("{}/readyz", server.base())).await }));

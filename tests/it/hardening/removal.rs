@@ -49,7 +49,7 @@ impl Site {
 }
 
 async fn user(server: &Server, login: &str) -> User {
-    let made = server.service.make_user(login, login, true).await.unwrap();
+    let made = server.services.accounts.make_user(login, login, true).await.unwrap();
     let base = format!("http://{}", server.address);
     User::new(base, made.user_id.to_string(), made.login, made.password, made.token.unwrap())
 }
@@ -160,9 +160,9 @@ fn made_or_refused(answer: &Answer) {
 /// No chat and no invite is left of an account.
 async fn nothing_is_left_of(server: &TestServer, user: &User) {
     let id: UserId = user.id.parse().unwrap();
-    let store = server.service().store();
+    let store = server.store();
     eventually("all chats are left", async || store.chat_heads(id).await.unwrap().is_empty()).await;
-    assert!(store.invites(id, server.service().clock().now(), 100).await.unwrap().is_empty());
+    assert!(store.invites(id, server.clock().now(), 100).await.unwrap().is_empty());
 }
 
 async fn nothing_is_made_in_the_name_of_an_account_that_ends_meanwhile(server: TestServer) {

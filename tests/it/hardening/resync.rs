@@ -195,7 +195,7 @@ async fn a_resync_of_changed_chats_reads_an_index_and_finds_the_changes_of_the_l
     let plan = plan.join("\n");
     assert!(plan.contains("Index Scan using chats_by_change") && !plan.contains("Seq Scan"), "{plan}");
 
-    let store = server.service().store();
+    let store = server.store();
     assert_eq!(store.chats_changed(100, ChatId::default(), 1000).await.unwrap(), []);
     let updates = "DO $$ DECLARE it UUID; BEGIN SELECT id INTO it FROM chats LIMIT 1; \
                    FOR n IN 1..200 LOOP UPDATE chats SET rev = rev + 1 WHERE id = it; END LOOP; END $$";

@@ -14,11 +14,11 @@ on_both_databases!(
 
 async fn statements_of_a_channel(server: &TestServer, ada: &User, members: &[User]) -> u64 {
     let ids: Vec<&str> = members.iter().map(|user| user.id.as_str()).collect();
-    let before = server.service().store().statements();
+    let before = server.store().statements();
     let request = json!({ "kind": "channel", "name": "Crew", "member_ids": ids });
     let chat = ada.post("/chats", request).await.expect(201);
     assert_eq!(chat["member_count"], members.len() + 1);
-    server.service().store().statements() - before
+    server.store().statements() - before
 }
 
 async fn a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two(server: TestServer) {

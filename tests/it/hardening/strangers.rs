@@ -102,11 +102,11 @@ struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     fn new(server: &'a TestServer) -> Self {
-        Self { server, store: server.service().store() }
+        Self { server, store: server.store() }
     }
 
     async fn open(&self, creator: &User, kind: Creation) -> Result<ChatId, String> {
-        let now = self.server.service().clock().now();
+        let now = self.server.clock().now();
         let id = ChatId::new(now, &mut rand::rng());
         let new = NewChat { id, kind, creator: user_id(creator), now, chats_max: 1000 };
         self.store.create_chat(&new).await.map(|_| id).map_err(|error| error.code.as_str().to_owned())
@@ -198,7 +198,7 @@ async fn nobody_is_added_who_has_as_many_chats_altogether_as_one_may() {
         actor: user_id(&bob),
         user_id: user_id(&ada),
         role: starling::model::Role::Member,
-        now: server.service().clock().now(),
+        now: server.clock().now(),
         members_max: 20,
         chats_max: 1,
     };

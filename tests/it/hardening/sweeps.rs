@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
-use starling::model::limits::SWEEP_GRACE;
+use starling::model::limits::CLEANUP_GRACE;
 use starling::model::{ChatId, ChatKind, Code, UserId};
 use starling::store::{Creation, NewChat};
 
@@ -77,7 +77,7 @@ fn id_of(user: &User) -> UserId {
 async fn a_removed_chat_counts_for_nobody_even_before_its_members_are_cleared(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
-    let store = server.service().store();
+    let store = server.store();
     let pair = [(id_of(&ada), id_of(&bob))];
     assert_eq!(store.acquaintances(&pair).await.unwrap().len(), 1);
     // As it is between the removal and the job.
@@ -89,10 +89,10 @@ async fn a_removed_chat_counts_for_nobody_even_before_its_members_are_cleared(se
     let counts = store.chat_counts(&[id_of(&bob)]).await.unwrap();
     assert!(counts.iter().all(|(_, count)| *count == 0), "{counts:?}");
     let limited = |members: Vec<UserId>| NewChat {
-        id: ChatId::new(server.service().clock().now(), &mut rand::rng()),
+        id: ChatId::new(server.clock().now(), &mut rand::rng()),
         kind: Creation::Shared { kind: ChatKind::Group, name: "Crew".to_owned(), members },
         creator: id_of(&ada),
-        now: server.service().clock().now(),
+        now: server.clock().now(),
         chats_max: 1,
     };
     store.create_chat(&limited(vec![id_of(&bob)])).await.unwrap();
@@ -104,23 +104,23 @@ async fn what_has_expired_is_kept_for_a_day_and_then_goes(server: TestServer) {
     let ada = server.user().await;
     ada.post("/invites", json!({ "expires_in_s": 60 })).await.expect(201);
     server.advance(Duration::from_mins(10));
-    assert_eq!(server.service().sweep_all().await.unwrap().invites, 0, "a day of grace");
+    assert_eq!(server.services().cleanup.run_once().await.unwrap().invites, 0, "a day of grace");
     assert_eq!(ada.get("/invites").await.expect(200)["invites"], json!([]), "and closed all the same");
-    server.advance(SWEEP_GRACE);
-    assert_eq!(server.service().sweep_all().await.unwrap().invites, 1);
+    server.advance(CLEANUP_GRACE);
+    assert_eq!(server.services().cleanup.run_once().await.unwrap().invites, 1);
 }
 
 async fn a_clock_that_jumps_for_a_moment_removes_no_session_and_no_invite(server: TestServer) {
     let ada = server.user().await;
     let invite = ada.post("/invites", json!({})).await.expect(201);
-    let clock = server.service().clock();
-    server.service().sweep_all().await.unwrap();
+    let clock = server.clock();
+    server.services().cleanup.run_once().await.unwrap();
 
     let right = clock.now();
     clock.follow(right.plus(Duration::from_hours(400 * 24)));
-    let swept = server.service().sweep_all().await.unwrap();
+    let swept = server.services().cleanup.run_once().await.unwrap();
     assert!(swept.sessions.is_empty() && swept.invites == 0);
-    let again = server.service().sweep_all().await.unwrap();
+    let again = server.services().cleanup.run_once().await.unwrap();
     assert!(again.sessions.is_empty() && again.invites == 0, "nor does a second look believe it");
     clock.follow(right);
 

@@ -7,9 +7,9 @@ on_both_databases!(the_inbox_and_a_history_make_as_many_statements_for_much_as_f
 /// Statements that a request makes, once the session is known.
 async fn statements(server: &TestServer, user: &User, path: &str, count_of: &str) -> (u64, usize) {
     user.get(path).await.expect(200);
-    let before = server.service().store().statements();
+    let before = server.store().statements();
     let body = user.get(path).await.expect(200);
-    let after = server.service().store().statements();
+    let after = server.store().statements();
     (after - before, body[count_of].as_array().unwrap().len())
 }
 

@@ -28,7 +28,8 @@ use starling::config::{Config, Settings};
 use starling::model::Clock;
 use starling::model::limits::PasswordCost;
 use starling::server::Server;
-use starling::service::Service;
+use starling::service::Services;
+use starling::store::Store;
 use tempfile::TempDir;
 
 /// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis of which each request and each
@@ -87,7 +88,8 @@ pub struct TestServer {
 
 struct Inner {
     servers: tokio::sync::Mutex<Vec<Server>>,
-    service: Arc<Service>,
+    services: Arc<Services>,
+    store: Store,
     address: SocketAddr,
     _balancer: Option<Balancer>,
     internal_address: SocketAddr,
@@ -135,13 +137,15 @@ impl TestServer {
             _ => None,
         };
         let address = balancer.as_ref().map_or(servers[0].address, |balancer| balancer.address);
-        let (internal_address, service) = (servers[0].internal_address, servers[0].service.clone());
+        let (internal_address, services) = (servers[0].internal_address, servers[0].services.clone());
+        let store = servers[0].store.clone();
         let servers = tokio::sync::Mutex::new(servers);
         let users = AtomicU32::new(0);
         Self {
             inner: Arc::new(Inner {
                 servers,
-                service,
+                services,
+                store,
                 address,
                 _balancer: balancer,
                 internal_address,
@@ -174,8 +178,18 @@ impl TestServer {
     }
 
     /// The rules behind the port, for what no client can do.
-    pub fn service(&self) -> &Service {
-        &self.inner.service
+    pub fn services(&self) -> &Services {
+        &self.inner.services
+    }
+
+    /// The database behind the port.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// The server's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
     }
 
     /// Makes time pass for the server (expiry, rates, idle sessions; not timers).
@@ -201,7 +215,7 @@ impl TestServer {
 
     /// An account with this login and name, and a fresh session.
     pub async fn user_named(&self, login: &str) -> User {
-        let made = self.inner.service.make_user(login, login, true).await.unwrap();
+        let made = self.inner.services.accounts.make_user(login, login, true).await.unwrap();
         User::new(self.base(), made.user_id.to_string(), made.login, made.password, made.token.unwrap())
     }
 
@@ -212,7 +226,7 @@ impl TestServer {
 
     /// The code of an operator's invite.
     pub async fn invite(&self, uses: i64) -> String {
-        self.inner.service.create_operator_invite(Some(uses), None).await.unwrap().code
+        self.inner.services.invites.create_operator(Some(uses), None).await.unwrap().code
     }
 
     /// Stops the server as SIGTERM would, and removes its database.

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use starling_tidy::lexer::{self, Lexed};
@@ -87,9 +87,18 @@ fn beside(module: &str) -> Option<(&'static [&'static str], &'static [&'static s
     }
 }
 
+/// Imports that point down and are not allowed all the same: requests reach the database by a service.
+const NOT_DIRECTLY: &[(&str, &str)] = &[("api", "store"), ("gateway", "store")];
+
+/// Modules whose files must not import each other in circles.
+const WITHOUT_CIRCLES: &[&str] = &["service", "api"];
+
 fn may_import(from: &str, to: &str) -> bool {
     if from == to {
         return true;
+    }
+    if NOT_DIRECTLY.contains(&(from, to)) {
+        return false;
     }
     match (beside(from), beside(to), layer(from), layer(to)) {
         (Some((imports, _)), ..) => imports.contains(&to),
@@ -125,6 +134,37 @@ fn imports_point_down(path: &str, text: &str) -> Vec<String> {
         }
     }
     broken
+}
+
+/// Which of these files of one directory import which, by the names of their modules. `mod` imports all of them.
+fn imports_between(directory: &str, files: &[(&str, &str)]) -> BTreeMap<String, BTreeSet<String>> {
+    let names: BTreeSet<String> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let imports = files.iter().map(|(name, text)| {
+        let code = Lexed::new(text).code;
+        let mut paths = lexer::paths_after(&code, "super::");
+        paths.extend(lexer::paths_after(&code, &format!("crate::{directory}::")));
+        paths.retain(|path| path != "super");
+
+        let imported = match *name {
+            "mod" => names.iter().filter(|it| *it != "mod").cloned().collect(),
+            // What is no file is an item of `mod`.
+            _ => paths.into_iter().map(|it| if names.contains(&it) { it } else { "mod".to_owned() }).collect(),
+        };
+        ((*name).to_owned(), imported)
+    });
+    imports.collect()
+}
+
+/// The files that import each other in circles, and the files that import those.
+fn in_circles(mut imports: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    loop {
+        let is_leaf = |imported: &BTreeSet<String>| imported.iter().all(|it| !imports.contains_key(it));
+        let leaves: Vec<String> = imports.iter().filter(|(_, it)| is_leaf(it)).map(|(name, _)| name.clone()).collect();
+        if leaves.is_empty() {
+            return imports.into_keys().collect();
+        }
+        imports.retain(|name, _| !leaves.contains(name));
+    }
 }
 
 fn sql_is_in_store(path: &str, text: &str) -> Vec<String> {
@@ -227,6 +267,35 @@ fn the_tree_keeps_its_rules() {
 }
 
 #[test]
+fn files_of_a_module_do_not_import_each_other_in_circles() {
+    let files = files();
+    for module in WITHOUT_CIRCLES {
+        let directory = format!("src/{module}/");
+        let of_module: Vec<(String, String)> = files
+            .iter()
+            .filter_map(|(path, file)| {
+                let name = path.strip_prefix(&directory)?.strip_suffix(".rs")?;
+                Some((name.to_owned(), std::fs::read_to_string(file).unwrap()))
+            })
+            .collect();
+        assert!(of_module.len() > 5, "the files of {module} were not found");
+
+        let texts: Vec<(&str, &str)> = of_module.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(in_circles(imports_between(module, &texts)), Vec::<String>::new(), "in {module}");
+    }
+}
+
+#[test]
+fn circles_of_imports_are_found() {
+    let circles = |files: &[(&str, &str)]| in_circles(imports_between("service", files));
+    let fine = [("mod", "mod a; mod b;"), ("a", "use super::b::B;"), ("b", "mod tests { use super::*; }")];
+    assert_eq!(circles(&fine), Vec::<String>::new());
+    assert_eq!(circles(&[("a", "use super::b::B;"), ("b", "use crate::service::a::A;")]), ["a", "b"]);
+    assert_eq!(circles(&[("mod", "mod a;"), ("a", "use super::Service;")]), ["a", "mod"]);
+    assert_eq!(circles(&[("a", "use super::{b, c::C};"), ("b", ""), ("c", "super::a::f()")]), ["a", "c"]);
+}
+
+#[test]
 fn every_migration_is_there_for_both_databases() {
     let names = |database: &str| -> BTreeSet<String> {
         let dir = root().join("migrations").join(database);
@@ -274,6 +343,8 @@ fn imports_that_point_up_or_sideways_are_found() {
     breaks("src/api/mod.rs", "use crate::gateway;");
     breaks("src/gateway/mod.rs", "use crate::{\n    api::{self, Api},\n    model::Error,\n};");
     breaks("src/api/chats.rs", "use crate::config::Config;");
+    breaks("src/api/chats.rs", "use crate::store::Store;");
+    breaks("src/gateway/sync.rs", "use crate::{hub::Hub, store::Changes};");
     breaks("src/service/mod.rs", "use crate::telemetry;");
     breaks("src/api/chats.rs", "use crate::server::Server;");
     breaks("src/service/chats.rs", "use super::super::gateway;");
