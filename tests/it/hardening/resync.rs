@@ -233,7 +233,7 @@ impl NextVersion<'_> {
 
     async fn send(&self, chat_id: ChatId, sender_id: UserId, text: &str) {
         let draft = Draft { chat_id, sender_id, text: text.to_owned(), reply_to: None, client_id: None };
-        let sent = self.server.service().store().append(&[draft], Clock::system().now()).await.unwrap();
+        let sent = self.server.store().append(&[draft], Clock::system().now()).await.unwrap();
         assert!(sent.iter().all(Result::is_ok));
         self.publish(&[Topic::Chat(chat_id)]).await;
     }
@@ -243,7 +243,7 @@ impl NextVersion<'_> {
         let id = ChatId::new(now, &mut rand::rng());
         let kind = Creation::Shared { kind: ChatKind::Group, name: "Crew".to_owned(), members: vec![member] };
         let new = NewChat { id, kind, creator, now, chats_max: 100 };
-        self.server.service().store().create_chat(&new).await.unwrap();
+        self.server.store().create_chat(&new).await.unwrap();
         self.publish(&[Topic::Chat(id), Topic::User(member)]).await;
         id
     }
@@ -256,7 +256,7 @@ async fn during_a_rolling_update_no_message_or_join_of_the_next_version_is_misse
         prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
     })
     .await;
-    let key = server.service().store().cluster_key([0; 32]).await.unwrap();
+    let key = server.store().cluster_key([0; 32]).await.unwrap();
     let next_version = NextVersion { server: &server, key, prefix };
     let (ada, bob) = (server.user().await, server.user().await);
     let (ada_id, bob_id): (UserId, UserId) = (ada.id.parse().unwrap(), bob.id.parse().unwrap());
