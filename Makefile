@@ -16,8 +16,6 @@ run: ## Run the server: SQLite in ./data, nothing to install; it prints a link t
 	cargo run --locked --release -- serve
 
 TEST := --locked --workspace --features starling/faults
-# Most tests wait most of their time, so there are more of them at once than cores.
-export RUST_TEST_THREADS ?= $(shell expr 2 \* $(JOBS))
 WITH_SERVICES := tests/with-services.sh tests/run.sh $(TEST)
 # What `make test` leaves to `make test-all`: fleets of processes that are broken one at a time, and Postgres without Redis.
 SLOW := breakdown:: on_postgres::

@@ -21,5 +21,5 @@ cargo test "${cargo_arguments[@]}" \
   -- -Zunstable-options --report-time "$@" | tee "$output"
 
 echo 'The slowest:'
-sed -nE 's/^test (.*) \.\.\. ok <([0-9.]+)s>$/\2 s  \1/p' "$output" | sort -rn | head -10 | sed 's/^/  /'
+sed -nE 's/^test (.*) \.\.\. ok <([0-9.]+)s>$/\2 s  \1/p' "$output" | sort -rn | sed -n '1,10s/^/  /p'
 grep '^test result:' "$output" | tail -1

@@ -156,8 +156,8 @@ impl Store {
     }
 }
 
-/// The longest-removed chat of which members or messages are left, locked. Of two replicas that clear one chat at once, one would find that the rows of its
-/// batch are gone, take the chat for empty, and leave the rest of it behind for good.
+/// Locks the longest-removed chat that still has members or messages. Without the lock, two replicas could clear
+/// one chat at once: one of them would find its batch gone, take the chat for empty, and leave the rest for good.
 async fn lock_removed_chat(work: &mut Work) -> Result<Option<ChatId>> {
     work.count_statement();
     match &mut work.inner {

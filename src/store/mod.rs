@@ -46,6 +46,6 @@ pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, Sess
 pub use users::{AccountChange, NewUser};
 
 use engine::{
-    Db, MapOkDrop, Tx, Work, ended, failure, id_array, id_list, is_lock_timeout, is_unique_violation, lent, on, on_ids,
-    on_lease, timed, within, within_ids,
+    Db, MapOkDrop, Tx, Work, ended, failure, id_list, is_lock_timeout, is_unique_violation, lent, on, on_ids, on_lease,
+    timed, within, within_ids,
 };

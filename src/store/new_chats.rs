@@ -3,7 +3,7 @@
 use super::chat_limits::{below_chat_limit, may_be_brought_in};
 use super::chats::view_within;
 use super::locks::lock_users;
-use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_array, id_list, on_lease, timed, within};
+use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, on_lease, timed, within};
 use crate::model::{Chat, ChatId, ChatKind, Code, Error, Result, Role, Timestamp, UserId};
 
 /// A chat to be made.
@@ -132,7 +132,7 @@ async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) 
                            (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
                        SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, u.user_id <> $3
                        FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
-            let ids = id_array(users.iter().map(|id| id.0));
+            let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
             on_lease!(lease, |db| sqlx::query(sql)
                 .bind(new.id)
                 .bind(ids)

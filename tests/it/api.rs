@@ -16,7 +16,7 @@ mod users;
 
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
-use starling::config::Settings;
+use starling::config::{Config, Settings};
 use starling::model::limits::PasswordCost;
 
 use crate::support::{Answer, Backend, TestServer, User};
@@ -32,10 +32,7 @@ async fn on_another<F: Future<Output = ()>>(
     change: impl FnOnce(&mut Settings),
     test: impl FnOnce(TestServer) -> F,
 ) {
-    let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
-    let other = TestServer::with(backend, change).await;
-    test(other.clone()).await;
-    other.stop().await;
+    on_another_tuned(server, change, |_| {}, test).await;
 }
 
 /// The same with passwords hashed at full cost.
@@ -44,8 +41,18 @@ async fn on_another_at_full_cost<F: Future<Output = ()>>(
     change: impl FnOnce(&mut Settings),
     test: impl FnOnce(TestServer) -> F,
 ) {
+    on_another_tuned(server, change, |config| config.password_cost = PasswordCost::default(), test).await;
+}
+
+/// The same with something changed that no setting changes.
+async fn on_another_tuned<F: Future<Output = ()>>(
+    server: &TestServer,
+    change: impl FnOnce(&mut Settings),
+    tune: impl FnOnce(&mut Config),
+    test: impl FnOnce(TestServer) -> F,
+) {
     let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
-    let other = TestServer::tuned(backend, change, |config| config.password_cost = PasswordCost::default()).await;
+    let other = TestServer::tuned(backend, change, tune).await;
     test(other.clone()).await;
     other.stop().await;
 }

@@ -1,8 +1,8 @@
 //! The part of a record that belongs to the last epoch of the log.
 //!
-//! After a failover that lost the last seconds, or a restore, what was acknowledged before may be gone, and its ids and
-//! revisions are used again. So of an operation that began before the change nobody knows whether it is done, and what a
-//! device was told before says nothing of the log at the end.
+//! After a lossy failover or a restore, acknowledged operations may be gone, and their ids and revisions are
+//! used again. So the outcome of an operation that began before the new epoch is unknown, and events that a
+//! device received before it prove nothing about the log at the end.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ pub(super) fn of_last(record: &Record) -> Option<Record> {
     Some(cut)
 }
 
-/// The epoch that was presented first last, and since when; nothing if there is only one.
+/// The newest epoch, and when a device first saw it. `None` if there is only one epoch.
 pub(super) fn last(record: &Record) -> Option<(Name, u64)> {
     let mut since: HashMap<Name, u64> = HashMap::new();
     for entry in record.devices.iter().flat_map(|device| &device.entries) {

@@ -1,7 +1,7 @@
 //! I20: after the epoch of the log changed, nobody holds what the log does not have.
 //!
-//! A device that comes with revisions of another epoch is told `reset` (or `chat_gone`) for each chat that it names,
-//! before `synced`. What it was told since then is in the log at the end. No device is led back to an earlier epoch.
+//! A device that names revisions of another epoch gets `reset` (or `chat_gone`) for each of these chats before
+//! `synced`. Every event that it gets from then on is in the log at the end. No device gets back to an earlier epoch.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,9 +1,10 @@
 //! The Redis channels of topics.
 //!
-//! A channel of its own for each topic would be simpler, but Redis can't bear it: with a million subscriptions of one
-//! replica, it answers nobody for seconds while it forgets them, and the replica takes many seconds to subscribe again
-//! (`cargo bench --bench subscriptions`). So topics share a bounded number of channels. A replica also receives events of
-//! chats that it doesn't follow and share a channel with one that it does; the hub ignores them.
+//! One channel for each topic would be simpler, but it does not scale. When a replica with a million
+//! subscriptions disconnects, Redis removes them one by one and answers no other client meanwhile. So topics
+//! share a bounded number of channels; `cargo bench --bench subscriptions` measures the result. A replica also
+//! receives events of chats that it does not follow, if they share a channel with one that it does. The hub
+//! ignores those events.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -13,8 +14,8 @@ use uuid::Uuid;
 use super::link::key;
 use crate::model::Topic;
 
-/// Channels that topics share. A community below a tenth of it rarely has two chats in one channel; a replica in all
-/// channels costs Redis about 30 MB, and is subscribed again in about a second.
+/// Channels that topics share. Below a tenth of this number of chats, few chats share a channel. A replica that
+/// is subscribed to all channels costs Redis about 30 MB, and resubscribes in about a second.
 pub const CHANNELS: u32 = 1 << 17;
 
 /// The channel of a topic. Two topics may have the same one. All replicas of a cluster must agree on it.

@@ -1,7 +1,7 @@
 //! Statements that take a list of ids, written once for both databases.
 //!
-//! The text is that of Postgres: `= ANY($1)`, with an array. SQLite has no arrays, so it gets a JSON array of what its
-//! `unhex` reads. It has no row locks either: its one writer needs none.
+//! The text is that of Postgres: `= ANY($1)`, with an array. SQLite has no arrays, so it gets a JSON array
+//! of hexadecimal ids. SQLite has no row locks either, and needs none: it has one writer.
 
 use uuid::Uuid;
 
@@ -9,11 +9,6 @@ use uuid::Uuid;
 pub fn for_sqlite(sql: &str) -> String {
     let (unlocked, _) = sql.split_once(" FOR NO KEY UPDATE").unwrap_or((sql, ""));
     unlocked.replace("= ANY($1)", "IN (SELECT unhex(value) FROM json_each($1))")
-}
-
-/// A list of ids as Postgres takes it.
-pub(in crate::store) fn id_array(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
-    ids.collect()
 }
 
 /// A list of ids as SQLite takes it.
@@ -28,7 +23,7 @@ macro_rules! on_ids {
         let ids = $ids.iter().map(|id| id.0);
         match $db {
             $crate::store::Db::Postgres(pool) => $crate::store::lent!(pool, |$c| {
-                let $query = sqlx::$kind($sql).bind($crate::store::engine::id_array(ids));
+                let $query = sqlx::$kind($sql).bind(ids.collect::<Vec<uuid::Uuid>>());
                 $run
             }),
             $crate::store::Db::Sqlite($c) => {
@@ -48,7 +43,7 @@ macro_rules! within_ids {
         $tx.count_statement();
         match &mut $tx.inner {
             $crate::store::Tx::Postgres(lease) => $crate::store::on_lease!(lease, |$c| {
-                let $query = sqlx::$kind($sql).bind($crate::store::engine::id_array(ids));
+                let $query = sqlx::$kind($sql).bind(ids.collect::<Vec<uuid::Uuid>>());
                 $run
             }),
             $crate::store::Tx::Sqlite(tx) => {

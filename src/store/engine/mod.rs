@@ -12,7 +12,7 @@ mod work;
 pub use connect::StoreOptions;
 pub(in crate::store) use error::{failure, is_lock_timeout, is_unique_violation};
 pub use ids::for_sqlite;
-pub(in crate::store) use ids::{id_array, id_list, on_ids, within_ids};
+pub(in crate::store) use ids::{id_list, on_ids, within_ids};
 pub(in crate::store) use pool::Pool;
 pub use replica_lock::ReplicaLock;
 pub(in crate::store) use work::{Db, MapOkDrop, Tx, Work, ended, lent, on, on_lease, timed, within};

@@ -8,6 +8,7 @@ use starling::server::Server;
 use starling::store::{Store, StoreOptions};
 use starling_loadtest::actor::Account;
 use starling_loadtest::workload;
+use tempfile::TempDir;
 
 use super::epoch::{account, connect, sent_away, serve, serve_with, sync, through};
 use crate::breakdown::Herd;
@@ -48,19 +49,39 @@ async fn until_ready(user: &User) {
     }
 }
 
+/// A primary, a standby that follows it, and two replicas of the server.
+struct Pair {
+    primary: OwnPostgres,
+    standby: OwnPostgres,
+    /// The standby's way to the primary.
+    replication: Proxy,
+    /// The replicas' way to the database.
+    name: Proxy,
+    replicas: Vec<Server>,
+    dir: TempDir,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let primary = OwnPostgres::start().await;
+        prepare(&primary).await;
+        let replication = Proxy::to(&Proxy::target_of(&primary.url())).await;
+        let standby = primary.standby(Some(replication.address())).await;
+        let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
+
+        let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
+        let url = name.in_url(&primary.url_of("starling", "chat"));
+        let mut replicas = Vec::new();
+        for _ in 0..2 {
+            replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
+        }
+        Self { primary, standby, replication, name, replicas, dir }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds_exactly_its_log() {
-    let mut primary = OwnPostgres::start().await;
-    prepare(&primary).await;
-    let replication = Proxy::to(&Proxy::target_of(&primary.url())).await;
-    let standby = primary.standby(Some(replication.address())).await;
-    let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
-    let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
-    let url = name.in_url(&primary.url_of("starling", "chat"));
-    let mut replicas: Vec<Server> = Vec::new();
-    for _ in 0..2 {
-        replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
-    }
+    let Pair { mut primary, standby, replication, name, replicas, dir: _dir } = Pair::start().await;
     let (ada, bob) = (account(&replicas[0], "ada").await, account(&replicas[0], "bob").await);
     let bob = through(&bob, &replicas[1]);
     let chat = ada.private_chat(&bob).await;
@@ -125,17 +146,7 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
 /// The devices and the log, held against every invariant of the checker, of which I20 is about such a change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_does_not() {
-    let mut primary = OwnPostgres::start().await;
-    prepare(&primary).await;
-    let replication = Proxy::to(&Proxy::target_of(&primary.url())).await;
-    let standby = primary.standby(Some(replication.address())).await;
-    let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
-    let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
-    let url = name.in_url(&primary.url_of("starling", "chat"));
-    let mut replicas: Vec<Server> = Vec::new();
-    for _ in 0..2 {
-        replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
-    }
+    let Pair { mut primary, standby, replication, name, replicas, dir: _dir } = Pair::start().await;
     let mut accounts = Vec::new();
     for login in ["ada", "bob", "eve"] {
         let user = account(&replicas[0], login).await;

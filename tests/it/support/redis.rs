@@ -80,10 +80,16 @@ impl OwnRedis {
     }
 }
 
+/// How long Redis may take to connect and to answer. The library's own bounds are too short for a busy machine.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+
 /// Sends one command to the Redis at `url`.
 pub async fn command<T: redis::FromRedisValue>(url: &str, words: &[&str]) -> redis::RedisResult<T> {
     let client = redis::Client::open(url)?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    let patient = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ANSWER_MAX))
+        .set_response_timeout(Some(ANSWER_MAX));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
     let mut cmd = redis::Cmd::new();
     for word in words {
         cmd.arg(word);
