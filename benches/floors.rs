@@ -1,4 +1,5 @@
-//! The speeds and sizes that the server promises, measured on the real binary through its real ports: `make bench`.
+//! The speeds and sizes that the server promises, measured on the real binary through its real
+//! ports: `make bench`.
 //!
 //! Prints one line a figure. The client runs on the same cores and is part of what is measured.
 #![expect(
@@ -35,13 +36,16 @@ const HISTORY_MESSAGES: usize = 100_000;
 const READS: usize = 500;
 
 fn main() {
-    // `cargo bench` and `cargo test` pass flags of the standard harness; a word chooses the database.
+    // `cargo bench` and `cargo test` pass flags of the standard harness; a word chooses the
+    // database.
     let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let postgres = std::env::vars().find_map(|(key, value)| (key == "STARLING_TEST_POSTGRES").then_some(value));
+    let postgres = std::env::vars()
+        .find_map(|(key, value)| (key == "STARLING_TEST_POSTGRES").then_some(value));
     println!("cores: {}", std::thread::available_parallelism().unwrap());
     for (name, url) in [("postgres", postgres), ("sqlite", None)] {
-        if only.as_deref().is_some_and(|only| only != name) || (name == "postgres" && url.is_none()) {
+        if only.as_deref().is_some_and(|only| only != name) || (name == "postgres" && url.is_none())
+        {
             continue;
         }
         runtime.block_on(measure(name, url));
@@ -105,8 +109,10 @@ impl Site<'_> {
 
     fn create_users(&self, count: usize) -> Vec<BenchUser> {
         let count = count.to_string();
-        let output =
-            self.command(&["user", "create", "--login", "u", "--count", &count, "--with-session"]).output().unwrap();
+        let output = self
+            .command(&["user", "create", "--login", "u", "--count", &count, "--with-session"])
+            .output()
+            .unwrap();
         let user = |line: &str| {
             let line: Value = serde_json::from_str(line).unwrap();
             let word = |key: &str| line[key].as_str().unwrap().to_owned();
@@ -115,7 +121,8 @@ impl Site<'_> {
         String::from_utf8(output.stdout).unwrap().lines().map(user).collect()
     }
 
-    /// The first user's 200 chats, one of them with a long history; private chats of neighbours for the senders.
+    /// The first user's 200 chats, one of them with a long history; private chats of neighbours for
+    /// the senders.
     async fn seed(&self, users: &[BenchUser]) {
         let options = match self.url {
             Some(url) => StoreOptions::Postgres { url: url.to_owned(), connections_max: 4 },
@@ -129,10 +136,18 @@ impl Site<'_> {
             chats.push(create_private(&store, users[0].id, peer.id, now).await);
         }
         let text = "A message of ordinary length, as people write them all day long.".to_owned();
-        let draft =
-            |chat_id| Draft { chat_id, sender_id: users[0].id, text: text.clone(), reply_to: None, client_id: None };
+        let draft = |chat_id| Draft {
+            chat_id,
+            sender_id: users[0].id,
+            text: text.clone(),
+            reply_to: None,
+            client_id: None,
+        };
         for batch in chats.chunks(128) {
-            store.append(&batch.iter().map(|chat| draft(*chat)).collect::<Vec<_>>(), now).await.unwrap();
+            store
+                .append(&batch.iter().map(|chat| draft(*chat)).collect::<Vec<_>>(), now)
+                .await
+                .unwrap();
         }
         let batch: Vec<Draft> = (0..128).map(|_| draft(chats[0])).collect();
         for _ in 0..HISTORY_MESSAGES.div_ceil(128) {
@@ -145,8 +160,9 @@ impl Site<'_> {
     fn serve(&self) -> Server {
         let mut child = self.command(&["serve"]).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address =
-            lines.map_while(Result::ok).find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned));
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned));
         Server { child, address: address.unwrap() }
     }
 }
@@ -186,7 +202,9 @@ impl Server {
 
     async fn connect(&self, user: &BenchUser) -> Socket {
         let mut request = format!("ws://{}/ws", self.address).into_client_request().unwrap();
-        request.headers_mut().insert("authorization", format!("Bearer {}", user.token).parse().unwrap());
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer {}", user.token).parse().unwrap());
         let stream = TcpStream::connect(&self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
@@ -227,7 +245,11 @@ async fn idle_memory(name: &str, server: &Server, users: &[BenchUser]) {
     let start = Instant::now();
     let mut sockets = Vec::with_capacity(IDLE_CONNECTIONS);
     // The first user has hundreds of chats and belongs to the other figures.
-    for user in users[1..].iter().cycle().take(IDLE_CONNECTIONS.min((users.len() - 1) * CONNECTIONS_PER_USER)) {
+    for user in users[1..]
+        .iter()
+        .cycle()
+        .take(IDLE_CONNECTIONS.min((users.len() - 1) * CONNECTIONS_PER_USER))
+    {
         sockets.push(server.connect(user).await);
     }
     let took = start.elapsed();
@@ -244,18 +266,27 @@ async fn idle_memory(name: &str, server: &Server, users: &[BenchUser]) {
 async fn reads(name: &str, server: &Server, user: &BenchUser) {
     let http = reqwest::Client::new();
     let get = async |path: &str| {
-        let response =
-            http.get(format!("http://{}{path}", server.address)).bearer_auth(&user.token).send().await.unwrap();
+        let response = http
+            .get(format!("http://{}{path}", server.address))
+            .bearer_auth(&user.token)
+            .send()
+            .await
+            .unwrap();
         assert!(response.status().is_success());
         response.bytes().await.unwrap()
     };
     let inbox: Value = serde_json::from_slice(&get("/chats").await).unwrap();
-    let long = inbox["chats"].as_array().unwrap().iter().find(|chat| chat["last_message_id"].as_u64() > Some(1000));
+    let long = inbox["chats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|chat| chat["last_message_id"].as_u64() > Some(1000));
     let long = long.unwrap()["id"].as_str().unwrap().to_owned();
     let history = format!("/chats/{long}/messages?before=50000&max=50");
-    for (what, path) in
-        [("inbox, the first page (50) of 200 chats", "/chats"), ("history, 50 of 100,000 messages", history.as_str())]
-    {
+    for (what, path) in [
+        ("inbox, the first page (50) of 200 chats", "/chats"),
+        ("history, 50 of 100,000 messages", history.as_str()),
+    ] {
         let mut times = Vec::with_capacity(READS);
         for _ in 0..READS {
             let start = Instant::now();

@@ -1,8 +1,13 @@
-//! What it costs to find out what changed in a million chats, and what noting a change adds to each of them.
+//! What it costs to find out what changed in a million chats, and what noting a change adds to each
+//! of them.
 //!
-//! `tests/with-services.sh cargo bench --bench look`, with `STARLING_CHATS` chats (a million if absent). It makes a database
-//! of its own on the Postgres of `STARLING_TEST_POSTGRES`.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and stops at a fault")]
+//! `tests/with-services.sh cargo bench --bench look`, with `STARLING_CHATS` chats (a million if
+//! absent). It makes a database of its own on the Postgres of `STARLING_TEST_POSTGRES`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench prints, and stops at a fault"
+)]
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +25,8 @@ const LOOK_MAX: i64 = 10_000;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let setting = |name: &str| std::env::vars().find_map(|(key, value)| (key == name).then_some(value));
+    let setting =
+        |name: &str| std::env::vars().find_map(|(key, value)| (key == name).then_some(value));
     let Some(server) = setting("STARLING_TEST_POSTGRES") else {
         println!("no Postgres: run it by tests/with-services.sh");
         return;
@@ -34,7 +40,9 @@ async fn measure(server: &str, chats: i64) {
     let mut connection = PgConnection::connect(server).await.unwrap();
     connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
     let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
-    let store = Store::open(&StoreOptions::Postgres { url: url.clone(), connections_max: 4 }).await.unwrap();
+    let store = Store::open(&StoreOptions::Postgres { url: url.clone(), connections_max: 4 })
+        .await
+        .unwrap();
     store.migrate().await.unwrap();
 
     let mut database = PgConnection::connect(&url).await.unwrap();
@@ -78,7 +86,8 @@ async fn looks(store: &Store, slot: i64) -> (Duration, usize) {
     (median(took), count)
 }
 
-/// The median time in which as many chats change, with the trigger that notes it and without, in turns.
+/// The median time in which as many chats change, with the trigger that notes it and without, in
+/// turns.
 async fn changes(database: &mut PgConnection) -> (Duration, Duration) {
     let (mut noted, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

@@ -1,8 +1,9 @@
-//! The cost of a replica that follows very many chats: memory of Redis, the time until all subscriptions are in force again
-//! after its connection was cut, and the delay of events between other replicas meanwhile.
+//! The cost of a replica that follows very many chats: memory of Redis, the time until all
+//! subscriptions are in force again after its connection was cut, and the delay of events between
+//! other replicas meanwhile.
 //!
-//! `cargo bench --bench subscriptions`, with `STARLING_SUBSCRIPTIONS` chats (a million if absent). It starts a Redis of its
-//! own. Every step is bounded in time.
+//! `cargo bench --bench subscriptions`, with `STARLING_SUBSCRIPTIONS` chats (a million if absent).
+//! It starts a Redis of its own. Every step is bounded in time.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +29,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let count = std::env::vars().find_map(|(key, value)| (key == "STARLING_SUBSCRIPTIONS").then_some(value));
+    let count = std::env::vars()
+        .find_map(|(key, value)| (key == "STARLING_SUBSCRIPTIONS").then_some(value));
     runtime.block_on(measure(count.and_then(|count| count.parse().ok()).unwrap_or(1_000_000)));
 }
 
@@ -65,7 +67,11 @@ async fn info(connection: &mut redis::aio::MultiplexedConnection, key: &str) -> 
 
 /// The client of Redis with the most subscriptions: its id, and how many.
 async fn largest(connection: &mut redis::aio::MultiplexedConnection) -> (u64, u64) {
-    let list: String = redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(connection).await.unwrap();
+    let list: String = redis::cmd("CLIENT")
+        .arg(&["LIST", "TYPE", "pubsub"])
+        .query_async(connection)
+        .await
+        .unwrap();
     let field = |line: &str, name: &str| -> u64 {
         let found = line.split(' ').find_map(|field| field.strip_prefix(name));
         found.and_then(|value| value.parse().ok()).unwrap_or(0)
@@ -109,9 +115,14 @@ async fn measure(count: u64) {
     let memory = info(&mut control, "used_memory").await.saturating_sub(before);
     println!("{count} chats followed by one replica, over {channels} channels");
     println!("subscribed at first in {first:.1?}");
-    println!("memory of Redis: {} MB, {} bytes a channel", memory / 1_000_000, memory / channels.max(1));
+    println!(
+        "memory of Redis: {} MB, {} bytes a channel",
+        memory / 1_000_000,
+        memory / channels.max(1)
+    );
 
-    // The delay of events between two other replicas, before and while the large replica subscribes again.
+    // The delay of events between two other replicas, before and while the large replica subscribes
+    // again.
     let topic = ChatId::new(clock.now(), &mut rand::rng());
     other.bus.follow(Topic::Chat(topic));
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -138,8 +149,11 @@ async fn measure(count: u64) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         report("before", &latencies, &pending);
         let (id, _) = largest(&mut control).await;
-        let _: u64 =
-            redis::cmd("CLIENT").arg(&["KILL", "ID", &id.to_string()]).query_async(&mut control).await.unwrap();
+        let _: u64 = redis::cmd("CLIENT")
+            .arg(&["KILL", "ID", &id.to_string()])
+            .query_async(&mut control)
+            .await
+            .unwrap();
         let cut = Instant::now();
         until("the cut is noticed", || !many.health.is_connected()).await;
         until("subscribed again", || many.health.is_connected()).await;
@@ -156,7 +170,9 @@ async fn measure(count: u64) {
 fn report(when: &str, latencies: &Mutex<Vec<Duration>>, pending: &Mutex<HashMap<UserId, Instant>>) {
     let mut received = std::mem::take(&mut *latencies.lock());
     received.sort_unstable();
-    let at = |share: usize| received.get(received.len() * share / 100).or(received.last()).copied().unwrap_or_default();
+    let at = |share: usize| {
+        received.get(received.len() * share / 100).or(received.last()).copied().unwrap_or_default()
+    };
     let late = std::mem::take(&mut *pending.lock()).len();
     println!(
         "{when}: others received {} events, p50 {:.1?}, p99 {:.1?}, the last {:.1?}; {late} were on their way",

@@ -70,9 +70,10 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum EpochCommand {
-    /// Gives the log a new epoch and prints it: every client reloads its chats. For after a restore that the server can't
-    /// detect: rows that were put back into the same tables, or a data directory put back together with `starling.epoch`.
-    /// Works also while the server runs, which follows within a second or two.
+    /// Gives the log a new epoch and prints it: every client reloads its chats. For after a restore
+    /// that the server can't detect: rows that were put back into the same tables, or a data
+    /// directory put back together with `starling.epoch`. Works also while the server runs, which
+    /// follows within a second or two.
     Renew,
 }
 
@@ -107,7 +108,11 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         // A field that is wrong came from a flag.
-        if error.kind() == Kind::Invalid { Self::Usage(in_words(&error)) } else { Self::Other(in_words(&error)) }
+        if error.kind() == Kind::Invalid {
+            Self::Usage(in_words(&error))
+        } else {
+            Self::Other(in_words(&error))
+        }
     }
 }
 
@@ -154,11 +159,14 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    if let Some(warning) = listener::file_warning(listener::raise_file_limit(), config.limits.connections_max) {
+    if let Some(warning) =
+        listener::file_warning(listener::raise_file_limit(), config.limits.connections_max)
+    {
         tracing::warn!("{warning}");
     }
     telemetry::exporter();
@@ -192,7 +200,11 @@ async fn migrate(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn invite(config: &Config, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<(), Failure> {
+async fn invite(
+    config: &Config,
+    uses: Option<i64>,
+    expires_in_s: Option<i64>,
+) -> Result<(), Failure> {
     let (store, services) = server::open_services(config, Clock::system()).await?;
     let invite = services.invites.create_operator(uses, expires_in_s).await?;
     print(&format!("{}\n", invite.code))?;
@@ -225,7 +237,8 @@ async fn create_users(
         Some(count) => (1..=count).map(|number| format!("{login}{number}")).collect(),
         None => vec![login.to_owned()],
     };
-    // A few more than hash at once, so that the database works meanwhile; printed in the order of their numbers.
+    // A few more than hash at once, so that the database works meanwhile; printed in the order of
+    // their numbers.
     let mut made = stream::iter(logins)
         .map(|login| {
             let (services, name) = (services.clone(), name.unwrap_or(&login).to_owned());
@@ -234,7 +247,8 @@ async fn create_users(
         .buffered(parallel * 2);
     while let Some(user) = made.next().await {
         let user = user?;
-        let mut line = json!({ "user_id": user.user_id, "login": user.login, "password": user.password });
+        let mut line =
+            json!({ "user_id": user.user_id, "login": user.login, "password": user.password });
         if let (Some(token), Some(object)) = (user.token, line.as_object_mut()) {
             object.insert("token".to_owned(), token.into());
         }
@@ -255,13 +269,19 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     for warning in config.warnings() {
         print(&format!("warn  {warning}\n"))?;
     }
-    if let Some(warning) = listener::file_warning(listener::raise_file_limit(), config.limits.connections_max) {
+    if let Some(warning) =
+        listener::file_warning(listener::raise_file_limit(), config.limits.connections_max)
+    {
         print(&format!("warn  {warning}\n"))?;
     }
     match &config.store {
-        StoreOptions::Postgres { .. } if config.redis.is_some() => say(true, "mode: a fleet on Postgres and Redis")?,
+        StoreOptions::Postgres { .. } if config.redis.is_some() => {
+            say(true, "mode: a fleet on Postgres and Redis")?
+        }
         StoreOptions::Postgres { .. } => say(true, "mode: Postgres, one replica")?,
-        StoreOptions::Sqlite { dir } => say(true, &format!("mode: embedded, SQLite in {}", dir.display()))?,
+        StoreOptions::Sqlite { dir } => {
+            say(true, &format!("mode: embedded, SQLite in {}", dir.display()))?
+        }
     }
     match Store::open(&config.store).await {
         Err(error) => say(false, &format!("the database can't be opened: {}", in_words(&error)))?,
@@ -272,8 +292,13 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
                 Ok(pending) if store.is_embedded() => {
                     say(true, &format!("{pending} migrations will be applied at start"))?;
                 }
-                Ok(pending) => say(false, &format!("{pending} migrations are missing: run `starling migrate`"))?,
-                Err(error) => say(false, &format!("its schema can't be read: {}", in_words(&error)))?,
+                Ok(pending) => say(
+                    false,
+                    &format!("{pending} migrations are missing: run `starling migrate`"),
+                )?,
+                Err(error) => {
+                    say(false, &format!("its schema can't be read: {}", in_words(&error)))?
+                }
             }
             store.close().await;
         }
@@ -281,16 +306,24 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     if let Some((address, _)) = &config.redis {
         match cluster::redis::examine(address).await {
             Ok(version) => say(true, &format!("{address} answers: version {version}"))?,
-            Err(error) => say(false, &format!("{address} can't be used: {error}; check REDIS_URL"))?,
+            Err(error) => {
+                say(false, &format!("{address} can't be used: {error}; check REDIS_URL"))?
+            }
         }
     }
     for address in [config.listen, config.internal_listen] {
         match std::net::TcpListener::bind(address) {
             Ok(_) => say(true, &format!("{address} is free"))?,
-            Err(error) => print(&format!("warn  {address} can't be listened on: {error} (is the server running?)\n"))?,
+            Err(error) => print(&format!(
+                "warn  {address} can't be listened on: {error} (is the server running?)\n"
+            ))?,
         }
     }
-    if ill { Err(Failure::Other("something is wrong; see the lines marked FAULT".to_owned())) } else { Ok(()) }
+    if ill {
+        Err(Failure::Other("something is wrong; see the lines marked FAULT".to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 fn print(text: &str) -> std::io::Result<()> {

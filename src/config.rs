@@ -1,4 +1,5 @@
-//! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order of precedence.
+//! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order
+//! of precedence.
 
 mod backends;
 
@@ -39,7 +40,8 @@ pub enum LogFormat {
 
 macro_rules! keys {
     ($($(#[doc = $doc:literal])+ $key:ident: $type:ty, env $env:literal, example $example:literal;)+) => {
-        /// Every key, as far as it was given. The same struct is read from flags, environment and file.
+        /// Every key, as far as it was given. The same struct is read from flags, environment and
+        /// file.
         #[derive(Clone, Debug, Default, Args, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
@@ -54,7 +56,8 @@ macro_rules! keys {
             }
         }
 
-        /// Key, environment variable, description and example value of each, for the documented default file.
+        /// Key, environment variable, description and example value of each, for the documented
+        /// default file.
         const KEYS: &[(&str, &str, &str, &str)] = &[$((stringify!($key), $env, concat!($($doc),+), $example)),+];
     };
 }
@@ -66,22 +69,25 @@ keys! {
     internal_listen: SocketAddr, env "STARLING_INTERNAL_LISTEN", example "\"127.0.0.1:9090\"";
     /// Where the SQLite file lives in embedded mode.
     data_dir: PathBuf, env "STARLING_DATA_DIR", example "\"./data\"";
-    /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres itself, not a pooler such
-    /// as PgBouncer: sessions keep settings and locks.
+    /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres
+    /// itself, not a pooler such as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
-    /// Connections to Postgres for requests; sends, sessions and probes have up to 16 of their own besides.
+    /// Connections to Postgres for requests; sends, sessions and probes have up to 16 of their own
+    /// besides.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
-    /// Certificates in PEM format of the authorities that sign Postgres's certificate, besides the public ones. The
-    /// connection is then verified as by sslmode=verify-full, unless `database_url` says verify-ca.
+    /// Certificates in PEM format of the authorities that sign Postgres's certificate, besides the
+    /// public ones. The connection is then verified as by sslmode=verify-full, unless
+    /// `database_url` says verify-ca.
     database_ca_file: PathBuf, env "STARLING_DATABASE_CA_FILE", example "\"/etc/starling/database-ca.pem\"";
     /// The server's own certificate in PEM format, where Postgres asks for one.
     database_cert_file: PathBuf, env "STARLING_DATABASE_CERT_FILE", example "\"/etc/starling/database-cert.pem\"";
     /// The key of that certificate, in PEM format.
     database_key_file: PathBuf, env "STARLING_DATABASE_KEY_FILE", example "\"/etc/starling/database-key.pem\"";
-    /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent: one replica.
+    /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent:
+    /// one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
-    /// Certificates in PEM format of the authorities that sign Redis's certificate, instead of the public ones; with
-    /// rediss:// alone.
+    /// Certificates in PEM format of the authorities that sign Redis's certificate, instead of the
+    /// public ones; with rediss:// alone.
     redis_ca_file: PathBuf, env "STARLING_REDIS_CA_FILE", example "\"/etc/starling/redis-ca.pem\"";
     /// The server's own certificate in PEM format, where Redis asks for one.
     redis_cert_file: PathBuf, env "STARLING_REDIS_CERT_FILE", example "\"/etc/starling/redis-cert.pem\"";
@@ -105,11 +111,13 @@ keys! {
     sessions_per_user_max: i64, env "STARLING_SESSIONS_PER_USER_MAX", example "10";
     /// Open invites of a user.
     invites_per_user_max: i64, env "STARLING_INVITES_PER_USER_MAX", example "20";
-    /// Chats of a user by their own act, 1016 at most, so that all fit in one sync; others may bring a user into 300 more.
+    /// Chats of a user by their own act, 1016 at most, so that all fit in one sync; others may
+    /// bring a user into 300 more.
     chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", example "1000";
     /// Members of a group.
     group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", example "20";
-    /// Members of a channel up to which all members get each join and leave; above, they get the number of members.
+    /// Members of a channel up to which all members get each join and leave; above, they get the
+    /// number of members.
     channel_events_members_max: i64, env "STARLING_CHANNEL_EVENTS_MEMBERS_MAX", example "1000";
     /// Entries of a page, whatever the client asks for.
     page_max: i64, env "STARLING_PAGE_MAX", example "100";
@@ -117,18 +125,21 @@ keys! {
     connections_per_user_max: usize, env "STARLING_CONNECTIONS_PER_USER_MAX", example "20";
     /// Connections of this process, HTTP and WebSocket.
     connections_max: usize, env "STARLING_CONNECTIONS_MAX", example "20000";
-    /// Connections of one address that have not logged in yet; of IPv6 a /64 is one address, a /56 has twice and a /48 four
-    /// times as many. Behind trusted proxies: requests and sockets without a login, by client.
+    /// Connections of one address that have not logged in yet; of IPv6 a /64 is one address, a /56
+    /// has twice and a /48 four times as many. Behind trusted proxies: requests and sockets without
+    /// a login, by client.
     connections_per_address_max: usize, env "STARLING_CONNECTIONS_PER_ADDRESS_MAX", example "1000";
     /// Life of an access token, in seconds.
     token_life_s: u64, env "STARLING_TOKEN_LIFE_S", example "86400";
     /// Life of a refresh token, and so of a session that nobody uses, in seconds.
     refresh_life_s: u64, env "STARLING_REFRESH_LIFE_S", example "2592000";
-    /// How often clients are told to ping, in milliseconds; silent for twice as long, they are closed.
+    /// How often clients are told to ping, in milliseconds; silent for twice as long, they are
+    /// closed.
     heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", example "30000";
     /// How long a user whose last connection ended is still shown online, in milliseconds.
     presence_linger_ms: u64, env "STARLING_PRESENCE_LINGER_MS", example "5000";
-    /// How long a stopping process goes on as unready, so that a load balancer notices, in milliseconds; alone 0.
+    /// How long a stopping process goes on as unready, so that a load balancer notices, in
+    /// milliseconds; alone 0.
     unready_ms: u64, env "STARLING_UNREADY_MS", example "5000";
     /// How long a stopping process takes to send its clients away, in milliseconds; alone 2000.
     drain_ms: u64, env "STARLING_DRAIN_MS", example "15000";
@@ -172,7 +183,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Settles the configuration from flags and environment (`given`) and the file, if one is named.
+    /// Settles the configuration from flags and environment (`given`) and the file, if one is
+    /// named.
     ///
     /// # Errors
     /// A sentence that says what to do.
@@ -190,7 +202,8 @@ impl Config {
         if !self.limits.rate_limits {
             warnings.push("rate limits are off: this is for load tests on a machine of your own");
         }
-        if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip() {
+        if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip()
+        {
             warnings.push("metrics listen on the public address: keep that port behind a firewall");
         }
         if self.allowed_origins.iter().any(|origin| origin == "*") {
@@ -215,8 +228,9 @@ impl Config {
 
     /// Every key with its description and default, as a TOML file to start from.
     pub fn documented_file() -> String {
-        let mut file =
-            String::from("# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n");
+        let mut file = String::from(
+            "# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n",
+        );
         for (key, env, doc, example) in KEYS {
             let _ = write!(file, "\n#{doc}\n# {env}\n#{key} = {example}\n");
         }
@@ -233,11 +247,18 @@ impl Settings {
                     .to_owned(),
             );
         }
-        let redis = backends::redis(self.redis_url, self.redis_ca_file, self.redis_cert_file, self.redis_key_file)?;
+        let redis = backends::redis(
+            self.redis_url,
+            self.redis_ca_file,
+            self.redis_cert_file,
+            self.redis_key_file,
+        )?;
         let fleet = redis.is_some();
         let redis_prefix = self.redis_prefix.unwrap_or_else(|| "starling".to_owned());
         if redis_prefix.is_empty()
-            || !redis_prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+            || !redis_prefix
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         {
             return Err("redis_prefix must be made of letters, digits, - _ and .".to_owned());
         }
@@ -247,9 +268,17 @@ impl Settings {
             cert: self.database_cert_file,
             key: self.database_key_file,
         };
-        let store = backends::store(self.database_url, self.database_connections_max, self.data_dir, files)?;
+        let store = backends::store(
+            self.database_url,
+            self.database_connections_max,
+            self.data_dir,
+            files,
+        )?;
         let public_url = self.public_url.map(|url| url.trim_end_matches('/').to_owned());
-        if public_url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+        if public_url
+            .as_ref()
+            .is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+        {
             return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
         }
         let limits = Limits {
@@ -261,7 +290,9 @@ impl Settings {
                 "invites_per_user_max",
                 self.invites_per_user_max.unwrap_or(defaults.invites_per_user_max),
             )?,
-            chats_per_user_max: chats_per_user_max(self.chats_per_user_max.unwrap_or(defaults.chats_per_user_max))?,
+            chats_per_user_max: chats_per_user_max(
+                self.chats_per_user_max.unwrap_or(defaults.chats_per_user_max),
+            )?,
             group_members_max: at_least_1(
                 "group_members_max",
                 self.group_members_max.unwrap_or(defaults.group_members_max),
@@ -275,7 +306,10 @@ impl Settings {
                 "connections_per_user_max",
                 self.connections_per_user_max.unwrap_or(defaults.connections_per_user_max),
             )?,
-            connections_max: at_least_1("connections_max", self.connections_max.unwrap_or(defaults.connections_max))?,
+            connections_max: at_least_1(
+                "connections_max",
+                self.connections_max.unwrap_or(defaults.connections_max),
+            )?,
             connections_per_address_max: at_least_1(
                 "connections_per_address_max",
                 self.connections_per_address_max.unwrap_or(defaults.connections_per_address_max),
@@ -286,7 +320,9 @@ impl Settings {
                 Some(ms) => Duration::from_millis(at_least_1("heartbeat_interval_ms", ms)?),
                 None => defaults.heartbeat_interval,
             },
-            presence_linger: self.presence_linger_ms.map_or(defaults.presence_linger, Duration::from_millis),
+            presence_linger: self
+                .presence_linger_ms
+                .map_or(defaults.presence_linger, Duration::from_millis),
             rate_limits: self.rate_limits != Some(Switch::Off),
         };
         if limits.refresh_life < limits.token_life {
@@ -297,7 +333,9 @@ impl Settings {
         }
         Ok(Config {
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
-            internal_listen: self.internal_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
+            internal_listen: self
+                .internal_listen
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
             store,
             redis: redis.map(|address| (address, redis_prefix)),
             public_url,
@@ -308,8 +346,15 @@ impl Settings {
             log_format: self.log_format.unwrap_or(LogFormat::Text),
             // Of many sockets a tenth a second at most: the other replicas have to take them.
             unready: Duration::from_millis(self.unready_ms.unwrap_or(if fleet { 5000 } else { 0 })),
-            drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet { 15_000 } else { 2000 })),
-            hashes_at_once_max: at_least_1("hashes_at_once_max", self.hashes_at_once_max.unwrap_or(4))?,
+            drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet {
+                15_000
+            } else {
+                2000
+            })),
+            hashes_at_once_max: at_least_1(
+                "hashes_at_once_max",
+                self.hashes_at_once_max.unwrap_or(4),
+            )?,
             patience: Patience::default(),
             password_cost: PasswordCost::default(),
         })
@@ -317,7 +362,8 @@ impl Settings {
 }
 
 fn read_file(path: &Path) -> Result<Settings, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("can't read {}: {error}", path.display()))?;
     toml::from_str(&text).map_err(|error: toml::de::Error| {
         // One sentence, with the key but without its value, which may be a secret.
         let start = error.span().map_or(0, |span| span.start);
@@ -358,8 +404,13 @@ fn list(words: Option<&str>) -> Vec<String> {
 
 fn networks(words: Option<&str>) -> Result<Vec<IpNet>, String> {
     let parse = |word: &String| {
-        let net = word.parse::<IpNet>().or_else(|_| word.parse::<std::net::IpAddr>().map(IpNet::from));
-        net.map_err(|_| format!("trusted_proxies: {word:?} is neither a network such as 10.0.0.0/8 nor an address"))
+        let net =
+            word.parse::<IpNet>().or_else(|_| word.parse::<std::net::IpAddr>().map(IpNet::from));
+        net.map_err(|_| {
+            format!(
+                "trusted_proxies: {word:?} is neither a network such as 10.0.0.0/8 nor an address"
+            )
+        })
     };
     list(words).iter().map(parse).collect()
 }
@@ -386,14 +437,24 @@ mod tests {
             let sentence = resolve(settings).unwrap_err();
             assert!(sentence.contains(word), "{sentence}");
         };
-        wrong(Settings { database_url: Some("mysql://x".into()), ..Settings::default() }, "DATABASE_URL");
+        wrong(
+            Settings { database_url: Some("mysql://x".into()), ..Settings::default() },
+            "DATABASE_URL",
+        );
         wrong(Settings { redis_url: Some("redis://x".into()), ..Settings::default() }, "REDIS_URL");
-        wrong(Settings { public_url: Some("chat.example.org".into()), ..Settings::default() }, "STARLING_PUBLIC_URL");
-        let too_many = Settings { chats_per_user_max: Some(CHATS_PER_USER_MAX + 1), ..Settings::default() };
+        wrong(
+            Settings { public_url: Some("chat.example.org".into()), ..Settings::default() },
+            "STARLING_PUBLIC_URL",
+        );
+        let too_many =
+            Settings { chats_per_user_max: Some(CHATS_PER_USER_MAX + 1), ..Settings::default() };
         wrong(too_many, "chats_per_user_max must be at most 1016");
         wrong(Settings { page_max: Some(0), ..Settings::default() }, "page_max");
         wrong(Settings { token_life_s: Some(u64::MAX), ..Settings::default() }, "token_life_s");
-        wrong(Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() }, "trusted_proxies");
+        wrong(
+            Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() },
+            "trusted_proxies",
+        );
     }
 
     #[test]
@@ -443,9 +504,9 @@ mod tests {
     #[test]
     fn every_key_of_the_documented_file_is_read_with_its_type() {
         let documented = Config::documented_file();
-        let keys = documented
-            .lines()
-            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")));
+        let keys = documented.lines().filter_map(|line| {
+            line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = "))
+        });
         let file = keys.collect::<Vec<_>>().join("\n");
         let settings: Settings = toml::from_str(&file).unwrap();
         assert_eq!(file.lines().count(), KEYS.len());
@@ -455,6 +516,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_in_the_file_is_refused() {
-        assert!(toml::from_str::<Settings>("colour = 1").unwrap_err().to_string().contains("colour"));
+        assert!(
+            toml::from_str::<Settings>("colour = 1").unwrap_err().to_string().contains("colour")
+        );
     }
 }

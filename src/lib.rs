@@ -1,4 +1,5 @@
-//! Starling: a chat server that people run themselves. This is the map of the tree; imports point down only.
+//! Starling: a chat server that people run themselves. This is the map of the tree; imports point
+//! down only.
 //!
 //! ```text
 //! main, cli        flags → configuration → server → exit code; the operator's commands
@@ -13,8 +14,9 @@
 //! config, metrics, tasks, telemetry   beside the layers
 //! ```
 //!
-//! "A message is sent" goes through `gateway::connection` (a frame comes in), `service::messages` and
-//! `service::appender` (checked, grouped), `store::append` (committed), `hub` (to every socket).
+//! "A message is sent" goes through `gateway::connection` (a frame comes in), `service::messages`
+//! and `service::appender` (checked, grouped), `store::append` (committed), `hub` (to every
+//! socket).
 
 mod api;
 pub mod cli;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 use crate::model::{Code, Result};
 
@@ -74,17 +76,39 @@ pub fn describe() {
     describe_counter!(EVENTS_DELIVERED, "Events put into outboxes");
     describe_counter!(SENDS, "Messages committed");
     describe_histogram!(APPEND_BATCH, "Messages in one commit");
-    describe_counter!(APPEND_LOCKS, "Batches of messages that met a chat or a table that another transaction held");
-    describe_counter!(APPEND_LANES, "Chats whose messages left the batches, to wait for the chat's lock alone");
-    describe_counter!(APPEND_REFUSED, "Messages refused because too many waited, by bound (queue, lanes, lane)");
-    describe_histogram!(STORE_SECONDS, Unit::Seconds, "Time of a unit of work in the store, by unit");
-    describe_counter!(STORE_ERRORS, "Units of work that failed for reasons other than the request, by code");
-    describe_counter!(STORE_CONNECTIONS_CLOSED, "Connections to Postgres closed because they were in doubt, by reason");
+    describe_counter!(
+        APPEND_LOCKS,
+        "Batches of messages that met a chat or a table that another transaction held"
+    );
+    describe_counter!(
+        APPEND_LANES,
+        "Chats whose messages left the batches, to wait for the chat's lock alone"
+    );
+    describe_counter!(
+        APPEND_REFUSED,
+        "Messages refused because too many waited, by bound (queue, lanes, lane)"
+    );
+    describe_histogram!(
+        STORE_SECONDS,
+        Unit::Seconds,
+        "Time of a unit of work in the store, by unit"
+    );
+    describe_counter!(
+        STORE_ERRORS,
+        "Units of work that failed for reasons other than the request, by code"
+    );
+    describe_counter!(
+        STORE_CONNECTIONS_CLOSED,
+        "Connections to Postgres closed because they were in doubt, by reason"
+    );
     describe_counter!(
         STORE_REFUSED,
         "Units of work refused at once because too many waited for a connection to Postgres, by pool"
     );
-    describe_counter!(FRAMES_WAITED, "Frames that waited because as many of their user were worked on as may be");
+    describe_counter!(
+        FRAMES_WAITED,
+        "Frames that waited because as many of their user were worked on as may be"
+    );
     describe_counter!(RATE_LIMITED, "Requests and frames refused by a rate limit, by rate");
     describe_counter!(SWEPT, "Rows removed by the cleaning jobs, by kind");
     describe_counter!(
@@ -98,12 +122,18 @@ pub fn describe() {
         PRESENCE_UNSYNCED,
         "Connections accepted without knowing how many connections their user has on other replicas, because Redis was away"
     );
-    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because a bound was reached, by bound");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections refused because a bound was reached, by bound"
+    );
     describe_counter!(
         CONNECTIONS_CLOSED,
         "Connections that the listener closed: evicted, no_request, idle or answer_stalled, by reason"
     );
-    describe_counter!(REQUESTS_REFUSED, "Requests refused because too many were in progress, by bound");
+    describe_counter!(
+        REQUESTS_REFUSED,
+        "Requests refused because too many were in progress, by bound"
+    );
     describe_counter!(
         PROXIES_UNTRUSTED,
         "Requests with X-Forwarded-For whose peer is not in trusted_proxies, so that the peer's address counted"
@@ -121,7 +151,10 @@ pub fn describe() {
         "Spent refresh tokens deleted because their session has more recent ones than are kept. If it rises quickly, a \
          client refreshes in a loop"
     );
-    describe_counter!(LIMITED_ALONE, "Rates counted by this replica alone because Redis was away, by rate");
+    describe_counter!(
+        LIMITED_ALONE,
+        "Rates counted by this replica alone because Redis was away, by rate"
+    );
     describe_hub();
     describe_bus();
 }
@@ -212,7 +245,8 @@ fn describe_bus() {
 /// A request was answered.
 pub fn request(method: &'static str, route: &str, status: u16, took: Duration) {
     counter!(REQUESTS, "method" => method, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
-    histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned()).record(took.as_secs_f64());
+    histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned())
+        .record(took.as_secs_f64());
 }
 
 /// A client was told of an error.

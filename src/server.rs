@@ -1,5 +1,6 @@
-//! The composition root: the only place that names concrete backends. Starts everything, and stops it in order: first
-//! unready, then the sockets are sent away, then the requests end, then the work behind them, then the database.
+//! The composition root: the only place that names concrete backends. Starts everything, and stops
+//! it in order: first unready, then the sockets are sent away, then the requests end, then the work
+//! behind them, then the database.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -94,11 +95,13 @@ pub async fn open_services(config: &Config, clock: Clock) -> Result<(Store, Arc<
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
     let (cluster, _inbox) = Cluster::of_one();
-    let services = Services::start(parts(store.clone(), &cluster, config, clock, &Tasks::default())?);
+    let services =
+        Services::start(parts(store.clone(), &cluster, config, clock, &Tasks::default())?);
     Ok((store, services))
 }
 
-/// The embedded database keeps itself up to date; a shared one is only checked, since replicas of two versions meet on it.
+/// The embedded database keeps itself up to date; a shared one is only checked, since replicas of
+/// two versions meet on it.
 async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
     if matches!(config.store, StoreOptions::Sqlite { .. }) {
         return store.migrate().await;
@@ -124,26 +127,46 @@ struct Cluster {
 impl Cluster {
     fn of_one() -> (Self, BusInbox) {
         let (bus, inbox) = MemoryBus::new();
-        let (session_cache, limiter) = (Arc::<MemorySessionCache>::default(), Arc::<MemoryRateLimiter>::default());
+        let (session_cache, limiter) =
+            (Arc::<MemorySessionCache>::default(), Arc::<MemoryRateLimiter>::default());
         let presence = Arc::<MemoryPresence>::default();
         (Self { bus: Arc::new(bus), session_cache, limiter, presence, health: None }, inbox)
     }
 
     /// Joins the configured cluster.
-    async fn join(config: &Config, store: &Store, clock: &Clock, tasks: &Tasks) -> Result<(Self, BusInbox), Error> {
+    async fn join(
+        config: &Config,
+        store: &Store,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<(Self, BusInbox), Error> {
         let Some(redis) = config.redis.clone() else {
             return Ok(Self::of_one());
         };
         let mut fresh = [0; 32];
         UnwrapErr(SysRng).fill_bytes(&mut fresh);
         let key = ClusterKey(store.cluster_key(fresh).await?);
-        let joined = RedisCluster::join(redis, ReplicaId(rand::random()), key, store.present_epoch(), clock, tasks);
-        let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } = joined;
+        let joined = RedisCluster::join(
+            redis,
+            ReplicaId(rand::random()),
+            key,
+            store.present_epoch(),
+            clock,
+            tasks,
+        );
+        let RedisCluster { bus, inbox, session_cache, limiter, presence, leases: _, health } =
+            joined;
         Ok((Self { bus, session_cache, limiter, presence, health: Some(health) }, inbox))
     }
 }
 
-fn parts(store: Store, cluster: &Cluster, config: &Config, clock: Clock, tasks: &Tasks) -> Result<Parts, Error> {
+fn parts(
+    store: Store,
+    cluster: &Cluster,
+    config: &Config,
+    clock: Clock,
+    tasks: &Tasks,
+) -> Result<Parts, Error> {
     Ok(Parts {
         store,
         bus: cluster.bus.clone(),
@@ -181,13 +204,17 @@ impl Server {
 
         let events_max = config.limits.channel_events_members_max;
         let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), events_max);
-        let services = Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
+        let services =
+            Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
 
         let warm = store.clone();
         drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
         tasks.spawn_vital("cleanup", services.cleanup.clone().run(tasks.stop_token()));
-        tasks.spawn_vital("health", services.health.clone().watch(store.clone(), tasks.stop_token()));
+        tasks.spawn_vital(
+            "health",
+            services.health.clone().watch(store.clone(), tasks.stop_token()),
+        );
         tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
 
         let draining = Arc::<AtomicBool>::default();
@@ -200,7 +227,9 @@ impl Server {
             proxy_warned_at: AtomicI64::new(0),
             draining: draining.clone(),
             admission: admission.clone(),
-            is_deaf: Box::new(move || cluster.health.as_ref().is_some_and(|health| health.is_deaf())),
+            is_deaf: Box::new(move || {
+                cluster.health.as_ref().is_some_and(|health| health.is_deaf())
+            }),
         });
         let gateway = Gateway::new(
             services.clone(),
@@ -210,7 +239,8 @@ impl Server {
             tasks.clone(),
             config.allowed_origins.clone(),
         );
-        let (address, internal_address) = listen(&config, api, gateway, admission, &tasks, &stop_listening)?;
+        let (address, internal_address) =
+            listen(&config, api, gateway, admission, &tasks, &stop_listening)?;
 
         Ok(Self {
             address,
@@ -228,8 +258,8 @@ impl Server {
         })
     }
 
-    /// Ends only if this process must not go on to serve, with the reason: another one serves on its database, or a part
-    /// of this one is broken.
+    /// Ends only if this process must not go on to serve, with the reason: another one serves on
+    /// its database, or a part of this one is broken.
     pub async fn must_stop(&mut self) -> Error {
         let keeping = self.right_to_serve.keeping.take();
         let losing_the_right = async {
@@ -286,9 +316,11 @@ fn listen(
     stop: &CancellationToken,
 ) -> Result<(SocketAddr, SocketAddr), Error> {
     let public = public_router(&api, gateway, config.listen);
-    let internal =
-        api::internal_router(api, || telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default());
-    let (listener, internal_listener) = (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
+    let internal = api::internal_router(api, || {
+        telemetry::exporter().map(PrometheusHandle::render).unwrap_or_default()
+    });
+    let (listener, internal_listener) =
+        (listener::bind(config.listen)?, listener::bind(config.internal_listen)?);
     let address = listener.local_addr().map_err(Error::internal)?;
     let internal_address = internal_listener.local_addr().map_err(Error::internal)?;
 
@@ -311,13 +343,19 @@ fn listen(
     Ok((address, internal_address))
 }
 
-#[cfg_attr(not(feature = "conformance"), expect(unused_variables, reason = "only the echo route asks for the address"))]
+#[cfg_attr(
+    not(feature = "conformance"),
+    expect(unused_variables, reason = "only the echo route asks for the address")
+)]
 fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> Router {
     let asyncapi = wire::asyncapi::document().to_string();
     let router = api::router(api.clone(), gateway::router(gateway), asyncapi);
     #[cfg(feature = "conformance")]
     let router = if listen.ip().is_loopback() {
-        router.route("/conformance/echo", axum::routing::get(|upgrade| async { gateway::echo(upgrade) }))
+        router.route(
+            "/conformance/echo",
+            axum::routing::get(|upgrade| async { gateway::echo(upgrade) }),
+        )
     } else {
         router
     };

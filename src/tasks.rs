@@ -1,4 +1,5 @@
-//! The work of a process beside its single requests: counted, so that it can be waited for, and told when to stop.
+//! The work of a process beside its single requests: counted, so that it can be waited for, and
+//! told when to stop.
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +28,9 @@ impl Tasks {
         self.tracker.track_future(work)
     }
 
-    /// Runs something without which this process can't keep its promises. If it panics, the process must end, to be
-    /// started anew ([`Tasks::broken`]): one that goes on would take requests that nobody works on.
+    /// Runs something without which this process can't keep its promises. If it panics, the process
+    /// must end, to be started anew ([`Tasks::broken`]): one that goes on would take requests that
+    /// nobody works on.
     pub fn spawn_vital<F>(&self, name: &'static str, work: F)
     where
         F: Future<Output = ()> + Send + 'static,

@@ -16,7 +16,8 @@ use crate::metrics;
 /// How often the exporter folds its histograms, so that their memory stays bounded between scrapes.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// The facade that metrics go through has one recorder a process, so its handle is kept once a process too.
+/// The facade that metrics go through has one recorder a process, so its handle is kept once a
+/// process too.
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Starts logging to stderr, panics included.
@@ -24,38 +25,47 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// # Errors
 /// A sentence, if the filter can't be read.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets)).with(lines);
+    let subscriber =
+        tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets)).with(lines);
     subscriber.try_init().map_err(|error| error.to_string())?;
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        // Words that were put together may hold what was worked on, tokens and texts: only those of the source are told.
+        // Words that were put together may hold what was worked on, tokens and texts: only those of
+        // the source are told.
         let said = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
         tracing::error!(at, said, "panicked");
     }));
     Ok(())
 }
 
-/// The WebSocket codec logs frames with what is in them, tokens and texts: that is not let through at any level.
+/// The WebSocket codec logs frames with what is in them, tokens and texts: that is not let through
+/// at any level.
 fn keeps_secrets(metadata: &Metadata<'_>) -> bool {
     !metadata.target().starts_with("tungstenite") || *metadata.level() <= Level::WARN
 }
 
-/// The metrics of this process in the Prometheus text format; `None` if another recorder was there first.
+/// The metrics of this process in the Prometheus text format; `None` if another recorder was there
+/// first.
 pub fn exporter() -> Option<&'static PrometheusHandle> {
     /// From a cache hit to a request that is given up.
-    const SECONDS: &[f64] =
-        &[0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    const SECONDS: &[f64] = &[
+        0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        10.0,
+    ];
     const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
     let handle = HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_messages".to_owned()), BATCH));
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Suffix("_messages".to_owned()), BATCH)
+            });
         let handle = builder.ok()?.install_recorder().ok()?;
         metrics::describe();
         Some(handle)

@@ -9,7 +9,9 @@ use serde_json::{Value as Json, json};
 
 use crate::client::{Answer, Http};
 use crate::history::{Digest, History, Kind, Name, OpId, Outcome, Stream, Value};
-use crate::wire::{ChangeList, Chat, ChatList, CurrentSession, Grant, Member, Message, MessageList};
+use crate::wire::{
+    ChangeList, Chat, ChatList, CurrentSession, Grant, Member, Message, MessageList,
+};
 
 /// An account, and a session of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -45,7 +47,8 @@ struct Inner {
     session: Name,
 }
 
-/// An operation under way. Dropped without an answer, it is recorded as unknown: nothing is left open.
+/// An operation under way. Dropped without an answer, it is recorded as unknown: nothing is left
+/// open.
 #[derive(Debug)]
 pub(crate) struct Pending {
     history: Arc<History>,
@@ -67,7 +70,8 @@ impl Drop for Pending {
 }
 
 impl Actor {
-    /// A user with a session. `account.session_id` should be known, for the checker to tell revoked sessions apart.
+    /// A user with a session. `account.session_id` should be known, for the checker to tell revoked
+    /// sessions apart.
     pub fn new(http: Http, history: Arc<History>, account: Account) -> Self {
         let (user, session) = (history.name(&account.user_id), history.name(&account.session_id));
         Self { inner: Arc::new(Inner { account, http, history, user, session }) }
@@ -77,12 +81,21 @@ impl Actor {
     ///
     /// # Errors
     /// If the server does not answer, or does not know the token.
-    pub async fn resolve(http: Http, history: Arc<History>, mut account: Account) -> Result<Self, String> {
+    pub async fn resolve(
+        http: Http,
+        history: Arc<History>,
+        mut account: Account,
+    ) -> Result<Self, String> {
         let answer: Answer<CurrentSession> =
             http.request(0, &account.token, Method::GET, "/sessions/current", None).await;
         match answer {
             Answer::Ok(current) => account.session_id = current.session.id,
-            other => return Err(format!("the session of {} could not be read: {other:?}", account.login)),
+            other => {
+                return Err(format!(
+                    "the session of {} could not be read: {other:?}",
+                    account.login
+                ));
+            }
         }
         Ok(Self::new(http, history, account))
     }
@@ -120,7 +133,11 @@ impl Actor {
     }
 
     /// What an answer means for the record.
-    pub(crate) fn outcome<T>(&self, answer: &Answer<T>, value: impl FnOnce(&T) -> Value) -> Outcome {
+    pub(crate) fn outcome<T>(
+        &self,
+        answer: &Answer<T>,
+        value: impl FnOnce(&T) -> Value,
+    ) -> Outcome {
         match answer {
             Answer::Ok(done) => Outcome::Ok(value(done)),
             Answer::Refused { status, code } => {
@@ -139,7 +156,11 @@ impl Actor {
     ) -> Answer<T> {
         let (method, path, body) = request;
         let pending = self.begin(None, kind);
-        let answer = self.inner.http.request(replica, &self.inner.account.token, method, &path, body.as_ref()).await;
+        let answer = self
+            .inner
+            .http
+            .request(replica, &self.inner.account.token, method, &path, body.as_ref())
+            .await;
         pending.settle(self.outcome(&answer, value));
         answer
     }
@@ -155,20 +176,45 @@ impl Actor {
     }
 
     /// Sends a message. Its text must be unique in the run, and without space around it.
-    pub async fn send(&self, replica: usize, chat: &str, text: &str, client_id: Option<&str>) -> Answer<Message> {
+    pub async fn send(
+        &self,
+        replica: usize,
+        chat: &str,
+        text: &str,
+        client_id: Option<&str>,
+    ) -> Answer<Message> {
         let kind = self.send_kind(chat, text, client_id);
         let mut body = json!({ "text": text });
         if let Some(client_id) = client_id {
             body["client_id"] = json!(client_id);
         }
-        self.run(replica, kind, (Method::POST, format!("/chats/{chat}/messages"), Some(body)), self.message()).await
+        self.run(
+            replica,
+            kind,
+            (Method::POST, format!("/chats/{chat}/messages"), Some(body)),
+            self.message(),
+        )
+        .await
     }
 
     /// Changes a message's text. The new one must be unique in the run.
-    pub async fn edit(&self, replica: usize, chat: &str, message_id: u32, text: &str) -> Answer<Message> {
-        let kind = Kind::Edit { chat: self.inner.history.name(chat), message_id, text: Digest::of(text) };
+    pub async fn edit(
+        &self,
+        replica: usize,
+        chat: &str,
+        message_id: u32,
+        text: &str,
+    ) -> Answer<Message> {
+        let kind =
+            Kind::Edit { chat: self.inner.history.name(chat), message_id, text: Digest::of(text) };
         let path = format!("/chats/{chat}/messages/{message_id}");
-        self.run(replica, kind, (Method::PATCH, path, Some(json!({ "text": text }))), self.message()).await
+        self.run(
+            replica,
+            kind,
+            (Method::PATCH, path, Some(json!({ "text": text }))),
+            self.message(),
+        )
+        .await
     }
 
     /// Removes a message.
@@ -183,14 +229,21 @@ impl Actor {
         let history = &self.inner.history;
         let kind = Kind::Join { chat: history.name(chat), user: history.name(user_id) };
         let body = json!({ "user_id": user_id });
-        self.run(replica, kind, (Method::POST, format!("/chats/{chat}/members"), Some(body)), done).await
+        self.run(replica, kind, (Method::POST, format!("/chats/{chat}/members"), Some(body)), done)
+            .await
     }
 
     /// Removes a member; oneself to leave.
     pub async fn remove_member(&self, replica: usize, chat: &str, user_id: &str) -> Answer<()> {
         let history = &self.inner.history;
         let kind = Kind::Leave { chat: history.name(chat), user: history.name(user_id) };
-        self.run(replica, kind, (Method::DELETE, format!("/chats/{chat}/members/{user_id}"), None), done).await
+        self.run(
+            replica,
+            kind,
+            (Method::DELETE, format!("/chats/{chat}/members/{user_id}"), None),
+            done,
+        )
+        .await
     }
 
     /// Makes a chat of this kind (`private`, `group`, `channel`) with these members.
@@ -200,18 +253,25 @@ impl Actor {
             body["name"] = json!("Crew");
         }
         let value = |chat: &Chat| Value::Chat(self.inner.history.chat_seen(chat));
-        self.run(replica, Kind::Create, (Method::POST, "/chats".to_owned(), Some(body)), value).await
+        self.run(replica, Kind::Create, (Method::POST, "/chats".to_owned(), Some(body)), value)
+            .await
     }
 
     /// Moves the read marker.
     pub async fn mark_read(&self, replica: usize, chat: &str, message_id: u32) -> Answer<()> {
         let kind = Kind::MarkRead { chat: self.inner.history.name(chat), message_id };
         let body = json!({ "message_id": message_id });
-        self.run(replica, kind, (Method::PUT, format!("/chats/{chat}/read"), Some(body)), done).await
+        self.run(replica, kind, (Method::PUT, format!("/chats/{chat}/read"), Some(body)), done)
+            .await
     }
 
     /// A page of history: the newest one, or the one before or after a message.
-    pub async fn read_history(&self, replica: usize, chat: &str, page: HistoryPage) -> Answer<MessageList> {
+    pub async fn read_history(
+        &self,
+        replica: usize,
+        chat: &str,
+        page: HistoryPage,
+    ) -> Answer<MessageList> {
         let HistoryPage { before, after, max } = page;
         let mut path = format!("/chats/{chat}/messages?max={max}");
         for (word, bound) in [("before", before), ("after", after)] {
@@ -248,8 +308,9 @@ impl Actor {
 
     /// The first page of the caller's chats.
     pub async fn chats(&self, replica: usize) -> Answer<ChatList> {
-        let value =
-            |list: &ChatList| Value::Chats(list.chats.iter().map(|chat| self.inner.history.chat_seen(chat)).collect());
+        let value = |list: &ChatList| {
+            Value::Chats(list.chats.iter().map(|chat| self.inner.history.chat_seen(chat)).collect())
+        };
         self.run(replica, Kind::Chats, (Method::GET, "/chats".to_owned(), None), value).await
     }
 
@@ -258,10 +319,19 @@ impl Actor {
         let Account { login, password, .. } = &self.inner.account;
         let pending = self.begin(None, Kind::Login);
         let body = json!({ "login": login, "password": password });
-        let answer: Answer<Grant> = self.inner.http.request(replica, "", Method::POST, "/sessions", Some(&body)).await;
-        pending.settle(self.outcome(&answer, |grant| Value::Session(self.inner.history.name(&grant.session.id))));
+        let answer: Answer<Grant> =
+            self.inner.http.request(replica, "", Method::POST, "/sessions", Some(&body)).await;
+        pending.settle(
+            self.outcome(&answer, |grant| {
+                Value::Session(self.inner.history.name(&grant.session.id))
+            }),
+        );
         answer.map(|grant| {
-            let account = Account { token: grant.token, session_id: grant.session.id, ..self.inner.account.clone() };
+            let account = Account {
+                token: grant.token,
+                session_id: grant.session.id,
+                ..self.inner.account.clone()
+            };
             Self::new(self.inner.http.clone(), self.inner.history.clone(), account)
         })
     }
@@ -269,12 +339,14 @@ impl Actor {
     /// Ends one of the user's sessions.
     pub async fn revoke(&self, replica: usize, session_id: &str) -> Answer<()> {
         let kind = Kind::Revoke { session: self.inner.history.name(session_id) };
-        self.run(replica, kind, (Method::DELETE, format!("/sessions/{session_id}"), None), done).await
+        self.run(replica, kind, (Method::DELETE, format!("/sessions/{session_id}"), None), done)
+            .await
     }
 
     /// Asks who the session belongs to: the cheapest request that needs one.
     pub async fn who_am_i(&self, replica: usize) -> Answer<CurrentSession> {
-        self.run(replica, Kind::Other, (Method::GET, "/sessions/current".to_owned(), None), done).await
+        self.run(replica, Kind::Other, (Method::GET, "/sessions/current".to_owned(), None), done)
+            .await
     }
 
     fn seen_all(&self, messages: &[Message]) -> Box<[crate::history::Seen]> {

@@ -1,5 +1,5 @@
-//! Drives a Starling deployment over its real ports, remembers what it did and saw, and proves from that record that
-//! nothing was lost, doubled, reordered or shown to the wrong user.
+//! Drives a Starling deployment over its real ports, remembers what it did and saw, and proves from
+//! that record that nothing was lost, doubled, reordered or shown to the wrong user.
 //!
 //! | module | what it knows |
 //! |---|---|
@@ -12,7 +12,8 @@
 //! | [`workload`] | users and what they do, bounded and seeded |
 //! | [`services`] | a Postgres and a Redis of one's own |
 //!
-//! It knows nothing of the server but its protocol. The program `starling-loadtest` is built around it, in `tool`.
+//! It knows nothing of the server but its protocol. The program `starling-loadtest` is built around
+//! it, in `tool`.
 
 pub mod actor;
 pub mod checker;

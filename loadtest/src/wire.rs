@@ -1,4 +1,5 @@
-//! The protocol's JSON as a tolerant client reads it: what is unknown is passed over, what may be absent is optional.
+//! The protocol's JSON as a tolerant client reads it: what is unknown is passed over, what may be
+//! absent is optional.
 
 use std::collections::HashMap;
 
@@ -207,7 +208,8 @@ pub enum FrameKind {
     Unknown,
 }
 
-/// A frame from the server: one flat struct for all kinds, since that is read twice as fast as a tagged enum.
+/// A frame from the server: one flat struct for all kinds, since that is read twice as fast as a
+/// tagged enum.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Frame {
@@ -268,7 +270,11 @@ mod tests {
         let frame: Frame = serde_json::from_str(r#"{"type":"dance","tempo":3}"#).unwrap();
         assert_eq!(frame.kind, FrameKind::Unknown);
         let frame: Frame =
-            serde_json::from_str(r#"{"type":"ack","id":7,"message":{"id":3,"rev":4,"new":{}}}"#).unwrap();
-        assert_eq!((frame.kind, frame.answers(), frame.message.unwrap().id), (FrameKind::Ack, Some(7), 3));
+            serde_json::from_str(r#"{"type":"ack","id":7,"message":{"id":3,"rev":4,"new":{}}}"#)
+                .unwrap();
+        assert_eq!(
+            (frame.kind, frame.answers(), frame.message.unwrap().id),
+            (FrameKind::Ack, Some(7), 3)
+        );
     }
 }

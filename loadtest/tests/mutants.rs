@@ -1,5 +1,6 @@
-//! A program that can't fail proves nothing: each of these deliberate faults of the server must make it fail, with a
-//! sentence that says where. They are those of the server's feature `faults`; without it there is nothing to notice.
+//! A program that can't fail proves nothing: each of these deliberate faults of the server must
+//! make it fail, with a sentence that says where. They are those of the server's feature `faults`;
+//! without it there is nothing to notice.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -52,7 +53,9 @@ fn has_faults() -> bool {
 fn is_noticed(wrong: &Wrong, workload: &str, words: &[&str]) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if !has_faults() {
-        eprintln!("skipped: the starling program beside {PROGRAM} is not there, or was built without its faults");
+        eprintln!(
+            "skipped: the starling program beside {PROGRAM} is not there, or was built without its faults"
+        );
         return;
     }
     let dir = folder();

@@ -22,7 +22,8 @@ pub(super) struct RouteBudget {
     pub count_read: fn(&Budgets, UserId) -> Result<()>,
 }
 
-/// The budget of the routes that take and give JSON, of the documents and of the WebSocket handshake.
+/// The budget of the routes that take and give JSON, of the documents and of the WebSocket
+/// handshake.
 pub(super) const JSON: RouteBudget = RouteBudget {
     body_bytes_max: BODY_BYTES_MAX,
     body_read_max: REQUEST_READ_MAX,

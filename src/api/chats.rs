@@ -16,7 +16,9 @@ use super::extract::{Body, Ids, Params};
 use super::problem::Problem;
 use super::state::Api;
 use crate::model::session::Caller;
-use crate::model::{Chat, ChatId, ChatKind, Error, Member, Message, MessageId, Result, Rev, UserId};
+use crate::model::{
+    Chat, ChatId, ChatKind, Error, Member, Message, MessageId, Result, Rev, UserId,
+};
 use crate::service::ChatRequest;
 
 /// A page of a list.
@@ -116,7 +118,10 @@ pub async fn inbox(
     let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&Sha256::digest(&body)[..16]));
     let unchanged = matches_etag(&headers, &etag);
     let etag = HeaderValue::from_str(&etag).map_err(Error::internal)?;
-    let caching = [(header::ETAG, etag), (header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
+    let caching = [
+        (header::ETAG, etag),
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache")),
+    ];
 
     Ok(if unchanged {
         (StatusCode::NOT_MODIFIED, caching).into_response()
@@ -127,7 +132,8 @@ pub async fn inbox(
 
 /// Whether `If-None-Match` names this tag.
 fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
-    let named = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let named =
+        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     named
         .flat_map(|value| value.split(','))
         .map(str::trim)
@@ -152,7 +158,11 @@ pub async fn create(
 /// A chat.
 #[utoipa::path(get, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 200, body = Chat), (status = 404, body = Problem)))]
-pub async fn show(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<Json<Chat>> {
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+) -> Result<Json<Chat>> {
     api.services.chats.view(caller, chat_id.0).await.map(Json)
 }
 
@@ -168,17 +178,22 @@ pub async fn rename(
     api.services.chats.rename(caller, chat_id.0, &body.0.name).await.map(Json)
 }
 
-/// Removes a group or channel for all members; only its owner may. Of a self or private chat, removes the history for the
-/// caller alone.
+/// Removes a group or channel for all members; only its owner may. Of a self or private chat,
+/// removes the history for the caller alone.
 #[utoipa::path(delete, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
     (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
-pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, chat_id: Ids<ChatId>) -> Result<StatusCode> {
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    chat_id: Ids<ChatId>,
+) -> Result<StatusCode> {
     api.services.chats.remove(caller, chat_id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// All items whose latest change is after a revision, oldest change first. A client that was away catches up with them. A
-/// page ends early at 512 KiB of text, but holds at least one item; `complete` says whether it is the last.
+/// All items whose latest change is after a revision, oldest change first. A client that was away
+/// catches up with them. A page ends early at 512 KiB of text, but holds at least one item;
+/// `complete` says whether it is the last.
 #[utoipa::path(get, path = "/chats/{chat_id}/changes", tag = "chats", params(("chat_id" = ChatId, Path), ChangesParams), responses(
     (status = 200, body = ChangeList), (status = 404, body = Problem)))]
 pub async fn changes(

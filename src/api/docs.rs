@@ -7,8 +7,8 @@ use axum::routing::get;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi,
-    OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Type,
+    Components, ContentBuilder, Header, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder,
+    OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -21,7 +21,10 @@ const BEARER: &str = "bearer";
 /// The document without routes.
 pub fn base() -> OpenApi {
     let mut components = Components::new();
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("An access token")).build();
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An access token"))
+        .build();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
     components.schemas.insert(Problem::name().into_owned(), Problem::schema());
     components.schemas.insert(FieldError::name().into_owned(), FieldError::schema());
@@ -29,7 +32,9 @@ pub fn base() -> OpenApi {
         .title("Starling")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some("The HTTP API. The WebSocket gateway is described by `/asyncapi.json`."))
-        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+        .license(Some(
+            LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
+        ))
         .build();
     OpenApiBuilder::new()
         .info(info)
@@ -41,7 +46,8 @@ pub fn base() -> OpenApi {
 /// Adds the errors that any request of an operation's shape can meet.
 pub fn finished(mut doc: OpenApi) -> OpenApi {
     for item in doc.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
+        let operations =
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             add_common_errors(operation);
             name_by_resource(operation);
@@ -50,10 +56,11 @@ pub fn finished(mut doc: OpenApi) -> OpenApi {
     doc
 }
 
-/// Prefixes an operation's id with its resource: functions have unique names within a file only, operation ids within
-/// the document.
+/// Prefixes an operation's id with its resource: functions have unique names within a file only,
+/// operation ids within the document.
 fn name_by_resource(operation: &mut Operation) {
-    if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &operation.operation_id) {
+    if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &operation.operation_id)
+    {
         operation.operation_id = Some(format!("{tag}_{id}"));
     }
 }
@@ -62,12 +69,13 @@ fn add_common_errors(operation: &mut Operation) {
     // An operation without `security` inherits the token. An operation with it is open.
     let open = operation.security.is_some();
     let has_body = operation.request_body.is_some();
-    let in_query =
-        |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if it.parameter_in == ParameterIn::Query);
+    let in_query = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if it.parameter_in == ParameterIn::Query);
     let has_query = operation.parameters.iter().flatten().any(in_query);
     let mut add = |status: &str, description: &str| {
         let responses = &mut operation.responses.responses;
-        responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(problem(status, description)));
+        responses
+            .entry(status.to_owned())
+            .or_insert_with(|| RefOr::T(problem(status, description)));
     };
     add("400", "The request can't be read");
     if !open {
@@ -88,16 +96,21 @@ fn add_common_errors(operation: &mut Operation) {
             if status.starts_with(['4', '5']) {
                 *response = problem(status, &response.description);
             }
-            response.headers.insert("x-request-id".to_owned(), header("To find the request in the logs"));
+            response
+                .headers
+                .insert("x-request-id".to_owned(), header("To find the request in the logs"));
         }
     }
 }
 
 fn problem(status: &str, description: &str) -> Response {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
     let description = if description.is_empty() { "Refused: see `code`" } else { description };
-    let mut response =
-        ResponseBuilder::new().description(description).content("application/problem+json", content).build();
+    let mut response = ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", content)
+        .build();
     match status {
         "401" => drop(response.headers.insert("www-authenticate".to_owned(), header("Bearer"))),
         "429" | "503" => drop(response.headers.insert("retry-after".to_owned(), header("Seconds"))),

@@ -1,8 +1,8 @@
 //! The arguments of endpoints. Each type refuses bad input in one way for all endpoints.
 //!
-//! The signature of an endpoint shows its authorisation. An endpoint that takes a [`Caller`] can't be
-//! reached without a valid token. An endpoint without one is declared open by `security(())` in its
-//! documentation; a test compares the two.
+//! The signature of an endpoint shows its authorisation. An endpoint that takes a [`Caller`] can't
+//! be reached without a valid token. An endpoint without one is declared open by `security(())` in
+//! its documentation; a test compares the two.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,7 +31,8 @@ impl FromRequestParts<Arc<Api>> for Caller {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self> {
         let refused = || Error::new(Code::NotAuthenticated);
         let value = parts.headers.get(header::AUTHORIZATION).ok_or_else(refused)?;
-        let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
+        let (scheme, token) =
+            value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
@@ -56,12 +57,16 @@ impl FromRequestParts<Arc<Api>> for Origin {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let agent = parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
         let device = agent.map(|agent| agent.chars().take(DEVICE_CHARS_MAX).collect());
-        Ok(Self { ip: peer.map(|peer| client_ip(peer, &parts.headers, &api.trusted_proxies)), device })
+        Ok(Self {
+            ip: peer.map(|peer| client_ip(peer, &parts.headers, &api.trusted_proxies)),
+            device,
+        })
     }
 }
 
-/// The nearest address in the chain of proxies that is not a trusted proxy's. A client can write any
-/// text into the header, but trusted proxies append to it, so the end of the header can be believed.
+/// The nearest address in the chain of proxies that is not a trusted proxy's. A client can write
+/// any text into the header, but trusted proxies append to it, so the end of the header can be
+/// believed.
 pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: &IpAddr| is_in(*ip, trusted);
     if !is_trusted(&peer) {
@@ -93,10 +98,15 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> 
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         // Behind the id of a chat, the message or the member does not exist.
-        let in_chat = parts.uri.path().split('/').nth(2).is_some_and(|id| id.parse::<ChatId>().is_ok());
+        let in_chat =
+            parts.uri.path().split('/').nth(2).is_some_and(|id| id.parse::<ChatId>().is_ok());
         let code = match parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str) {
-            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/messages") => Code::MessageNotFound,
-            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/members") => Code::MemberNotFound,
+            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/messages") => {
+                Code::MessageNotFound
+            }
+            Some(path) if in_chat && path.starts_with("/chats/{chat_id}/members") => {
+                Code::MemberNotFound
+            }
             Some(path) if path.starts_with("/chats") => Code::ChatNotFound,
             Some(path) if path.starts_with("/users") => Code::UserNotFound,
             Some(path) if path.starts_with("/sessions") => Code::SessionNotFound,
@@ -116,9 +126,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self> {
         let query = parts.uri.query().unwrap_or_default();
-        let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        let deserializer =
+            serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         serde_path_to_error::deserialize(deserializer).map(Self).map_err(|error| {
-            Error::fields(vec![json::field_error(error.path().to_string(), error.inner().to_string())])
+            Error::fields(vec![json::field_error(
+                error.path().to_string(),
+                error.inner().to_string(),
+            )])
         })
     }
 }
@@ -152,7 +166,11 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
         if !json {
             return Err(Code::UnsupportedMediaType.into());
         }
-        if bytes.trim_ascii() == b"null" { Ok(Self(T::default())) } else { json::decode(&bytes).map(Self) }
+        if bytes.trim_ascii() == b"null" {
+            Ok(Self(T::default()))
+        } else {
+            json::decode(&bytes).map(Self)
+        }
     }
 }
 
@@ -170,15 +188,21 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
         Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {
             Err(Code::TooLarge.into())
         }
-        Ok(Err(rejection)) => Err(Error::with_detail(Code::MalformedRequest, rejection.body_text())),
-        Err(_) => Err(Error::with_detail(Code::MalformedRequest, "the body did not arrive in time")),
+        Ok(Err(rejection)) => {
+            Err(Error::with_detail(Code::MalformedRequest, rejection.body_text()))
+        }
+        Err(_) => {
+            Err(Error::with_detail(Code::MalformedRequest, "the body did not arrive in time"))
+        }
     }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 #[cfg(test)]

@@ -90,7 +90,11 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<In
 /// Looks at an invite before registration.
 #[utoipa::path(get, path = "/invites/{code}", tag = "invites", security(()), params(("code" = String, Path)), responses(
     (status = 200, body = OpenInviteView), (status = 404, body = Problem)))]
-pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>) -> Result<Json<OpenInviteView>> {
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    origin: Origin,
+    code: Ids<String>,
+) -> Result<Json<OpenInviteView>> {
     let invite = api.services.invites.open(&code.0, &origin).await?;
     let name = invite.inviter.unwrap_or_else(|| "Starling".to_owned());
     Ok(Json(OpenInviteView { inviter: Inviter { name }, expires_at: invite.expires_at_ms }))
@@ -99,7 +103,11 @@ pub async fn show(State(api): State<Arc<Api>>, origin: Origin, code: Ids<String>
 /// Revokes one of the caller's invites.
 #[utoipa::path(delete, path = "/invites/{code}", tag = "invites", params(("code" = String, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
-pub async fn revoke(State(api): State<Arc<Api>>, caller: Caller, code: Ids<String>) -> Result<StatusCode> {
+pub async fn revoke(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    code: Ids<String>,
+) -> Result<StatusCode> {
     api.services.invites.revoke(caller, &code.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -48,7 +48,8 @@ pub async fn list(
     params: Params<PageParams>,
 ) -> Result<Json<MemberList>> {
     let PageParams { limit, after } = params.0;
-    let (members, next_cursor) = api.services.members.list(caller, chat_id.0, limit, after.as_deref()).await?;
+    let (members, next_cursor) =
+        api.services.members.list(caller, chat_id.0, limit, after.as_deref()).await?;
     Ok(Json(MemberList { members, next_cursor }))
 }
 
@@ -62,7 +63,8 @@ pub async fn add(
     body: Body<NewMember>,
 ) -> Result<(StatusCode, Json<Member>)> {
     let NewMember { user_id, role } = body.0;
-    let member = api.services.members.add(caller, chat_id.0, user_id, role.unwrap_or(Role::Member)).await?;
+    let member =
+        api.services.members.add(caller, chat_id.0, user_id, role.unwrap_or(Role::Member)).await?;
     Ok((StatusCode::CREATED, Json(member)))
 }
 

@@ -59,8 +59,9 @@ pub struct MessagePatch {
     text: String,
 }
 
-/// A chat's history: the newest page, or the page before or after a message. A page ends early at 512 KiB of text, but
-/// holds at least one message if there is one. So only an empty page is the end.
+/// A chat's history: the newest page, or the page before or after a message. A page ends early at
+/// 512 KiB of text, but holds at least one message if there is one. So only an empty page is the
+/// end.
 #[utoipa::path(get, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path), HistoryParams),
     responses((status = 200, body = MessageList), (status = 404, body = Problem)))]
 pub async fn history(
@@ -75,7 +76,8 @@ pub async fn history(
     Ok(Json(MessageList { messages }))
 }
 
-/// Sends a message. The answer comes once the message is durable. With a `client_id`, a retry sends no second message.
+/// Sends a message. The answer comes once the message is durable. With a `client_id`, a retry sends
+/// no second message.
 #[utoipa::path(post, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path)), request_body = NewMessage,
     responses((status = 201, body = Message), (status = 200, body = Message, description = "The message was sent before"),
         (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -86,7 +88,11 @@ pub async fn send(
     body: Body<NewMessage>,
 ) -> Result<(StatusCode, Json<Message>)> {
     let NewMessage { text, client_id, reply_to } = body.0;
-    let pending = api.services.messages.begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to }).await?;
+    let pending = api
+        .services
+        .messages
+        .begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to })
+        .await?;
     Ok(match pending.outcome().await? {
         Sent::New(message) => (StatusCode::CREATED, Json(message)),
         Sent::Repeated(message) => (StatusCode::OK, Json(message)),
@@ -117,7 +123,8 @@ pub async fn edit(
     api.services.messages.edit(caller, chat_id, id, &body.0.text).await.map(Json)
 }
 
-/// Removes a message: the caller's own, or as owner or admin any member's. The message keeps its position in the chat.
+/// Removes a message: the caller's own, or as owner or admin any member's. The message keeps its
+/// position in the chat.
 #[utoipa::path(delete, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
     params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), responses(
     (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]

@@ -48,7 +48,8 @@ pub(super) fn within(budget: RouteBudget, group: Router, api: &Arc<Api>) -> Rout
 async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let (method, is_http1) = (known(request.method()), request.version() < Version::HTTP_2);
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let id = request_id(&request, &api);
 
     let mut response = match admit(&api, &request) {
@@ -72,7 +73,9 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
 /// authenticated. The listener counts the other requests.
 fn admit(api: &Api, request: &Request) -> Result<(), Error> {
     let extensions = request.extensions();
-    let Some(ConnectInfo(peer)) = extensions.get::<ConnectInfo<SocketAddr>>() else { return Ok(()) };
+    let Some(ConnectInfo(peer)) = extensions.get::<ConnectInfo<SocketAddr>>() else {
+        return Ok(());
+    };
     if !is_in(peer.ip(), &api.trusted_proxies) {
         if request.headers().contains_key(FORWARDED_FOR) {
             warn_of_proxy(api);
@@ -106,7 +109,12 @@ fn warn_of_proxy(api: &Api) {
     let pause = i64::try_from(PROXY_WARNING_EVERY.as_millis()).unwrap_or(i64::MAX);
     let due = now.saturating_sub(last) >= pause;
 
-    if due && api.proxy_warned_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+    if due
+        && api
+            .proxy_warned_at
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    {
         tracing::warn!(
             "a request carries X-Forwarded-For, but its peer is not in trusted_proxies: if a proxy of yours sent it, all \
              of its clients share the limits of one address; name it in STARLING_TRUSTED_PROXIES"
@@ -115,9 +123,13 @@ fn warn_of_proxy(api: &Api) {
 }
 
 /// Runs the endpoint in a task of its own. The task runs to its end even if the client goes away or
-/// the deadline passes, so that every commit is announced and no statement is interrupted. A panic in
-/// it is answered `500`, and the process lives.
-async fn run(State((api, budget)): State<(Arc<Api>, RouteBudget)>, request: Request, next: Next) -> Response {
+/// the deadline passes, so that every commit is announced and no statement is interrupted. A panic
+/// in it is answered `500`, and the process lives.
+async fn run(
+    State((api, budget)): State<(Arc<Api>, RouteBudget)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let body_read = CancellationToken::new();
     let read = body_read.clone().drop_guard();
     let request = request.map(|body| Body::new(WatchedBody { body, _read: read }));
@@ -137,7 +149,8 @@ async fn run(State((api, budget)): State<(Arc<Api>, RouteBudget)>, request: Requ
         outcome = &mut task => Ok(outcome),
         () = async {
             let _ = tokio::time::timeout(budget.body_read_max, body_read.cancelled()).await;
-            // A body is read only once the user has a permit, so the wait for it is part of the time.
+            // A body is read only once the user has a permit, so the wait for it is part of the
+            // time.
             tokio::time::sleep(budget.deadline.saturating_sub(guard.waited())).await;
         } => Err(Error::overloaded()),
     };
@@ -158,7 +171,10 @@ impl HttpBody for WatchedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -181,7 +197,8 @@ fn request_id(request: &Request, api: &Api) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID).filter(is_well_formed);
     given.cloned().unwrap_or_else(|| {
         let id = RequestId::new(api.clock.now(), &mut rand::rng());
-        HeaderValue::from_str(&id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+        HeaderValue::from_str(&id.to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     })
 }
 

@@ -1,6 +1,6 @@
-//! The HTTP API: one file for each resource, and in it one function for each endpoint, which extracts
-//! its arguments, calls one service and responds. Routes and their documentation are the same
-//! declarations, so the `OpenAPI` document matches the router.
+//! The HTTP API: one file for each resource, and in it one function for each endpoint, which
+//! extracts its arguments, calls one service and responds. Routes and their documentation are the
+//! same declarations, so the `OpenAPI` document matches the router.
 
 mod budget;
 mod chats;

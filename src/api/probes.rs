@@ -11,15 +11,17 @@ use axum::routing::get;
 use super::state::Api;
 use crate::model::Error;
 
-/// The process lives. Checks nothing outside of the process: a restart of the replica would not repair the database.
+/// The process lives. Checks nothing outside of the process: a restart of the replica would not
+/// repair the database.
 #[utoipa::path(get, path = "/livez", tag = "service", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn livez() -> &'static str {
     "ok"
 }
 
-/// The replica can serve: it is not about to stop, its database answered the latest ping, and it receives the events of
-/// the other replicas if the bus works. The replica pings the database once a second, however often this is called. A
-/// replica stays ready while Redis is away, because all replicas serve without it then.
+/// The replica can serve: it is not about to stop, its database answered the latest ping, and it
+/// receives the events of the other replicas if the bus works. The replica pings the database once
+/// a second, however often this is called. A replica stays ready while Redis is away, because all
+/// replicas serve without it then.
 #[utoipa::path(get, path = "/readyz", tag = "service", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
     if api.is_draining() || (api.is_deaf)() {
@@ -32,7 +34,10 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
 }
 
 /// The router of the internal port: the metrics and the probes.
-pub fn internal_router(api: Arc<Api>, render_metrics: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
+pub fn internal_router(
+    api: Arc<Api>,
+    render_metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
+) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))

@@ -1,5 +1,5 @@
-//! Errors as `application/problem+json` (RFC 9457). The conversion is the boundary at which internal
-//! failures of requests are logged.
+//! Errors as `application/problem+json` (RFC 9457). The conversion is the boundary at which
+//! internal failures of requests are logged.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -65,7 +65,8 @@ impl IntoResponse for Error {
             errors: self.fields,
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        let mut response =
+            (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
 
         let headers = response.headers_mut();
         if kind == Kind::Unauthenticated {

@@ -21,8 +21,8 @@ use crate::service::{Grant, Login};
 pub struct Credentials {
     login: String,
     password: String,
-    /// A live session of the account that gets new tokens. If absent, the login creates a session. The session's open
-    /// sockets close with 4401.
+    /// A live session of the account that gets new tokens. If absent, the login creates a session.
+    /// The session's open sockets close with 4401.
     session_id: Option<SessionId>,
     /// The client's name for itself, up to 100 characters.
     device: Option<String>,
@@ -88,11 +88,15 @@ pub async fn log_in(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// Rotates both tokens. A refresh token that is used a second time ends its session, except that the token before the
-/// current one may be used again for ten seconds.
+/// Rotates both tokens. A refresh token that is used a second time ends its session, except that
+/// the token before the current one may be used again for ten seconds.
 #[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
     (status = 200, body = GrantView), (status = 401, body = Problem)))]
-pub async fn refresh(State(api): State<Arc<Api>>, origin: Origin, body: Body<Refresh>) -> Result<Json<GrantView>> {
+pub async fn refresh(
+    State(api): State<Arc<Api>>,
+    origin: Origin,
+    body: Body<Refresh>,
+) -> Result<Json<GrantView>> {
     let grant = api.services.sessions.refresh(&body.0.refresh_token, origin).await?;
     Ok(Json(grant.into()))
 }
@@ -114,7 +118,11 @@ pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Se
 /// Ends one of the caller's sessions and closes its connections.
 #[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
     (status = 204), (status = 404, body = Problem)))]
-pub async fn end(State(api): State<Arc<Api>>, caller: Caller, id: Ids<SessionId>) -> Result<StatusCode> {
+pub async fn end(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    id: Ids<SessionId>,
+) -> Result<StatusCode> {
     api.services.sessions.end(caller, id.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -45,7 +45,8 @@ pub struct UserPatch {
     password: Option<String>,
     /// Required to change the login or the password.
     current_password: Option<String>,
-    /// Whether users that share no chat with the caller may neither open a chat with the caller nor add the caller to one.
+    /// Whether users that share no chat with the caller may neither open a chat with the caller nor
+    /// add the caller to one.
     refuse_strangers: Option<bool>,
 }
 
@@ -85,12 +86,16 @@ pub async fn register(
     body: Body<NewUser>,
 ) -> Result<(StatusCode, Json<GrantView>)> {
     let NewUser { invite, login, password, name } = body.0;
-    let grant = api.services.accounts.register(Registration { invite, login, password, name }, origin).await?;
+    let grant = api
+        .services
+        .accounts
+        .register(Registration { invite, login, password, name }, origin)
+        .await?;
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// The directory: accounts whose login begins with `query`, by login; then accounts of which only the name does, by name.
-/// A page may be shorter than `limit`. The last page has no `next_cursor`.
+/// The directory: accounts whose login begins with `query`, by login; then accounts of which only
+/// the name does, by name. A page may be shorter than `limit`. The last page has no `next_cursor`.
 #[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
 pub async fn directory(
     State(api): State<Arc<Api>>,
@@ -98,14 +103,19 @@ pub async fn directory(
     params: Params<DirectoryParams>,
 ) -> Result<Json<UserList>> {
     let DirectoryParams { query, limit, after } = params.0;
-    let (users, next_cursor) = api.services.directory.search(query.as_deref(), limit, after.as_deref()).await?;
+    let (users, next_cursor) =
+        api.services.directory.search(query.as_deref(), limit, after.as_deref()).await?;
     Ok(Json(UserList { users, next_cursor }))
 }
 
 /// An account.
 #[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
     (status = 200, body = User), (status = 404, body = Problem)))]
-pub async fn show(State(api): State<Arc<Api>>, _caller: Caller, id: Ids<UserId>) -> Result<Json<User>> {
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    _caller: Caller,
+    id: Ids<UserId>,
+) -> Result<Json<User>> {
     api.services.accounts.user(id.0).await.map(Json)
 }
 
@@ -118,17 +128,25 @@ pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Acco
 /// Changes the caller's account. A new password ends all other sessions.
 #[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
     (status = 200, body = Account), (status = 403, body = Problem), (status = 409, body = Problem)))]
-pub async fn change(State(api): State<Arc<Api>>, caller: Caller, body: Body<UserPatch>) -> Result<Json<Account>> {
+pub async fn change(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    body: Body<UserPatch>,
+) -> Result<Json<Account>> {
     let UserPatch { name, login, password, current_password, refuse_strangers } = body.0;
     let patch = AccountPatch { name, login, password, current_password, refuse_strangers };
     api.services.accounts.change(caller, patch).await.map(Json)
 }
 
-/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a name. After the answer,
-/// a user of very many chats may be listed in some of them for a while.
+/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a
+/// name. After the answer, a user of very many chats may be listed in some of them for a while.
 #[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
     (status = 204), (status = 403, body = Problem)))]
-pub async fn remove(State(api): State<Arc<Api>>, caller: Caller, body: Body<Confirmation>) -> Result<StatusCode> {
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    body: Body<Confirmation>,
+) -> Result<StatusCode> {
     api.services.removals.remove(caller, body.0.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,16 +11,16 @@ use crate::model::{Event, Topic};
 
 /// Publishes events to every hub that follows one of their topics.
 ///
-/// **Delivery** is at most once: a subscriber must notice a gap by the chat's `rev` and ask the store,
-/// which is the truth. A replica's own events reach its hub directly, whatever happens to the bus.
-/// **Order** is kept per publisher as long as nothing is lost. **Publishing never blocks** and never
-/// fails: an event that does not fit into the queue is dropped, and the inboxes that it was for get a
-/// resync as soon as they can be reached.
+/// **Delivery** is at most once: a subscriber must notice a gap by the chat's `rev` and ask the
+/// store, which is the truth. A replica's own events reach its hub directly, whatever happens to
+/// the bus. **Order** is kept per publisher as long as nothing is lost. **Publishing never blocks**
+/// and never fails: an event that does not fit into the queue is dropped, and the inboxes that it
+/// was for get a resync as soon as they can be reached.
 pub trait Bus: Send + Sync {
     /// Publishes an event. To be called only after the commit.
     fn publish(&self, event: Event);
-    /// Subscribes to a topic. The inbox yields [`Arrival::Resync`] with the topic once the subscription
-    /// is in force. Subscribing twice is subscribing once.
+    /// Subscribes to a topic. The inbox yields [`Arrival::Resync`] with the topic once the
+    /// subscription is in force. Subscribing twice is subscribing once.
     fn follow(&self, topic: Topic);
     /// Ends the subscription to a topic.
     fn unfollow(&self, topic: Topic);
@@ -32,8 +32,9 @@ pub trait Bus: Send + Sync {
 pub enum Arrival {
     /// An event.
     Event(Event),
-    /// The inbox may have missed an event of these topics: compare them with the store. The subscription
-    /// has just begun, or the event was too large to publish, or this replica could not read it.
+    /// The inbox may have missed an event of these topics: compare them with the store. The
+    /// subscription has just begun, or the event was too large to publish, or this replica could
+    /// not read it.
     Resync(Vec<Topic>),
     /// The inbox may have missed an event of any topic: compare everything with the store.
     ResyncAll,

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use super::bus::BusSender;
 use super::presence::ConnectionSlots;
 use super::{
-    Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Permit, Presence, RateLimiter, SessionCache, TooMany,
+    Arrival, BoxFuture, Bus, BusInbox, CacheTicket, Entered, Permit, Presence, RateLimiter,
+    SessionCache, TooMany,
 };
 use crate::model::limits::{Bucket, LIMITER_KEYS_MAX, Rate, SESSION_CACHE_LIFE, SESSION_CACHE_MAX};
 use crate::model::session::Caller;
@@ -48,7 +49,12 @@ pub struct MemoryRateLimiter {
 }
 
 impl RateLimiter for MemoryRateLimiter {
-    fn take<'a>(&'a self, rate: Rate, key: &'a str, now: Timestamp) -> BoxFuture<'a, Result<Permit>> {
+    fn take<'a>(
+        &'a self,
+        rate: Rate,
+        key: &'a str,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<Permit>> {
         let mut buckets = self.buckets.lock();
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
@@ -57,11 +63,18 @@ impl RateLimiter for MemoryRateLimiter {
             buckets.clear();
         }
         let bucket = buckets.entry((rate.name, key.to_owned())).or_default();
-        let taken = bucket.take(rate, now).map(|()| Permit { full_at: bucket.full_at(), alone: true });
+        let taken =
+            bucket.take(rate, now).map(|()| Permit { full_at: bucket.full_at(), alone: true });
         Box::pin(ready(taken.map_err(Error::rate_limited)))
     }
 
-    fn give_back<'a>(&'a self, rate: Rate, key: &'a str, permit: Permit, now: Timestamp) -> BoxFuture<'a, ()> {
+    fn give_back<'a>(
+        &'a self,
+        rate: Rate,
+        key: &'a str,
+        permit: Permit,
+        now: Timestamp,
+    ) -> BoxFuture<'a, ()> {
         if let Some(bucket) = self.buckets.lock().get_mut(&(rate.name, key.to_owned())) {
             bucket.give_back(rate, permit.full_at, now);
         }
@@ -78,7 +91,10 @@ pub struct MemorySessionCache {
 impl Default for MemorySessionCache {
     fn default() -> Self {
         Self {
-            callers: Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_CACHE_LIFE).build(),
+            callers: Cache::builder()
+                .max_capacity(SESSION_CACHE_MAX)
+                .time_to_live(SESSION_CACHE_LIFE)
+                .build(),
             forgets: AtomicU64::new(0),
         }
     }
@@ -145,7 +161,8 @@ mod tests {
     use super::*;
     use crate::model::limits::Alone;
 
-    const RATE: Rate = Rate { name: "test", burst: 3, every: Duration::from_secs(1), alone: Alone::AsEver };
+    const RATE: Rate =
+        Rate { name: "test", burst: 3, every: Duration::from_secs(1), alone: Alone::AsEver };
 
     #[tokio::test]
     async fn a_burst_is_exact_and_each_pause_earns_one_more() {

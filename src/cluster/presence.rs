@@ -11,29 +11,29 @@ use crate::model::{Result, UserId};
 /// The presence state that the replicas share, and the bound on a user's connections.
 ///
 /// A user is online from the first [`enter`](Self::enter) on a replica until
-/// [`withdraw`](Self::withdraw) there. Between [`leave`](Self::leave) and `withdraw` the user lingers,
-/// so that a short reconnect changes nothing.
+/// [`withdraw`](Self::withdraw) there. Between [`leave`](Self::leave) and `withdraw` the user
+/// lingers, so that a short reconnect changes nothing.
 ///
-/// **Lease**: the state of a replica counts while that replica lives. The connection slots of a killed
-/// replica expire after [`slot_ttl`](Self::slot_ttl), its users are offline a few seconds later, and
-/// the users of the other replicas stay online. **Order**: the calls of one replica for one user take
-/// effect in order, and before the returned future ends if the store can be reached. **Without the
-/// store** each replica counts the connections that it has itself, since a bound that refuses every
-/// connection is worse than one that admits a few more; `online` fails rather than guess; and a
-/// replica writes its complete state again once the store is back. No call but `online` waits longer
-/// than [`PRESENCE_WAIT_MAX`](crate::model::limits::PRESENCE_WAIT_MAX), and `online` waits for
-/// [`PRESENCE_SYNC_MAX`](crate::model::limits::PRESENCE_SYNC_MAX) at most.
+/// **Lease**: the state of a replica counts while that replica lives. The connection slots of a
+/// killed replica expire after [`slot_ttl`](Self::slot_ttl), its users are offline a few seconds
+/// later, and the users of the other replicas stay online. **Order**: the calls of one replica for
+/// one user take effect in order, and before the returned future ends if the store can be reached.
+/// **Without the store** each replica counts the connections that it has itself, since a bound that
+/// refuses every connection is worse than one that admits a few more; `online` fails rather than
+/// guess; and a replica writes its complete state again once the store is back. No call but
+/// `online` waits longer than [`PRESENCE_WAIT_MAX`](crate::model::limits::PRESENCE_WAIT_MAX), and
+/// `online` waits for [`PRESENCE_SYNC_MAX`](crate::model::limits::PRESENCE_SYNC_MAX) at most.
 pub trait Presence: Send + Sync {
     /// Takes a slot for one more connection of the user.
     ///
     /// # Errors
-    /// The user has `max` connections on all replicas. Of connections that enter on several replicas at
-    /// once, more may be refused than needed. The bound holds among the replicas that have seen each
-    /// other's lease, which takes one renewal after a start.
+    /// The user has `max` connections on all replicas. Of connections that enter on several
+    /// replicas at once, more may be refused than needed. The bound holds among the replicas that
+    /// have seen each other's lease, which takes one renewal after a start.
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>>;
 
-    /// Gives a slot back at once. The user stays online. Returns whether it was the user's last slot
-    /// on this replica.
+    /// Gives a slot back at once. The user stays online. Returns whether it was the user's last
+    /// slot on this replica.
     fn leave(&self, user: UserId) -> bool;
 
     /// Ends the presence of those of `users` that hold no slot on this replica, and returns them.
@@ -67,8 +67,8 @@ pub enum Entered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
-/// The connection slots taken on this replica, by user. This is the truth that the shared store copies.
-/// A user with an entry is online here; one without a slot lingers.
+/// The connection slots taken on this replica, by user. This is the truth that the shared store
+/// copies. A user with an entry is online here; one without a slot lingers.
 #[derive(Debug, Default)]
 pub struct ConnectionSlots(Mutex<HashMap<UserId, Slots>>);
 
@@ -120,7 +120,8 @@ impl ConnectionSlots {
         self.0.lock().get(&user).map(|slots| slots.here)
     }
 
-    /// The slots that a user held on the other replicas at the last [`ConnectionSlots::set_elsewhere`].
+    /// The slots that a user held on the other replicas at the last
+    /// [`ConnectionSlots::set_elsewhere`].
     pub fn elsewhere(&self, user: UserId) -> usize {
         self.0.lock().get(&user).map_or(0, |slots| slots.elsewhere)
     }

@@ -8,8 +8,9 @@ use crate::model::token::TokenHash;
 
 /// Remembers resolved tokens, for seconds.
 ///
-/// **No stale refill**: who misses takes a ticket before asking the store; if the token was forgotten meanwhile, what
-/// was read may be older than that, and is not remembered. **Down**: a miss is always a right answer.
+/// **No stale refill**: who misses takes a ticket before asking the store; if the token was
+/// forgotten meanwhile, what was read may be older than that, and is not remembered. **Down**: a
+/// miss is always a right answer.
 pub trait SessionCache: Send + Sync {
     /// Who the token stands for, or a ticket to say so later.
     fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>>;

@@ -33,10 +33,20 @@ impl Files {
                 pem(&format!("{of}_cert_file"), cert, "certificate", holds_certificates)?,
                 pem(&format!("{of}_key_file"), key, "private key", holds_key)?,
             )),
-            (Some(_), None) => return Err(format!("{of}_cert_file is set without {of}_key_file: set both or neither")),
-            (None, Some(_)) => return Err(format!("{of}_key_file is set without {of}_cert_file: set both or neither")),
+            (Some(_), None) => {
+                return Err(format!(
+                    "{of}_cert_file is set without {of}_key_file: set both or neither"
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(format!(
+                    "{of}_key_file is set without {of}_cert_file: set both or neither"
+                ));
+            }
         };
-        let ca = ca.map(|ca| pem(&format!("{of}_ca_file"), ca, "certificate", holds_certificates)).transpose()?;
+        let ca = ca
+            .map(|ca| pem(&format!("{of}_ca_file"), ca, "certificate", holds_certificates))
+            .transpose()?;
         Ok((ca.is_some() || client.is_some()).then_some(Certificates { authority: ca, client }))
     }
 }
@@ -86,9 +96,10 @@ pub(super) fn redis(
     let address = url.parse::<RedisAddress>().map_err(|error| format!("REDIS_URL {error}"))?;
     match certificates {
         None => Ok(Some(address)),
-        Some(certificates) => {
-            address.with_certificates(&certificates).map(Some).map_err(|error| format!("REDIS_URL {error}"))
-        }
+        Some(certificates) => address
+            .with_certificates(&certificates)
+            .map(Some)
+            .map_err(|error| format!("REDIS_URL {error}")),
     }
 }
 
@@ -96,10 +107,13 @@ fn pem(key: &str, path: PathBuf, what: &str, holds: fn(&[u8]) -> bool) -> Result
     let place = path.display();
     let size = std::fs::metadata(&path).map_or(0, |file| file.len());
     if size > PEM_BYTES_MAX {
-        return Err(format!("{key}: {place} has {size} bytes, {PEM_BYTES_MAX} at most: name a file in PEM format"));
+        return Err(format!(
+            "{key}: {place} has {size} bytes, {PEM_BYTES_MAX} at most: name a file in PEM format"
+        ));
     }
-    let bytes = std::fs::read(&path)
-        .map_err(|error| format!("{key}: can't read {place} ({error}): name a file that the server may read"))?;
+    let bytes = std::fs::read(&path).map_err(|error| {
+        format!("{key}: can't read {place} ({error}): name a file that the server may read")
+    })?;
     if !holds(&bytes) {
         return Err(format!("{key}: {place} holds no {what} in PEM format: name a file that does"));
     }
@@ -108,7 +122,8 @@ fn pem(key: &str, path: PathBuf, what: &str, holds: fn(&[u8]) -> bool) -> Result
 
 fn holds_certificates(pem: &[u8]) -> bool {
     let mut count = 0;
-    CertificateDer::pem_slice_iter(pem).inspect(|_| count += 1).all(|read| read.is_ok()) && count > 0
+    CertificateDer::pem_slice_iter(pem).inspect(|_| count += 1).all(|read| read.is_ok())
+        && count > 0
 }
 
 fn holds_key(pem: &[u8]) -> bool {

@@ -1,6 +1,8 @@
-//! One connection, one task: reads frames, writes answers and events, and keeps the client's heartbeat.
+//! One connection, one task: reads frames, writes answers and events, and keeps the client's
+//! heartbeat.
 //!
-//! The state of this task is the cost of an idle connection, so large futures are boxed while they run.
+//! The state of this task is the cost of an idle connection, so large futures are boxed while they
+//! run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +22,8 @@ use crate::hub::connection::TakeOutcome;
 use crate::hub::{CloseReason, Connection};
 use crate::metrics;
 use crate::model::limits::{
-    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX,
-    WRITE_BATCH_BYTES_MAX, WRITE_MAX,
+    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES,
+    INFLIGHT_FRAMES_MAX, WRITE_BATCH_BYTES_MAX, WRITE_MAX,
 };
 use crate::model::session::Caller;
 use crate::model::{Code, Error};
@@ -61,7 +63,8 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
     let code = match authenticated {
         Ok((caller, id, turn)) => {
             let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
-            let connection = Connection::new(number, caller.user_id, caller.session_id, caller.logins);
+            let connection =
+                Connection::new(number, caller.user_id, caller.session_id, caller.logins);
             match Box::pin(let_in(&gateway, &connection, turn)).await {
                 Ok(turn) => {
                     let mut live = Live {
@@ -90,13 +93,17 @@ pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: A
 }
 
 /// Takes a slot for a connection among those of its user. Returns the turn.
-async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> Result<Turn, CloseCode> {
+async fn let_in(
+    gateway: &Gateway,
+    connection: &Arc<Connection>,
+    turn: Turn,
+) -> Result<Turn, CloseCode> {
     let per_user_max = gateway.limits.connections_per_user_max;
     let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
     let wait = gateway.hub.presence().slot_ttl();
     if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
-        // A replica may just have died: its slots count until its lease expires, and its clients come back here. Another
-        // newcomer uses the turn meanwhile.
+        // A replica may just have died: its slots count until its lease expires, and its clients
+        // come back here. Another newcomer uses the turn meanwhile.
         tokio::time::sleep(wait).await;
         let turn = in_time(gateway.turn()).await.map_err(|error| CloseCode::of_error(&error))?;
         let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
@@ -110,7 +117,10 @@ async fn let_in(gateway: &Gateway, connection: &Arc<Connection>, turn: Turn) -> 
 }
 
 /// Waits for the first frame of a client that the handshake did not authenticate.
-async fn authenticate(gateway: &Gateway, socket: &mut WebSocket) -> Result<(Caller, Option<FrameId>, Turn), CloseCode> {
+async fn authenticate(
+    gateway: &Gateway,
+    socket: &mut WebSocket,
+) -> Result<(Caller, Option<FrameId>, Turn), CloseCode> {
     let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
         loop {
             let received = tokio::select! {
@@ -148,8 +158,8 @@ impl Drop for Live {
 }
 
 impl Live {
-    /// Checks the session a second time. If it ended, or got another login, between the first check and the registration,
-    /// no event closed this connection.
+    /// Checks the session a second time. If it ended, or got another login, between the first check
+    /// and the registration, no event closed this connection.
     async fn still_valid(&mut self) -> Result<(), CloseCode> {
         match self.gateway.services.sessions.logins(self.caller.session_id).boxed().await {
             Ok(logins) if self.connection.is_of(logins) => Ok(()),
@@ -196,7 +206,9 @@ impl Live {
                     Ok(())
                 }
                 Wake::Queued => Ok(()),
-                Wake::Silent if last_received + patience <= Instant::now() => Err(CloseCode::TimedOut),
+                Wake::Silent if last_received + patience <= Instant::now() => {
+                    Err(CloseCode::TimedOut)
+                }
                 Wake::Silent => {
                     silence.as_mut().reset(last_received + patience);
                     Ok(())
@@ -211,7 +223,8 @@ impl Live {
             if let Err(code) = self.write_all(socket, out).await {
                 return code;
             }
-            // While this task works, as on a long `sync`, pings wait in the socket: the client is not silent.
+            // While this task works, as on a long `sync`, pings wait in the socket: the client is
+            // not silent.
             last_received += working.elapsed();
         }
     }
@@ -239,7 +252,8 @@ impl Live {
         let incoming = match received {
             Some(Ok(Message::Text(text))) => Incoming::read(&text),
             Some(Ok(Message::Binary(_))) => {
-                let error = Error::with_detail(Code::MalformedRequest, "frames are text, not binary");
+                let error =
+                    Error::with_detail(Code::MalformedRequest, "frames are text, not binary");
                 Incoming { id: None, frame: Err(error) }
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
@@ -250,7 +264,11 @@ impl Live {
         if let Err(retry_after_ms) = self.take_from_bucket() {
             out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
             self.flooded_frames += 1;
-            return if self.flooded_frames >= FLOODED_FRAMES_MAX { Err(CloseCode::RateLimited) } else { Ok(()) };
+            return if self.flooded_frames >= FLOODED_FRAMES_MAX {
+                Err(CloseCode::RateLimited)
+            } else {
+                Ok(())
+            };
         }
         // Not reset to 0: the bucket accepts a frame now and then, however fast they come.
         self.flooded_frames = self.flooded_frames.saturating_sub(1);
@@ -276,11 +294,19 @@ impl Live {
 
     fn take_from_bucket(&mut self) -> Result<(), u64> {
         let gateway = &self.gateway;
-        if gateway.limits.rate_limits { self.bucket.take(FRAMES, gateway.clock.now()) } else { Ok(()) }
+        if gateway.limits.rate_limits {
+            self.bucket.take(FRAMES, gateway.clock.now())
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes these frames, and all answers and events that are ready, until nothing is left.
-    async fn write_all(&mut self, socket: &mut WebSocket, mut out: Vec<Bytes>) -> Result<(), CloseCode> {
+    async fn write_all(
+        &mut self,
+        socket: &mut WebSocket,
+        mut out: Vec<Bytes>,
+    ) -> Result<(), CloseCode> {
         loop {
             while let Some(Some(answer)) = self.inflight.next().now_or_never() {
                 out.extend(answer);
@@ -296,8 +322,13 @@ impl Live {
         }
     }
 
-    /// Writes frames, then flushes once. A client that does not read them within [`WRITE_MAX`] is too slow.
-    pub(super) async fn write(&mut self, socket: &mut WebSocket, frames: Vec<Bytes>) -> Result<(), CloseCode> {
+    /// Writes frames, then flushes once. A client that does not read them within [`WRITE_MAX`] is
+    /// too slow.
+    pub(super) async fn write(
+        &mut self,
+        socket: &mut WebSocket,
+        frames: Vec<Bytes>,
+    ) -> Result<(), CloseCode> {
         if frames.is_empty() {
             return Ok(());
         }
@@ -331,7 +362,8 @@ impl Live {
     }
 }
 
-/// Sends the close code and gives the client a moment to answer it. Frames that still arrive are ignored.
+/// Sends the close code and gives the client a moment to answer it. Frames that still arrive are
+/// ignored.
 pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
     let farewell = async {
         if socket.send(Message::Close(Some(close_frame(code)))).await.is_ok() {

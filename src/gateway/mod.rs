@@ -1,6 +1,6 @@
-//! The WebSocket endpoint. The handshake is here; then each connection has one task ([`connection`]), which reads frames,
-//! answers them ([`answer`]) and brings the client up to date ([`sync`]). The frames and close codes are in
-//! [`wire`](crate::wire).
+//! The WebSocket endpoint. The handshake is here; then each connection has one task
+//! ([`connection`]), which reads frames, answers them ([`answer`]) and brings the client up to date
+//! ([`sync`]). The frames and close codes are in [`wire`](crate::wire).
 
 mod answer;
 mod close;
@@ -65,7 +65,9 @@ async fn ws(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
-    gateway.upgrade(guard.map(|Extension(guard)| guard).unwrap_or_default(), &headers, upgrade).await
+    gateway
+        .upgrade(guard.map(|Extension(guard)| guard).unwrap_or_default(), &headers, upgrade)
+        .await
 }
 
 /// The gateway's route.
@@ -100,10 +102,12 @@ impl Gateway {
         })
     }
 
-    /// Answers `GET /ws`: refuses a bad origin or token with a status, anything later with a close code.
+    /// Answers `GET /ws`: refuses a bad origin or token with a status, anything later with a close
+    /// code.
     ///
     /// # Errors
-    /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `rate_limited`, `unavailable`.
+    /// `malformed_request`, `origin_not_allowed`, `not_authenticated`, `rate_limited`,
+    /// `unavailable`.
     async fn upgrade(
         self: Arc<Self>,
         guard: Arc<RequestGuard>,
@@ -120,7 +124,9 @@ impl Gateway {
             }
             None => Arrival::Nameless(guard),
         };
-        let upgrade = upgrade.map_err(|rejection| Error::with_detail(Code::MalformedRequest, rejection.body_text()))?;
+        let upgrade = upgrade.map_err(|rejection| {
+            Error::with_detail(Code::MalformedRequest, rejection.body_text())
+        })?;
         Ok(configured(upgrade, FRAME_BYTES_MAX)
             .protocols([SUBPROTOCOL])
             .on_upgrade(move |socket| self.serve(socket, arrival)))
@@ -150,12 +156,13 @@ impl Gateway {
         };
         let refused = || Error::new(Code::OriginNotAllowed);
         let origin = origin.to_str().map_err(|_| refused())?;
-        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
-            origin
-                .strip_prefix("https://")
-                .or(origin.strip_prefix("http://"))
-                .is_some_and(|authority| authority == host)
-        });
+        let own =
+            headers.get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
+                origin
+                    .strip_prefix("https://")
+                    .or(origin.strip_prefix("http://"))
+                    .is_some_and(|authority| authority == host)
+            });
         let listed = self.allowed_origins.iter().any(|allowed| allowed == "*" || allowed == origin);
         if own || listed { Ok(()) } else { Err(refused()) }
     }
@@ -178,10 +185,19 @@ fn presented_token(headers: &HeaderMap) -> Result<Option<String>> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let value = value.to_str().map_err(|_| refused())?;
         let (scheme, token) = value.split_once(' ').ok_or_else(refused)?;
-        return if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token.trim().to_owned())) } else { Err(refused()) };
+        return if scheme.eq_ignore_ascii_case("bearer") {
+            Ok(Some(token.trim().to_owned()))
+        } else {
+            Err(refused())
+        };
     }
-    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-    let token = offered.flat_map(|value| value.split(',')).find_map(|protocol| protocol.trim().strip_prefix(BEARER));
+    let offered = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let token = offered
+        .flat_map(|value| value.split(','))
+        .find_map(|protocol| protocol.trim().strip_prefix(BEARER));
     Ok(token.map(str::to_owned))
 }
 

@@ -1,7 +1,8 @@
 //! Bringing a client up to date, without a gap and without a repetition.
 //!
-//! Subscribe first, read the snapshot second. From the moment the connection follows its chats, it holds back events;
-//! those that are newer than the snapshot are sent after it. So no event is lost between reading and following.
+//! Subscribe first, read the snapshot second. From the moment the connection follows its chats, it
+//! holds back events; those that are newer than the snapshot are sent after it. So no event is lost
+//! between reading and following.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -44,7 +45,8 @@ impl Live {
         let same_log = frame.epoch.is_none_or(|epoch| epoch.parse() == Ok(present));
         match self.catch_up(socket, &known, same_log).await {
             Ok(snapshot) => {
-                let chats: BTreeMap<ChatId, Rev> = snapshot.iter().map(|(chat_id, rev)| (*chat_id, *rev)).collect();
+                let chats: BTreeMap<ChatId, Rev> =
+                    snapshot.iter().map(|(chat_id, rev)| (*chat_id, *rev)).collect();
                 self.write(socket, vec![ServerFrame::Synced { id, chats }.encode()]).await?;
                 self.connection.go_live(&snapshot);
                 Ok(())
@@ -58,8 +60,9 @@ impl Live {
         }
     }
 
-    /// Sends everything in the snapshot that the client does not have. Returns the snapshot's revisions. `same_log`: the
-    /// client's revisions are of the present epoch, or the client named no epoch; else they are void.
+    /// Sends everything in the snapshot that the client does not have. Returns the snapshot's
+    /// revisions. `same_log`: the client's revisions are of the present epoch, or the client named
+    /// no epoch; else they are void.
     async fn catch_up(
         &mut self,
         socket: &mut WebSocket,
@@ -69,8 +72,10 @@ impl Live {
         let FollowedChats { followed, chats } = in_time(self.follow_all()).await?;
         faults::at(Point::SnapshotRead).await;
 
-        // A chat that the caller removed from the list is followed, and comes back with its next message.
-        let listed: HashSet<ChatId> = chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
+        // A chat that the caller removed from the list is followed, and comes back with its next
+        // message.
+        let listed: HashSet<ChatId> =
+            chats.iter().filter(|found| found.listed).map(|found| found.chat.id).collect();
         let mut snapshot = HashMap::with_capacity(chats.len());
         let mut sizes = HashMap::with_capacity(chats.len());
         let mut added = Vec::new();
@@ -93,7 +98,8 @@ impl Live {
 
         for chat_id in followed {
             let seen = snapshot.get(&chat_id).zip(sizes.get(&chat_id));
-            let seen = seen.map(|(rev, (role, size))| Snapshot { rev: *rev, role: *role, size: *size });
+            let seen =
+                seen.map(|(rev, (role, size))| Snapshot { rev: *rev, role: *role, size: *size });
             self.gateway.hub.settle(&self.connection, chat_id, seen);
         }
         Ok(snapshot)
@@ -102,17 +108,27 @@ impl Live {
     /// Follows all of the caller's chats, and then reads them.
     async fn follow_all(&mut self) -> Result<FollowedChats> {
         let (hub, connection) = (&self.gateway.hub, &self.connection);
-        self.gateway.services.sync.snapshot(self.caller.user_id, |heads| hub.follow(connection, heads)).await
+        self.gateway
+            .services
+            .sync
+            .snapshot(self.caller.user_id, |heads| hub.follow(connection, heads))
+            .await
     }
 
-    /// Sends the events that the client missed of one chat, or `reset`. Returns the revision that it then has.
-    async fn send_changes(&mut self, socket: &mut WebSocket, found: &ChatToSync, known: Rev) -> Result<Rev, Stop> {
+    /// Sends the events that the client missed of one chat, or `reset`. Returns the revision that
+    /// it then has.
+    async fn send_changes(
+        &mut self,
+        socket: &mut WebSocket,
+        found: &ChatToSync,
+        known: Rev,
+    ) -> Result<Rev, Stop> {
         let (chat_id, rev, joined_rev) = (found.chat.id, found.chat.rev, found.joined_rev);
         if known == rev {
             return Ok(rev);
         }
-        // A user that left and joined again must not get the events in between. And a client that is ahead of the log has
-        // seen a history that no longer exists.
+        // A user that left and joined again must not get the events in between. And a client that
+        // is ahead of the log has seen a history that no longer exists.
         let can_replay = known < rev && (known >= joined_rev || known.0 == 0 && joined_rev.0 == 1);
         if !can_replay {
             return self.reset(socket, chat_id, rev).await;
@@ -120,8 +136,10 @@ impl Live {
 
         // A page at a time: the rest is not kept in memory for a client that may not be reading.
         let limits = &self.gateway.limits;
-        let counted = MembershipSize::of(&found.chat).gets_counts(found.chat.role, limits.channel_events_members_max);
-        let mut page = Page { known, sent: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
+        let counted = MembershipSize::of(&found.chat)
+            .gets_counts(found.chat.role, limits.channel_events_members_max);
+        let mut page =
+            Page { known, sent: known, counted, items_max: SYNC_PAGE_MAX, new: HashSet::new() };
         while page.sent < rev {
             let Some(changes) = self.changes_after(found, &page).await? else {
                 return self.reset(socket, chat_id, rev).await;
@@ -132,7 +150,12 @@ impl Live {
         Ok(page.sent)
     }
 
-    async fn reset(&mut self, socket: &mut WebSocket, chat_id: ChatId, rev: Rev) -> Result<Rev, Stop> {
+    async fn reset(
+        &mut self,
+        socket: &mut WebSocket,
+        chat_id: ChatId,
+        rev: Rev,
+    ) -> Result<Rev, Stop> {
         self.write(socket, vec![ServerFrame::Reset { chat_id, rev }.encode()]).await?;
         Ok(rev)
     }
@@ -160,8 +183,15 @@ struct Page {
 }
 
 impl Page {
-    /// The frames of as many changes as may wait for one client; the others are read again with the next page.
-    fn take(&mut self, chat_id: ChatId, changes: Changes, cleared: MessageId, viewer: UserId) -> Vec<Bytes> {
+    /// The frames of as many changes as may wait for one client; the others are read again with the
+    /// next page.
+    fn take(
+        &mut self,
+        chat_id: ChatId,
+        changes: Changes,
+        cleared: MessageId,
+        viewer: UserId,
+    ) -> Vec<Bytes> {
         let (mut frames, mut bytes, mut items) = (Vec::new(), 0, 0);
         for (rev, change) in changes.items {
             // Changes of one revision stay together.
@@ -174,7 +204,9 @@ impl Page {
                 continue;
             }
             let change = match change {
-                Change::MessageSent(message) if !self.new.insert(message.id) => Change::of_message(message, true),
+                Change::MessageSent(message) if !self.new.insert(message.id) => {
+                    Change::of_message(message, true)
+                }
                 change => change,
             };
             if let Some(encoded) = EncodedEvent::new(ChatEvent { chat_id, rev, change }) {
@@ -195,10 +227,12 @@ impl Page {
     }
 }
 
-/// Bounds a step of a sync or of a registration, including the wait for its turn, so that the client gets an answer before
-/// it gives up.
+/// Bounds a step of a sync or of a registration, including the wait for its turn, so that the
+/// client gets an answer before it gives up.
 pub(super) async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(REQUEST_MAX, step).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
+    tokio::time::timeout(REQUEST_MAX, step)
+        .await
+        .unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
 }
 
 /// The reason for which a sync ended early.

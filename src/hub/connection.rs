@@ -1,4 +1,5 @@
-//! One connection's end in the hub: its bounded outbox, and the frames that it holds back during a sync.
+//! One connection's end in the hub: its bounded outbox, and the frames that it holds back during a
+//! sync.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -51,7 +52,8 @@ pub struct Connection {
     pub user_id: UserId,
     /// Its session.
     pub session_id: SessionId,
-    /// The number of the login into the session that it belongs to. A later login ends the connection.
+    /// The number of the login into the session that it belongs to. A later login ends the
+    /// connection.
     logins: i64,
     state: Mutex<State>,
     wake: Notify,
@@ -114,7 +116,8 @@ impl State {
         self.outbox_bytes <= OUTBOX_BYTES_MAX || faults::on(Mutant::UnboundedOutbox)
     }
 
-    /// Closes the connection of a slow reader. The queued frames are dropped: the client has to sync anyway.
+    /// Closes the connection of a slow reader. The queued frames are dropped: the client has to
+    /// sync anyway.
     fn give_up(&mut self) {
         self.outbox_bytes = 0;
         self.outbox = VecDeque::new();
@@ -144,16 +147,24 @@ impl Watcher for Connection {
 impl Connection {
     /// A connection that gets no events yet.
     pub fn new(id: u64, user_id: UserId, session_id: SessionId, logins: i64) -> Arc<Self> {
-        Arc::new(Self { id, user_id, session_id, logins, state: Mutex::default(), wake: Notify::new() })
+        Arc::new(Self {
+            id,
+            user_id,
+            session_id,
+            logins,
+            state: Mutex::default(),
+            wake: Notify::new(),
+        })
     }
 
-    /// Whether it may stay, given the number of logins into its session; `None` if the session ended.
+    /// Whether it may stay, given the number of logins into its session; `None` if the session
+    /// ended.
     pub fn is_of(&self, logins: Option<i64>) -> bool {
         logins.is_some_and(|logins| logins <= self.logins)
     }
 
-    /// Queues a frame about a chat. If it does not fit, the connection is closed: a frame is never dropped before another
-    /// one that is sent.
+    /// Queues a frame about a chat. If it does not fit, the connection is closed: a frame is never
+    /// dropped before another one that is sent.
     pub fn push(&self, chat_id: Option<ChatId>, position: Option<FramePosition>, frame: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() || matches!(state.phase, Phase::Silent) {
@@ -177,8 +188,8 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Queues a frame that is not part of the stream of events, under the same bound. It is sent before and during a `sync`
-    /// as well.
+    /// Queues a frame that is not part of the stream of events, under the same bound. It is sent
+    /// before and during a `sync` as well.
     pub fn push_always(&self, frame: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
@@ -194,7 +205,8 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Closes the connection once its outbox is written; at once if the session ended, since then nothing more may be shown.
+    /// Closes the connection once its outbox is written; at once if the session ended, since then
+    /// nothing more may be shown.
     pub fn close(&self, reason: CloseReason) {
         let mut state = self.state.lock();
         if reason == CloseReason::SessionEnded {
@@ -259,7 +271,8 @@ impl Connection {
         first
     }
 
-    /// Queues the held frames that are not part of the snapshot, and from now on every frame at once.
+    /// Queues the held frames that are not part of the snapshot, and from now on every frame at
+    /// once.
     pub fn go_live(&self, snapshot: &HashMap<ChatId, Rev>) {
         let mut state = self.state.lock();
         let Phase::Holding(held) = std::mem::take(&mut state.phase) else {
@@ -285,14 +298,17 @@ impl Connection {
                     }
                     news
                 }
-                Some(FramePosition::Event(rev)) => known.get(&chat_id).is_some_and(|seen| *seen < rev),
+                Some(FramePosition::Event(rev)) => {
+                    known.get(&chat_id).is_some_and(|seen| *seen < rev)
+                }
                 None => known.contains_key(&chat_id),
             });
 
             if news {
                 state.outbox.push_back(frame);
             } else {
-                state.outbox_bytes = state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
+                state.outbox_bytes =
+                    state.outbox_bytes.saturating_sub(frame.len() + FRAME_COST_BYTES);
             }
         }
 
@@ -306,8 +322,8 @@ impl Connection {
         !matches!(self.state.lock().phase, Phase::Silent)
     }
 
-    /// Notes that it follows a chat. Returns false if the connection is gone or being closed: its revisions may be of an
-    /// earlier epoch.
+    /// Notes that it follows a chat. Returns false if the connection is gone or being closed: its
+    /// revisions may be of an earlier epoch.
     pub(super) fn add_chat(&self, chat_id: ChatId) -> bool {
         let mut state = self.state.lock();
         let stays = !state.gone && state.closing.is_none();

@@ -1,5 +1,5 @@
-//! The epoch of the log: if the log fell back to an earlier state, everything that this hub delivered
-//! may be void, and every client must start anew.
+//! The epoch of the log: if the log fell back to an earlier state, everything that this hub
+//! delivered may be void, and every client must start anew.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::model::{ChatId, Epoch, Result, Rev, Topic};
 use crate::wire::ServerFrame;
 
 impl Hub {
-    /// The number of epoch changes that this process has seen. State read from the store before a change
-    /// must not be used after it.
+    /// The number of epoch changes that this process has seen. State read from the store before a
+    /// change must not be used after it.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -53,9 +53,9 @@ impl Hub {
 
     /// Forgets all subscriptions, and closes every connection; the clients come back and are reset.
     ///
-    /// Connections are closed twice, before and after the subscriptions are dropped. An old connection
-    /// must follow nothing when the subscriptions go, since it would open them again at its own revision;
-    /// a connection that came in between lost its subscriptions.
+    /// Connections are closed twice, before and after the subscriptions are dropped. An old
+    /// connection must follow nothing when the subscriptions go, since it would open them again at
+    /// its own revision; a connection that came in between lost its subscriptions.
     fn start_anew(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.resync_progress.reset();
@@ -73,7 +73,8 @@ impl Hub {
 
     fn close_all(&self) {
         let all = self.registry.all();
-        let return_max_ms = u64::try_from(EPOCH_RETURN_MAX.as_millis()).unwrap_or(0).min(all.len() as u64);
+        let return_max_ms =
+            u64::try_from(EPOCH_RETURN_MAX.as_millis()).unwrap_or(0).min(all.len() as u64);
 
         for connection in all {
             let after_ms = rand::rng().random_range(0..=return_max_ms);
@@ -82,8 +83,8 @@ impl Hub {
         }
     }
 
-    /// Compares chats a second time whose revision in the store is lower than the one delivered. If one
-    /// still is, the log fell back in a way that the check of its origin cannot see.
+    /// Compares chats a second time whose revision in the store is lower than the one delivered. If
+    /// one still is, the log fell back in a way that the check of its origin cannot see.
     pub(super) fn recheck_log(self: &Arc<Self>, mut chats: Vec<ChatId>) {
         chats.truncate(CHECK_BATCH);
         if chats.is_empty() || self.rechecking_log.swap(true, Ordering::AcqRel) {
@@ -103,14 +104,20 @@ impl Hub {
 
     async fn renew_epoch_if_behind(&self, chats: &[ChatId]) -> Result<()> {
         let (generation, epoch) = (self.generation(), self.store.epoch());
-        // Read before the store is asked: an event delivered meanwhile may be newer than the answer.
-        let delivered: HashMap<ChatId, Rev> =
-            chats.iter().filter_map(|id| self.subscriptions(*id).get(id).map(|it| (*id, it.rev()))).collect();
+        // Read before the store is asked: an event delivered meanwhile may be newer than the
+        // answer.
+        let delivered: HashMap<ChatId, Rev> = chats
+            .iter()
+            .filter_map(|id| self.subscriptions(*id).get(id).map(|it| (*id, it.rev())))
+            .collect();
 
         let revs = self.store.revs(chats).await?;
-        let behind = revs.iter().any(|(id, rev)| delivered.get(id).is_some_and(|delivered| rev < delivered));
+        let behind =
+            revs.iter().any(|(id, rev)| delivered.get(id).is_some_and(|delivered| rev < delivered));
         if behind && self.generation() == generation {
-            self.store.renew_epoch(epoch, self.fresh_epoch(), "a chat behind its subscribers").await?;
+            self.store
+                .renew_epoch(epoch, self.fresh_epoch(), "a chat behind its subscribers")
+                .await?;
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! Healing: fetching from the store the events that a chat's followers miss, and finding the followers
-//! that a chat misses.
+//! Healing: fetching from the store the events that a chat's followers miss, and finding the
+//! followers that a chat misses.
 //!
-//! All of it runs in vital tasks, whose panic ends the process: no other task would take over the work
-//! that a panicking task had begun, and its followers would never get the events that they miss.
+//! All of it runs in vital tasks, whose panic ends the process: no other task would take over the
+//! work that a panicking task had begun, and its followers would never get the events that they
+//! miss.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,14 +18,19 @@ use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 pub(super) const CHECK_BATCH: usize = 1000;
-/// Reads of a view that an event overtook, before the hub gives up. A missed join is found by the full
-/// resync; a chat that was opened again is in the client's next `sync`.
+/// Reads of a view that an event overtook, before the hub gives up. A missed join is found by the
+/// full resync; a chat that was opened again is in the client's next `sync`.
 const VIEW_READS_MAX: usize = 50;
 
 impl Hub {
-    /// Fetches the missing events of a chat, unless they arrive within a moment. `behind`: a revision that
-    /// is known to exist in the store. `reason` labels the metric.
-    pub(super) fn heal_later(self: &Arc<Self>, chat_id: ChatId, behind: Option<Rev>, reason: &'static str) {
+    /// Fetches the missing events of a chat, unless they arrive within a moment. `behind`: a
+    /// revision that is known to exist in the store. `reason` labels the metric.
+    pub(super) fn heal_later(
+        self: &Arc<Self>,
+        chat_id: ChatId,
+        behind: Option<Rev>,
+        reason: &'static str,
+    ) {
         {
             let mut subscriptions = self.subscriptions(chat_id);
             let Some(subscription) = subscriptions.get_mut(&chat_id) else {
@@ -65,11 +71,14 @@ impl Hub {
 
     async fn heal(&self, chat_id: ChatId) -> Result<()> {
         let generation = self.generation();
-        let Some((known, seen)) = self.subscriptions(chat_id).get(&chat_id).map(|it| (it.rev(), it.seen())) else {
+        let Some((known, seen)) =
+            self.subscriptions(chat_id).get(&chat_id).map(|it| (it.rev(), it.seen()))
+        else {
             return Ok(());
         };
 
-        let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await? else {
+        let Some(changes) = self.store.changes(chat_id, None, known, SYNC_CHANGES_MAX).await?
+        else {
             self.end_chat(chat_id, generation);
             return Ok(());
         };
@@ -92,13 +101,21 @@ impl Hub {
         }
         if let Some(subscription) = subscriptions.get_mut(&chat_id) {
             let size = MembershipSize::new(changes.kind, changes.member_count, changes.rev);
-            // The count is that of the chat's present revision, so a page before the last does not have one.
+            // The count is that of the chat's present revision, so a page before the last does not
+            // have one.
             let size = if changes.complete { size } else { MembershipSize::default() };
-            subscription.catch_up(chat_id, items, &changes.sent_earlier, size, changes.rev, &self.registry);
+            subscription.catch_up(
+                chat_id,
+                items,
+                &changes.sent_earlier,
+                size,
+                changes.rev,
+                &self.registry,
+            );
             self.count_later(chat_id, subscription);
             if changes.complete && changes.rev < seen {
-                // An event announced this revision before the store was asked, and the store does not have
-                // it: it was never committed.
+                // An event announced this revision before the store was asked, and the store does
+                // not have it: it was never committed.
                 subscription.discard_beyond(changes.rev);
             }
             self.close_if_unfollowed(&mut subscriptions, chat_id);
@@ -127,8 +144,8 @@ impl Hub {
         }
     }
 
-    /// Compares all sessions that have a connection with the store. One run at a time; a call during a run
-    /// causes another run.
+    /// Compares all sessions that have a connection with the store. One run at a time; a call
+    /// during a run causes another run.
     pub(super) fn check_sessions_now(self: &Arc<Self>) {
         if !self.checking.sessions.ask() {
             return;
@@ -152,9 +169,12 @@ impl Hub {
 
     pub(super) async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
         let generation = self.generation();
-        // Read before the store is asked: an event delivered meanwhile may be newer than the answer.
-        let delivered: Vec<Option<Rev>> =
-            chats.iter().map(|chat_id| self.subscriptions(*chat_id).get(chat_id).map(ChatSubscription::rev)).collect();
+        // Read before the store is asked: an event delivered meanwhile may be newer than the
+        // answer.
+        let delivered: Vec<Option<Rev>> = chats
+            .iter()
+            .map(|chat_id| self.subscriptions(*chat_id).get(chat_id).map(ChatSubscription::rev))
+            .collect();
         let revs: HashMap<ChatId, Rev> = self.store.revs(chats).await?.into_iter().collect();
         if self.generation() != generation {
             return Ok(());
@@ -162,9 +182,12 @@ impl Hub {
 
         for (chat_id, delivered) in chats.iter().zip(delivered) {
             match revs.get(chat_id) {
-                Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => self.recheck_log(vec![*chat_id]),
+                Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => {
+                    self.recheck_log(vec![*chat_id])
+                }
                 Some(rev) => {
-                    let behind = self.subscriptions(*chat_id).get(chat_id).is_some_and(|it| it.rev() < *rev);
+                    let behind =
+                        self.subscriptions(*chat_id).get(chat_id).is_some_and(|it| it.rev() < *rev);
                     if behind {
                         self.heal_later(*chat_id, Some(*rev), "check");
                     }
@@ -175,18 +198,25 @@ impl Hub {
         Ok(())
     }
 
-    /// Finds chats that are in a user's list and that a connection of the user does not follow: the event
-    /// of the join was lost.
-    pub(super) async fn check_lists(self: &Arc<Self>, connections: &[Arc<Connection>]) -> Result<()> {
+    /// Finds chats that are in a user's list and that a connection of the user does not follow: the
+    /// event of the join was lost.
+    pub(super) async fn check_lists(
+        self: &Arc<Self>,
+        connections: &[Arc<Connection>],
+    ) -> Result<()> {
         let live: Vec<(&Arc<Connection>, usize)> = connections
             .iter()
-            .filter_map(|connection| connection.chats_if_streaming().map(|chats| (connection, chats.len())))
+            .filter_map(|connection| {
+                connection.chats_if_streaming().map(|chats| (connection, chats.len()))
+            })
             .collect();
         let users: Vec<UserId> = live.iter().map(|(connection, _)| connection.user_id).collect();
-        let counts: HashMap<UserId, usize> = self.store.chat_counts(&users).await?.into_iter().collect();
+        let counts: HashMap<UserId, usize> =
+            self.store.chat_counts(&users).await?.into_iter().collect();
 
         for (connection, followed) in live {
-            // A join that is on its way makes the count differ for a moment, which costs one read of the list.
+            // A join that is on its way makes the count differ for a moment, which costs one read
+            // of the list.
             if counts.get(&connection.user_id).is_some_and(|count| *count > followed) {
                 self.follow_missing(connection).await?;
             }
@@ -214,7 +244,11 @@ impl Hub {
     }
 
     /// Makes a user's connections follow a chat, if the user is a member.
-    pub(super) async fn follow_as_member(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) -> Result<()> {
+    pub(super) async fn follow_as_member(
+        self: &Arc<Self>,
+        chat_id: ChatId,
+        user_id: UserId,
+    ) -> Result<()> {
         metrics::hub_heal("join");
         for _ in 0..VIEW_READS_MAX {
             if self.try_to_follow_as_member(chat_id, user_id).await? {
@@ -225,7 +259,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Returns false if an event overtook the store's answer: a user that left since must not follow.
+    /// Returns false if an event overtook the store's answer: a user that left since must not
+    /// follow.
     async fn try_to_follow_as_member(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
@@ -245,10 +280,12 @@ impl Hub {
         Ok(current)
     }
 
-    /// Sends a user's connections `chat_added` for a chat that is back in the user's list, as soon as its
-    /// view is read.
+    /// Sends a user's connections `chat_added` for a chat that is back in the user's list, as soon
+    /// as its view is read.
     pub(super) fn add_again_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
-        let is_followed = |it: &ChatSubscription| it.connections().any(|connection| connection.user_id == user_id);
+        let is_followed = |it: &ChatSubscription| {
+            it.connections().any(|connection| connection.user_id == user_id)
+        };
         if !self.subscriptions(chat_id).get(&chat_id).is_some_and(is_followed) {
             return;
         }
@@ -269,8 +306,8 @@ impl Hub {
         });
     }
 
-    /// Returns false if an event overtook the store's answer: the client would take that event for one yet
-    /// to come.
+    /// Returns false if an event overtook the store's answer: the client would take that event for
+    /// one yet to come.
     async fn try_to_add_again(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
@@ -278,7 +315,9 @@ impl Hub {
         };
 
         let mut subscriptions = self.subscriptions(chat_id);
-        let Some(subscription) = subscriptions.get_mut(&chat_id).filter(|_| self.generation() == generation) else {
+        let Some(subscription) =
+            subscriptions.get_mut(&chat_id).filter(|_| self.generation() == generation)
+        else {
             return Ok(true);
         };
         let current = subscription.rev() <= view.rev;

@@ -3,8 +3,8 @@
 //! Up to a bound every member gets every join. Above it only the owner and the admins do; the other
 //! members get the number of members every few seconds
 //! ([`ServerFrame::MemberCount`](crate::wire::ServerFrame::MemberCount)). That frame stands for the
-//! revisions that they did not get, so 10,000 joins cost each member a frame every few seconds, and no
-//! revision goes missing unexplained.
+//! revisions that they did not get, so 10,000 joins cost each member a frame every few seconds, and
+//! no revision goes missing unexplained.
 
 use crate::model::{Change, Chat, ChatKind, Rev, Role};
 
@@ -50,8 +50,9 @@ impl MembershipSize {
         self.member_count
     }
 
-    /// Whether a member with this role gets the number of members instead of each change, if the chat has more than
-    /// `events_max` members. A member whose role is not known yet counts as an ordinary one.
+    /// Whether a member with this role gets the number of members instead of each change, if the
+    /// chat has more than `events_max` members. A member whose role is not known yet counts as an
+    /// ordinary one.
     pub fn gets_counts(&self, role: Option<Role>, events_max: i64) -> bool {
         self.is_channel && self.member_count > events_max && !role.is_some_and(Role::leads)
     }
@@ -90,7 +91,8 @@ mod tests {
 
     #[test]
     fn only_ordinary_members_of_a_channel_above_the_bound_get_a_count() {
-        let counted = |kind, members, role| MembershipSize::new(kind, members, Rev(1)).gets_counts(role, 10);
+        let counted =
+            |kind, members, role| MembershipSize::new(kind, members, Rev(1)).gets_counts(role, 10);
         assert!(counted(ChatKind::Channel, 11, Some(Role::Member)));
         assert!(counted(ChatKind::Channel, 11, None));
         assert!(!counted(ChatKind::Channel, 10, Some(Role::Member)));

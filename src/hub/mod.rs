@@ -1,11 +1,12 @@
-//! This replica's sockets: which connection follows which chat, and how each event reaches each of them
-//! once and in order.
+//! This replica's sockets: which connection follows which chat, and how each event reaches each of
+//! them once and in order.
 //!
-//! The bus may lose and reorder events; the hub must not. For each followed chat the hub knows the last
-//! revision that it delivered ([`subscription`]). It delivers the next one, drops one that it delivered
-//! before, and treats a jump as a gap: the missing events get a moment to arrive and are then fetched from
-//! the store ([`heal`]). If the bus may have lost events without a later one to show it, the hub compares
-//! its chats with the store ([`resync`]). Each event is encoded once and shared by all outboxes.
+//! The bus may lose and reorder events; the hub must not. For each followed chat the hub knows the
+//! last revision that it delivered ([`subscription`]). It delivers the next one, drops one that it
+//! delivered before, and treats a jump as a gap: the missing events get a moment to arrive and are
+//! then fetched from the store ([`heal`]). If the bus may have lost events without a later one to
+//! show it, the hub compares its chats with the store ([`resync`]). Each event is encoded once and
+//! shared by all outboxes.
 
 pub mod connection;
 mod epoch;
@@ -30,7 +31,9 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Arrival, Bus, BusInbox, TooMany};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
-use crate::model::limits::{DRAIN_WAVE_EVERY, HUB_RESYNC_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY};
+use crate::model::limits::{
+    DRAIN_WAVE_EVERY, HUB_RESYNC_EVERY, MEMBER_COUNT_EVERY, SESSION_CHECK_EVERY,
+};
 use crate::model::{ChatEvent, ChatId, Clock, Event, Rev, Topic, UserId};
 use crate::presence::PresenceTracker;
 use crate::store::Store;
@@ -68,11 +71,13 @@ pub struct Hub {
     resync_progress: ResyncProgress,
     /// Whether a task compares chats again that seem to be ahead of the store.
     rechecking_log: AtomicBool,
-    /// The number of epoch changes so far: state that was read from the store before one is void after it.
+    /// The number of epoch changes so far: state that was read from the store before one is void
+    /// after it.
     generation: AtomicU64,
 }
 
-/// Comparisons with the store: one of each kind at a time, and one more if it was requested meanwhile.
+/// Comparisons with the store: one of each kind at a time, and one more if it was requested
+/// meanwhile.
 #[derive(Default)]
 struct Checks {
     chats: OneAtATime,
@@ -80,8 +85,8 @@ struct Checks {
 }
 
 impl Hub {
-    /// A hub without connections. In a channel of more than `channel_events_max` members, ordinary members get the number
-    /// of members instead of each member event.
+    /// A hub without connections. In a channel of more than `channel_events_max` members, ordinary
+    /// members get the number of members instead of each member event.
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
@@ -91,7 +96,8 @@ impl Hub {
         channel_events_max: i64,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let (registry, spread, draining) = (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
+        let (registry, spread, draining) =
+            (Registry::new(bus.clone()), RandomState::new(), CancellationToken::new());
         let stop = tasks.stop_token();
 
         Arc::new(Self {
@@ -115,8 +121,8 @@ impl Hub {
         })
     }
 
-    /// Delivers the events that arrive on the bus, and compares the chats with the store every 30 s, until the hub is
-    /// stopped.
+    /// Delivers the events that arrive on the bus, and compares the chats with the store every 30
+    /// s, until the hub is stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
 
@@ -160,7 +166,9 @@ impl Hub {
             Event::Chat(event) => self.deliver_chat_event(event),
             Event::Read { chat_id, user_id, message_id, to_all } => {
                 let frame = ServerFrame::Read { chat_id, user_id, message_id }.encode();
-                self.deliver_passing(chat_id, &frame, |connection| to_all || connection.user_id == user_id);
+                self.deliver_passing(chat_id, &frame, |connection| {
+                    to_all || connection.user_id == user_id
+                });
             }
             Event::Typing { chat_id, user_id } => {
                 let frame = ServerFrame::Typing { chat_id, user_id }.encode();
@@ -171,7 +179,8 @@ impl Hub {
                 self.deliver_passing(chat_id, &frame, |connection| connection.user_id == user_id);
             }
             Event::ChatBack { chat_id, user_id } => self.add_again_later(chat_id, user_id),
-            Event::SessionsEnded(_) | Event::LoggedInAgain { .. } if faults::on(Mutant::RevokeWithoutClosing) => {}
+            Event::SessionsEnded(_) | Event::LoggedInAgain { .. }
+                if faults::on(Mutant::RevokeWithoutClosing) => {}
             Event::SessionsEnded(sessions) => {
                 for connection in self.registry.of_sessions(&sessions) {
                     connection.close(CloseReason::SessionEnded);
@@ -194,8 +203,8 @@ impl Hub {
         let mut subscriptions = self.subscriptions(chat_id);
         let unknown = !subscriptions.contains_key(&chat_id);
         if unknown {
-            // No connection follows the chat. A user that joins by this event may be connected, and follows it from now
-            // on.
+            // No connection follows the chat. A user that joins by this event may be connected, and
+            // follows it from now on.
             let joiner_here = event.change.joiners().any(|user_id| self.registry.has_user(user_id));
             if !joiner_here {
                 return;
@@ -203,10 +212,12 @@ impl Hub {
         }
 
         let subscription = self.open(&mut subscriptions, chat_id, Rev(event.rev.0 - 1));
-        // The subscription may have begun, for other followers, at a revision after the join of a connected user.
+        // The subscription may have begun, for other followers, at a revision after the join of a
+        // connected user.
         let late = event.change.joiners().filter(|_| event.rev <= subscription.rev());
-        let unfollowing =
-            |user_id: &UserId| self.registry.streaming(*user_id).iter().any(|it| !subscription.is_followed_by(it));
+        let unfollowing = |user_id: &UserId| {
+            self.registry.streaming(*user_id).iter().any(|it| !subscription.is_followed_by(it))
+        };
         let not_following: Vec<UserId> = late.filter(unfollowing).collect();
 
         let accepted = subscription.accept(event, &self.registry);
@@ -242,7 +253,12 @@ impl Hub {
     }
 
     /// Sends a frame without a revision to some of a chat's followers.
-    fn deliver_passing(&self, chat_id: ChatId, frame: &bytes::Bytes, to: impl Fn(&Connection) -> bool) {
+    fn deliver_passing(
+        &self,
+        chat_id: ChatId,
+        frame: &bytes::Bytes,
+        to: impl Fn(&Connection) -> bool,
+    ) {
         let subscriptions = self.subscriptions(chat_id);
         let Some(subscription) = subscriptions.get(&chat_id) else {
             return;
@@ -259,15 +275,20 @@ impl Hub {
     /// Registers an authenticated connection. From now on it closes when its session ends.
     ///
     /// # Errors
-    /// `TooManyConnections` if the user has `per_user_max` connections on all replicas together; `Restarting` once the hub
-    /// drains.
-    pub async fn register(&self, connection: &Arc<Connection>, per_user_max: usize) -> Result<(), CloseReason> {
+    /// `TooManyConnections` if the user has `per_user_max` connections on all replicas together;
+    /// `Restarting` once the hub drains.
+    pub async fn register(
+        &self,
+        connection: &Arc<Connection>,
+        per_user_max: usize,
+    ) -> Result<(), CloseReason> {
         let entered = self.presence.enter(connection.user_id, per_user_max).await;
         entered.map_err(|TooMany| CloseReason::TooManyConnections)?;
 
         self.registry.add(connection);
 
-        // Checked after the connection was added: either the drain finds the connection, or this check finds the drain.
+        // Checked after the connection was added: either the drain finds the connection, or this
+        // check finds the drain.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
             self.presence.leave(connection.user_id);
@@ -300,9 +321,9 @@ impl Hub {
         metrics::socket_closed();
     }
 
-    /// Makes a connection follow chats before their snapshot is read, each known to have reached a revision. The connection
-    /// must be holding back its frames: [`Hub::settle`] and [`Connection::go_live`] decide later which of them are newer
-    /// than the snapshot.
+    /// Makes a connection follow chats before their snapshot is read, each known to have reached a
+    /// revision. The connection must be holding back its frames: [`Hub::settle`] and
+    /// [`Connection::go_live`] decide later which of them are newer than the snapshot.
     pub fn follow(&self, connection: &Arc<Connection>, chats: &[(ChatId, Rev)]) {
         for (chat_id, rev) in chats {
             let mut subscriptions = self.subscriptions(*chat_id);
@@ -311,9 +332,15 @@ impl Hub {
         }
     }
 
-    /// Takes over the state of a chat in the connection's snapshot, which was read after [`Hub::follow`]: the connection
-    /// gets the events after that revision. Without the chat in the snapshot, it gets none, unless a later event was a join.
-    pub fn settle(self: &Arc<Self>, connection: &Arc<Connection>, chat_id: ChatId, snapshot: Option<Snapshot>) {
+    /// Takes over the state of a chat in the connection's snapshot, which was read after
+    /// [`Hub::follow`]: the connection gets the events after that revision. Without the chat in the
+    /// snapshot, it gets none, unless a later event was a join.
+    pub fn settle(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        chat_id: ChatId,
+        snapshot: Option<Snapshot>,
+    ) {
         let mut subscriptions = self.subscriptions(chat_id);
         let Some(subscription) = subscriptions.get_mut(&chat_id) else {
             return;
@@ -330,18 +357,21 @@ impl Hub {
         }
     }
 
-    /// Closes every connection, a few at a time over `spread`, so that their return does not overload the other replicas.
-    /// New connections are refused.
+    /// Closes every connection, a few at a time over `spread`, so that their return does not
+    /// overload the other replicas. New connections are refused.
     pub async fn drain(&self, spread: Duration) {
         self.draining.cancel();
         let all = self.registry.all();
-        let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis()).unwrap_or(usize::MAX).max(1);
+        let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis())
+            .unwrap_or(usize::MAX)
+            .max(1);
         // Fewer connections than waves close one a wave; more are divided evenly over all waves.
         let waves = waves_max.min(all.len());
 
         for wave in 0..waves {
             for connection in &all[all.len() * wave / waves..all.len() * (wave + 1) / waves] {
-                let after_ms = rand::rng().random_range(0..=u64::try_from(spread.as_millis()).unwrap_or(0).min(1000));
+                let after_ms = rand::rng()
+                    .random_range(0..=u64::try_from(spread.as_millis()).unwrap_or(0).min(1000));
                 connection.push_always(&ServerFrame::Reconnect { after_ms }.encode());
                 connection.close(CloseReason::Restarting);
             }
@@ -361,7 +391,8 @@ impl Hub {
         self.registry.all().len()
     }
 
-    /// The subscription of a chat. A new one counts as delivered up to `rev`, and follows the chat's topic on the bus.
+    /// The subscription of a chat. A new one counts as delivered up to `rev`, and follows the
+    /// chat's topic on the bus.
     fn open<'a>(
         &self,
         subscriptions: &'a mut HashMap<ChatId, ChatSubscription>,
@@ -375,7 +406,11 @@ impl Hub {
     }
 
     /// Removes the subscription of a chat without followers. Returns whether it did.
-    fn close_if_unfollowed(&self, subscriptions: &mut HashMap<ChatId, ChatSubscription>, chat_id: ChatId) -> bool {
+    fn close_if_unfollowed(
+        &self,
+        subscriptions: &mut HashMap<ChatId, ChatSubscription>,
+        chat_id: ChatId,
+    ) -> bool {
         let unfollowed = subscriptions.get(&chat_id).is_some_and(ChatSubscription::is_unfollowed);
         if unfollowed {
             subscriptions.remove(&chat_id);

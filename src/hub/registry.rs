@@ -30,17 +30,26 @@ impl Registry {
     /// Adds a connection.
     pub fn add(&self, connection: &Arc<Connection>) {
         let mut inner = self.inner.lock();
-        let of_user = inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
+        let of_user =
+            inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
         if of_user.is_empty() {
             self.bus.follow(Topic::User(connection.user_id));
         }
         of_user.push(connection.clone());
-        inner.by_session.entry(connection.session_id).or_insert_with(|| Vec::with_capacity(1)).push(connection.clone());
+        inner
+            .by_session
+            .entry(connection.session_id)
+            .or_insert_with(|| Vec::with_capacity(1))
+            .push(connection.clone());
     }
 
     /// Removes a connection.
     pub fn remove(&self, connection: &Arc<Connection>) {
-        fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<Arc<Connection>>>, key: &K, id: u64) {
+        fn forget<K: std::hash::Hash + Eq>(
+            map: &mut HashMap<K, Vec<Arc<Connection>>>,
+            key: &K,
+            id: u64,
+        ) {
             if let Some(list) = map.get_mut(key) {
                 list.retain(|connection| connection.id != id);
                 if list.is_empty() {

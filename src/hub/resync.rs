@@ -1,8 +1,8 @@
 //! The resync: comparing the followed chats with the store, in case the bus lost an event.
 //!
-//! The ordinary resync reads which chats changed since the last one, so a chat in which nothing happens
-//! costs nothing. The full resync compares everything, a step at a time, so that no promise depends on
-//! the ordinary resync being complete.
+//! The ordinary resync reads which chats changed since the last one, so a chat in which nothing
+//! happens costs nothing. The full resync compares everything, a step at a time, so that no promise
+//! depends on the ordinary resync being complete.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::store::{CHANGE_SLOTS_MARGIN, ChangedChat};
 /// How far the resyncs have come.
 #[derive(Default)]
 pub(super) struct ResyncProgress {
-    /// The database's change slot and this process's time when the last complete resync began. `None` if
-    /// there was none in this epoch.
+    /// The database's change slot and this process's time when the last complete resync began.
+    /// `None` if there was none in this epoch.
     last: Mutex<Option<(i64, Timestamp)>>,
     /// The last step of the full resync.
     step: Mutex<usize>,
@@ -65,22 +65,28 @@ impl Hub {
             return self.resync_changed().await;
         }
 
-        let of_chats = topics.iter().filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
-        let chats: Vec<ChatId> = of_chats.filter(|id| self.subscriptions(*id).contains_key(id)).collect();
+        let of_chats = topics
+            .iter()
+            .filter_map(|topic| if let Topic::Chat(id) = topic { Some(*id) } else { None });
+        let chats: Vec<ChatId> =
+            of_chats.filter(|id| self.subscriptions(*id).contains_key(id)).collect();
         for batch in chats.chunks(CHECK_BATCH) {
             self.check_chats(batch).await?;
         }
 
-        let of_users = topics.iter().filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
-        let connections: Vec<Arc<Connection>> = of_users.flat_map(|id| self.registry.streaming(id)).collect();
+        let of_users = topics
+            .iter()
+            .filter_map(|topic| if let Topic::User(id) = topic { Some(*id) } else { None });
+        let connections: Vec<Arc<Connection>> =
+            of_users.flat_map(|id| self.registry.streaming(id)).collect();
         for batch in connections.chunks(CHECK_BATCH) {
             self.check_lists(batch).await?;
         }
         Ok(())
     }
 
-    /// Compares the sessions with a connection, and all chats that changed since the last resync, with the
-    /// store. One run at a time; a call during a run causes another run.
+    /// Compares the sessions with a connection, and all chats that changed since the last resync,
+    /// with the store. One run at a time; a call during a run causes another run.
     pub(super) fn resync_all(self: &Arc<Self>) {
         self.check_sessions_now();
         if !self.checking.chats.ask() {
@@ -100,11 +106,12 @@ impl Hub {
         });
     }
 
-    /// Compares all chats that changed since the last resync with the store; everything, if there was none.
+    /// Compares all chats that changed since the last resync with the store; everything, if there
+    /// was none.
     ///
     /// # Errors
-    /// `unavailable` if the store did not answer for all of it: then the next resync begins where this one
-    /// did.
+    /// `unavailable` if the store did not answer for all of it: then the next resync begins where
+    /// this one did.
     pub(super) async fn resync_changed(self: &Arc<Self>) -> Result<()> {
         let (generation, last) = (self.generation(), *self.resync_progress.last.lock());
         // Both are read before the first row.
@@ -112,7 +119,8 @@ impl Hub {
 
         match last {
             Some((last, at)) if last <= slot => self.resync_changed_since(last, at).await?,
-            // The database's clock stepped back: a later change may have an earlier slot than the last resync.
+            // The database's clock stepped back: a later change may have an earlier slot than the
+            // last resync.
             Some(_) | None => self.resync_everything().await?,
         }
 
@@ -135,7 +143,8 @@ impl Hub {
             metrics::hub_chats_resynced(page.len());
 
             self.compare_changed(&page, generation);
-            let ids: Vec<ChatId> = page.iter().filter(|chat| !chat.removed).map(|chat| chat.id).collect();
+            let ids: Vec<ChatId> =
+                page.iter().filter(|chat| !chat.removed).map(|chat| chat.id).collect();
             for (chat_id, user_id) in self.store.joined(&ids, joined_since).await? {
                 if self.lacks_member(chat_id, user_id) {
                     self.follow_as_member(chat_id, user_id).await?;
@@ -155,7 +164,9 @@ impl Hub {
             match delivered {
                 _ if self.generation() != generation => return,
                 Some(_) if chat.removed => self.end_chat(chat.id, generation),
-                Some(delivered) if delivered < chat.rev => self.heal_later(chat.id, Some(chat.rev), "check"),
+                Some(delivered) if delivered < chat.rev => {
+                    self.heal_later(chat.id, Some(chat.rev), "check")
+                }
                 // Usually the chat changed after its row was read.
                 Some(delivered) if delivered > chat.rev => ahead.push(chat.id),
                 Some(_) | None => {}
@@ -169,7 +180,9 @@ impl Hub {
         let streaming = self.registry.streaming(user_id);
         let subscriptions = self.subscriptions(chat_id);
         let subscription = subscriptions.get(&chat_id);
-        streaming.iter().any(|connection| subscription.is_none_or(|it| !it.is_followed_by(connection)))
+        streaming
+            .iter()
+            .any(|connection| subscription.is_none_or(|it| !it.is_followed_by(connection)))
     }
 
     /// Compares all followed chats, and the chat lists of all connected users, with the store.
@@ -197,14 +210,16 @@ impl Hub {
     /// Compares one part of the chats and of the connections.
     async fn resync_part(self: &Arc<Self>, step: usize) -> Result<()> {
         let shards = self.shards.iter().skip(step).step_by(FULL_RESYNC_STEPS);
-        let chats: HashSet<ChatId> = shards.flat_map(|it| it.lock().keys().copied().collect::<Vec<_>>()).collect();
+        let chats: HashSet<ChatId> =
+            shards.flat_map(|it| it.lock().keys().copied().collect::<Vec<_>>()).collect();
         let chats: Vec<ChatId> = chats.into_iter().collect();
         for batch in chats.chunks(CHECK_BATCH) {
             self.check_chats(batch).await?;
         }
 
         let in_part = |id: u64| usize::try_from(id).unwrap_or(0) % FULL_RESYNC_STEPS == step;
-        let connections: Vec<_> = self.registry.all().into_iter().filter(|it| in_part(it.id)).collect();
+        let connections: Vec<_> =
+            self.registry.all().into_iter().filter(|it| in_part(it.id)).collect();
         for batch in connections.chunks(CHECK_BATCH) {
             self.check_lists(batch).await?;
         }

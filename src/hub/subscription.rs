@@ -1,7 +1,8 @@
-//! The subscription to one chat: its followers, the last revision delivered to them, and the events that
-//! wait for a missing one.
+//! The subscription to one chat: its followers, the last revision delivered to them, and the events
+//! that wait for a missing one.
 //!
-//! A subscription changes only under the lock of its shard, so all followers get the events in one order.
+//! A subscription changes only under the lock of its shard, so all followers get the events in one
+//! order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -73,8 +74,8 @@ pub struct ChatSubscription {
 }
 
 impl ChatSubscription {
-    /// A subscription without followers, delivered up to `rev`. In a channel of more than `events_max` members, ordinary
-    /// members get counts instead of member events.
+    /// A subscription without followers, delivered up to `rev`. In a channel of more than
+    /// `events_max` members, ordinary members get counts instead of member events.
     pub fn delivered_up_to(rev: Rev, events_max: i64) -> Self {
         Self {
             rev,
@@ -122,13 +123,20 @@ impl ChatSubscription {
         }
     }
 
-    /// Takes over what a follower's snapshot says: the chat at a revision, or no such chat. The follower stays if its user
-    /// is a member, which the later of snapshot and events decides, and gets the events after the snapshot.
-    pub fn settle(&mut self, chat_id: ChatId, connection: &Arc<Connection>, snapshot: Option<Snapshot>) {
+    /// Takes over what a follower's snapshot says: the chat at a revision, or no such chat. The
+    /// follower stays if its user is a member, which the later of snapshot and events decides, and
+    /// gets the events after the snapshot.
+    pub fn settle(
+        &mut self,
+        chat_id: ChatId,
+        connection: &Arc<Connection>,
+        snapshot: Option<Snapshot>,
+    ) {
         if let Some(snapshot) = snapshot {
             self.size.update(snapshot.size);
             if snapshot.role.is_some_and(Role::leads) {
-                // From now on it gets member events, so a later count must not stand for those before.
+                // From now on it gets member events, so a later count must not stand for those
+                // before.
                 self.send_count_to(chat_id, |follower| follower.connection.id == connection.id);
             }
         }
@@ -173,14 +181,18 @@ impl ChatSubscription {
 
     /// Removes a follower.
     pub fn unfollow(&mut self, connection: &Connection) {
-        if let Some(index) = self.followers.iter().position(|follower| follower.connection.id == connection.id) {
+        if let Some(index) =
+            self.followers.iter().position(|follower| follower.connection.id == connection.id)
+        {
             self.followers.swap_remove(index);
         }
     }
 
     /// Takes an event from the bus.
     pub fn accept(&mut self, event: ChatEvent, registry: &Registry) -> Accepted {
-        if faults::on(Mutant::ArrivalOrder) || faults::on(Mutant::SeenAgain) && event.rev <= self.rev {
+        if faults::on(Mutant::ArrivalOrder)
+            || faults::on(Mutant::SeenAgain) && event.rev <= self.rev
+        {
             self.deliver(event, registry);
             return Accepted::Settled;
         }
@@ -197,8 +209,8 @@ impl ChatSubscription {
         if self.has_gap() { Accepted::Gap } else { Accepted::Settled }
     }
 
-    /// Delivers changes that were fetched from the store, up to `rev`. `sent_earlier`: messages that changed after they were
-    /// sent, with the revision by which they were sent.
+    /// Delivers changes that were fetched from the store, up to `rev`. `sent_earlier`: messages
+    /// that changed after they were sent, with the revision by which they were sent.
     pub fn catch_up(
         &mut self,
         chat_id: ChatId,
@@ -209,8 +221,8 @@ impl ChatSubscription {
         registry: &Registry,
     ) {
         let known = self.rev;
-        // A follower whose user joined in the gap must have left before, at a revision that the store no longer has: it
-        // gets nothing of the gap before the join, and joins anew.
+        // A follower whose user joined in the gap must have left before, at a revision that the
+        // store no longer has: it gets nothing of the gap before the join, and joins anew.
         for (rev, change) in items.iter().filter(|(rev, _)| *rev > known) {
             for user_id in change.joiners() {
                 self.remove_member(chat_id, user_id, *rev);
@@ -224,14 +236,18 @@ impl ChatSubscription {
             }
             match &change {
                 Change::MessageSent(message) if sent_earlier.contains_key(&message.id) => {
-                    // A follower whose snapshot is newer has the message already; all have it if it was delivered while the
-                    // store was asked. They get the change, the others get the message as new.
+                    // A follower whose snapshot is newer has the message already; all have it if it
+                    // was delivered while the store was asked. They get the change, the others get
+                    // the message as new.
                     let sent_rev = sent_earlier[&message.id];
-                    let has_it = |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
+                    let has_it =
+                        |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
                     let changed = Change::of_message(message.clone(), true);
                     self.rev = rev;
                     self.broadcast(ChatEvent { chat_id, rev, change: changed }, has_it);
-                    self.broadcast(ChatEvent { chat_id, rev, change }, |follower| !has_it(follower));
+                    self.broadcast(ChatEvent { chat_id, rev, change }, |follower| {
+                        !has_it(follower)
+                    });
                 }
                 _ => self.deliver(ChatEvent { chat_id, rev, change }, registry),
             }
@@ -244,7 +260,8 @@ impl ChatSubscription {
         self.deliver_waiting(registry);
     }
 
-    /// Delivers the waiting events and ignores the gap: a deliberate fault, for tests that must notice it.
+    /// Delivers the waiting events and ignores the gap: a deliberate fault, for tests that must
+    /// notice it.
     pub fn skip_gap(&mut self, registry: &Registry) {
         for (_, event) in std::mem::take(&mut self.waiting) {
             self.deliver(event, registry);
@@ -273,7 +290,11 @@ impl ChatSubscription {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         for follower in self.followers.drain(..) {
             // Later than the revision of any snapshot.
-            follower.connection.push(Some(chat_id), Some(FramePosition::ChatGone(Rev(i64::MAX))), &frame);
+            follower.connection.push(
+                Some(chat_id),
+                Some(FramePosition::ChatGone(Rev(i64::MAX))),
+                &frame,
+            );
             follower.connection.remove_chat(chat_id);
         }
     }
@@ -316,7 +337,9 @@ impl ChatSubscription {
             Change::MemberChanged(member) => {
                 let (user_id, role) = (member.user.id, member.role);
                 self.send_count(chat_id);
-                for follower in self.followers.iter_mut().filter(|it| it.connection.user_id == user_id) {
+                for follower in
+                    self.followers.iter_mut().filter(|it| it.connection.user_id == user_id)
+                {
                     follower.role = Some(role);
                 }
                 self.broadcast(event, |_| true);
@@ -351,14 +374,18 @@ impl ChatSubscription {
     /// Sends a user's connections `chat_added` again; their events continue from this view.
     pub fn add_again(&mut self, user_id: UserId, view: &Chat) {
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
-        for follower in self.followers.iter_mut().filter(|follower| follower.connection.user_id == user_id) {
+        for follower in
+            self.followers.iter_mut().filter(|follower| follower.connection.user_id == user_id)
+        {
             follower.from = follower.from.max(view.rev);
-            // Without a position, since it is sent whatever the snapshot holds: there the chat may be off the list.
+            // Without a position, since it is sent whatever the snapshot holds: there the chat may
+            // be off the list.
             follower.connection.push(Some(view.id), None, &frame);
         }
     }
 
-    /// Ends the following of a former member's connections, except where a newer snapshot shows that the user is a member.
+    /// Ends the following of a former member's connections, except where a newer snapshot shows
+    /// that the user is a member.
     fn remove_member(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
         if faults::on(Mutant::CachedMembership) {
             return;
@@ -379,8 +406,9 @@ impl ChatSubscription {
         });
     }
 
-    /// Sends an event to the followers that do not have it yet and for which `meant` holds. In a large channel, a member
-    /// event goes to the owner, the admins and the member only; the others get a count later.
+    /// Sends an event to the followers that do not have it yet and for which `meant` holds. In a
+    /// large channel, a member event goes to the owner, the admins and the member only; the others
+    /// get a count later.
     fn broadcast(&mut self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
         let (chat_id, rev, member) = (event.chat_id, event.rev, event.change.member());
         if member.is_none() || !self.size.gets_counts(None, self.events_max) {
@@ -398,7 +426,9 @@ impl ChatSubscription {
         };
 
         let mut delivered = 0;
-        for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && meant(it)) {
+        for follower in
+            self.followers.iter().filter(|it| it.from < rev && !it.has_left() && meant(it))
+        {
             if is_counted(follower) {
                 self.uncounted = Some(rev);
                 continue;
@@ -415,8 +445,8 @@ impl ChatSubscription {
         self.uncounted.is_some()
     }
 
-    /// Sends the number of members to the ordinary members of a large channel, if a member event was withheld since the last
-    /// count.
+    /// Sends the number of members to the ordinary members of a large channel, if a member event
+    /// was withheld since the last count.
     pub fn send_count(&mut self, chat_id: ChatId) {
         self.send_count_to(chat_id, |_| true);
         self.uncounted = None;
@@ -431,7 +461,11 @@ impl ChatSubscription {
         let frame = ServerFrame::MemberCount { chat_id, rev, member_count }.encode();
         let mut delivered = 0;
         let leads = |follower: &Follower| follower.role.is_some_and(Role::leads);
-        for follower in self.followers.iter().filter(|it| it.from < rev && !it.has_left() && !leads(it) && meant(it)) {
+        for follower in self
+            .followers
+            .iter()
+            .filter(|it| it.from < rev && !it.has_left() && !leads(it) && meant(it))
+        {
             follower.connection.push(Some(chat_id), Some(FramePosition::Event(rev)), &frame);
             delivered += 1;
         }

@@ -9,7 +9,8 @@ use http_body::{Frame, SizeHint};
 use super::line::Request;
 use crate::model::limits::ANSWER_PIECE_BYTES;
 
-/// A body in pieces of [`ANSWER_PIECE_BYTES`] at most. The request is in progress as long as it is there.
+/// A body in pieces of [`ANSWER_PIECE_BYTES`] at most. The request is in progress as long as it is
+/// there.
 pub(super) struct PacedBody {
     body: Body,
     /// What was read and is not yet handed over.
@@ -30,7 +31,10 @@ impl HttpBody for PacedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.rest.is_empty() {
             match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {

@@ -2,8 +2,8 @@
 
 use crate::model::limits::FILES_RESERVE;
 
-/// Raises the soft limit of open files to the hard limit, as far as the system lets it. The limit then in force; `None`
-/// if there is none.
+/// Raises the soft limit of open files to the hard limit, as far as the system lets it. The limit
+/// then in force; `None` if there is none.
 pub fn raise_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -56,7 +56,8 @@ enum Progress {
 }
 
 impl Progress {
-    /// Until when it must have moved. An answer that is there may wait for the one before it to be taken, as HTTP/1 has it.
+    /// Until when it must have moved. An answer that is there may wait for the one before it to be
+    /// taken, as HTTP/1 has it.
     fn until(&self, patience: &Patience) -> Instant {
         match self {
             Self::Unanswered(since) => *since + REQUEST_READ_MAX + REQUEST_MAX + patience.stall,
@@ -78,18 +79,25 @@ pub(super) enum Verdict {
 
 impl Slots {
     pub(super) fn new(connections_max: usize) -> Arc<Self> {
-        Arc::new(Self { free: Arc::new(Semaphore::new(connections_max)), waiting: Mutex::default() })
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(connections_max)),
+            waiting: Mutex::default(),
+        })
     }
 
-    /// A slot for a new connection: a free one, or that of the connection that has waited longest without a complete
-    /// request head. `None` if all have had one.
+    /// A slot for a new connection: a free one, or that of the connection that has waited longest
+    /// without a complete request head. `None` if all have had one.
     pub(super) fn take(self: &Arc<Self>, address_slot: SharedAddressSlot) -> Option<Arc<Line>> {
         let slot = self.free.clone().try_acquire_owned().ok().or_else(|| self.evict())?;
         let mut waiting = self.waiting.lock();
         let number = waiting.next;
         waiting.next += 1;
-        let activity =
-            Activity { had_head: false, quiet_since: Instant::now(), requests: HashMap::new(), next_request: 0 };
+        let activity = Activity {
+            had_head: false,
+            quiet_since: Instant::now(),
+            requests: HashMap::new(),
+            next_request: 0,
+        };
         let line = Arc::new(Line {
             slots: self.clone(),
             number,
@@ -148,12 +156,22 @@ impl Line {
     }
 
     /// Whether the connection may go on. `leaving` is since when it was asked to end in peace.
-    pub(super) fn look(&self, patience: &Patience, leaving: Option<Instant>, now: Instant) -> Verdict {
+    pub(super) fn look(
+        &self,
+        patience: &Patience,
+        leaving: Option<Instant>,
+        now: Instant,
+    ) -> Verdict {
         let activity = self.activity.lock();
         // An answer may begin to wait right after this look.
         let soon = now + patience.stall / 4;
-        if let Some(until) = activity.requests.values().map(|request| request.until(patience)).min() {
-            return if until <= now { Verdict::Overdue("answer_stalled") } else { Verdict::Fine(until.min(soon)) };
+        if let Some(until) = activity.requests.values().map(|request| request.until(patience)).min()
+        {
+            return if until <= now {
+                Verdict::Overdue("answer_stalled")
+            } else {
+                Verdict::Fine(until.min(soon))
+            };
         }
         let (for_long, end): (Duration, _) = match leaving {
             Some(_) => (CLOSE_MAX, Verdict::Overdue("idle")),
@@ -198,8 +216,11 @@ impl Drop for Request {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience =
-        Patience { first_head: Duration::from_secs(10), idle: Duration::from_mins(1), stall: Duration::from_secs(20) };
+    const PATIENCE: Patience = Patience {
+        first_head: Duration::from_secs(10),
+        idle: Duration::from_mins(1),
+        stall: Duration::from_secs(20),
+    };
 
     fn after(line: &Line, seconds: u64) -> Verdict {
         line.look(&PATIENCE, None, Instant::now() + Duration::from_secs(seconds))
@@ -219,7 +240,10 @@ mod tests {
     fn a_request_keeps_its_connection_and_an_answer_that_does_not_move_ends_it() {
         let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         let request = line.begin();
-        assert!(matches!(after(&line, 39), Verdict::Fine(_)), "15 s to read it, 4.5 s to answer it, 20 s to take it");
+        assert!(
+            matches!(after(&line, 39), Verdict::Fine(_)),
+            "15 s to read it, 4.5 s to answer it, 20 s to take it"
+        );
         assert_eq!(after(&line, 41), Verdict::Overdue("answer_stalled"));
         request.moved();
         assert!(matches!(after(&line, 19), Verdict::Fine(_)));

@@ -1,7 +1,7 @@
 //! Accepting connections: how many, from where, how patiently, with which buffers.
 //!
-//! Each connection runs in a task that also watches it ([`line`]): hyper waits without end for the first byte, and for the
-//! next request of HTTP/2, and for a client that takes no data of it.
+//! Each connection runs in a task that also watches it ([`line`]): hyper waits without end for the
+//! first byte, and for the next request of HTTP/2, and for a client that takes no data of it.
 
 mod body;
 mod files;
@@ -33,8 +33,8 @@ use tower::{ServiceExt, service_fn};
 use crate::metrics;
 use crate::model::Error;
 use crate::model::limits::{
-    HEAD_BYTES_MAX, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, Patience, REQUEST_MAX, REQUEST_READ_MAX,
-    SEND_BUFFER_BYTES, UNACKNOWLEDGED_MAX,
+    HEAD_BYTES_MAX, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, Patience, REQUEST_MAX,
+    REQUEST_READ_MAX, SEND_BUFFER_BYTES, UNACKNOWLEDGED_MAX,
 };
 use crate::service::{Admission, SharedAddressSlot};
 use body::PacedBody;
@@ -132,7 +132,8 @@ pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: Ca
         };
         // Frames are small and wanted now.
         let _ = stream.set_nodelay(true);
-        let serving = serve_connection(&builder, &router, stream, peer, line, rules.patience, leave.clone());
+        let serving =
+            serve_connection(&builder, &router, stream, peer, line, rules.patience, leave.clone());
         connections.spawn(serving);
     }
     drop(listener);
@@ -143,7 +144,8 @@ pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: Ca
     }
 }
 
-/// Runs a connection to its end or to its upgrade. A client that breaks off is no event of the server's.
+/// Runs a connection to its end or to its upgrade. A client that breaks off is no event of the
+/// server's.
 fn serve_connection(
     builder: &auto::Builder<TokioExecutor>,
     router: &Router,
@@ -164,7 +166,8 @@ fn serve_connection(
             Ok::<_, Infallible>(response.map(|body| PacedBody::new(body, begun)))
         }
     });
-    let connection = builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service)).into_owned();
+    let connection =
+        builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service)).into_owned();
     async move {
         let mut connection = pin!(connection);
         let mut leaving = None;
@@ -200,7 +203,11 @@ fn serve_connection(
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(REQUEST_READ_MAX).max_buf_size(HEAD_BYTES_MAX);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_READ_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -211,7 +218,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A socket that holds its connection's slot until it is closed, also after its upgrade to a WebSocket.
+/// A socket that holds its connection's slot until it is closed, also after its upgrade to a
+/// WebSocket.
 struct Counted {
     stream: TcpStream,
     line: Arc<Line>,
@@ -224,13 +232,21 @@ impl Drop for Counted {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -267,6 +283,9 @@ mod tests {
         let ms = rustix::net::sockopt::tcp_user_timeout(&stream).unwrap();
         assert_eq!(u128::from(ms), UNACKNOWLEDGED_MAX.as_millis());
         // The system makes it the double.
-        assert_eq!(rustix::net::sockopt::socket_send_buffer_size(&stream).unwrap(), 2 * SEND_BUFFER_BYTES as usize);
+        assert_eq!(
+            rustix::net::sockopt::socket_send_buffer_size(&stream).unwrap(),
+            2 * SEND_BUFFER_BYTES as usize
+        );
     }
 }

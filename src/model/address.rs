@@ -1,4 +1,5 @@
-//! Addresses as bounds count them: by the network that one customer is given, not by the single address.
+//! Addresses as bounds count them: by the network that one customer is given, not by the single
+//! address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -61,7 +62,8 @@ impl Network {
         }
     }
 
-    /// All networks of an address that a bound counts, the narrowest first: one of IPv4, three of IPv6.
+    /// All networks of an address that a bound counts, the narrowest first: one of IPv4, three of
+    /// IPv6.
     pub fn all(ip: IpAddr) -> impl Iterator<Item = Self> {
         let prefixes: &[Prefix] = match ip.to_canonical() {
             IpAddr::V4(_) => &[Prefix::Bits64],
@@ -71,7 +73,8 @@ impl Network {
     }
 }
 
-/// `192.0.2.1`, or `2001:db8:0:1::/64` with its leading groups written out, as keys in Redis have always been.
+/// `192.0.2.1`, or `2001:db8:0:1::/64` with its leading groups written out, as keys in Redis have
+/// always been.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -88,10 +91,12 @@ impl fmt::Display for Network {
     }
 }
 
-/// Whether a host's name or address is this machine's own by all accounts: what is sent there crosses no network.
+/// Whether a host's name or address is this machine's own by all accounts: what is sent there
+/// crosses no network.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]

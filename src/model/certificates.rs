@@ -29,6 +29,9 @@ impl fmt::Debug for PemFile {
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificates").field("authority", &self.authority).field("client", &self.client).finish()
+        f.debug_struct("Certificates")
+            .field("authority", &self.authority)
+            .field("client", &self.client)
+            .finish()
     }
 }

@@ -68,9 +68,11 @@ pub enum Action {
 /// The one table of permissions.
 ///
 /// # Errors
-/// `wrong_chat_kind` where chats of this kind don't have that; `not_allowed` where the role lacks the right.
+/// `wrong_chat_kind` where chats of this kind don't have that; `not_allowed` where the role lacks
+/// the right.
 pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
-    let membership_only = !matches!(action, Action::Write | Action::RemoveMessage) && !kind.has_membership();
+    let membership_only =
+        !matches!(action, Action::Write | Action::RemoveMessage) && !kind.has_membership();
     if membership_only {
         return Err(Code::WrongChatKind.into());
     }
@@ -81,7 +83,9 @@ pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
         // An admin manages plain members; only owners touch owners and admins.
         Action::Add(new) => role == Role::Owner || (role == Role::Admin && new == Role::Member),
         Action::RemoveChat | Action::ChangeRole(..) => role == Role::Owner,
-        Action::Remove(target) => role == Role::Owner || (role == Role::Admin && target == Role::Member),
+        Action::Remove(target) => {
+            role == Role::Owner || (role == Role::Admin && target == Role::Member)
+        }
     };
     if allowed { Ok(()) } else { Err(Code::NotAllowed.into()) }
 }
@@ -102,7 +106,8 @@ pub struct LastMessage {
     pub kind: MessageKind,
 }
 
-/// A chat as one of its members sees it. In events that go to all members, what differs between them is absent.
+/// A chat as one of its members sees it. In events that go to all members, what differs between
+/// them is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Chat {
     /// Its id.
@@ -173,9 +178,12 @@ mod tests {
 
     #[test]
     fn an_admin_manages_members_but_neither_admins_nor_owners() {
-        for action in
-            [Action::Add(Role::Admin), Action::Remove(Role::Owner), Action::Remove(Role::Admin), Action::RemoveChat]
-        {
+        for action in [
+            Action::Add(Role::Admin),
+            Action::Remove(Role::Owner),
+            Action::Remove(Role::Admin),
+            Action::RemoveChat,
+        ] {
             assert!(permit(ChatKind::Group, Role::Admin, action).is_err(), "{action:?}");
         }
         assert!(permit(ChatKind::Group, Role::Admin, Action::Remove(Role::Member)).is_ok());

@@ -46,7 +46,8 @@ impl Timestamp {
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let time = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let time = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000))
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
         let (hour, minute, second) = time.to_hms();
         let ms = self.0.rem_euclid(1000);
@@ -73,7 +74,9 @@ impl utoipa::PartialSchema for Timestamp {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
-            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::DateTime)))
+            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(
+                utoipa::openapi::KnownFormat::DateTime,
+            )))
             .description(Some("RFC 3339, UTC, milliseconds"))
             .examples(["2026-11-21T23:59:59.123Z"])
             .into()
@@ -105,7 +108,8 @@ impl Clock {
 
     /// Moves this clock and its clones forward by `span`.
     pub fn advance(&self, span: Duration) {
-        self.advanced_ms.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.advanced_ms
+            .fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
     /// By how much this clock was moved by hand, in milliseconds: 0 but in tests.
@@ -113,8 +117,8 @@ impl Clock {
         self.advanced_ms.load(Ordering::Relaxed)
     }
 
-    /// Follows another clock, which shows `theirs` now: what expires shall do so at one time on all replicas, whatever
-    /// their machines think.
+    /// Follows another clock, which shows `theirs` now: what expires shall do so at one time on all
+    /// replicas, whatever their machines think.
     pub fn follow(&self, theirs: Timestamp) {
         self.skew_ms.store(theirs.0 - Self::of_the_machine(), Ordering::Relaxed);
     }
@@ -126,8 +130,9 @@ impl Clock {
     }
 }
 
-/// Notices when a clock jumps, by a second one that only measures spans. After a jump it is not known which of the two
-/// times is right: a clock that was wrong for a moment shows the right time soon, one that was set right stays.
+/// Notices when a clock jumps, by a second one that only measures spans. After a jump it is not
+/// known which of the two times is right: a clock that was wrong for a moment shows the right time
+/// soon, one that was set right stays.
 #[derive(Debug, Default)]
 pub struct JumpWatch {
     last: Option<(Timestamp, Instant)>,
@@ -135,8 +140,9 @@ pub struct JumpWatch {
 }
 
 impl JumpWatch {
-    /// Compares the clock with the time that passed since the last call. Whether the clock showed no jump of more than
-    /// [`CLOCK_JUMP_MAX`] for the last [`CLOCK_TRUST_AFTER`], as far as these calls can tell.
+    /// Compares the clock with the time that passed since the last call. Whether the clock showed
+    /// no jump of more than [`CLOCK_JUMP_MAX`] for the last [`CLOCK_TRUST_AFTER`], as far as these
+    /// calls can tell.
     pub fn is_steady(&mut self, shown: Timestamp, measured: Instant) -> bool {
         if let Some((shown_before, measured_before)) = self.last.replace((shown, measured)) {
             let passed = measured.saturating_duration_since(measured_before);
@@ -159,15 +165,24 @@ mod tests {
         let noon = Timestamp::from_ms(1_795_305_600_000);
         let mut watch = JumpWatch::default();
         assert!(watch.is_steady(noon, start));
-        assert!(watch.is_steady(noon.plus(2 * minute), start + minute), "a clock that is a bit fast");
+        assert!(
+            watch.is_steady(noon.plus(2 * minute), start + minute),
+            "a clock that is a bit fast"
+        );
 
         let ahead = noon.plus(Duration::from_hours(48));
         assert!(!watch.is_steady(ahead, start + 2 * minute), "forward");
         assert!(!watch.is_steady(ahead.plus(minute), start + 3 * minute), "and still");
         let back = noon.plus(4 * minute);
         assert!(!watch.is_steady(back, start + 4 * minute), "back");
-        assert!(!watch.is_steady(back.plus(CLOCK_TRUST_AFTER / 2), start + 4 * minute + CLOCK_TRUST_AFTER / 2));
-        assert!(watch.is_steady(back.plus(CLOCK_TRUST_AFTER), start + 4 * minute + CLOCK_TRUST_AFTER), "steady again");
+        assert!(!watch.is_steady(
+            back.plus(CLOCK_TRUST_AFTER / 2),
+            start + 4 * minute + CLOCK_TRUST_AFTER / 2
+        ));
+        assert!(
+            watch.is_steady(back.plus(CLOCK_TRUST_AFTER), start + 4 * minute + CLOCK_TRUST_AFTER),
+            "steady again"
+        );
     }
 
     #[test]

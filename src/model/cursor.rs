@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ChatId, Error, Result, UserId};
 
-/// Longest cursor worth decoding; ours are shorter, also with a name of a hundred characters of four bytes.
+/// Longest cursor worth decoding; ours are shorter, also with a name of a hundred characters of
+/// four bytes.
 const CURSOR_BYTES_MAX: usize = 1024;
 
 /// Where a page of the inbox ended.
@@ -31,8 +32,8 @@ pub struct MemberCursor {
     pub user_id: UserId,
 }
 
-/// Where a page of the directory ended: among those whose login begins with the query, which come first, or among those
-/// whose name does.
+/// Where a page of the directory ended: among those whose login begins with the query, which come
+/// first, or among those whose name does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum DirectoryCursor {
@@ -107,8 +108,10 @@ mod tests {
 
     #[test]
     fn the_longest_name_fits_in_a_cursor() {
-        let cursor =
-            DirectoryCursor::ByName { name_key: "\u{10FFFF}".repeat(NAME_CHARS_MAX), user_id: UserId::default() };
+        let cursor = DirectoryCursor::ByName {
+            name_key: "\u{10FFFF}".repeat(NAME_CHARS_MAX),
+            user_id: UserId::default(),
+        };
         assert_eq!(decode::<DirectoryCursor>(&encode(&cursor)).unwrap(), cursor);
     }
 }

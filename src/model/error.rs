@@ -1,4 +1,5 @@
-//! One error for HTTP and the gateway: a stable code, a sentence for people, and what the cause means for the caller.
+//! One error for HTTP and the gateway: a stable code, a sentence for people, and what the cause
+//! means for the caller.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// What an error means for the caller. HTTP turns it into a status, the gateway into an answer or a close code.
+/// What an error means for the caller. HTTP turns it into a status, the gateway into an answer or a
+/// close code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The request can't be read at all.
@@ -49,7 +51,8 @@ pub enum Kind {
 
 macro_rules! codes {
     ($($(#[$doc:meta])+ $name:ident = $code:literal, $kind:ident, $title:literal;)+) => {
-        /// The machine-readable reason of an error. The words are part of the contract and never change.
+        /// The machine-readable reason of an error. The words are part of the contract and never
+        /// change.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[$doc])+ $name),+ }
 
@@ -92,7 +95,8 @@ codes! {
     OriginNotAllowed = "origin_not_allowed", Forbidden, "This origin is not allowed";
     /// Wrong password where one confirms an action.
     WrongPassword = "wrong_password", Forbidden, "The password is wrong";
-    /// The user wants to hear only from those who share a chat with them. Among several users it is not said which.
+    /// The user wants to hear only from those who share a chat with them. Among several users it is
+    /// not said which.
     UserUnreachable = "user_unreachable", Forbidden, "You can't bring this user into a chat";
     /// No such path.
     RouteNotFound = "route_not_found", NotFound, "There is nothing here";
@@ -181,7 +185,11 @@ impl Error {
 
     /// Wrong fields, each named.
     pub fn fields(fields: Vec<FieldError>) -> Self {
-        let names = fields.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; ");
+        let names = fields
+            .iter()
+            .map(|f| format!("{}: {}", f.field, f.message))
+            .collect::<Vec<_>>()
+            .join("; ");
         Self { fields, ..Self::with_detail(Code::InvalidFields, names) }
     }
 

@@ -1,5 +1,5 @@
-//! Events: what the service announces over the bus to every hub. Their format between replicas is in
-//! `wire`, so these types have no format of their own.
+//! Events: what the service announces over the bus to every hub. Their format between replicas is
+//! in `wire`, so these types have no format of their own.
 
 use super::{Chat, ChatId, Member, Message, MessageId, Rev, SessionId, UserId};
 
@@ -25,8 +25,8 @@ pub enum Change {
     MessageEdited(Message),
     /// A message was removed; it keeps its place without a text.
     MessageRemoved(Message),
-    /// A user joined, with the user's view of the chat; the view is absent when the change was read back from the
-    /// store.
+    /// A user joined, with the user's view of the chat; the view is absent when the change was read
+    /// back from the store.
     MemberJoined(Box<(Member, Option<Chat>)>),
     /// A member's role changed.
     MemberChanged(Member),
@@ -42,15 +42,15 @@ impl Change {
     /// The message that changed, if it was one.
     pub fn message_id(&self) -> Option<MessageId> {
         match self {
-            Self::MessageSent(message) | Self::MessageEdited(message) | Self::MessageRemoved(message) => {
-                Some(message.id)
-            }
+            Self::MessageSent(message)
+            | Self::MessageEdited(message)
+            | Self::MessageRemoved(message) => Some(message.id),
             _ => None,
         }
     }
 
-    /// The change that a message stands for in the protocol: to a client that does not know the message it is new, however
-    /// often it changed since.
+    /// The change that a message stands for in the protocol: to a client that does not know the
+    /// message it is new, however often it changed since.
     pub fn of_message(message: Message, is_known: bool) -> Self {
         if !is_known {
             Self::MessageSent(message)
@@ -74,7 +74,8 @@ impl Change {
     /// The users that enter the chat by this change.
     pub fn joiners(&self) -> impl Iterator<Item = UserId> {
         let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };
-        let joined = if let Self::MemberJoined(joined) = self { Some(joined.0.user.id) } else { None };
+        let joined =
+            if let Self::MemberJoined(joined) = self { Some(joined.0.user.id) } else { None };
         created.iter().map(|(user_id, _)| *user_id).chain(joined)
     }
 }
@@ -83,7 +84,8 @@ impl Change {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
 pub enum Event {
-    /// A durable change. It may be lost on the way: the hub notices the gap by its `rev` and asks the store.
+    /// A durable change. It may be lost on the way: the hub notices the gap by its `rev` and asks
+    /// the store.
     Chat(ChatEvent),
     /// A member's read marker moved.
     Read {
@@ -110,7 +112,8 @@ pub enum Event {
         /// The user whose list it is.
         user_id: UserId,
     },
-    /// A self or private chat is back in the user's list, at the user's request. It may have changed since.
+    /// A self or private chat is back in the user's list, at the user's request. It may have
+    /// changed since.
     ChatBack {
         /// The chat.
         chat_id: ChatId,
@@ -126,9 +129,11 @@ pub enum Event {
         /// Logins into it after the first, now.
         logins: i64,
     },
-    /// A user may have come online or gone offline: replicas with a watcher look up the user's presence.
+    /// A user may have come online or gone offline: replicas with a watcher look up the user's
+    /// presence.
     Presence(UserId),
-    /// A unit of work that was to change these ended with an unknown outcome: compare them with the store.
+    /// A unit of work that was to change these ended with an unknown outcome: compare them with the
+    /// store.
     Resync(Vec<Topic>),
 }
 
@@ -146,7 +151,8 @@ pub enum Topic {
 }
 
 impl Event {
-    /// The topics that this event is published on. More than one if users join a chat, since they do not follow it yet.
+    /// The topics that this event is published on. More than one if users join a chat, since they
+    /// do not follow it yet.
     pub fn topics(&self) -> Vec<Topic> {
         match self {
             Self::Chat(event) => {

@@ -1,9 +1,9 @@
-//! Deliberate faults, for tests that must fail when the server is wrong. Without the feature `faults`, which no release
-//! has, all of this is nothing.
+//! Deliberate faults, for tests that must fail when the server is wrong. Without the feature
+//! `faults`, which no release has, all of this is nothing.
 //!
-//! `STARLING_MUTANT=no_gap_fill` makes the process wrong in one way ([`Mutant`]). `STARLING_FAILPOINTS=committed=crash/200`
-//! makes it crash, panic or wait at a [`Point`], about once in 200 times: `point=crash/N`, `point=panic/N` or
-//! `point=wait:MS/N`, comma-separated.
+//! `STARLING_MUTANT=no_gap_fill` makes the process wrong in one way ([`Mutant`]).
+//! `STARLING_FAILPOINTS=committed=crash/200` makes it crash, panic or wait at a [`Point`], about
+//! once in 200 times: `point=crash/N`, `point=panic/N` or `point=wait:MS/N`, comma-separated.
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])+ $variant:ident = $word:literal),+ $(,)? }) => {
@@ -134,7 +134,8 @@ mod enabled {
     #[expect(clippy::panic, reason = "that is what is asked for")]
     pub async fn at(point: Point) {
         static CHOSEN: OnceLock<Vec<(Point, Act, u32)>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| read(&variable("STARLING_FAILPOINTS").unwrap_or_default()));
+        let chosen =
+            CHOSEN.get_or_init(|| read(&variable("STARLING_FAILPOINTS").unwrap_or_default()));
         for (_, act, one_in) in chosen.iter().filter(|(chosen, ..)| *chosen == point) {
             if rand::rng().random_range(0..*one_in) == 0 {
                 match act {

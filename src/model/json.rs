@@ -13,26 +13,40 @@ const FIELDS_MAX: usize = 16;
 /// Reads one JSON value of a known shape.
 ///
 /// # Errors
-/// `malformed_json` if it is not JSON; `invalid_fields` naming each field that is unknown, missing or of a wrong type.
+/// `malformed_json` if it is not JSON; `invalid_fields` naming each field that is unknown, missing
+/// or of a wrong type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    // Every request is an object. The reader would also take the bare list of its values, in the order of our source.
-    if bytes.trim_ascii_start().starts_with(b"[") && serde_json::from_slice::<Value>(bytes).is_ok() {
+    // Every request is an object. The reader would also take the bare list of its values, in the
+    // order of our source.
+    if bytes.trim_ascii_start().starts_with(b"[") && serde_json::from_slice::<Value>(bytes).is_ok()
+    {
         return Err(Error::field("body", "must be an object"));
     }
     serde_json::from_slice(bytes).map_err(|error| {
-        // A number too large for its field is reported as syntax, though it is JSON: only a second reading tells.
+        // A number too large for its field is reported as syntax, though it is JSON: only a second
+        // reading tells.
         match serde_json::from_slice::<Value>(bytes) {
             Ok(value) => Error::fields(wrong_fields::<T>(value, &error)),
-            Err(error) => Error::with_detail(Code::MalformedJson, format!("not valid JSON: {error}")),
+            Err(error) => {
+                Error::with_detail(Code::MalformedJson, format!("not valid JSON: {error}"))
+            }
         }
     })
 }
 
-/// Takes out one wrong field after the other, and puts something in for those that are missing, until the rest can be
-/// read.
-fn wrong_fields<T: DeserializeOwned>(mut value: Value, first: &serde_json::Error) -> Vec<FieldError> {
+/// Takes out one wrong field after the other, and puts something in for those that are missing,
+/// until the rest can be read.
+fn wrong_fields<T: DeserializeOwned>(
+    mut value: Value,
+    first: &serde_json::Error,
+) -> Vec<FieldError> {
     // One of these is of the type of nearly every field.
-    let stand_ins = [Value::from(""), Value::from(0), Value::from(uuid::Uuid::nil().to_string()), Value::Array(vec![])];
+    let stand_ins = [
+        Value::from(""),
+        Value::from(0),
+        Value::from(uuid::Uuid::nil().to_string()),
+        Value::Array(vec![]),
+    ];
     let mut untried: HashMap<String, std::slice::Iter<'_, Value>> = HashMap::new();
     let mut wrong: Vec<FieldError> = Vec::new();
     while wrong.len() < FIELDS_MAX {
@@ -47,7 +61,11 @@ fn wrong_fields<T: DeserializeOwned>(mut value: Value, first: &serde_json::Error
         let Some(object) = value.as_object_mut() else { break };
         // A field that was taken out because it was wrong is then missing: that is no second fault.
         if object.remove(&top).is_none() {
-            let Some(stand_in) = untried.entry(top.clone()).or_insert_with(|| stand_ins.iter()).next() else { break };
+            let Some(stand_in) =
+                untried.entry(top.clone()).or_insert_with(|| stand_ins.iter()).next()
+            else {
+                break;
+            };
             object.insert(top, stand_in.clone());
         }
     }
@@ -57,9 +75,12 @@ fn wrong_fields<T: DeserializeOwned>(mut value: Value, first: &serde_json::Error
     wrong
 }
 
-/// What the reader says of a field. Of one that is unknown, missing or there twice it tells the name in its message alone.
+/// What the reader says of a field. Of one that is unknown, missing or there twice it tells the
+/// name in its message alone.
 pub fn field_error(path: String, message: String) -> FieldError {
-    let by_name = ["unknown field", "missing field", "duplicate field"].iter().any(|kind| message.starts_with(kind));
+    let by_name = ["unknown field", "missing field", "duplicate field"]
+        .iter()
+        .any(|kind| message.starts_with(kind));
     let field = match message.split('`').nth(1).filter(|_| by_name) {
         Some(name) => name.to_owned(),
         None if path == "." || path.is_empty() => "body".to_owned(),
@@ -113,7 +134,11 @@ mod tests {
     #[test]
     fn what_is_not_json_is_malformed() {
         for bad in ["", "{", "nul", "{\"text\": \"\\ud800\"}", "\u{feff}{}", "{\"text\":\"a\"} x"] {
-            assert_eq!(decode::<Shape>(bad.as_bytes()).unwrap_err().code, Code::MalformedJson, "{bad:?}");
+            assert_eq!(
+                decode::<Shape>(bad.as_bytes()).unwrap_err().code,
+                Code::MalformedJson,
+                "{bad:?}"
+            );
         }
     }
 

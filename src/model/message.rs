@@ -73,7 +73,8 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Tells two bodies under one `client_id` apart, even after the message was edited or removed: 128 bits of SHA-256.
+    /// Tells two bodies under one `client_id` apart, even after the message was edited or removed:
+    /// 128 bits of SHA-256.
     pub fn fingerprint(&self) -> Vec<u8> {
         let mut hash = Sha256::new();
         hash.update(self.reply_to.map_or(0, |id| id.0).to_le_bytes());

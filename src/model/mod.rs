@@ -1,4 +1,5 @@
-//! What the server talks about: plain values and rules without I/O. Everything above may use it; it uses nothing above.
+//! What the server talks about: plain values and rules without I/O. Everything above may use it; it
+//! uses nothing above.
 
 pub mod address;
 pub mod certificates;

@@ -38,7 +38,8 @@ pub struct Caller {
     pub expires_at: Timestamp,
     /// When the session was last seen, as far as known.
     pub last_seen_at: Timestamp,
-    /// Logins into the session after the first, when the token was made: the next one closes this caller's connections.
+    /// Logins into the session after the first, when the token was made: the next one closes this
+    /// caller's connections.
     pub logins: i64,
 }
 
@@ -52,8 +53,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The key of limits per address: an IPv4 address, or the /64 network of an IPv6 address, which is
-    /// what one customer gets.
+    /// The key of limits per address: an IPv4 address, or the /64 network of an IPv6 address, which
+    /// is what one customer gets.
     pub fn rate_key(&self) -> String {
         self.ip.map_or_else(|| "unknown".to_owned(), |ip| Network::of(ip).to_string())
     }

@@ -17,7 +17,8 @@ impl Checks {
         self.0.push(FieldError { field: field.to_owned(), message: message.into() });
     }
 
-    /// Keeps a good value, notes a bad one. The default stands in for a bad one until [`Checks::done`] refuses it.
+    /// Keeps a good value, notes a bad one. The default stands in for a bad one until
+    /// [`Checks::done`] refuses it.
     pub fn keep<T: Default>(&mut self, field: &str, checked: Result<T, String>) -> T {
         checked.unwrap_or_else(|message| {
             self.fail(field, message);
@@ -51,14 +52,19 @@ pub fn message(text: &str) -> Result<String, String> {
 /// The name of a user or chat: 1 to 100 characters, no control characters.
 pub fn name(text: &str) -> Result<String, String> {
     let name = trimmed(text, 1, limits::NAME_CHARS_MAX)?;
-    if name.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(name) }
+    if name.chars().any(char::is_control) {
+        Err("may not contain control characters".to_owned())
+    } else {
+        Ok(name)
+    }
 }
 
 /// A login, in lower case: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or digit.
 pub fn login(text: &str) -> Result<String, String> {
     let login = text.trim().to_lowercase();
-    let well_formed = login.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
-        && login.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let well_formed =
+        login.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+            && login.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !well_formed || login.len() > limits::LOGIN_CHARS_MAX {
         return Err(format!(
             "must be 1 to {} of a-z, 0-9, '.', '_', '-', and start with a letter or digit",
@@ -85,14 +91,21 @@ pub fn password(text: &str, login: &str) -> Result<(), String> {
 /// A device's description: up to 100 characters, no control characters.
 pub fn device(text: &str) -> Result<String, String> {
     let device = trimmed(text, 0, limits::DEVICE_CHARS_MAX)?;
-    if device.chars().any(char::is_control) { Err("may not contain control characters".to_owned()) } else { Ok(device) }
+    if device.chars().any(char::is_control) {
+        Err("may not contain control characters".to_owned())
+    } else {
+        Ok(device)
+    }
 }
 
 /// An idempotency key: 1 to 64 characters, taken as it is.
 pub fn client_id(text: &str) -> Result<(), String> {
     let chars = text.chars().count();
     if chars == 0 || chars > limits::CLIENT_ID_CHARS_MAX || text.contains('\0') {
-        return Err(format!("must be 1 to {} characters without U+0000", limits::CLIENT_ID_CHARS_MAX));
+        return Err(format!(
+            "must be 1 to {} characters without U+0000",
+            limits::CLIENT_ID_CHARS_MAX
+        ));
     }
     Ok(())
 }
@@ -102,7 +115,8 @@ pub fn snippet(text: &str) -> String {
     text.chars().take(limits::SNIPPET_CHARS_MAX).collect()
 }
 
-/// The commonest passwords of 8 characters and more, sorted. From the public lists of leaked passwords.
+/// The commonest passwords of 8 characters and more, sorted. From the public lists of leaked
+/// passwords.
 const COMMON_PASSWORDS: &[&str] = &[
     "00000000",
     "11111111",

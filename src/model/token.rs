@@ -10,7 +10,8 @@ const PREFIX: &str = "sl_";
 /// Longest token worth hashing.
 const TOKEN_BYTES_MAX: usize = 128;
 
-/// A bearer or refresh token: 256 random bits. It is shown to its owner once and never logged, so it has no `Debug`.
+/// A bearer or refresh token: 256 random bits. It is shown to its owner once and never logged, so
+/// it has no `Debug`.
 pub struct Token(String);
 
 impl Token {
@@ -32,7 +33,8 @@ impl Token {
     }
 }
 
-/// SHA-256 of a token: enough to recognise it, useless to steal. A token has 256 random bits, so no slow hash is needed.
+/// SHA-256 of a token: enough to recognise it, useless to steal. A token has 256 random bits, so no
+/// slow hash is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 

@@ -28,7 +28,8 @@ pub struct Account {
     /// What all may see of it.
     #[serde(flatten)]
     pub user: User,
-    /// Whether users who share no chat with this one are kept from opening a chat with them and from adding them to one.
+    /// Whether users who share no chat with this one are kept from opening a chat with them and
+    /// from adding them to one.
     pub refuse_strangers: bool,
 }
 

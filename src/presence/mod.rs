@@ -2,21 +2,21 @@
 //!
 //! Four parts, of which each knows only the next:
 //!
-//! - [`tracker`] follows the connections of this replica. A user is online from the first connection
-//!   on. After the last one the user **lingers** for a few seconds, so that a change of networks
-//!   changes nothing; then the user is withdrawn and `last_seen_at` is stored.
+//! - [`tracker`] follows the connections of this replica. A user is online from the first
+//!   connection on. After the last one the user **lingers** for a few seconds, so that a change of
+//!   networks changes nothing; then the user is withdrawn and `last_seen_at` is stored.
 //! - [`watchers`] remembers which connection watches which user, and what each was last sent.
 //! - [`resync`] compares the shared state with that, and sends the differences to the watchers that
 //!   still share a chat with the user.
-//! - [`crate::cluster::Presence`] holds the state that the replicas share: in memory for one replica,
-//!   in Redis for several. There each replica keeps one hash, from user to number of connections, which
-//!   counts while the replica's lease is listed.
+//! - [`crate::cluster::Presence`] holds the state that the replicas share: in memory for one
+//!   replica, in Redis for several. There each replica keeps one hash, from user to number of
+//!   connections, which counts while the replica's lease is listed.
 //!
-//! [`Event::Presence`](crate::model::Event::Presence) on the bus says only that the presence of a user
-//! may have changed, and goes only where the user is watched: the cost grows with the watchers, not
-//! with the community. The event carries no state, so it may be lost or doubled. A lost one is made up
-//! for when the hub hears that the bus lost something, and every 30 s: then every watched user is
-//! compared.
+//! [`Event::Presence`](crate::model::Event::Presence) on the bus says only that the presence of a
+//! user may have changed, and goes only where the user is watched: the cost grows with the
+//! watchers, not with the community. The event carries no state, so it may be lost or doubled. A
+//! lost one is made up for when the hub hears that the bus lost something, and every 30 s: then
+//! every watched user is compared.
 //!
 //! What the shared state answers while Redis is away or was wiped:
 //!
@@ -102,20 +102,29 @@ impl PresenceTracker {
         })
     }
 
-    /// Withdraws users that left, stores when users were last seen, and resyncs watchers, until `stop`.
+    /// Withdraws users that left, stores when users were last seen, and resyncs watchers, until
+    /// `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(self.withdraw_lingering(&stop), self.store_last_seen(&stop), self.resync_due(&stop));
+        tokio::join!(
+            self.withdraw_lingering(&stop),
+            self.store_last_seen(&stop),
+            self.resync_due(&stop)
+        );
         self.store_lingering().await;
     }
 
     /// Makes a connection watch these users, and returns those that it did not watch yet.
-    /// [`PresenceTracker::resync`] must follow: it sends the presence of each, or ends the watch of a
-    /// user that shares no chat with the connection's user.
+    /// [`PresenceTracker::resync`] must follow: it sends the presence of each, or ends the watch of
+    /// a user that shares no chat with the connection's user.
     ///
     /// # Errors
     /// The connection would watch more than
     /// [`WATCHED_MAX`](crate::model::limits::WATCHED_MAX) users.
-    pub fn watch(&self, watcher: &Arc<dyn Watcher>, users: &[UserId]) -> Result<Vec<UserId>, TooManyWatched> {
+    pub fn watch(
+        &self,
+        watcher: &Arc<dyn Watcher>,
+        users: &[UserId],
+    ) -> Result<Vec<UserId>, TooManyWatched> {
         self.watchers.add(watcher, users)
     }
 

@@ -12,8 +12,8 @@ use crate::model::limits::{HEAL_RETRY, PRESENCE_BATCH};
 use crate::model::{Error, Result, Timestamp, UserId};
 
 impl PresenceTracker {
-    /// Compares these users, and sends their presence to the watchers that were sent something else,
-    /// or nothing yet.
+    /// Compares these users, and sends their presence to the watchers that were sent something
+    /// else, or nothing yet.
     ///
     /// # Errors
     /// `unavailable`: not all watchers are up to date.
@@ -79,10 +79,12 @@ impl PresenceTracker {
                 continue;
             };
             let encode = || {
-                let last_seen_at = if update.online { Some(self.clock.now()) } else { *last_seen_at };
+                let last_seen_at =
+                    if update.online { Some(self.clock.now()) } else { *last_seen_at };
                 update.watcher.encode(update.user, update.online, last_seen_at)
             };
-            let frame = || frames.entry((update.user, update.online)).or_insert_with(encode).clone();
+            let frame =
+                || frames.entry((update.user, update.online)).or_insert_with(encode).clone();
             sent += u64::from(self.watchers.send(update, frame));
         }
         metrics::presence_events(sent);

@@ -11,8 +11,8 @@ use crate::cluster::{Entered, TooMany};
 use crate::model::limits::{LAST_SEEN_EVERY, PRESENCE_BATCH, PRESENCE_SWEEP_EVERY};
 use crate::model::{Event, Timestamp, UserId};
 
-/// Users whose last connection ended, until they are withdrawn: until when each lingers, and when the
-/// user was last seen.
+/// Users whose last connection ended, until they are withdrawn: until when each lingers, and when
+/// the user was last seen.
 pub(super) type Lingering = HashMap<UserId, (Instant, Timestamp)>;
 
 /// Removes the users whose time is over, and returns them with when they were last seen.
@@ -51,7 +51,11 @@ impl PresenceTracker {
     pub(super) async fn withdraw_lingering(&self, stop: &CancellationToken) {
         while stop.run_until_cancelled(self.left.notified()).await.is_some() {
             while !self.lingering.lock().is_empty() {
-                if stop.run_until_cancelled(tokio::time::sleep(PRESENCE_SWEEP_EVERY)).await.is_none() {
+                if stop
+                    .run_until_cancelled(tokio::time::sleep(PRESENCE_SWEEP_EVERY))
+                    .await
+                    .is_none()
+                {
                     return;
                 }
                 let due = take_due(&mut self.lingering.lock(), Instant::now());
@@ -78,7 +82,8 @@ impl PresenceTracker {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             let now = self.clock.now();
-            let connected: Vec<_> = self.shared.connected().into_iter().map(|user| (user, now)).collect();
+            let connected: Vec<_> =
+                self.shared.connected().into_iter().map(|user| (user, now)).collect();
             self.store_seen(&connected).await;
         }
     }
@@ -87,7 +92,8 @@ impl PresenceTracker {
     /// announced: their clients are on their way to another replica, or come back to this one.
     pub(super) async fn store_lingering(&self) {
         let lingering = std::mem::take(&mut *self.lingering.lock());
-        let lingering: Vec<_> = lingering.into_iter().map(|(user, (_, seen_at))| (user, seen_at)).collect();
+        let lingering: Vec<_> =
+            lingering.into_iter().map(|(user, (_, seen_at))| (user, seen_at)).collect();
         self.store_seen(&lingering).await;
     }
 

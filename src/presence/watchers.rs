@@ -1,5 +1,5 @@
-//! Which connection watches which user on this replica, and what each was last sent. Bookkeeping only;
-//! [`super::resync`] uses it.
+//! Which connection watches which user on this replica, and what each was last sent. Bookkeeping
+//! only; [`super::resync`] uses it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -66,15 +66,22 @@ impl Watchers {
         Self { bus, inner: Mutex::default() }
     }
 
-    /// Makes a connection watch these users; the next resync sends it each, also one that it was sent
-    /// before. Returns the users that it did not watch yet.
-    pub fn add(&self, watcher: &Arc<dyn Watcher>, users: &[UserId]) -> Result<Vec<UserId>, TooManyWatched> {
+    /// Makes a connection watch these users; the next resync sends it each, also one that it was
+    /// sent before. Returns the users that it did not watch yet.
+    pub fn add(
+        &self,
+        watcher: &Arc<dyn Watcher>,
+        users: &[UserId],
+    ) -> Result<Vec<UserId>, TooManyWatched> {
         let mut inner = self.inner.lock();
         let Inner { by_user, by_connection, .. } = &mut *inner;
         let users: HashSet<UserId> = users.iter().copied().collect();
         let before = by_connection.get(&watcher.id());
-        let new: Vec<UserId> =
-            users.iter().filter(|user| before.is_none_or(|it| !it.contains(user))).copied().collect();
+        let new: Vec<UserId> = users
+            .iter()
+            .filter(|user| before.is_none_or(|it| !it.contains(user)))
+            .copied()
+            .collect();
         if before.map_or(0, HashSet::len) + new.len() > WATCHED_MAX {
             return Err(TooManyWatched);
         }
@@ -103,7 +110,8 @@ impl Watchers {
     /// Ends all watches of a connection.
     pub fn remove_all(&self, connection: u64) {
         let mut inner = self.inner.lock();
-        let users: Vec<UserId> = inner.by_connection.get(&connection).into_iter().flatten().copied().collect();
+        let users: Vec<UserId> =
+            inner.by_connection.get(&connection).into_iter().flatten().copied().collect();
         for user in users {
             inner.remove(connection, user, &*self.bus);
         }
@@ -121,7 +129,8 @@ impl Watchers {
         inner.by_user.keys().copied().collect()
     }
 
-    /// Begins a resync, and returns its number. Its result counts unless a later one has a result first.
+    /// Begins a resync, and returns its number. Its result counts unless a later one has a result
+    /// first.
     pub fn begin_resync(&self) -> u64 {
         let mut inner = self.inner.lock();
         inner.resyncs += 1;
@@ -140,13 +149,17 @@ impl Watchers {
             };
 
             let outdated = watched.watches.values().filter(|watch| watch.sent != Some(online));
-            updates.extend(outdated.map(|watch| Update { watcher: watch.watcher.clone(), user, online }));
+            updates.extend(outdated.map(|watch| Update {
+                watcher: watch.watcher.clone(),
+                user,
+                online,
+            }));
         }
         updates
     }
 
-    /// Sends an update by `frame`, unless the watch ended, another resync sent the same, or the state is
-    /// another by now: the resync that found that sends it. Returns whether it was sent.
+    /// Sends an update by `frame`, unless the watch ended, another resync sent the same, or the
+    /// state is another by now: the resync that found that sends it. Returns whether it was sent.
     pub fn send(&self, update: &Update, frame: impl FnOnce() -> Bytes) -> bool {
         let mut inner = self.inner.lock();
         let Some(Watched { latest, watches }) = inner.by_user.get_mut(&update.user) else {

@@ -84,20 +84,32 @@ impl Accounts {
         self.store.register(&registration.invite, &user, &new).await?;
 
         let session = self.store.session(new.id).await?.ok_or(Error::new(Code::SessionNotFound))?;
-        let user = User { id: user.id, login: Some(user.login), name: user.name, created_at: user.created_at };
+        let user = User {
+            id: user.id,
+            login: Some(user.login),
+            name: user.name,
+            created_at: user.created_at,
+        };
         Ok(tokens.grant(user, session))
     }
 
     /// Refuses a code that opens nothing before the expensive hash. The unit of work decides.
     async fn check_invite(&self, code: &str) -> Result<()> {
-        let is_open = is_plausible(code) && self.store.open_invite(code, self.clock.now()).await?.is_some();
+        let is_open =
+            is_plausible(code) && self.store.open_invite(code, self.clock.now()).await?.is_some();
         if is_open { Ok(()) } else { Err(Code::InviteNotFound.into()) }
     }
 
     async fn new_user(&self, login: String, name: String, password: String) -> Result<NewUser> {
         let now = self.clock.now();
         let password_hash = self.hasher.hash(password).await?;
-        Ok(NewUser { id: UserId::new(now, &mut rand::rng()), login, name, password_hash, created_at: now })
+        Ok(NewUser {
+            id: UserId::new(now, &mut rand::rng()),
+            login,
+            name,
+            password_hash,
+            created_at: now,
+        })
     }
 
     /// Makes an account for the operator, with a random password, and a first session if asked.
@@ -197,6 +209,10 @@ fn checked(patch: AccountPatch) -> Result<(AccountChange, PatchPasswords)> {
     }
     checks.done()?;
 
-    let passwords = PatchPasswords { current: current_password.filter(|_| sensitive), new: password };
-    Ok((AccountChange { name, login, password: None, refuse_strangers, confirmed: None }, passwords))
+    let passwords =
+        PatchPasswords { current: current_password.filter(|_| sensitive), new: password };
+    Ok((
+        AccountChange { name, login, password: None, refuse_strangers, confirmed: None },
+        passwords,
+    ))
 }

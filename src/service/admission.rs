@@ -1,5 +1,5 @@
-//! Admission of clients that have not authenticated: connection slots, counted by address, which the
-//! client's address gets back once the client has authenticated.
+//! Admission of clients that have not authenticated: connection slots, counted by address, which
+//! the client's address gets back once the client has authenticated.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -27,12 +27,14 @@ pub struct AddressSlot {
     ip: IpAddr,
 }
 
-/// A slot with several owners, of which the first gives it back. Empty for peers that are not counted.
+/// A slot with several owners, of which the first gives it back. Empty for peers that are not
+/// counted.
 #[derive(Clone, Debug, Default)]
 pub struct SharedAddressSlot(Arc<Mutex<Option<AddressSlot>>>);
 
 impl Admission {
-    /// Gives each address `per_address_max` slots, and the IPv6 networks around it a few times as many.
+    /// Gives each address `per_address_max` slots, and the IPv6 networks around it a few times as
+    /// many.
     pub fn new(per_address_max: usize) -> Arc<Self> {
         Arc::new(Self { per_address_max, held: Mutex::default() })
     }
@@ -58,13 +60,17 @@ impl Admission {
     /// The name and the size of a network's bound.
     fn bound(&self, network: Network) -> (&'static str, usize) {
         match network {
-            Network::V4(_) | Network::V6(_, Prefix::Bits64) => ("connections_per_address", self.per_address_max),
-            Network::V6(_, Prefix::Bits56) => {
-                ("connections_per_address_56", self.per_address_max.saturating_mul(ADDRESS_SHARES_56))
+            Network::V4(_) | Network::V6(_, Prefix::Bits64) => {
+                ("connections_per_address", self.per_address_max)
             }
-            Network::V6(_, Prefix::Bits48) => {
-                ("connections_per_address_48", self.per_address_max.saturating_mul(ADDRESS_SHARES_48))
-            }
+            Network::V6(_, Prefix::Bits56) => (
+                "connections_per_address_56",
+                self.per_address_max.saturating_mul(ADDRESS_SHARES_56),
+            ),
+            Network::V6(_, Prefix::Bits48) => (
+                "connections_per_address_48",
+                self.per_address_max.saturating_mul(ADDRESS_SHARES_48),
+            ),
         }
     }
 }
@@ -95,10 +101,10 @@ impl SharedAddressSlot {
     }
 }
 
-/// What one request holds: its address slot and its user's permit. The listener, the endpoint and the
-/// work behind it share the guard. The last of them to drop it gives everything back, so a request
-/// counts until its answer is taken and its work has ended. A WebSocket holds one until it has
-/// authenticated.
+/// What one request holds: its address slot and its user's permit. The listener, the endpoint and
+/// the work behind it share the guard. The last of them to drop it gives everything back, so a
+/// request counts until its answer is taken and its work has ended. A WebSocket holds one until it
+/// has authenticated.
 #[derive(Debug, Default)]
 pub struct RequestGuard {
     /// The slot of the connection, which outlives the request.
@@ -150,7 +156,10 @@ mod tests {
     #[test]
     fn an_address_has_its_slots_and_gets_them_back() {
         let admission = Admission::new(2);
-        let slots = [admission.enter(ip("192.0.2.1")).unwrap(), admission.enter(ip("::ffff:192.0.2.1")).unwrap()];
+        let slots = [
+            admission.enter(ip("192.0.2.1")).unwrap(),
+            admission.enter(ip("::ffff:192.0.2.1")).unwrap(),
+        ];
         assert_eq!(admission.enter(ip("192.0.2.1")).unwrap_err(), "connections_per_address");
         assert!(admission.enter(ip("192.0.2.2")).is_ok());
         drop(slots);

@@ -1,14 +1,15 @@
 //! Groups concurrent sends into commits.
 //!
 //! Each chat belongs to one of a few appenders. An appender takes the drafts in its queue, commits
-//! them in one transaction, announces them, and answers. While one commit goes to the disk, the next
-//! batch gathers in the queue: a single sender pays no delay, and many senders share each fsync.
-//! Senders that were answered together tend to send again together. So after a commit of many drafts
-//! the appender waits for as many, for a fraction of the time that the commit took. Without that, the
-//! first of them would be committed alone and the others would wait for its commit.
+//! them in one transaction, announces them, and answers. While one commit goes to the disk, the
+//! next batch gathers in the queue: a single sender pays no delay, and many senders share each
+//! fsync. Senders that were answered together tend to send again together. So after a commit of
+//! many drafts the appender waits for as many, for a fraction of the time that the commit took.
+//! Without that, the first of them would be committed alone and the others would wait for its
+//! commit.
 //!
-//! A chat that another transaction holds gets a lane of its own ([`super::lanes`]), so that the other
-//! chats do not wait for it.
+//! A chat that another transaction holds gets a lane of its own ([`super::lanes`]), so that the
+//! other chats do not wait for it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -109,8 +110,8 @@ impl Worker {
         }
     }
 
-    /// Commits and answers the drafts of chats without a lane. A chat that another transaction holds
-    /// gets a lane.
+    /// Commits and answers the drafts of chats without a lane. A chat that another transaction
+    /// holds gets a lane.
     async fn append(&self, batch: &mut Vec<QueuedDraft>) {
         let batch: Vec<_> = batch.drain(..).filter_map(|queued| self.lanes.join(queued)).collect();
         if batch.is_empty() {
@@ -132,8 +133,8 @@ impl Worker {
         }
     }
 
-    /// Commits drafts whose chats are free, and puts the others into lanes. Returns all drafts if the
-    /// commit failed as a whole.
+    /// Commits drafts whose chats are free, and puts the others into lanes. Returns all drafts if
+    /// the commit failed as a whole.
     async fn commit(&self, batch: Vec<QueuedDraft>) -> Result<(), (Error, Vec<QueuedDraft>)> {
         for held in self.committer.commit_free(batch).await? {
             self.lanes.open_or_join(held);

@@ -1,9 +1,9 @@
 //! What one user may take of a replica: how often they may read and arrive, and how much of their
 //! work runs at once.
 //!
-//! Reads and arrivals are counted in the memory of this replica, because a read must not cost a round
-//! trip to Redis. A user whose requests are spread over several replicas may therefore read as much on
-//! each: every replica protects its own database connections.
+//! Reads and arrivals are counted in the memory of this replica, because a read must not cost a
+//! round trip to Redis. A user whose requests are spread over several replicas may therefore read
+//! as much on each: every replica protects its own database connections.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -70,7 +70,10 @@ impl Budgets {
     ///
     /// # Errors
     /// `unavailable` if no permit is free within [`REQUEST_MAX`].
-    pub fn frame_permit(&self, user_id: UserId) -> impl Future<Output = Result<UserPermit>> + Send + use<> {
+    pub fn frame_permit(
+        &self,
+        user_id: UserId,
+    ) -> impl Future<Output = Result<UserPermit>> + Send + use<> {
         let permits = self.frames.clone();
         async move { permits.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded) }
     }
@@ -91,7 +94,8 @@ impl Budgets {
         self.count(&self.arrivals, user_id)
     }
 
-    /// Counts one `watch_presence` of the caller over all replicas: each costs look-ups in the store.
+    /// Counts one `watch_presence` of the caller over all replicas: each costs look-ups in the
+    /// store.
     ///
     /// # Errors
     /// `rate_limited`.

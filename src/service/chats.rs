@@ -8,7 +8,8 @@ use crate::model::limits::{CHANGES, MEMBERS_AT_ONCE_MAX, PAGE_BYTES_MAX};
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, ChatKind, Clock, Code, Error, Event, Member, Message, Result, Rev, Topic, UserId,
+    Change, Chat, ChatEvent, ChatId, ChatKind, Clock, Code, Error, Event, Member, Message, Result,
+    Rev, Topic, UserId,
 };
 use crate::store::{Changes, Creation, NewChat, Opened, Store};
 
@@ -99,14 +100,18 @@ impl Chats {
 
         match created {
             Opened::New(views) => {
-                let mine = views.iter().find(|(user_id, _)| *user_id == caller.user_id).map(|(_, chat)| chat.clone());
+                let mine = views
+                    .iter()
+                    .find(|(user_id, _)| *user_id == caller.user_id)
+                    .map(|(_, chat)| chat.clone());
                 let change = Change::Created(views);
                 self.publisher.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change }));
                 Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, true))
             }
             Opened::Found { chat, was_off_the_list } => {
                 if was_off_the_list {
-                    self.publisher.publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
+                    self.publisher
+                        .publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
                 }
                 Ok((chat, false))
             }
@@ -124,7 +129,10 @@ impl Chats {
             members.dedup();
         }
         if members.len() > MEMBERS_AT_ONCE_MAX {
-            checks.fail("member_ids", format!("has more than {MEMBERS_AT_ONCE_MAX} users; add the others later"));
+            checks.fail(
+                "member_ids",
+                format!("has more than {MEMBERS_AT_ONCE_MAX} users; add the others later"),
+            );
         }
 
         let creation = match kind {
@@ -182,8 +190,8 @@ impl Chats {
         Ok(chat)
     }
 
-    /// Removes a group or channel for all members. Of a self or private chat, removes the history for
-    /// the caller alone.
+    /// Removes a group or channel for all members. Of a self or private chat, removes the history
+    /// for the caller alone.
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `not_allowed`.
@@ -193,7 +201,9 @@ impl Chats {
         let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
 
         match removed {
-            Some(rev) => self.publisher.publish_change(ChatEvent { chat_id, rev, change: Change::Removed }),
+            Some(rev) => {
+                self.publisher.publish_change(ChatEvent { chat_id, rev, change: Change::Removed })
+            }
             None => self.publisher.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }
         Ok(())
@@ -239,7 +249,9 @@ impl ChangesPage {
         };
         for (_, change) in changes.items {
             match change {
-                Change::MessageSent(message) | Change::MessageEdited(message) | Change::MessageRemoved(message) => {
+                Change::MessageSent(message)
+                | Change::MessageEdited(message)
+                | Change::MessageRemoved(message) => {
                     if message.id > changes.cleared_message_id {
                         page.messages.push(message.for_viewer(viewer));
                     }

@@ -39,8 +39,8 @@ impl Cleanup {
     }
 
     /// Resumes removals of accounts that a crash interrupted, then cleans up, every
-    /// [`CLEANUP_EVERY`] or when asked, until `stop`. Several replicas may do so at the same time: the
-    /// batches are short, and a replica skips what another has removed.
+    /// [`CLEANUP_EVERY`] or when asked, until `stop`. Several replicas may do so at the same time:
+    /// the batches are short, and a replica skips what another has removed.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
             if let Err(error) = self.removals.resume().await {
@@ -57,8 +57,8 @@ impl Cleanup {
         }
     }
 
-    /// Removes everything that is due, batch by batch, and returns the totals. Expired rows are kept
-    /// for [`CLEANUP_GRACE`], and stay while the clock is in doubt.
+    /// Removes everything that is due, batch by batch, and returns the totals. Expired rows are
+    /// kept for [`CLEANUP_GRACE`], and stay while the clock is in doubt.
     ///
     /// # Errors
     /// `unavailable`; the batches that were removed before stay removed.
@@ -103,7 +103,9 @@ impl Cleanup {
         }
 
         metrics::sweep_skipped();
-        tracing::warn!("the clock has jumped: expired rows are not removed until the clock was steady for an hour");
+        tracing::warn!(
+            "the clock has jumped: expired rows are not removed until the clock was steady for an hour"
+        );
         Ok(None)
     }
 }

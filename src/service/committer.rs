@@ -45,7 +45,8 @@ impl PendingSend {
     ///
     /// # Errors
     /// What [`Store::append`] refuses. `unavailable` if the outcome is unknown, or not known within
-    /// [`REQUEST_MAX`]: several batches may wait one after another for a database that does not answer.
+    /// [`REQUEST_MAX`]: several batches may wait one after another for a database that does not
+    /// answer.
     pub async fn outcome(self) -> Result<Sent> {
         match tokio::time::timeout(REQUEST_MAX, self.0).await {
             Ok(Ok(outcome)) => outcome,
@@ -63,12 +64,15 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Commits the drafts whose chats no other transaction holds, announces and answers them. Returns
-    /// the drafts of the other chats.
+    /// Commits the drafts whose chats no other transaction holds, announces and answers them.
+    /// Returns the drafts of the other chats.
     ///
     /// # Errors
     /// All drafts, if the commit failed as a whole.
-    pub async fn commit_free(&self, queued: Vec<QueuedDraft>) -> Result<Vec<QueuedDraft>, (Error, Vec<QueuedDraft>)> {
+    pub async fn commit_free(
+        &self,
+        queued: Vec<QueuedDraft>,
+    ) -> Result<Vec<QueuedDraft>, (Error, Vec<QueuedDraft>)> {
         let drafts: Vec<Draft> = queued.iter().map(|queued| queued.draft.clone()).collect();
         let attempted = match self.store.try_append(&drafts, self.clock.now()).await {
             Ok(attempted) => attempted,
@@ -113,8 +117,11 @@ impl Committer {
     /// Publishes what was committed, in the order of the commit, then answers the senders.
     async fn announce(&self, decided: Vec<(Result<Sent>, QueuedDraft)>) {
         faults::at(Point::Committed).await;
-        let is_unknown = |sent: &Result<Sent>| matches!(sent, Err(error) if error.code == Code::Unavailable);
-        self.request_resync(decided.iter().filter(|(sent, _)| is_unknown(sent)).map(|(_, queued)| &queued.draft));
+        let is_unknown =
+            |sent: &Result<Sent>| matches!(sent, Err(error) if error.code == Code::Unavailable);
+        self.request_resync(
+            decided.iter().filter(|(sent, _)| is_unknown(sent)).map(|(_, queued)| &queued.draft),
+        );
 
         let (mut sends, mut messages) = (0, Vec::with_capacity(decided.len()));
         for (sent, _) in &decided {
@@ -123,9 +130,11 @@ impl Committer {
                     sends += 1;
                     messages.push(message);
                 }
-                // The first send may never have been announced: its answer was lost, and perhaps its
-                // replica too. Hubs drop a revision that they have.
-                Ok(Sent::Repeated(message)) if message.edited_at.is_none() && message.removed_at.is_none() => {
+                // The first send may never have been announced: its answer was lost, and perhaps
+                // its replica too. Hubs drop a revision that they have.
+                Ok(Sent::Repeated(message))
+                    if message.edited_at.is_none() && message.removed_at.is_none() =>
+                {
                     messages.push(message);
                 }
                 _ => {}
@@ -135,7 +144,11 @@ impl Committer {
         messages.sort_by_key(|message| message.rev);
         for message in messages {
             let change = Change::MessageSent(message.clone());
-            self.bus.publish(Event::Chat(ChatEvent { chat_id: message.chat_id, rev: message.rev, change }));
+            self.bus.publish(Event::Chat(ChatEvent {
+                chat_id: message.chat_id,
+                rev: message.rev,
+                change,
+            }));
         }
         metrics::messages_sent(sends);
         faults::at(Point::Announced).await;
@@ -153,8 +166,9 @@ impl Committer {
         }
     }
 
-    /// Asks the hubs to compare the chats of these drafts with the store. The outcome of the drafts is
-    /// unknown: they may be committed, and if no client sends them again, nothing else announces them.
+    /// Asks the hubs to compare the chats of these drafts with the store. The outcome of the drafts
+    /// is unknown: they may be committed, and if no client sends them again, nothing else announces
+    /// them.
     fn request_resync<'a>(&self, drafts: impl IntoIterator<Item = &'a Draft>) {
         let chats: HashSet<ChatId> = drafts.into_iter().map(|draft| draft.chat_id).collect();
         if !chats.is_empty() {

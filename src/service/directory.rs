@@ -17,16 +17,25 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A page of accounts whose login or name begins with `query`, and the cursor of the next page if
-    /// there may be one. A page may be shorter than `limit`, or empty, and another page still follows:
-    /// this happens where very many names begin with the query and nearly all of their logins do too.
+    /// A page of accounts whose login or name begins with `query`, and the cursor of the next page
+    /// if there may be one. A page may be shorter than `limit`, or empty, and another page still
+    /// follows: this happens where very many names begin with the query and nearly all of their
+    /// logins do too.
     ///
     /// # Errors
     /// `invalid_fields` for a bad cursor or query.
-    pub async fn search(&self, query: Option<&str>, limit: Option<i64>, after: Option<&str>) -> Result<Page> {
+    pub async fn search(
+        &self,
+        query: Option<&str>,
+        limit: Option<i64>,
+        after: Option<&str>,
+    ) -> Result<Page> {
         let query = query.unwrap_or_default().trim().to_lowercase();
         if query.contains('\0') || query.chars().count() > QUERY_CHARS_MAX {
-            return Err(Error::field("query", format!("has at most {QUERY_CHARS_MAX} characters and no U+0000")));
+            return Err(Error::field(
+                "query",
+                format!("has at most {QUERY_CHARS_MAX} characters and no U+0000"),
+            ));
         }
         let after: Option<DirectoryCursor> = after.map(cursor::decode).transpose()?;
         let limit = page::size("limit", limit, self.page_max)?;
@@ -55,9 +64,10 @@ impl Directory {
         self.by_name(&query, users, start, limit).await
     }
 
-    /// Fills a page with users whose name begins with `query` and whose login does not. A user whose
-    /// login does was listed by it on an earlier page and is skipped here, so over all pages this skips
-    /// no more rows than were listed. One page reads [`DIRECTORY_READS_MAX`] times its size at most.
+    /// Fills a page with users whose name begins with `query` and whose login does not. A user
+    /// whose login does was listed by it on an earlier page and is skipped here, so over all pages
+    /// this skips no more rows than were listed. One page reads [`DIRECTORY_READS_MAX`] times its
+    /// size at most.
     async fn by_name(
         &self,
         query: &str,
@@ -93,5 +103,9 @@ impl Directory {
 
 /// Refuses U+0000: Postgres takes none in a text, and no cursor of this server has one.
 fn without_nul(text: String) -> Result<String> {
-    if text.contains('\0') { Err(Error::field("after", "is not a cursor of this list")) } else { Ok(text) }
+    if text.contains('\0') {
+        Err(Error::field("after", "is not a cursor of this list"))
+    } else {
+        Ok(text)
+    }
 }

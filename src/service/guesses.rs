@@ -3,16 +3,18 @@
 //! the password was wrong.
 //!
 //! An attempt to log in counts against its address, against the wider networks of the address, and
-//! against the account at that address, so that an attacker elsewhere can't lock the account's owner
-//! out. It also counts against the account as a whole, which bounds guesses from many networks. That
-//! last bound does not stop an attempt from a network where the account has a live session, nor an
-//! attempt that names a live session of the account: a logged-in user can always log in again.
+//! against the account at that address, so that an attacker elsewhere can't lock the account's
+//! owner out. It also counts against the account as a whole, which bounds guesses from many
+//! networks. That last bound does not stop an attempt from a network where the account has a live
+//! session, nor an attempt that names a live session of the account: a logged-in user can always
+//! log in again.
 
 use super::rates::RateLimits;
 use crate::cluster::Permit;
 use crate::model::address::Network;
 use crate::model::limits::{
-    LOGINS_PER_ACCOUNT_AND_ADDRESS, LOGINS_PER_ADDRESS, LOGINS_PER_NETWORK_48, LOGINS_PER_NETWORK_56, Rate,
+    LOGINS_PER_ACCOUNT_AND_ADDRESS, LOGINS_PER_ADDRESS, LOGINS_PER_NETWORK_48,
+    LOGINS_PER_NETWORK_56, Rate,
 };
 use crate::model::session::Origin;
 use crate::model::{Clock, Result, SessionId};
@@ -69,11 +71,19 @@ impl Guesses {
 
     /// Whether an attempt comes from a network where this login has a live session, or names such a
     /// session. A login that does not exist costs the same look-up.
-    pub async fn is_expected(&self, login: &str, named: Option<SessionId>, origin: &Origin) -> Result<bool> {
+    pub async fn is_expected(
+        &self,
+        login: &str,
+        named: Option<SessionId>,
+        origin: &Origin,
+    ) -> Result<bool> {
         let sessions = self.store.live_sessions_of_login(login, self.clock.now()).await?;
         let here = origin.ip.map(Network::of);
-        let network = |ip: &Option<String>| ip.as_ref().and_then(|ip| ip.parse().ok()).map(Network::of);
-        Ok(sessions.iter().any(|(id, ip)| named == Some(*id) || (here.is_some() && network(ip) == here)))
+        let network =
+            |ip: &Option<String>| ip.as_ref().and_then(|ip| ip.parse().ok()).map(Network::of);
+        Ok(sessions
+            .iter()
+            .any(|(id, ip)| named == Some(*id) || (here.is_some() && network(ip) == here)))
     }
 }
 
@@ -102,10 +112,11 @@ mod tests {
         Origin { ip: Some(ip.parse().unwrap()), device: None }
     }
 
-    /// How many of `each` guesses from each of these addresses are allowed at one moment. Each guess of an address is at
-    /// another account.
+    /// How many of `each` guesses from each of these addresses are allowed at one moment. Each
+    /// guess of an address is at another account.
     async fn guesses(addresses: impl Iterator<Item = String>, each: usize) -> usize {
-        let (limiter, now, mut granted) = (MemoryRateLimiter::default(), Timestamp::from_ms(1_795_305_599_123), 0);
+        let (limiter, now, mut granted) =
+            (MemoryRateLimiter::default(), Timestamp::from_ms(1_795_305_599_123), 0);
         for address in addresses {
             for account in 0..each {
                 let mut taken = Vec::new();
@@ -131,9 +142,21 @@ mod tests {
     async fn an_address_and_each_wider_network_has_a_larger_bound_of_its_own() {
         assert_eq!(guesses(["203.0.113.7".to_owned()].into_iter(), 100).await, 60);
         assert_eq!(guesses((0..4).map(|host| format!("203.0.113.{host}")), 100).await, 240);
-        assert_eq!(guesses((0..9).map(|host| format!("2001:db8:1:2::{host:x}")), 100).await, 60, "a /64");
-        assert_eq!(guesses((0..9).map(|net| format!("2001:db8:1:20{net:x}::1")), 100).await, 240, "a /56");
-        assert_eq!(guesses((0..30).map(|net| format!("2001:db8:1:{net:x}00::1")), 100).await, 960, "a /48");
+        assert_eq!(
+            guesses((0..9).map(|host| format!("2001:db8:1:2::{host:x}")), 100).await,
+            60,
+            "a /64"
+        );
+        assert_eq!(
+            guesses((0..9).map(|net| format!("2001:db8:1:20{net:x}::1")), 100).await,
+            240,
+            "a /56"
+        );
+        assert_eq!(
+            guesses((0..30).map(|net| format!("2001:db8:1:{net:x}00::1")), 100).await,
+            960,
+            "a /48"
+        );
         assert_eq!(guesses((0..3).map(|net| format!("2001:db8:{net:x}::1")), 100).await, 180);
     }
 
@@ -143,6 +166,10 @@ mod tests {
         let account = |ip| limits(ip).pop().unwrap();
         assert_eq!(account("203.0.113.7").0, LOGINS_PER_ACCOUNT_AND_ADDRESS);
         assert_ne!(account("203.0.113.7").1, account("203.0.113.8").1);
-        assert_eq!(account("2001:db8:1:2::7").1, account("2001:db8:1:2:8::").1, "a /64 is one address");
+        assert_eq!(
+            account("2001:db8:1:2::7").1,
+            account("2001:db8:1:2:8::").1,
+            "a /64 is one address"
+        );
     }
 }

@@ -44,13 +44,18 @@ impl Hasher {
     /// `internal` if argon2 refuses the parameters.
     pub fn new(at_once: usize, cost: PasswordCost) -> Result<Self> {
         let PasswordCost { memory_kib, passes } = cost;
-        let params =
-            Params::new(memory_kib, passes, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
+        let params = Params::new(memory_kib, passes, LANES, None)
+            .map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let decoy = hash(&argon2, "a password that is nobody's")?;
         let current_prefix = format!("$argon2id$v=19$m={memory_kib},t={passes},p={LANES}$").into();
 
-        Ok(Self { argon2, current_prefix, permits: Arc::new(Semaphore::new(at_once)), decoy: decoy.into() })
+        Ok(Self {
+            argon2,
+            current_prefix,
+            permits: Arc::new(Semaphore::new(at_once)),
+            decoy: decoy.into(),
+        })
     }
 
     /// The hash of a password, in PHC string format with a random salt.
@@ -61,7 +66,8 @@ impl Hasher {
         self.with_permit(move |argon2| hash(argon2, &password)).await?
     }
 
-    /// Checks a password against a hash. Without a hash the check takes as long, and the password is wrong.
+    /// Checks a password against a hash. Without a hash the check takes as long, and the password
+    /// is wrong.
     ///
     /// # Errors
     /// `unavailable` if no permit is free within [`WAIT_MAX`].
@@ -69,7 +75,9 @@ impl Hasher {
         let (decoy, current_prefix) = (self.decoy.clone(), self.current_prefix.clone());
         self.with_permit(move |argon2| {
             let known = hash.is_some();
-            let fits = argon2.verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy)).is_ok();
+            let fits = argon2
+                .verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy))
+                .is_ok();
             match hash {
                 Some(hash) if fits && known => {
                     if hash.starts_with(&*current_prefix) {
@@ -95,7 +103,8 @@ impl Hasher {
 
         let argon2 = self.argon2.clone();
         tokio::task::spawn_blocking(move || {
-            // The work holds the permit, not the request: a client that goes away does not make room for another hash.
+            // The work holds the permit, not the request: a client that goes away does not make
+            // room for another hash.
             let _permit = permit;
             work(&argon2)
         })
@@ -105,8 +114,9 @@ impl Hasher {
 }
 
 fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
-    let hash: PasswordHash =
-        argon2.hash_password(password.as_bytes()).map_err(|error| Error::internal(error.to_string()))?;
+    let hash: PasswordHash = argon2
+        .hash_password(password.as_bytes())
+        .map_err(|error| Error::internal(error.to_string()))?;
     Ok(hash.to_string())
 }
 
@@ -119,7 +129,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[expect(clippy::disallowed_methods, reason = "the work is on a thread that may block")]
     async fn no_more_passwords_are_hashed_at_once_than_configured() {
-        let (hasher, working) = (Hasher::new(2, PasswordCost::default()).unwrap(), Arc::new(AtomicUsize::new(0)));
+        let (hasher, working) =
+            (Hasher::new(2, PasswordCost::default()).unwrap(), Arc::new(AtomicUsize::new(0)));
         let work = || {
             let working = working.clone();
             hasher.with_permit(move |_| {
@@ -138,8 +149,17 @@ mod tests {
         let hasher = Hasher::new(1, PasswordCost::default()).unwrap();
         let hash = hasher.hash("correct horse".into()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), PasswordCheck::Right);
-        assert_eq!(hasher.verify("battery staple".into(), Some(hash)).await.unwrap(), PasswordCheck::Wrong);
-        assert_eq!(hasher.verify("a password that is nobody's".into(), None).await.unwrap(), PasswordCheck::Wrong);
+        assert_eq!(
+            hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(),
+            PasswordCheck::Right
+        );
+        assert_eq!(
+            hasher.verify("battery staple".into(), Some(hash)).await.unwrap(),
+            PasswordCheck::Wrong
+        );
+        assert_eq!(
+            hasher.verify("a password that is nobody's".into(), None).await.unwrap(),
+            PasswordCheck::Wrong
+        );
     }
 }

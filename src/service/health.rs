@@ -1,4 +1,5 @@
-//! Whether the database answers. One task asks it, so that probes cost nothing and never wait behind other requests.
+//! Whether the database answers. One task asks it, so that probes cost nothing and never wait
+//! behind other requests.
 
 use std::sync::Arc;
 
@@ -25,7 +26,9 @@ struct Latest {
 impl Health {
     /// The health of a database that has just answered.
     pub fn good() -> Arc<Self> {
-        Arc::new(Self { latest: Mutex::new(Latest { result: Ok(()), last_success: Instant::now() }) })
+        Arc::new(Self {
+            latest: Mutex::new(Latest { result: Ok(()), last_success: Instant::now() }),
+        })
     }
 
     /// Pings the database every [`HEALTH_EVERY`] until `stop`. [`Store::ping`] bounds each ping.
@@ -45,7 +48,8 @@ impl Health {
     /// The latest result, without a ping.
     ///
     /// # Errors
-    /// `unavailable` if the latest ping failed, or the latest success is older than [`HEALTH_STALE`].
+    /// `unavailable` if the latest ping failed, or the latest success is older than
+    /// [`HEALTH_STALE`].
     pub fn check(&self) -> Result<()> {
         self.check_at(Instant::now())
     }
@@ -76,6 +80,9 @@ mod tests {
         assert!(health.check().is_err());
         health.note(Ok(()));
         assert!(health.check().is_ok());
-        assert!(health.check_at(Instant::now() + HEALTH_STALE * 2).is_err(), "the task that pings hangs or has ended");
+        assert!(
+            health.check_at(Instant::now() + HEALTH_STALE * 2).is_err(),
+            "the task that pings hangs or has ended"
+        );
     }
 }

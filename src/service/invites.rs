@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::budget::Budgets;
 use super::random::secrets;
 use super::rates::RateLimits;
-use crate::model::limits::{CHANGES, INVITE_LIFE, INVITE_LIFE_MAX, INVITE_LOOKUPS_PER_ADDRESS, INVITE_USES_MAX};
+use crate::model::limits::{
+    CHANGES, INVITE_LIFE, INVITE_LIFE_MAX, INVITE_LOOKUPS_PER_ADDRESS, INVITE_USES_MAX,
+};
 use crate::model::session::{Caller, Origin};
 use crate::model::text::Checks;
 use crate::model::token::random_code;
@@ -33,7 +35,12 @@ impl Invites {
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `invite_limit_reached`.
-    pub async fn create(&self, caller: Caller, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
+    pub async fn create(
+        &self,
+        caller: Caller,
+        uses: Option<i64>,
+        expires_in_s: Option<i64>,
+    ) -> Result<Invite> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
         self.insert(Some(caller.user_id), uses, expires_in_s).await
     }
@@ -42,7 +49,11 @@ impl Invites {
     ///
     /// # Errors
     /// `invalid_fields`.
-    pub async fn create_operator(&self, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
+    pub async fn create_operator(
+        &self,
+        uses: Option<i64>,
+        expires_in_s: Option<i64>,
+    ) -> Result<Invite> {
         self.insert(None, uses, expires_in_s).await
     }
 
@@ -56,16 +67,27 @@ impl Invites {
 
     fn new_invite(&self, uses: i64, life: Duration) -> Invite {
         let now = self.clock.now();
-        Invite { code: random_code(&mut secrets()), uses_left: uses, expires_at_ms: now.plus(life), created_at_ms: now }
+        Invite {
+            code: random_code(&mut secrets()),
+            uses_left: uses,
+            expires_at_ms: now.plus(life),
+            created_at_ms: now,
+        }
     }
 
-    async fn insert(&self, user_id: Option<UserId>, uses: Option<i64>, expires_in_s: Option<i64>) -> Result<Invite> {
+    async fn insert(
+        &self,
+        user_id: Option<UserId>,
+        uses: Option<i64>,
+        expires_in_s: Option<i64>,
+    ) -> Result<Invite> {
         let mut checks = Checks::new();
         let uses = uses.unwrap_or(1);
         if !(1..=INVITE_USES_MAX).contains(&uses) {
             checks.fail("uses", format!("must be 1 to {INVITE_USES_MAX}"));
         }
-        let life = expires_in_s.map_or(INVITE_LIFE, |s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
+        let life = expires_in_s
+            .map_or(INVITE_LIFE, |s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
         if life.is_zero() || life > INVITE_LIFE_MAX {
             checks.fail("expires_in_s", format!("must be 1 to {}", INVITE_LIFE_MAX.as_secs()));
         }
@@ -90,7 +112,11 @@ impl Invites {
     /// `rate_limited`, `invite_not_found`.
     pub async fn open(&self, code: &str, origin: &Origin) -> Result<OpenInvite> {
         self.rates.count(INVITE_LOOKUPS_PER_ADDRESS, &origin.rate_key()).await?;
-        let found = if is_plausible(code) { self.store.open_invite(code, self.clock.now()).await? } else { None };
+        let found = if is_plausible(code) {
+            self.store.open_invite(code, self.clock.now()).await?
+        } else {
+            None
+        };
         found.ok_or(Error::new(Code::InviteNotFound))
     }
 

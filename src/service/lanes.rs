@@ -1,10 +1,10 @@
 //! Lanes: queues for chats whose row another transaction holds, so that the batches need not wait.
 //!
-//! A lane belongs to one chat. Its task waits for the chat's lock and commits the drafts of the lane
-//! in order. While the lane exists, later drafts of its chat join it and never go into a batch. Only
-//! the appender of a chat opens its lane, and it looks for the lane before each batch, so no draft
-//! overtakes an earlier one: drafts before the lane were decided before it opened. The lane ends only
-//! after its last commit, under the mutex under which it was seen to be empty.
+//! A lane belongs to one chat. Its task waits for the chat's lock and commits the drafts of the
+//! lane in order. While the lane exists, later drafts of its chat join it and never go into a
+//! batch. Only the appender of a chat opens its lane, and it looks for the lane before each batch,
+//! so no draft overtakes an earlier one: drafts before the lane were decided before it opened. The
+//! lane ends only after its last commit, under the mutex under which it was seen to be empty.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -39,8 +39,8 @@ impl Lanes {
         Self { shared: Arc::new(Shared { committer, tasks, waiting, permits }) }
     }
 
-    /// Puts a draft at the end of its chat's lane. Returns the draft if the chat has no lane. A full
-    /// lane refuses it.
+    /// Puts a draft at the end of its chat's lane. Returns the draft if the chat has no lane. A
+    /// full lane refuses it.
     pub fn join(&self, queued: QueuedDraft) -> Option<QueuedDraft> {
         let mut waiting = self.shared.waiting.lock();
         let Some(lane) = waiting.get_mut(&queued.draft.chat_id) else { return Some(queued) };

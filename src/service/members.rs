@@ -53,7 +53,13 @@ impl Members {
     ///
     /// # Errors
     /// `rate_limited`, and what [`Store::add_member`] refuses.
-    pub async fn add(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
+    pub async fn add(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        user_id: UserId,
+        role: Role,
+    ) -> Result<Member> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
         let add = AddMember {
             chat_id,
@@ -80,7 +86,13 @@ impl Members {
     ///
     /// # Errors
     /// `rate_limited`, and what [`Store::change_role`] refuses.
-    pub async fn change_role(&self, caller: Caller, chat_id: ChatId, user_id: UserId, role: Role) -> Result<Member> {
+    pub async fn change_role(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        user_id: UserId,
+        role: Role,
+    ) -> Result<Member> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
         let changed = self.store.change_role(chat_id, caller.user_id, user_id, role).await;
         let changed = self.publisher.resync_if_unknown(changed, || vec![Topic::Chat(chat_id)])?;
@@ -98,7 +110,8 @@ impl Members {
     /// `rate_limited`, and what [`Store::remove_member`] refuses.
     pub async fn remove(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
-        let removed = self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
+        let removed =
+            self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
         let event = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
         self.publisher.publish_change(event);
         Ok(())

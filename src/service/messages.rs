@@ -13,7 +13,10 @@ use crate::model::limits::{SENDS, TYPING};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
-use crate::model::{Change, ChatEvent, ChatId, ChatKind, Clock, Code, Event, Message, MessageId, Result, Topic, chat};
+use crate::model::{
+    Change, ChatEvent, ChatId, ChatKind, Clock, Code, Event, Message, MessageId, Result, Topic,
+    chat,
+};
 use crate::store::{HistoryRange, Store};
 
 /// A message as a client asks to send it.
@@ -55,7 +58,12 @@ impl Messages {
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `unavailable`; later what [`PendingSend::outcome`] says.
-    pub async fn begin_send(&self, caller: Caller, chat_id: ChatId, outgoing: Outgoing) -> Result<PendingSend> {
+    pub async fn begin_send(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        outgoing: Outgoing,
+    ) -> Result<PendingSend> {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(&outgoing.text));
         if let Some(client_id) = &outgoing.client_id {
@@ -81,7 +89,12 @@ impl Messages {
     ///
     /// # Errors
     /// `chat_not_found`.
-    pub async fn history(&self, caller: Caller, chat_id: ChatId, page: HistoryPage) -> Result<Vec<Message>> {
+    pub async fn history(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        page: HistoryPage,
+    ) -> Result<Vec<Message>> {
         let max = page::size("max", page.max, self.page_max)?;
         let range = HistoryRange { after: page.after, before: page.before, max };
 
@@ -110,13 +123,20 @@ impl Messages {
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`,
     /// `message_removed`.
-    pub async fn edit(&self, caller: Caller, chat_id: ChatId, id: MessageId, text: &str) -> Result<Message> {
+    pub async fn edit(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        id: MessageId,
+        text: &str,
+    ) -> Result<Message> {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(text));
         checks.done()?;
         self.rates.count(SENDS, &caller.user_id.to_string()).await?;
 
-        let edited = self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await;
+        let edited =
+            self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await;
         let edited = self.publisher.resync_if_unknown(edited, || vec![Topic::Chat(chat_id)])?;
 
         let (message, changed) = edited;
@@ -133,7 +153,8 @@ impl Messages {
     /// `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`.
     pub async fn remove(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
         self.rates.count(SENDS, &caller.user_id.to_string()).await?;
-        let removed = self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await;
+        let removed =
+            self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await;
         let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
 
         if let Some(message) = removed {
@@ -148,14 +169,24 @@ impl Messages {
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `message_not_found` past the end.
-    pub async fn mark_read(&self, caller: Caller, chat_id: ChatId, message_id: MessageId) -> Result<()> {
+    pub async fn mark_read(
+        &self,
+        caller: Caller,
+        chat_id: ChatId,
+        message_id: MessageId,
+    ) -> Result<()> {
         self.budgets.count_read(caller.user_id)?;
         let moved = self.store.mark_read(chat_id, caller.user_id, message_id).await?;
 
         if let Some((kind, message_id)) = moved {
             // In a channel, each read would cost a frame to each of thousands of members.
             let to_all = kind != ChatKind::Channel;
-            self.publisher.publish(Event::Read { chat_id, user_id: caller.user_id, message_id, to_all });
+            self.publisher.publish(Event::Read {
+                chat_id,
+                user_id: caller.user_id,
+                message_id,
+                to_all,
+            });
         }
         Ok(())
     }

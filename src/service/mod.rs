@@ -1,8 +1,8 @@
 //! The rules: what each caller may do, and what follows from it. No HTTP, SQL or Redis here.
 //!
 //! Every call takes the same path: check the input, count it against a rate limit, run one unit of
-//! work in the store, publish the result. There is one service for each domain. A service holds only
-//! the parts that it uses; [`Services::start`] is the only place that knows them all.
+//! work in the store, publish the result. There is one service for each domain. A service holds
+//! only the parts that it uses; [`Services::start`] is the only place that knows them all.
 //!
 //! | service | domain | uses, besides the store |
 //! |---|---|---|
@@ -20,8 +20,8 @@
 //!
 //! The parts behind them: `rates` counts events over all replicas, `guesses` counts failed logins,
 //! `passwords` confirms the caller's password, `hasher` bounds the hashing, `publisher` announces
-//! changes, `permits` bounds concurrent work of a user, and `admission` bounds clients that have not
-//! logged in. A send goes through `appender`, which commits batches by `committer`, and through
+//! changes, `permits` bounds concurrent work of a user, and `admission` bounds clients that have
+//! not logged in. A send goes through `appender`, which commits batches by `committer`, and through
 //! `lanes` if another transaction holds its chat.
 
 mod access;
@@ -144,7 +144,8 @@ impl Services {
         let rates = RateLimits { limiter, clock: clock.clone(), enabled: limits.rate_limits };
         let budgets = Arc::new(Budgets::new(rates.clone()));
         let guesses = Guesses { store: store.clone(), rates: rates.clone(), clock: clock.clone() };
-        let passwords = Passwords { store: store.clone(), hasher: hasher.clone(), guesses: guesses.clone() };
+        let passwords =
+            Passwords { store: store.clone(), hasher: hasher.clone(), guesses: guesses.clone() };
         let appender = Appender::start(&store, &bus, &clock, &tasks);
 
         let sessions = Arc::new(Sessions {
@@ -180,7 +181,13 @@ impl Services {
             tasks,
             departures: Semaphore::new(DEPARTURES_AT_ONCE_MAX),
         });
-        let cleanup = Cleanup::new(store.clone(), sessions.clone(), removals.clone(), clock.clone(), cleanup_due);
+        let cleanup = Cleanup::new(
+            store.clone(),
+            sessions.clone(),
+            removals.clone(),
+            clock.clone(),
+            cleanup_due,
+        );
 
         let shared = Shared { store, rates, publisher, budgets, clock, limits };
         Arc::new(Self {
@@ -262,6 +269,10 @@ impl Shared {
     }
 
     fn sync(&self) -> Syncs {
-        Syncs { store: self.store.clone(), budgets: self.budgets.clone(), permits: Semaphore::new(SYNCS_AT_ONCE_MAX) }
+        Syncs {
+            store: self.store.clone(),
+            budgets: self.budgets.clone(),
+            permits: Semaphore::new(SYNCS_AT_ONCE_MAX),
+        }
     }
 }

@@ -35,7 +35,11 @@ impl Publisher {
     /// Passes on the result of a unit of work that changes `topics`. If the outcome is unknown, the
     /// unit may have been committed and nothing else would announce it: the hubs are asked to
     /// compare these topics with the store.
-    pub fn resync_if_unknown<T>(&self, result: Result<T>, topics: impl FnOnce() -> Vec<Topic>) -> Result<T> {
+    pub fn resync_if_unknown<T>(
+        &self,
+        result: Result<T>,
+        topics: impl FnOnce() -> Vec<Topic>,
+    ) -> Result<T> {
         if let Err(error) = &result
             && matches!(error.kind(), Kind::Unavailable | Kind::Internal)
         {

@@ -27,10 +27,10 @@ pub struct Removals {
 }
 
 impl Removals {
-    /// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without
-    /// a name. When this returns, the sessions have ended. So have the memberships, unless leaving the
-    /// chats takes longer than [`REMOVAL_WAIT_MAX`]: then a task continues, and after a crash the
-    /// cleanup of any replica.
+    /// Removes the caller's account: its sessions end, it leaves its chats, its messages stay
+    /// without a name. When this returns, the sessions have ended. So have the memberships, unless
+    /// leaving the chats takes longer than [`REMOVAL_WAIT_MAX`]: then a task continues, and after a
+    /// crash the cleanup of any replica.
     ///
     /// # Errors
     /// `rate_limited`, `wrong_password`.
@@ -49,8 +49,8 @@ impl Removals {
         Ok(())
     }
 
-    /// Ends the account if the password is still right under the account's lock. Returns the sessions
-    /// that ended.
+    /// Ends the account if the password is still right under the account's lock. Returns the
+    /// sessions that ended.
     async fn end_account(&self, caller: Caller, password: &str) -> Result<Vec<EndedSession>> {
         for _ in 0..VERIFY_TRIES_MAX {
             let confirmed = self.passwords.confirm(caller, password.to_owned()).await?;
@@ -63,8 +63,8 @@ impl Removals {
         Err(Error::overloaded())
     }
 
-    /// Takes an ended account out of its chats, one unit of work for each chat, until it has left all
-    /// or the process stops. A chat that fails does not hold up the others.
+    /// Takes an ended account out of its chats, one unit of work for each chat, until it has left
+    /// all or the process stops. A chat that fails does not hold up the others.
     ///
     /// # Errors
     /// The first failure, such as `unavailable`. The account has left the other chats.

@@ -13,13 +13,15 @@ use super::rates::RateLimits;
 use crate::cluster::{Bus, SessionCache};
 use crate::model::faults::{self, Point};
 use crate::model::limits::{
-    LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, PASSWORD_CHARS_MAX, REFRESHES_PER_ADDRESS, REFRESHES_PER_SESSION,
-    VERIFY_TRIES_MAX,
+    LAST_SEEN_EVERY, LOGINS_PER_ACCOUNT, PASSWORD_CHARS_MAX, REFRESHES_PER_ADDRESS,
+    REFRESHES_PER_SESSION, VERIFY_TRIES_MAX,
 };
 use crate::model::session::{Caller, Origin};
 use crate::model::text::{self, Checks};
 use crate::model::token::{Token, TokenHash};
-use crate::model::{Clock, Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId};
+use crate::model::{
+    Clock, Code, Error, Event, Result, Session, SessionId, Timestamp, User, UserId,
+};
 use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, SessionTokens, Store};
 use crate::tasks::Tasks;
 
@@ -101,12 +103,14 @@ impl Sessions {
         let password = if is_plausible { login.password } else { String::new() };
 
         let mut attempt = self.guesses.begin(login_limits(&name, &origin)).await?;
-        let crowded = self.guesses.count(&mut attempt, LOGINS_PER_ACCOUNT, name.clone()).await.err();
+        let crowded =
+            self.guesses.count(&mut attempt, LOGINS_PER_ACCOUNT, name.clone()).await.err();
         let trying = async {
             // Beyond the account's bound, a wrong password, a password that is not believed and an
             // unknown login all get `429` after the time of a hash. So the answer does not reveal
             // whether the account has a session in the client's network.
-            let believed = crowded.is_none() || self.guesses.is_expected(&name, login.session_id, &origin).await?;
+            let believed = crowded.is_none()
+                || self.guesses.is_expected(&name, login.session_id, &origin).await?;
             self.log_in_by_password(&name, password, login.session_id, origin, believed).await
         };
 
@@ -132,7 +136,9 @@ impl Sessions {
         for _ in 0..VERIFY_TRIES_MAX {
             let (user_id, hash) = self.store.credentials(name).await?.filter(|_| believed).unzip();
             let check = self.hasher.verify(password.clone(), hash.clone()).await?;
-            let (Some(user_id), Some(mut hash)) = (user_id.filter(|_| check != PasswordCheck::Wrong), hash) else {
+            let (Some(user_id), Some(mut hash)) =
+                (user_id.filter(|_| check != PasswordCheck::Wrong), hash)
+            else {
                 return Ok(None);
             };
 
@@ -146,7 +152,8 @@ impl Sessions {
 
             let (new, tokens) = self.prepare(user_id, origin.clone());
             match self.store.log_in(&new, &hash, reuse, self.per_user_max).await {
-                // The password changed, or was hashed again, after it was verified. It may be wrong now.
+                // The password changed, or was hashed again, after it was verified. It may be wrong
+                // now.
                 Err(error) if error.code == Code::InvalidCredentials => {}
                 Err(error) => return Err(error),
                 Ok(LoggedIn { session_id, replaced, ended }) => {
@@ -170,8 +177,8 @@ impl Sessions {
     }
 
     /// Exchanges a refresh token for new tokens. A refresh token that was used before ends its
-    /// session. Unknown refresh tokens count against the address, and never prevent the refresh by a
-    /// known one.
+    /// session. Unknown refresh tokens count against the address, and never prevent the refresh by
+    /// a known one.
     ///
     /// # Errors
     /// `rate_limited`, `invalid_refresh_token`.
@@ -279,7 +286,11 @@ impl Sessions {
     /// `rate_limited`, `session_not_found`.
     pub async fn end(&self, caller: Caller, id: SessionId) -> Result<()> {
         self.budgets.count_read(caller.user_id)?;
-        let ended = self.store.end_session(caller.user_id, id).await?.ok_or(Error::new(Code::SessionNotFound))?;
+        let ended = self
+            .store
+            .end_session(caller.user_id, id)
+            .await?
+            .ok_or(Error::new(Code::SessionNotFound))?;
         self.announce_ended(vec![ended]).await;
         Ok(())
     }
@@ -311,7 +322,10 @@ impl Sessions {
     pub(super) fn prepare(&self, user_id: UserId, origin: Origin) -> (NewSession, FreshTokens) {
         let now = self.clock.now();
         let (fresh, tokens) = self.fresh_tokens();
-        let device = origin.device.and_then(|device| text::device(&device).ok()).filter(|device| !device.is_empty());
+        let device = origin
+            .device
+            .and_then(|device| text::device(&device).ok())
+            .filter(|device| !device.is_empty());
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
         let id = SessionId::new(now, &mut rand::rng());
         (NewSession { id, user_id, tokens, device, ip, now }, fresh)
@@ -330,7 +344,12 @@ impl Sessions {
         (FreshTokens { token, refresh, expires_at: token_expires_at }, kept)
     }
 
-    async fn grant(&self, user_id: UserId, session_id: SessionId, tokens: FreshTokens) -> Result<Grant> {
+    async fn grant(
+        &self,
+        user_id: UserId,
+        session_id: SessionId,
+        tokens: FreshTokens,
+    ) -> Result<Grant> {
         let gone = || Error::new(Code::InvalidCredentials);
         let session = self.store.session(session_id).await?.ok_or_else(gone)?;
         let user = self.store.user(user_id).await?.ok_or_else(gone)?;

@@ -49,12 +49,17 @@ impl Syncs {
         self.store.epoch()
     }
 
-    /// Calls `follow` with all of the user's chats and only then reads them. So no event falls between
-    /// the snapshot and the live stream: an event after the snapshot finds the connection following.
+    /// Calls `follow` with all of the user's chats and only then reads them. So no event falls
+    /// between the snapshot and the live stream: an event after the snapshot finds the connection
+    /// following.
     ///
     /// # Errors
     /// `unavailable`.
-    pub async fn snapshot(&self, user_id: UserId, follow: impl Fn(&[(ChatId, Rev)]) + Send) -> Result<FollowedChats> {
+    pub async fn snapshot(
+        &self,
+        user_id: UserId,
+        follow: impl Fn(&[(ChatId, Rev)]) + Send,
+    ) -> Result<FollowedChats> {
         // The user's own permit first: while a user waits for it, others can use the shared ones.
         let _frame = self.budgets.frame_permit(user_id).await?;
         let _permit = self.permits.acquire().await.map_err(Error::internal)?;
@@ -67,7 +72,10 @@ impl Syncs {
                 tokio::time::sleep(Duration::from_millis(30)).await;
                 heads = self.store.chat_heads(user_id).await?;
                 follow(&heads);
-                return Ok(FollowedChats { followed: heads.iter().map(|(chat_id, _)| *chat_id).collect(), chats });
+                return Ok(FollowedChats {
+                    followed: heads.iter().map(|(chat_id, _)| *chat_id).collect(),
+                    chats,
+                });
             }
             follow(&heads);
             faults::at(Point::Followed).await;
@@ -75,7 +83,8 @@ impl Syncs {
 
             let chats = self.store.chats_to_sync(user_id).await?;
             // Chats that the user joined in between are followed first and read again.
-            let new = chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
+            let new =
+                chats.iter().map(|found| &found.chat).filter(|chat| !followed.contains(&chat.id));
             heads = new.map(|chat| (chat.id, chat.rev)).collect();
             if heads.is_empty() {
                 return Ok(FollowedChats { followed, chats });
@@ -89,7 +98,12 @@ impl Syncs {
     ///
     /// # Errors
     /// `unavailable`.
-    pub async fn changes(&self, user_id: UserId, found: &ChatToSync, next: NextChanges) -> Result<Option<Changes>> {
+    pub async fn changes(
+        &self,
+        user_id: UserId,
+        found: &ChatToSync,
+        next: NextChanges,
+    ) -> Result<Option<Changes>> {
         let _frame = self.budgets.frame_permit(user_id).await?;
         let _permit = self.permits.acquire().await.map_err(Error::internal)?;
 
@@ -103,7 +117,10 @@ impl Syncs {
         let is_first = next.delivered == next.known;
         let too_many = is_first
             && !changes.complete
-            && self.store.has_more_changes(chat_id, next.known, !next.counted, SYNC_CHANGES_MAX).await?;
+            && self
+                .store
+                .has_more_changes(chat_id, next.known, !next.counted, SYNC_CHANGES_MAX)
+                .await?;
         let is_same_membership = changes.joined_rev == Some(found.joined_rev);
         Ok(Some(changes).filter(|_| !too_many && is_same_membership))
     }

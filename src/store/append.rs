@@ -1,17 +1,20 @@
 //! Sending: many messages to many chats in one commit.
 //!
-//! The chats' rows are locked in the order of their ids; under the locks membership is read, positions are given out and
-//! everything is written at once. On Postgres one statement does all of that for drafts with nothing in the way
-//! ([`place`]). What it leaves, and all of SQLite, goes step by step ([`Store::append_checked`]), which finds out why a
-//! draft is refused, or that its `client_id` came before. Two that come with one `client_id` at the same moment are left
-//! to the unique index to notice, since that is rare.
+//! The chats' rows are locked in the order of their ids; under the locks membership is read,
+//! positions are given out and everything is written at once. On Postgres one statement does all of
+//! that for drafts with nothing in the way ([`place`]). What it leaves, and all of SQLite, goes
+//! step by step ([`Store::append_checked`]), which finds out why a draft is refused, or that its
+//! `client_id` came before. Two that come with one `client_id` at the same moment are left to the
+//! unique index to notice, since that is rare.
 //!
-//! A chat whose row another transaction holds must not hold up the others of its batch. So [`Store::try_append`] waits for
-//! a lock only briefly, then does without the chats that it can't have and leaves their drafts to
-//! [`Store::append_patiently`]. The sessions of the appenders' own pool are opened with that short `lock_timeout`, so the
-//! ordinary case pays no round trip for it. SQLite has one writer, which waits for nobody.
+//! A chat whose row another transaction holds must not hold up the others of its batch. So
+//! [`Store::try_append`] waits for a lock only briefly, then does without the chats that it can't
+//! have and leaves their drafts to [`Store::append_patiently`]. The sessions of the appenders' own
+//! pool are opened with that short `lock_timeout`, so the ordinary case pays no round trip for it.
+//! SQLite has one writer, which waits for nobody.
 //!
-//! A list of rows is passed to a statement as arrays on Postgres, as a JSON array of arrays on SQLite.
+//! A list of rows is passed to a statement as arrays on Postgres, as a JSON array of arrays on
+//! SQLite.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -24,19 +27,24 @@ use super::append_postgres::{Locks, place};
 use super::append_sqlite::{self, id};
 use super::engine::Pool;
 use super::messages::MessageRow;
-use super::{Db, Store, Tx, Work, ended, failure, is_lock_timeout, is_unique_violation, lent, on_lease, timed};
+use super::{
+    Db, Store, Tx, Work, ended, failure, is_lock_timeout, is_unique_violation, lent, on_lease,
+    timed,
+};
 use crate::metrics;
 use crate::model::chat::{Action, permit};
 use crate::model::faults::{self, Mutant};
 use crate::model::message::{Draft, Sent};
 use crate::model::{
-    ChatId, ChatKind, Code, Error, Message, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId,
+    ChatId, ChatKind, Code, Error, Message, MessageId, MessageKind, Result, Rev, Role, Timestamp,
+    UserId,
 };
 
 /// What became of each draft, in their order.
 pub type Appended = Vec<Result<Sent>>;
 
-/// The same; `None` for a draft whose chat another transaction holds. It was neither placed nor refused.
+/// The same; `None` for a draft whose chat another transaction holds. It was neither placed nor
+/// refused.
 pub type Attempted = Vec<Option<Result<Sent>>>;
 
 /// The head of a chat's log while a batch grows it.
@@ -60,7 +68,8 @@ struct Earlier {
 type Key = (ChatId, UserId, String);
 
 impl Store {
-    /// Sends drafts as [`Store::try_append`] does, and then, patiently, those whose chats were held.
+    /// Sends drafts as [`Store::try_append`] does, and then, patiently, those whose chats were
+    /// held.
     pub async fn append(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         let mut attempted = self.try_append(drafts, now).await?;
         let held = pick(drafts, &attempted);
@@ -70,15 +79,17 @@ impl Store {
         Ok(attempted.into_iter().map(|sent| sent.unwrap_or_else(lost)).collect())
     }
 
-    /// Sends drafts in one commit or two, each placed at the end of its chat in the order given. The outer error means that
-    /// none was placed as far as is known; the inner ones refuse single drafts: `chat_not_found`, `not_allowed`,
-    /// `client_id_reused`, `message_not_found` for a `reply_to` that isn't there. The drafts of a chat that another
-    /// transaction holds for more than [`APPEND_LOCK_MAX`](crate::model::limits::APPEND_LOCK_MAX) are left.
+    /// Sends drafts in one commit or two, each placed at the end of its chat in the order given.
+    /// The outer error means that none was placed as far as is known; the inner ones refuse single
+    /// drafts: `chat_not_found`, `not_allowed`, `client_id_reused`, `message_not_found` for a
+    /// `reply_to` that isn't there. The drafts of a chat that another transaction holds for more
+    /// than [`APPEND_LOCK_MAX`](crate::model::limits::APPEND_LOCK_MAX) are left.
     pub async fn try_append(&self, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
         timed("append", || async {
             let keyless: Vec<Draft>;
             let drafts = if faults::on(Mutant::DedupeForgotten) {
-                keyless = drafts.iter().map(|draft| Draft { client_id: None, ..draft.clone() }).collect();
+                keyless =
+                    drafts.iter().map(|draft| Draft { client_id: None, ..draft.clone() }).collect();
                 &keyless
             } else {
                 drafts
@@ -103,8 +114,9 @@ impl Store {
         .await
     }
 
-    /// Sends drafts in one commit, each placed at the end of its chat in the order given, and waits for the chats' locks
-    /// for as long as a statement may take. Errors as of [`Store::try_append`]; `unavailable` if a lock was not to be had.
+    /// Sends drafts in one commit, each placed at the end of its chat in the order given, and waits
+    /// for the chats' locks for as long as a statement may take. Errors as of
+    /// [`Store::try_append`]; `unavailable` if a lock was not to be had.
     pub async fn append_patiently(&self, drafts: &[Draft], now: Timestamp) -> Result<Appended> {
         timed("append_patiently", || async {
             let attempted = self.append_checked(drafts, now, true, Locks::Wait).await?;
@@ -113,13 +125,19 @@ impl Store {
         .await
     }
 
-    /// The ordinary case in one round trip: what the statement does not place is checked with all care, to be placed
-    /// after all or to learn why not.
-    async fn append_at_once(&self, pool: &Pool, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
+    /// The ordinary case in one round trip: what the statement does not place is checked with all
+    /// care, to be placed after all or to learn why not.
+    async fn append_at_once(
+        &self,
+        pool: &Pool,
+        drafts: &[Draft],
+        now: Timestamp,
+    ) -> Result<Attempted> {
         let mut attempted: Attempted = vec![None; drafts.len()];
         let repeating = chats_with_repeats(drafts);
-        let ordinary: Vec<usize> =
-            (0..drafts.len()).filter(|index| !repeating.contains(&drafts[*index].chat_id)).collect();
+        let ordinary: Vec<usize> = (0..drafts.len())
+            .filter(|index| !repeating.contains(&drafts[*index].chat_id))
+            .collect();
         let chosen: Vec<&Draft> = ordinary.iter().map(|index| &drafts[*index]).collect();
 
         let mut locks = Locks::WaitBriefly;
@@ -194,10 +212,15 @@ impl Store {
     ) -> Result<Attempted> {
         let mut work = self.begin_append(locks).await?;
         let heads = lock_heads(&mut work, drafts, locks).await?;
-        let held = if locks == Locks::Skip { held_chats(&mut work, drafts, &heads).await? } else { HashSet::new() };
+        let held = if locks == Locks::Skip {
+            held_chats(&mut work, drafts, &heads).await?
+        } else {
+            HashSet::new()
+        };
         let mut placement = Placement {
             heads,
-            // A statement of its own, after the locks: it sees every removal that came before this batch.
+            // A statement of its own, after the locks: it sees every removal that came before this
+            // batch.
             roles: read_roles(&mut work, drafts).await?,
             earlier: if look_up { read_earlier(&mut work, drafts).await? } else { HashMap::new() },
             placed_keys: HashMap::new(),
@@ -247,7 +270,8 @@ pub(super) fn lost() -> Result<Sent> {
     Err(Error::internal("a draft was neither placed nor refused"))
 }
 
-/// Chats into which one sender sends one key twice in this batch: which of the two counts is found out step by step.
+/// Chats into which one sender sends one key twice in this batch: which of the two counts is found
+/// out step by step.
 fn chats_with_repeats(drafts: &[Draft]) -> HashSet<ChatId> {
     let mut keys = HashSet::with_capacity(drafts.len());
     let mut chats = HashSet::new();
@@ -271,13 +295,20 @@ struct Placement<'a> {
 }
 
 impl<'a> Placement<'a> {
-    fn place(&mut self, index: usize, draft: &'a Draft, before: &[Option<Result<Sent>>]) -> Result<Sent> {
+    fn place(
+        &mut self,
+        index: usize,
+        draft: &'a Draft,
+        before: &[Option<Result<Sent>>],
+    ) -> Result<Sent> {
         let not_found = || Error::new(Code::ChatNotFound);
         let role = self.roles.get(&(draft.chat_id, draft.sender_id)).ok_or_else(not_found)?;
         let head = self.heads.get_mut(&draft.chat_id).ok_or_else(not_found)?;
         permit(head.kind, *role, Action::Write)?;
         if let Some(client_id) = draft.client_id.as_deref() {
-            if let Some(earlier) = self.earlier.get(&(draft.chat_id, draft.sender_id, client_id.to_owned())) {
+            if let Some(earlier) =
+                self.earlier.get(&(draft.chat_id, draft.sender_id, client_id.to_owned()))
+            {
                 let same = earlier.fingerprint.as_deref() == Some(draft.fingerprint().as_slice());
                 return if same {
                     Ok(Sent::Repeated(earlier.message.clone().into()))
@@ -286,13 +317,23 @@ impl<'a> Placement<'a> {
                 };
             }
             let key = (draft.chat_id, draft.sender_id, client_id);
-            if let Some(Some(Ok(Sent::New(first)))) = self.placed_keys.get(&key).map(|first| &before[*first]) {
-                let same = first.text.as_deref() == Some(draft.text.as_str()) && first.reply_to == draft.reply_to;
-                return if same { Ok(Sent::Repeated(first.clone())) } else { Err(Code::ClientIdReused.into()) };
+            if let Some(Some(Ok(Sent::New(first)))) =
+                self.placed_keys.get(&key).map(|first| &before[*first])
+            {
+                let same = first.text.as_deref() == Some(draft.text.as_str())
+                    && first.reply_to == draft.reply_to;
+                return if same {
+                    Ok(Sent::Repeated(first.clone()))
+                } else {
+                    Err(Code::ClientIdReused.into())
+                };
             }
         }
         if draft.reply_to.is_some_and(|id| id.0 < 1 || id > head.last_message_id) {
-            return Err(Error::with_detail(Code::MessageNotFound, "reply_to is no message of this chat"));
+            return Err(Error::with_detail(
+                Code::MessageNotFound,
+                "reply_to is no message of this chat",
+            ));
         }
         head.rev = head.rev.next();
         head.last_message_id = head.last_message_id.next();
@@ -327,16 +368,25 @@ fn chats_of(drafts: &[Draft]) -> Vec<Uuid> {
 }
 
 /// Which of these chats are there, and not among those locked: another transaction holds them.
-async fn held_chats(work: &mut Work, drafts: &[Draft], locked: &HashMap<ChatId, Head>) -> Result<HashSet<ChatId>> {
+async fn held_chats(
+    work: &mut Work,
+    drafts: &[Draft],
+    locked: &HashMap<ChatId, Head>,
+) -> Result<HashSet<ChatId>> {
     work.count_statement();
     let Tx::Postgres(lease) = &mut work.inner else { return Ok(HashSet::new()) };
     let sql = "SELECT id FROM chats WHERE id = ANY($1) AND removed_at_ms IS NULL";
-    let there: Vec<ChatId> = on_lease!(lease, |db| sqlx::query_scalar(sql).bind(chats_of(drafts)).fetch_all(db))?;
+    let there: Vec<ChatId> =
+        on_lease!(lease, |db| sqlx::query_scalar(sql).bind(chats_of(drafts)).fetch_all(db))?;
     Ok(there.into_iter().filter(|chat_id| !locked.contains_key(chat_id)).collect())
 }
 
 /// Takes the locks of the drafts' chats, in the order of their ids.
-async fn lock_heads(work: &mut Work, drafts: &[Draft], locks: Locks) -> Result<HashMap<ChatId, Head>> {
+async fn lock_heads(
+    work: &mut Work,
+    drafts: &[Draft],
+    locks: Locks,
+) -> Result<HashMap<ChatId, Head>> {
     work.count_statement();
     let chats = chats_of(drafts);
     let heads: Vec<Head> = match &mut work.inner {
@@ -352,7 +402,11 @@ async fn lock_heads(work: &mut Work, drafts: &[Draft], locks: Locks) -> Result<H
             let sql = "SELECT id, kind, rev, last_message_id FROM chats
                        WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND removed_at_ms IS NULL";
             let rows = chats.iter().map(|chat| Value::from(id(*chat)));
-            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            sqlx::query_as(sql)
+                .bind(append_sqlite::list(rows))
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -381,8 +435,13 @@ async fn read_roles(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<(ChatId
             let sql = "SELECT m.chat_id, m.user_id, m.role FROM json_each($1) d
                        JOIN members m ON m.chat_id = unhex(d.value ->> 0) AND m.user_id = unhex(d.value ->> 1)
                            AND m.left_rev IS NULL";
-            let rows = drafts.iter().map(|draft| json!([id(draft.chat_id.0), id(draft.sender_id.0)]));
-            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            let rows =
+                drafts.iter().map(|draft| json!([id(draft.chat_id.0), id(draft.sender_id.0)]));
+            sqlx::query_as(sql)
+                .bind(append_sqlite::list(rows))
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -402,9 +461,9 @@ macro_rules! earlier {
 
 async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, Earlier>> {
     work.count_statement();
-    let keyed = drafts
-        .iter()
-        .filter_map(|draft| draft.client_id.as_deref().map(|key| (draft.chat_id.0, draft.sender_id.0, key)));
+    let keyed = drafts.iter().filter_map(|draft| {
+        draft.client_id.as_deref().map(|key| (draft.chat_id.0, draft.sender_id.0, key))
+    });
     let rows: Vec<Earlier> = match &mut work.inner {
         Tx::Postgres(lease) => {
             let sql = earlier!(
@@ -417,7 +476,11 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                 senders.push(sender);
                 keys.push(key);
             }
-            on_lease!(lease, |db| sqlx::query_as(sql).bind(chats).bind(senders).bind(keys).fetch_all(db))?
+            on_lease!(lease, |db| sqlx::query_as(sql)
+                .bind(chats)
+                .bind(senders)
+                .bind(keys)
+                .fetch_all(db))?
         }
         Tx::Sqlite(tx) => {
             let sql = earlier!(
@@ -425,7 +488,11 @@ async fn read_earlier(work: &mut Work, drafts: &[Draft]) -> Result<HashMap<Key, 
                  AND m.sender_id = unhex(d.value ->> 1) AND m.client_id = d.value ->> 2"
             );
             let rows = keyed.map(|(chat, sender, key)| json!([id(chat), id(sender), key]));
-            sqlx::query_as(sql).bind(append_sqlite::list(rows)).fetch_all(&mut **tx).await.map_err(failure)?
+            sqlx::query_as(sql)
+                .bind(append_sqlite::list(rows))
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(failure)?
         }
         Tx::Ended => return Err(ended()),
     };
@@ -446,8 +513,14 @@ async fn write(work: &mut Work, fresh: &[(&Message, &Draft)], now: Timestamp) ->
             let places = on_lease!(lease, |db| place(db, &drafts, true, Locks::Wait, now))?;
             // Under the locks both come to the same; if not, nothing may be told that is not so.
             let agreed = places.len() == fresh.len()
-                && places.iter().all(|(index, id, rev)| (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev));
-            if agreed { Ok(()) } else { Err(Error::internal("the places given out and those written differ")) }
+                && places.iter().all(|(index, id, rev)| {
+                    (fresh[*index].0.id, fresh[*index].0.rev) == (*id, *rev)
+                });
+            if agreed {
+                Ok(())
+            } else {
+                Err(Error::internal("the places given out and those written differ"))
+            }
         }
         Tx::Sqlite(tx) => append_sqlite::write(tx, fresh, now).await.map_err(failure),
         Tx::Ended => Err(ended()),

@@ -9,15 +9,17 @@ use crate::model::message::Draft;
 use crate::model::text::snippet;
 use crate::model::{MessageId, MessageKind, Rev, Timestamp};
 
-/// Locks, checks, gives out places and writes, in one statement and so in one round trip: on a loaded machine each
-/// costs more than the rows. Locked rows are read in their latest version, so a member removed while this waited
-/// for the chat is seen as removed.
+/// Locks, checks, gives out places and writes, in one statement and so in one round trip: on a
+/// loaded machine each costs more than the rows. Locked rows are read in their latest version, so a
+/// member removed while this waited for the chat is seen as removed.
 ///
-/// It leaves the drafts of senders whom [`crate::model::chat::permit`] does not let write, and those whose `client_id`
-/// is there already: none of them gets a place, so they are looked at one by one without delaying the others. Where
-/// one that may be placed has a `reply_to` that is not there, it leaves the whole chat: what comes before it in the
-/// batch decides whether it is refused, and nothing of its chat may overtake it. The look-up of a `client_id` is LATERAL
-/// with a limit, so that it is a probe of the unique index for each draft, whatever the planner thinks of the table.
+/// It leaves the drafts of senders whom [`crate::model::chat::permit`] does not let write, and
+/// those whose `client_id` is there already: none of them gets a place, so they are looked at one
+/// by one without delaying the others. Where one that may be placed has a `reply_to` that is not
+/// there, it leaves the whole chat: what comes before it in the batch decides whether it is
+/// refused, and nothing of its chat may overtake it. The look-up of a `client_id` is LATERAL with a
+/// limit, so that it is a probe of the unique index for each draft, whatever the planner thinks of
+/// the table.
 const PLACE: &str = "
     WITH d AS (
         SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
@@ -60,8 +62,9 @@ const PLACE: &str = "
     SELECT number, id, rev FROM placed ORDER BY number";
 
 /// The same, but a chat whose row another transaction holds is left, not waited for.
-static PLACE_UNLOCKED: LazyLock<String> =
-    LazyLock::new(|| PLACE.replace("FOR NO KEY UPDATE OF c, m", "FOR NO KEY UPDATE OF c, m SKIP LOCKED"));
+static PLACE_UNLOCKED: LazyLock<String> = LazyLock::new(|| {
+    PLACE.replace("FOR NO KEY UPDATE OF c, m", "FOR NO KEY UPDATE OF c, m SKIP LOCKED")
+});
 
 /// What to do about a row that another transaction holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +77,8 @@ pub enum Locks {
     Skip,
 }
 
-/// Places drafts where nothing is in the way. `replies_checked`: each `reply_to` is there, if only by an earlier draft.
-/// Returns the index of each draft that it placed, with its place.
+/// Places drafts where nothing is in the way. `replies_checked`: each `reply_to` is there, if only
+/// by an earlier draft. Returns the index of each draft that it placed, with its place.
 pub async fn place(
     db: impl PgExecutor<'_>,
     drafts: &[&Draft],
@@ -91,7 +94,12 @@ pub async fn place(
         .bind(drafts.iter().map(|draft| snippet(&draft.text)).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.reply_to.map(|id| id.0)).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.client_id.as_deref()).collect::<Vec<_>>())
-        .bind(drafts.iter().map(|draft| draft.client_id.as_ref().map(|_| draft.fingerprint())).collect::<Vec<_>>())
+        .bind(
+            drafts
+                .iter()
+                .map(|draft| draft.client_id.as_ref().map(|_| draft.fingerprint()))
+                .collect::<Vec<_>>(),
+        )
         .bind(MessageKind::Text.as_str())
         .bind(now)
         .bind(replies_checked)
@@ -99,7 +107,11 @@ pub async fn place(
         .await?;
     let place = |row: &sqlx::postgres::PgRow| {
         let number: i64 = row.try_get(0)?;
-        Ok((usize::try_from(number - 1).unwrap_or(usize::MAX), MessageId(row.try_get(1)?), Rev(row.try_get(2)?)))
+        Ok((
+            usize::try_from(number - 1).unwrap_or(usize::MAX),
+            MessageId(row.try_get(1)?),
+            Rev(row.try_get(2)?),
+        ))
     };
     rows.iter().map(place).collect()
 }

@@ -27,15 +27,28 @@ pub async fn write(
     fresh: &[(&Message, &Draft)],
     now: Timestamp,
 ) -> sqlx::Result<()> {
-    // Per chat the newest message, and per sender and chat the newest of theirs: the last one put in stays.
-    let heads: HashMap<ChatId, &Message> = fresh.iter().map(|(message, _)| (message.chat_id, *message)).collect();
-    let markers: HashMap<(ChatId, UserId), MessageId> =
-        fresh.iter().map(|(message, _)| ((message.chat_id, message.sender_id), message.id)).collect();
+    // Per chat the newest message, and per sender and chat the newest of theirs: the last one put
+    // in stays.
+    let heads: HashMap<ChatId, &Message> =
+        fresh.iter().map(|(message, _)| (message.chat_id, *message)).collect();
+    let markers: HashMap<(ChatId, UserId), MessageId> = fresh
+        .iter()
+        .map(|(message, _)| ((message.chat_id, message.sender_id), message.id))
+        .collect();
     let kind = MessageKind::Text.as_str();
     let messages = fresh.iter().map(|(message, draft)| {
         let (chat, sender) = (id(message.chat_id.0), id(message.sender_id.0));
         let print = draft.client_id.as_ref().map(|_| hex(&draft.fingerprint()));
-        json!([chat, message.id, message.rev, sender, message.text, message.reply_to, message.client_id, print])
+        json!([
+            chat,
+            message.id,
+            message.rev,
+            sender,
+            message.text,
+            message.reply_to,
+            message.client_id,
+            print
+        ])
     });
     sqlx::query(MESSAGES).bind(list(messages)).bind(now).bind(kind).execute(&mut **tx).await?;
     let heads = heads.values().map(|message| {
@@ -43,7 +56,8 @@ pub async fn write(
         json!([chat, message.rev, message.id, sender, message.text.as_deref().map(snippet)])
     });
     sqlx::query(HEADS).bind(list(heads)).bind(now).bind(kind).execute(&mut **tx).await?;
-    let markers = markers.iter().map(|((chat, user), message)| json!([id(chat.0), id(user.0), message]));
+    let markers =
+        markers.iter().map(|((chat, user), message)| json!([id(chat.0), id(user.0), message]));
     sqlx::query(MARKERS).bind(list(markers)).execute(&mut **tx).await.map(drop)
 }
 

@@ -1,8 +1,9 @@
-//! What changed in any chat since a moment: how a hub makes up for what the bus lost without reading every chat.
+//! What changed in any chat since a moment: how a hub makes up for what the bus lost without
+//! reading every chat.
 //!
-//! The database notes with each change of a chat in which slot of its clock that was (see the migration `log_epoch`).
-//! A change is noted when it is written and seen when it is committed, so a look begins [`CHANGE_SLOTS_MARGIN`] before the
-//! last one did.
+//! The database notes with each change of a chat in which slot of its clock that was (see the
+//! migration `log_epoch`). A change is noted when it is written and seen when it is committed, so a
+//! look begins [`CHANGE_SLOTS_MARGIN`] before the last one did.
 
 use super::{Store, on, on_ids, timed};
 use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
@@ -10,11 +11,11 @@ use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
 /// Seconds of a slot, as the triggers have it.
 #[cfg(test)]
 const SLOT_SECONDS: u64 = 10;
-/// Slots before the last look in which a change may have been written that was committed after it: 10 s at least, more
-/// than any unit of work takes.
+/// Slots before the last look in which a change may have been written that was committed after it:
+/// 10 s at least, more than any unit of work takes.
 pub const CHANGE_SLOTS_MARGIN: i64 = 1;
-/// Changes of a chat within which a join is looked for. A chat with more of them between two looks is left to the slow
-/// comparison.
+/// Changes of a chat within which a join is looked for. A chat with more of them between two looks
+/// is left to the slow comparison.
 const JOIN_REVS_MAX: i64 = 10_000;
 
 /// A chat that changed.
@@ -38,11 +39,20 @@ impl Store {
         } else {
             "SELECT FLOOR(EXTRACT(EPOCH FROM CLOCK_TIMESTAMP()) / 10)::BIGINT"
         };
-        timed("change_slot", || async { on!(self.reader(), |db| sqlx::query_scalar(sql).fetch_one(db)) }).await
+        timed("change_slot", || async {
+            on!(self.reader(), |db| sqlx::query_scalar(sql).fetch_one(db))
+        })
+        .await
     }
 
-    /// Up to `max` chats behind this slot and chat that changed in it or later, in the order of slot and id.
-    pub async fn chats_changed(&self, slot: i64, behind: ChatId, max: i64) -> Result<Vec<ChangedChat>> {
+    /// Up to `max` chats behind this slot and chat that changed in it or later, in the order of
+    /// slot and id.
+    pub async fn chats_changed(
+        &self,
+        slot: i64,
+        behind: ChatId,
+        max: i64,
+    ) -> Result<Vec<ChangedChat>> {
         timed("chats_changed", || async {
             on!(self.reader(), |db| sqlx::query_as(
                 "SELECT changed_slot, id, rev, removed_at_ms IS NOT NULL AS removed FROM chats \
@@ -57,7 +67,11 @@ impl Store {
     }
 
     /// Who joined one of these chats since then and is still a member.
-    pub async fn joined(&self, chats: &[ChatId], since: Timestamp) -> Result<Vec<(ChatId, UserId)>> {
+    pub async fn joined(
+        &self,
+        chats: &[ChatId],
+        since: Timestamp,
+    ) -> Result<Vec<(ChatId, UserId)>> {
         timed("joined", || async {
             on_ids!(
                 self.reader(),

@@ -1,7 +1,8 @@
-//! What changed in a chat after a revision: the way back in sync after any absence, and how a hub heals a gap.
+//! What changed in a chat after a revision: the way back in sync after any absence, and how a hub
+//! heals a gap.
 //!
-//! There is no second log. Messages and members carry the `rev` that last changed them, so an item that changed several
-//! times comes once, with its latest state.
+//! There is no second log. Messages and members carry the `rev` that last changed them, so an item
+//! that changed several times comes once, with its latest state.
 
 use std::collections::HashMap;
 
@@ -40,7 +41,8 @@ impl From<Rev> for Since {
 pub struct Changes {
     /// Oldest change first; each item once.
     pub items: Vec<ChangeItem>,
-    /// Messages among them that were sent after that revision and changed since: by which revision they were sent.
+    /// Messages among them that were sent after that revision and changed since: by which revision
+    /// they were sent.
     pub sent_earlier: HashMap<MessageId, Rev>,
     /// How far this goes: the chat's revision, or the last item's where there was no room for all.
     pub rev: Rev,
@@ -52,21 +54,23 @@ pub struct Changes {
     pub joined_rev: Option<Rev>,
     /// The chat's kind.
     pub kind: ChatKind,
-    /// How many members the chat has at its present revision, which is [`Changes::rev`] if that is complete.
+    /// How many members the chat has at its present revision, which is [`Changes::rev`] if that is
+    /// complete.
     pub member_count: i64,
     /// The viewer removed the history up to here, for themselves; 0 without a viewer.
     pub cleared_message_id: MessageId,
 }
 
 impl Changes {
-    /// Ends the page at so many bytes of text, after one item at least, and says so in `rev` and `complete`.
+    /// Ends the page at so many bytes of text, after one item at least, and says so in `rev` and
+    /// `complete`.
     pub fn cut_to_bytes(&mut self, bytes_max: usize) {
         let mut bytes = 0;
         let fits = |(_, change): &ChangeItem| {
             bytes += match change {
-                Change::MessageSent(it) | Change::MessageEdited(it) | Change::MessageRemoved(it) => {
-                    it.text.as_ref().map_or(0, String::len)
-                }
+                Change::MessageSent(it)
+                | Change::MessageEdited(it)
+                | Change::MessageRemoved(it) => it.text.as_ref().map_or(0, String::len),
                 _ => 0,
             };
             bytes <= bytes_max
@@ -101,9 +105,9 @@ struct HeadRow {
 }
 
 impl Store {
-    /// Up to `max` items of a chat that changed since then, in one snapshot. `None` if the chat is gone, or the viewer
-    /// is no member at that moment.
-    /// A changed name comes as the chat that `viewer` sees, without what is theirs alone.
+    /// Up to `max` items of a chat that changed since then, in one snapshot. `None` if the chat is
+    /// gone, or the viewer is no member at that moment. A changed name comes as the chat that
+    /// `viewer` sees, without what is theirs alone.
     pub async fn changes(
         &self,
         chat_id: ChatId,
@@ -141,7 +145,8 @@ impl Store {
             }
             items.sort_by_key(|(rev, _)| *rev);
             let mut room = usize::try_from(max).unwrap_or(0);
-            // A chat's first members share its first rev: they come on one page, or the rest would be lost.
+            // A chat's first members share its first rev: they come on one page, or the rest would
+            // be lost.
             while room > 0 && room < items.len() && items[room].0 == items[room - 1].0 {
                 room += 1;
             }
@@ -167,8 +172,15 @@ impl Store {
         .await
     }
 
-    /// Whether more than `max` messages of a chat changed after a revision; with `members`, messages and members.
-    pub async fn has_more_changes(&self, chat_id: ChatId, known: Rev, members: bool, max: i64) -> Result<bool> {
+    /// Whether more than `max` messages of a chat changed after a revision; with `members`,
+    /// messages and members.
+    pub async fn has_more_changes(
+        &self,
+        chat_id: ChatId,
+        known: Rev,
+        members: bool,
+        max: i64,
+    ) -> Result<bool> {
         timed("has_more_changes", || async {
             // Each count ends where it is enough: a client may be a million changes behind.
             let count: i64 = on!(self.reader(), |db| sqlx::query_scalar(
@@ -203,8 +215,8 @@ impl Store {
     }
 }
 
-/// Messages and members that changed since then: at least the first `max` of both together, and all that share the
-/// last one's rev, in no order.
+/// Messages and members that changed since then: at least the first `max` of both together, and all
+/// that share the last one's rev, in no order.
 async fn items_after(
     work: &mut Work,
     chat_id: ChatId,
@@ -219,16 +231,20 @@ async fn items_after(
             .bind(max + 1)
             .fetch_all(db))?;
     let members: Vec<MemberRow> = match only_member {
-        None => within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
-            .bind(chat_id)
-            .bind(told)
-            .bind(max + SHARED_REV_MAX)
-            .fetch_all(db))?,
-        Some(user_id) => within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 AND m.user_id = $3"))
-            .bind(chat_id)
-            .bind(told)
-            .bind(user_id)
-            .fetch_all(db))?,
+        None => {
+            within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
+                .bind(chat_id)
+                .bind(told)
+                .bind(max + SHARED_REV_MAX)
+                .fetch_all(db))?
+        }
+        Some(user_id) => {
+            within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 AND m.user_id = $3"))
+                .bind(chat_id)
+                .bind(told)
+                .bind(user_id)
+                .fetch_all(db))?
+        }
     };
 
     let mut items: Vec<ChangeItem> = Vec::with_capacity(messages.len() + members.len());
@@ -245,13 +261,19 @@ async fn items_after(
     Ok((items, sent_earlier))
 }
 
-async fn membership(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<MembershipRow>> {
-    within!(work, |db| sqlx::query_as(
+async fn membership(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+) -> Result<Option<MembershipRow>> {
+    within!(work, |db| {
+        sqlx::query_as(
         "SELECT joined_rev, cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )
     .bind(chat_id)
     .bind(user_id)
-    .fetch_optional(db))
+    .fetch_optional(db)
+    })
 }
 
 async fn any_member(work: &mut Work, chat_id: ChatId) -> Result<Option<UserId>> {

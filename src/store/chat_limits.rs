@@ -1,27 +1,33 @@
 //! How many chats a user may have, by whose act, and who may bring a user into one.
 //!
-//! Removed chats don't count, though their members may still be there: only those who seem to be at a limit are counted
-//! with care.
+//! Removed chats don't count, though their members may still be there: only those who seem to be at
+//! a limit are counted with care.
 
 use super::{Work, within, within_ids};
 use crate::model::limits::CHATS_BY_OTHERS_MAX;
 use crate::model::{Code, Result, UserId};
 
 /// Refuses one chat too many by the user's own act. The caller holds the user's lock.
-pub(super) async fn below_chat_limit(work: &mut Work, user_id: UserId, chats_max: i64) -> Result<()> {
-    let is_full: bool = within!(work, |db| sqlx::query_scalar(
+pub(super) async fn below_chat_limit(
+    work: &mut Work,
+    user_id: UserId,
+    chats_max: i64,
+) -> Result<()> {
+    let is_full: bool = within!(work, |db| {
+        sqlx::query_scalar(
         "SELECT (SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND NOT by_others) >= $2
             AND (SELECT COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                  WHERE m.user_id = $1 AND m.left_rev IS NULL AND NOT m.by_others) >= $2"
     )
     .bind(user_id)
     .bind(chats_max)
-    .fetch_one(db))?;
+    .fetch_one(db)
+    })?;
     if is_full { Err(Code::ChatLimit.into()) } else { Ok(()) }
 }
 
-/// Of each user in a list: whether the user refuses the actor `$2`, and whether the user has too many chats by others
-/// (`$3`) or altogether (`$4`).
+/// Of each user in a list: whether the user refuses the actor `$2`, and whether the user has too
+/// many chats by others (`$3`) or altogether (`$4`).
 const BROUGHT_IN: &str = "SELECT u.refuse_strangers AND NOT EXISTS (
         SELECT 1 FROM members a JOIN members b ON b.chat_id = a.chat_id
         JOIN chats c ON c.id = a.chat_id AND c.removed_at_ms IS NULL
@@ -34,9 +40,9 @@ const BROUGHT_IN: &str = "SELECT u.refuse_strangers AND NOT EXISTS (
           WHERE m.user_id = u.id AND m.left_rev IS NULL) >= $4)
     FROM users u WHERE u.id = ANY($1)";
 
-/// Refuses to bring users into a chat by the act of `actor`, if the actor is a stranger to one who refuses such, or if one
-/// has too many chats already: by others, or `altogether_max` in all. Strangers learn nothing of the latter. The caller
-/// holds the users' locks.
+/// Refuses to bring users into a chat by the act of `actor`, if the actor is a stranger to one who
+/// refuses such, or if one has too many chats already: by others, or `altogether_max` in all.
+/// Strangers learn nothing of the latter. The caller holds the users' locks.
 pub(super) async fn may_be_brought_in(
     work: &mut Work,
     actor: UserId,
@@ -44,11 +50,12 @@ pub(super) async fn may_be_brought_in(
     altogether_max: Option<i64>,
 ) -> Result<()> {
     let altogether_max = altogether_max.unwrap_or(i64::MAX);
-    let users: Vec<(bool, bool)> = within_ids!(work, query_as, BROUGHT_IN, users, |query, db| query
-        .bind(actor)
-        .bind(CHATS_BY_OTHERS_MAX)
-        .bind(altogether_max)
-        .fetch_all(db))?;
+    let users: Vec<(bool, bool)> =
+        within_ids!(work, query_as, BROUGHT_IN, users, |query, db| query
+            .bind(actor)
+            .bind(CHATS_BY_OTHERS_MAX)
+            .bind(altogether_max)
+            .fetch_all(db))?;
 
     if users.iter().any(|(refuses, _)| *refuses) {
         return Err(Code::UserUnreachable.into());

@@ -7,7 +7,10 @@ use super::{MapOkDrop, Store, Work, on, on_ids, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::cursor::InboxCursor;
 use crate::model::user::UserBrief;
-use crate::model::{Chat, ChatId, ChatKind, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp, UserId};
+use crate::model::{
+    Chat, ChatId, ChatKind, LastMessage, MessageId, MessageKind, Result, Rev, Role, Timestamp,
+    UserId,
+};
 
 /// What a member may see and do in a chat.
 #[derive(Clone, Debug, FromRow)]
@@ -84,14 +87,18 @@ struct ViewRow {
 impl From<ViewRow> for Chat {
     fn from(row: ViewRow) -> Self {
         let shown = row.last_message_id > row.cleared_message_id;
-        let last =
-            row.last_sender_id.zip(row.last_sent_at_ms).filter(|_| shown).map(|(sender_id, sent_at)| LastMessage {
+        let last = row.last_sender_id.zip(row.last_sent_at_ms).filter(|_| shown).map(
+            |(sender_id, sent_at)| LastMessage {
                 id: row.last_message_id,
                 sender_id,
                 text: row.last_text,
                 sent_at,
-                kind: row.last_kind.and_then(|kind| kind.try_into().ok()).unwrap_or(MessageKind::Text),
-            });
+                kind: row
+                    .last_kind
+                    .and_then(|kind| kind.try_into().ok())
+                    .unwrap_or(MessageKind::Text),
+            },
+        );
         let peer_name = row.peer_name.unwrap_or_default();
         let peer = row.peer_id.filter(|_| row.kind == ChatKind::Private);
         Self {
@@ -113,7 +120,8 @@ impl From<ViewRow> for Chat {
 }
 
 impl Store {
-    /// Chats of a user, last activity first, from after the cursor. With each: the cursor behind it.
+    /// Chats of a user, last activity first, from after the cursor. With each: the cursor behind
+    /// it.
     pub async fn inbox(
         &self,
         user_id: UserId,
@@ -166,10 +174,12 @@ impl Store {
         .await
     }
 
-    /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of chats per user bounds them.
+    /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of
+    /// chats per user bounds them.
     pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<ChatToSync>> {
         timed("chats_to_sync", || async {
-            let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
+            let rows: Vec<ViewRow> =
+                on!(self.reader(), |db| sqlx::query_as(view!("")).bind(user_id).fetch_all(db))?;
             let to_sync = |row: ViewRow| ChatToSync {
                 joined_rev: row.joined_rev,
                 cleared_message_id: row.cleared_message_id,
@@ -184,10 +194,11 @@ impl Store {
     /// A chat as one of its members sees it.
     pub async fn chat(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Chat>> {
         timed("chat", || async {
-            let row: Option<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!("AND m.chat_id = $2"))
-                .bind(user_id)
-                .bind(chat_id)
-                .fetch_optional(db))?;
+            let row: Option<ViewRow> =
+                on!(self.reader(), |db| sqlx::query_as(view!("AND m.chat_id = $2"))
+                    .bind(user_id)
+                    .bind(chat_id)
+                    .fetch_optional(db))?;
             Ok(row.map(Chat::from))
         })
         .await
@@ -212,7 +223,12 @@ impl Store {
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
-    pub async fn rename_chat(&self, chat_id: ChatId, user_id: UserId, name: &str) -> Result<Option<Chat>> {
+    pub async fn rename_chat(
+        &self,
+        chat_id: ChatId,
+        user_id: UserId,
+        name: &str,
+    ) -> Result<Option<Chat>> {
         timed("rename_chat", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -233,12 +249,17 @@ impl Store {
         .await
     }
 
-    /// Removes a group or channel for all, or the history of a self or private chat for the caller alone. Returns the
-    /// rev of the removal for all; the job clears what is left of it.
+    /// Removes a group or channel for all, or the history of a self or private chat for the caller
+    /// alone. Returns the rev of the removal for all; the job clears what is left of it.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`.
-    pub async fn remove_chat(&self, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Option<Rev>> {
+    pub async fn remove_chat(
+        &self,
+        chat_id: ChatId,
+        user_id: UserId,
+        now: Timestamp,
+    ) -> Result<Option<Rev>> {
         timed("remove_chat", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
@@ -254,10 +275,12 @@ impl Store {
         .await
     }
 
-    /// Hides everything up to now from one member. No change of the chat for anyone else, so no rev. A send of this member
-    /// may come in between and know of a later message: neither marker moves back.
+    /// Hides everything up to now from one member. No change of the chat for anyone else, so no
+    /// rev. A send of this member may come in between and know of a later message: neither marker
+    /// moves back.
     async fn clear_history(&self, chat_id: ChatId, user_id: UserId) -> Result<()> {
-        on!(self.writer(), |db| sqlx::query(
+        on!(self.writer(), |db| {
+            sqlx::query(
             "UPDATE members SET hidden = TRUE,
                  cleared_message_id = CASE WHEN cleared_message_id < c.last_message_id
                      THEN c.last_message_id ELSE cleared_message_id END,
@@ -268,19 +291,23 @@ impl Store {
         .bind(chat_id)
         .bind(user_id)
         .execute(db)
-        .map_ok_drop())
+        .map_ok_drop()
+        })
     }
 }
 
 /// The chat as a member sees it from inside the unit of work.
 pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Chat> {
-    let row: ViewRow =
-        within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2")).bind(user_id).bind(chat_id).fetch_one(db))?;
+    let row: ViewRow = within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2"))
+        .bind(user_id)
+        .bind(chat_id)
+        .fetch_one(db))?;
     Ok(row.into())
 }
 
-/// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they are until then, since
-/// a channel may have more of them than one transaction can write: whatever counts memberships looks at the chat.
+/// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they
+/// are until then, since a channel may have more of them than one transaction can write: whatever
+/// counts memberships looks at the chat.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(

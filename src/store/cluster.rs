@@ -13,14 +13,18 @@ impl Store {
             .bind(&fresh[..])
             .execute(db)
             .map_ok_drop())?;
-            let key: Vec<u8> =
-                on!(self.writer(), |db| sqlx::query_scalar("SELECT key FROM cluster_keys WHERE id = 1").fetch_one(db))?;
-            key.try_into().map_err(|_| Error::internal("the cluster's key in the database is damaged"))
+            let key: Vec<u8> = on!(self.writer(), |db| sqlx::query_scalar(
+                "SELECT key FROM cluster_keys WHERE id = 1"
+            )
+            .fetch_one(db))?;
+            key.try_into()
+                .map_err(|_| Error::internal("the cluster's key in the database is damaged"))
         })
         .await
     }
 
-    /// The time by the database's clock, which all replicas follow; `None` where the database has no clock of its own.
+    /// The time by the database's clock, which all replicas follow; `None` where the database has
+    /// no clock of its own.
     pub async fn time(&self) -> Result<Option<Timestamp>> {
         timed("time", || async {
             if self.is_embedded() {

@@ -1,5 +1,5 @@
-//! The directory: accounts by how their login or name begins. Each statement reads one range of one index, in its order,
-//! so a page costs its own rows, however many accounts there are.
+//! The directory: accounts by how their login or name begins. Each statement reads one range of one
+//! index, in its order, so a page costs its own rows, however many accounts there are.
 
 use sqlx::FromRow;
 
@@ -17,10 +17,17 @@ struct NamedRow {
 }
 
 impl Store {
-    /// Up to `limit` accounts whose login begins with `prefix` (lower case), by login, after the login `after`.
-    pub async fn directory_by_login(&self, prefix: &str, after: Option<&str>, limit: i64) -> Result<Vec<User>> {
+    /// Up to `limit` accounts whose login begins with `prefix` (lower case), by login, after the
+    /// login `after`.
+    pub async fn directory_by_login(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<User>> {
         timed("directory_by_login", || async {
-            // One lower end, since SQLite seeks by one only. No login lies between one and the same with U+0001 behind.
+            // One lower end, since SQLite seeks by one only. No login lies between one and the same
+            // with U+0001 behind.
             let after = after.map(|after| format!("{after}\u{1}")).unwrap_or_default();
             let start = prefix.max(after.as_str());
             let rows: Vec<super::users::UserRow> = on!(self.reader(), |db| sqlx::query_as(
@@ -35,8 +42,8 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` accounts whose name begins with `prefix` (lower case), by name and id, after this name of this user.
-    /// With each: its name as it is compared.
+    /// Up to `limit` accounts whose name begins with `prefix` (lower case), by name and id, after
+    /// this name of this user. With each: its name as it is compared.
     pub async fn directory_by_name(
         &self,
         prefix: &str,
@@ -63,7 +70,8 @@ impl Store {
     }
 }
 
-/// U+10FFFF sorts behind everything, so the range up to here holds just what begins with the prefix.
+/// U+10FFFF sorts behind everything, so the range up to here holds just what begins with the
+/// prefix.
 fn end_of(prefix: &str) -> String {
     format!("{prefix}\u{10FFFF}")
 }

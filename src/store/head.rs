@@ -16,8 +16,9 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Takes the chat's lock and its next revision for a change by `user_id`. Strangers and former members are refused
-    /// without the lock, so that nobody can hold up a chat in which they are not.
+    /// Takes the chat's lock and its next revision for a change by `user_id`. Strangers and former
+    /// members are refused without the lock, so that nobody can hold up a chat in which they are
+    /// not.
     ///
     /// # Errors
     /// `chat_not_found`.
@@ -55,7 +56,11 @@ impl Head {
 }
 
 /// The role of a member, if they are one.
-pub(super) async fn role_of(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Option<Role>> {
+pub(super) async fn role_of(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+) -> Result<Option<Role>> {
     let role: Option<String> = within!(work, |db| sqlx::query_scalar(
         "SELECT role FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
     )

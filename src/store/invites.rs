@@ -28,8 +28,7 @@ pub struct OpenInvite {
     pub expires_at_ms: Timestamp,
 }
 
-const INSERT: &str =
-    "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str = "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
 
 async fn insert(work: &mut Work, invite: &Invite, user_id: Option<UserId>) -> Result<()> {
     within!(work, |db| sqlx::query(INSERT)
@@ -46,8 +45,14 @@ impl Store {
     /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
     ///
     /// # Errors
-    /// `invite_limit_reached` if the user has `open_max` open ones, `not_authenticated` if their account has ended.
-    pub async fn create_invite(&self, invite: &Invite, user_id: Option<UserId>, open_max: i64) -> Result<()> {
+    /// `invite_limit_reached` if the user has `open_max` open ones, `not_authenticated` if their
+    /// account has ended.
+    pub async fn create_invite(
+        &self,
+        invite: &Invite,
+        user_id: Option<UserId>,
+        open_max: i64,
+    ) -> Result<()> {
         timed("create_invite", || async {
             let mut work = self.begin().await?;
             if let Some(user_id) = user_id {
@@ -71,7 +76,12 @@ impl Store {
     }
 
     /// The open invites of a user, newest first.
-    pub async fn invites(&self, user_id: UserId, now: Timestamp, limit: i64) -> Result<Vec<Invite>> {
+    pub async fn invites(
+        &self,
+        user_id: UserId,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Invite>> {
         timed("invites", || async {
             on!(self.reader(), |db| {
                 sqlx::query_as(
@@ -87,8 +97,8 @@ impl Store {
         .await
     }
 
-    /// An open invite for one use that the operator made, the newest; without one, `new` is made. Replicas that start at
-    /// the same moment find the same.
+    /// An open invite for one use that the operator made, the newest; without one, `new` is made.
+    /// Replicas that start at the same moment find the same.
     pub async fn first_invite(&self, new: Invite) -> Result<Invite> {
         timed("first_invite", || async {
             let mut work = self.begin().await?;

@@ -1,4 +1,5 @@
-//! Cleaning up what nothing refers to, in bounded batches: a long absence of the job makes more batches, not longer ones.
+//! Cleaning up what nothing refers to, in bounded batches: a long absence of the job makes more
+//! batches, not longer ones.
 
 use std::collections::BTreeMap;
 
@@ -63,9 +64,9 @@ impl Store {
         .await
     }
 
-    /// A batch of what is left of the longest-removed chat that no other replica is at: first its members, since there are
-    /// queries that pass by their rows, then its messages. Its row stays for now: a replica that missed the removal finds
-    /// out by it.
+    /// A batch of what is left of the longest-removed chat that no other replica is at: first its
+    /// members, since there are queries that pass by their rows, then its messages. Its row stays
+    /// for now: a replica that missed the removal finds out by it.
     async fn sweep_removed_chat(&self) -> Result<u64> {
         let mut work = self.begin().await?;
         let Some(chat_id) = lock_removed_chat(&mut work).await? else { return Ok(0) };
@@ -101,9 +102,11 @@ impl Store {
         Ok(0)
     }
 
-    /// Removes a batch of rows of chats that were removed before `now` and of which nothing else is left.
+    /// Removes a batch of rows of chats that were removed before `now` and of which nothing else is
+    /// left.
     async fn forget_removed(&self, now: Timestamp) -> Result<u64> {
-        let gone: Vec<ChatId> = on!(self.writer(), |db| sqlx::query_scalar(
+        let gone: Vec<ChatId> = on!(self.writer(), |db| {
+            sqlx::query_scalar(
             "DELETE FROM chats WHERE id IN (
                  SELECT c.id FROM chats c WHERE c.removed_at_ms <= $1
                    AND NOT EXISTS (SELECT 1 FROM members m WHERE m.chat_id = c.id)
@@ -112,11 +115,13 @@ impl Store {
         )
         .bind(now)
         .bind(JOB_BATCH)
-        .fetch_all(db))?;
+        .fetch_all(db)
+        })?;
         Ok(gone.len() as u64)
     }
 
-    /// Forgets a batch of those who left long ago, and notes in their chats that clients further behind must start anew.
+    /// Forgets a batch of those who left long ago, and notes in their chats that clients further
+    /// behind must start anew.
     async fn forget_departed(&self, now: Timestamp) -> Result<u64> {
         let mut work = self.begin().await?;
         let old: Vec<(ChatId, Rev)> = within!(work, |db| {
@@ -134,7 +139,8 @@ impl Store {
         }
         let mut forgotten = 0;
         for (chat_id, rev) in newest {
-            // The chat before its members, as everywhere: whoever joins again holds the one and wants the other.
+            // The chat before its members, as everywhere: whoever joins again holds the one and
+            // wants the other.
             within!(work, |db| sqlx::query(
                 "UPDATE chats SET forgotten_rev = $2 WHERE id = $1 AND forgotten_rev < $2"
             )
@@ -142,13 +148,15 @@ impl Store {
             .bind(rev)
             .execute(db)
             .map_ok_drop())?;
-            let gone: Vec<UserId> = within!(work, |db| sqlx::query_scalar(
+            let gone: Vec<UserId> = within!(work, |db| {
+                sqlx::query_scalar(
                 "DELETE FROM members WHERE chat_id = $1 AND left_at_ms <= $2 AND left_rev <= $3 RETURNING user_id"
             )
             .bind(chat_id)
             .bind(now.minus(TOMBSTONE_LIFE))
             .bind(rev)
-            .fetch_all(db))?;
+            .fetch_all(db)
+            })?;
             forgotten += gone.len() as u64;
         }
         work.commit().await?;
@@ -156,8 +164,9 @@ impl Store {
     }
 }
 
-/// Locks the longest-removed chat that still has members or messages. Without the lock, two replicas could clear
-/// one chat at once: one of them would find its batch gone, take the chat for empty, and leave the rest for good.
+/// Locks the longest-removed chat that still has members or messages. Without the lock, two
+/// replicas could clear one chat at once: one of them would find its batch gone, take the chat for
+/// empty, and leave the rest for good.
 async fn lock_removed_chat(work: &mut Work) -> Result<Option<ChatId>> {
     work.count_statement();
     match &mut work.inner {

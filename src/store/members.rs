@@ -1,6 +1,7 @@
 //! Who is in a chat: joining, leaving, roles, read markers.
 //!
-//! Whoever leaves keeps a row with `left_rev`, so that clients who were away learn of it. A job forgets old ones.
+//! Whoever leaves keeps a row with `left_rev`, so that clients who were away learn of it. A job
+//! forgets old ones.
 
 use sqlx::FromRow;
 
@@ -12,7 +13,8 @@ use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::user::UserBrief;
 use crate::model::{
-    Change, ChatEvent, ChatId, ChatKind, Code, Error, Member, MessageId, Result, Rev, Role, Timestamp, UserId,
+    Change, ChatEvent, ChatId, ChatKind, Code, Error, Member, MessageId, Result, Rev, Role,
+    Timestamp, UserId,
 };
 
 #[derive(FromRow)]
@@ -81,8 +83,8 @@ struct NewMember {
 }
 
 impl Store {
-    /// Members of a chat by id, after the member `after`. None if `viewer` is no member: one statement decides
-    /// that and reads, so nobody reads who came after their removal.
+    /// Members of a chat by id, after the member `after`. None if `viewer` is no member: one
+    /// statement decides that and reads, so nobody reads who came after their removal.
     pub async fn members(
         &self,
         chat_id: ChatId,
@@ -110,8 +112,9 @@ impl Store {
     /// Adds a member. `members_max` bounds groups, `chats_max` the new member's chats.
     ///
     /// # Errors
-    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`, `member_limit_reached`,
-    /// `user_unreachable`, `chat_limit_reached`, `not_authenticated` if the actor's account has ended.
+    /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`,
+    /// `member_limit_reached`, `user_unreachable`, `chat_limit_reached`, `not_authenticated` if the
+    /// actor's account has ended.
     pub async fn add_member(&self, add: &AddMember) -> Result<ChatEvent> {
         timed("add_member", || async {
             let mut work = self.begin().await?;
@@ -176,13 +179,15 @@ impl Store {
             set_role(&mut work, chat_id, user_id, role, head.rev).await?;
             let member = member_within(&mut work, chat_id, user_id).await?;
             work.commit().await?;
-            let event = ChatEvent { chat_id, rev: head.rev, change: Change::MemberChanged(member.clone()) };
+            let event =
+                ChatEvent { chat_id, rev: head.rev, change: Change::MemberChanged(member.clone()) };
             Ok((member, Some(event)))
         })
         .await
     }
 
-    /// Removes a member, or lets them leave (`actor` = `user_id`). The last one out removes the chat.
+    /// Removes a member, or lets them leave (`actor` = `user_id`). The last one out removes the
+    /// chat.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `member_not_found`, `last_owner`.
@@ -205,7 +210,10 @@ impl Store {
                 permit(head.kind, head.role, Action::Remove(target.unwrap_or(Role::Member)))?;
             }
             let target = target.ok_or(Error::new(Code::MemberNotFound))?;
-            if target == Role::Owner && head.member_count > 1 && owners(&mut work, chat_id).await? <= 1 {
+            if target == Role::Owner
+                && head.member_count > 1
+                && owners(&mut work, chat_id).await? <= 1
+            {
                 return Err(Code::LastOwner.into());
             }
             let event = leave(&mut work, chat_id, user_id, &head, now).await?;
@@ -215,8 +223,8 @@ impl Store {
         .await
     }
 
-    /// Moves a member's read marker forward, never back and never past the last message. Returns where it is now if it
-    /// moved.
+    /// Moves a member's read marker forward, never back and never past the last message. Returns
+    /// where it is now if it moved.
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`.
@@ -286,9 +294,15 @@ async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Resu
     })
 }
 
-pub(super) async fn member_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Member> {
-    let row: MemberRow =
-        within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2")).bind(chat_id).bind(user_id).fetch_one(db))?;
+pub(super) async fn member_within(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+) -> Result<Member> {
+    let row: MemberRow = within!(work, |db| sqlx::query_as(members!("AND m.user_id = $2"))
+        .bind(chat_id)
+        .bind(user_id)
+        .fetch_one(db))?;
     Ok(row.into())
 }
 
@@ -300,22 +314,32 @@ pub(super) async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     .fetch_one(db))
 }
 
-pub(super) async fn set_role(work: &mut Work, chat_id: ChatId, user_id: UserId, role: Role, rev: Rev) -> Result<()> {
-    within!(work, |db| sqlx::query("UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2")
-        .bind(chat_id)
-        .bind(user_id)
-        .bind(role.as_str())
-        .bind(rev)
-        .execute(db)
-        .map_ok_drop())
+pub(super) async fn set_role(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+    role: Role,
+    rev: Rev,
+) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "UPDATE members SET role = $3, rev = $4 WHERE chat_id = $1 AND user_id = $2"
+    )
+    .bind(chat_id)
+    .bind(user_id)
+    .bind(role.as_str())
+    .bind(rev)
+    .execute(db)
+    .map_ok_drop())
 }
 
 async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> {
-    within!(work, |db| sqlx::query("UPDATE chats SET member_count = member_count + $2 WHERE id = $1")
-        .bind(chat_id)
-        .bind(by)
-        .execute(db)
-        .map_ok_drop())
+    within!(work, |db| sqlx::query(
+        "UPDATE chats SET member_count = member_count + $2 WHERE id = $1"
+    )
+    .bind(chat_id)
+    .bind(by)
+    .execute(db)
+    .map_ok_drop())
 }
 
 pub(super) async fn leave(

@@ -7,7 +7,9 @@ use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::chat::{Action, permit};
 use crate::model::limits::PAGE_BYTES_MAX;
 use crate::model::text::snippet;
-use crate::model::{ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId};
+use crate::model::{
+    ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId,
+};
 
 #[derive(Clone, FromRow)]
 pub(super) struct MessageRow {
@@ -56,9 +58,9 @@ macro_rules! messages {
 }
 pub(super) use messages;
 
-/// The same as far as the member `$2` may see it and after the message `$3`. The member is looked up once, before the
-/// range is read, and its two lower ends are made one, since SQLite seeks by one only. Without a member the end is
-/// `NULL`, which nothing is after.
+/// The same as far as the member `$2` may see it and after the message `$3`. The member is looked
+/// up once, before the range is read, and its two lower ends are made one, since SQLite seeks by
+/// one only. Without a member the end is `NULL`, which nothing is after.
 macro_rules! visible {
     ($tail:literal) => {
         concat!(
@@ -84,33 +86,41 @@ pub struct HistoryRange {
 }
 
 impl Store {
-    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty if that is no member: one
-    /// statement decides that and reads, so nobody reads what came after their removal. The page holds `range.max`
-    /// messages, or fewer if their texts reach [`PAGE_BYTES_MAX`], but at least one where there is one.
-    pub async fn history(&self, chat_id: ChatId, viewer: UserId, range: HistoryRange) -> Result<Vec<Message>> {
+    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty if that is no
+    /// member: one statement decides that and reads, so nobody reads what came after their removal.
+    /// The page holds `range.max` messages, or fewer if their texts reach [`PAGE_BYTES_MAX`], but
+    /// at least one where there is one.
+    pub async fn history(
+        &self,
+        chat_id: ChatId,
+        viewer: UserId,
+        range: HistoryRange,
+    ) -> Result<Vec<Message>> {
         timed("history", || async {
             let after = range.after.unwrap_or_default();
             let before = range.before.unwrap_or(MessageId(i64::MAX));
             let rows: Vec<MessageRow> = if range.after.is_some() {
-                let mut oldest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(visible!("AND id < $4 ORDER BY id LIMIT $5"))
-                        .bind(chat_id)
-                        .bind(viewer)
-                        .bind(after)
-                        .bind(before)
-                        .bind(range.max)
-                        .fetch_all(db))?;
+                let mut oldest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(
+                    visible!("AND id < $4 ORDER BY id LIMIT $5")
+                )
+                .bind(chat_id)
+                .bind(viewer)
+                .bind(after)
+                .bind(before)
+                .bind(range.max)
+                .fetch_all(db))?;
                 cut_to_bytes(&mut oldest_first);
                 oldest_first
             } else {
-                let mut newest_first: Vec<MessageRow> =
-                    on!(self.reader(), |db| sqlx::query_as(visible!("AND id < $4 ORDER BY id DESC LIMIT $5"))
-                        .bind(chat_id)
-                        .bind(viewer)
-                        .bind(after)
-                        .bind(before)
-                        .bind(range.max)
-                        .fetch_all(db))?;
+                let mut newest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(
+                    visible!("AND id < $4 ORDER BY id DESC LIMIT $5")
+                )
+                .bind(chat_id)
+                .bind(viewer)
+                .bind(after)
+                .bind(before)
+                .bind(range.max)
+                .fetch_all(db))?;
                 cut_to_bytes(&mut newest_first);
                 newest_first.reverse();
                 newest_first
@@ -121,14 +131,20 @@ impl Store {
     }
 
     /// One message, if `viewer` may see it.
-    pub async fn message(&self, chat_id: ChatId, viewer: UserId, id: MessageId) -> Result<Option<Message>> {
+    pub async fn message(
+        &self,
+        chat_id: ChatId,
+        viewer: UserId,
+        id: MessageId,
+    ) -> Result<Option<Message>> {
         timed("message", || async {
-            let row: Option<MessageRow> = on!(self.reader(), |db| sqlx::query_as(visible!("AND id = $4"))
-                .bind(chat_id)
-                .bind(viewer)
-                .bind(MessageId(0))
-                .bind(id)
-                .fetch_optional(db))?;
+            let row: Option<MessageRow> =
+                on!(self.reader(), |db| sqlx::query_as(visible!("AND id = $4"))
+                    .bind(chat_id)
+                    .bind(viewer)
+                    .bind(MessageId(0))
+                    .bind(id)
+                    .fetch_optional(db))?;
             Ok(row.map(Message::from))
         })
         .await
@@ -137,7 +153,8 @@ impl Store {
     /// Changes the text of one's own message. The message as it is now, and whether it changed.
     ///
     /// # Errors
-    /// `chat_not_found`, `message_not_found`, `not_allowed` for another's message, `message_removed`.
+    /// `chat_not_found`, `message_not_found`, `not_allowed` for another's message,
+    /// `message_removed`.
     pub async fn edit_message(
         &self,
         chat_id: ChatId,
@@ -178,8 +195,8 @@ impl Store {
         .await
     }
 
-    /// Removes one's own message, or anyone's as owner or admin of a group or channel. What is left of it; `None` if it
-    /// was removed before.
+    /// Removes one's own message, or anyone's as owner or admin of a group or channel. What is left
+    /// of it; `None` if it was removed before.
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`, `not_allowed`.
@@ -243,11 +260,18 @@ async fn seen(work: &mut Work, chat_id: ChatId, id: MessageId, user_id: UserId) 
 }
 
 /// Keeps the inbox's copy of the last message true.
-async fn show_as_last(work: &mut Work, chat_id: ChatId, id: MessageId, text: Option<&str>) -> Result<()> {
-    within!(work, |db| sqlx::query("UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2")
-        .bind(chat_id)
-        .bind(id)
-        .bind(text.map(snippet))
-        .execute(db)
-        .map_ok_drop())
+async fn show_as_last(
+    work: &mut Work,
+    chat_id: ChatId,
+    id: MessageId,
+    text: Option<&str>,
+) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "UPDATE chats SET last_text = $3 WHERE id = $1 AND last_message_id = $2"
+    )
+    .bind(chat_id)
+    .bind(id)
+    .bind(text.map(snippet))
+    .execute(db)
+    .map_ok_drop())
 }

@@ -1,11 +1,11 @@
 //! The durable truth. All SQL of the server lives in this module, one text for Postgres and SQLite.
 //!
-//! One public method is one unit of work: a transaction never leaves this module. Look-ups return `Option`; refusals
-//! that only the data can decide (not a member, login taken) are [`Error`]s with their code. A database that is away is
-//! `unavailable`, which callers may retry.
+//! One public method is one unit of work: a transaction never leaves this module. Look-ups return
+//! `Option`; refusals that only the data can decide (not a member, login taken) are [`Error`]s with
+//! their code. A database that is away is `unavailable`, which callers may retry.
 //!
-//! `engine/` holds what all tables share: connections, units of work, errors, migrations, locks. Every other file holds
-//! the statements of one table, or of one job across tables.
+//! `engine/` holds what all tables share: connections, units of work, errors, migrations, locks.
+//! Every other file holds the statements of one table, or of one job across tables.
 
 mod append;
 mod append_postgres;
@@ -46,6 +46,6 @@ pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, Sess
 pub use users::{AccountChange, NewUser};
 
 use engine::{
-    Db, MapOkDrop, Tx, Work, ended, failure, id_list, is_lock_timeout, is_unique_violation, lent, on, on_ids, on_lease,
-    timed, within, within_ids,
+    Db, MapOkDrop, Tx, Work, ended, failure, id_list, is_lock_timeout, is_unique_violation, lent,
+    on, on_ids, on_lease, timed, within, within_ids,
 };

@@ -17,7 +17,8 @@ pub struct NewChat {
     pub creator: UserId,
     /// Now.
     pub now: Timestamp,
-    /// Chats that the creator may have by their own act, and each member of a group or channel altogether.
+    /// Chats that the creator may have by their own act, and each member of a group or channel
+    /// altogether.
     pub chats_max: i64,
 }
 
@@ -58,8 +59,8 @@ impl Store {
     /// Makes a chat, or finds the one `self` or `private` chat that there is.
     ///
     /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`, `chat_limit_reached`,
-    /// `not_authenticated` if the creator's account has ended.
+    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`,
+    /// `chat_limit_reached`, `not_authenticated` if the creator's account has ended.
     pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
             let mut work = self.begin().await?;
@@ -84,7 +85,8 @@ impl Store {
             below_chat_limit(&mut work, new.creator, new.chats_max).await?;
             if !others.is_empty() {
                 // How many chats a user made keeps no other from writing to that user.
-                let altogether_max = matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
+                let altogether_max =
+                    matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
                 may_be_brought_in(&mut work, new.creator, others, altogether_max).await?;
             }
 
@@ -101,7 +103,9 @@ impl Store {
 async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
     let (kind, name, self_user, pair) = match &new.kind {
         Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
-        Creation::Private(peer) => (ChatKind::Private, None, None, Some(ordered(new.creator, *peer))),
+        Creation::Private(peer) => {
+            (ChatKind::Private, None, None, Some(ordered(new.creator, *peer)))
+        }
         Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
     };
     let inserted: Option<ChatId> = within!(work, |db| {
@@ -164,7 +168,8 @@ async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) 
     }
 }
 
-/// The one chat of this user or pair that exists, shown again if the caller had removed it from their list.
+/// The one chat of this user or pair that exists, shown again if the caller had removed it from
+/// their list.
 async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
     let (self_user, pair) = match new.kind {
         Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
@@ -198,8 +203,13 @@ fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {
     if a < b { (a, b) } else { (b, a) }
 }
 
-/// What each first member sees of a new chat. In a group or channel the views differ by the role alone.
-async fn first_views(work: &mut Work, new: &NewChat, members: Vec<UserId>) -> Result<Vec<(UserId, Chat)>> {
+/// What each first member sees of a new chat. In a group or channel the views differ by the role
+/// alone.
+async fn first_views(
+    work: &mut Work,
+    new: &NewChat,
+    members: Vec<UserId>,
+) -> Result<Vec<(UserId, Chat)>> {
     let mine = view_within(work, new.id, new.creator).await?;
     let mut views = Vec::with_capacity(members.len());
     for user_id in members {

@@ -1,6 +1,6 @@
-//! How not to send: [`Mutant::SequenceOrder`](crate::model::faults::Mutant::SequenceOrder). Places are given out and
-//! visible before the commit that fills them, as those of a sequence are, so that a later message can be there before an
-//! earlier one.
+//! How not to send: [`Mutant::SequenceOrder`](crate::model::faults::Mutant::SequenceOrder). Places
+//! are given out and visible before the commit that fills them, as those of a sequence are, so that
+//! a later message can be there before an earlier one.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::model::{MessageId, MessageKind, Result, Rev, Timestamp};
 
 /// One at a time for a sender in a chat: a `client_id` is known before its place is given out.
 const TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-const EARLIER: &str = "SELECT id FROM messages WHERE chat_id = $1 AND sender_id = $2 AND client_id = $3";
+const EARLIER: &str =
+    "SELECT id FROM messages WHERE chat_id = $1 AND sender_id = $2 AND client_id = $3";
 
 const PLACE: &str = "
     UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1 WHERE id = $1 AND removed_at_ms IS NULL
@@ -27,18 +28,25 @@ const HEAD: &str = "
     WHERE id = $1 AND last_message_id = $2";
 const MARKER: &str = "
     UPDATE members SET last_read_message_id = $3 WHERE chat_id = $1 AND user_id = $2 AND last_read_message_id < $3";
-/// For so long every third message is on its way between its place and its commit: longer than a hub waits before it
-/// asks for what is missing.
+/// For so long every third message is on its way between its place and its commit: longer than a
+/// hub waits before it asks for what is missing.
 const ON_THE_WAY: Duration = Duration::from_millis(80);
 
 impl Store {
     /// Sends drafts one by one; the others are left to be sent as they should.
-    pub(super) async fn append_numbered_first(&self, drafts: &[Draft], now: Timestamp) -> Result<Attempted> {
+    pub(super) async fn append_numbered_first(
+        &self,
+        drafts: &[Draft],
+        now: Timestamp,
+    ) -> Result<Attempted> {
         let mut appended = Attempted::new();
         for draft in drafts {
             appended.push(match self.number_and_fill(draft, now).await? {
                 Some(sent) => Some(Ok(sent)),
-                None => self.append_checked(std::slice::from_ref(draft), now, true, Locks::Wait).await?.remove(0),
+                None => self
+                    .append_checked(std::slice::from_ref(draft), now, true, Locks::Wait)
+                    .await?
+                    .remove(0),
             });
         }
         Ok(appended)
@@ -46,7 +54,10 @@ impl Store {
 
     async fn number_and_fill(&self, draft: &Draft, now: Timestamp) -> Result<Option<Sent>> {
         let mut work = self.begin().await?;
-        if matches!(self.writer, Db::Sqlite(_)) || draft.reply_to.is_some() || was_sent(&mut work, draft).await? {
+        if matches!(self.writer, Db::Sqlite(_))
+            || draft.reply_to.is_some()
+            || was_sent(&mut work, draft).await?
+        {
             return Ok(None);
         }
         let place: Option<(MessageId, Rev)> = on!(self.writer(), |db| sqlx::query_as(PLACE)
@@ -75,7 +86,12 @@ async fn was_sent(work: &mut Work, draft: &Draft) -> Result<bool> {
     Ok(earlier.is_some())
 }
 
-async fn fill(work: &mut Work, draft: &Draft, (id, rev): (MessageId, Rev), now: Timestamp) -> Result<()> {
+async fn fill(
+    work: &mut Work,
+    draft: &Draft,
+    (id, rev): (MessageId, Rev),
+    now: Timestamp,
+) -> Result<()> {
     let (chat_id, sender_id, kind) = (draft.chat_id, draft.sender_id, MessageKind::Text.as_str());
     within!(work, |db| sqlx::query(MESSAGE)
         .bind(chat_id)
@@ -99,5 +115,10 @@ async fn fill(work: &mut Work, draft: &Draft, (id, rev): (MessageId, Rev), now: 
         .bind(now)
         .execute(db)
         .map_ok_drop())?;
-    within!(work, |db| sqlx::query(MARKER).bind(chat_id).bind(sender_id).bind(id).execute(db).map_ok_drop())
+    within!(work, |db| sqlx::query(MARKER)
+        .bind(chat_id)
+        .bind(sender_id)
+        .bind(id)
+        .execute(db)
+        .map_ok_drop())
 }

@@ -22,7 +22,8 @@ impl Store {
                 Db::Postgres(pool) => {
                     let (watchers, watched): (Vec<uuid::Uuid>, Vec<uuid::Uuid>) =
                         pairs.iter().map(|(watcher, watched)| (watcher.0, watched.0)).unzip();
-                    // LATERAL with a limit: two index look-ups a pair, whatever the planner thinks of the tables.
+                    // LATERAL with a limit: two index look-ups a pair, whatever the planner thinks
+                    // of the tables.
                     lent!(pool, |db| sqlx::query_as(
                         "SELECT p.watcher, p.watched, u.last_seen_at_ms
                          FROM UNNEST($1::uuid[], $2::uuid[]) AS p (watcher, watched)
@@ -72,7 +73,8 @@ impl Store {
                 Tx::Postgres(lease) => {
                     let (ids, times): (Vec<uuid::Uuid>, Vec<i64>) =
                         users.iter().map(|(id, at)| (id.0, at.as_ms())).unzip();
-                    // Locked in the order of their ids, as everywhere, so that two replicas can't block each other.
+                    // Locked in the order of their ids, as everywhere, so that two replicas can't
+                    // block each other.
                     on_lease!(lease, |db| sqlx::query(
                         "WITH seen AS (
                              SELECT u.id, s.at_ms FROM UNNEST($1::uuid[], $2::bigint[]) AS s (id, at_ms)

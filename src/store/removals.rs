@@ -1,10 +1,11 @@
 //! Accounts that end: at once for the user, and chat by chat for everyone else.
 //!
-//! A user may be in thousands of chats. Leaving all of them in one transaction would hold all their locks, and would
-//! never fit into the time of a unit of work. So the first unit of work ends the account and notes that its chats are
-//! to be left; each chat is left in a unit of work of its own. Any replica may go on with that at any time: a chat that
-//! was left already is not found, which is fine. No chat is joined meanwhile, since joining needs the user's lock and an
-//! account that has not ended.
+//! A user may be in thousands of chats. Leaving all of them in one transaction would hold all their
+//! locks, and would never fit into the time of a unit of work. So the first unit of work ends the
+//! account and notes that its chats are to be left; each chat is left in a unit of work of its own.
+//! Any replica may go on with that at any time: a chat that was left already is not found, which is
+//! fine. No chat is joined meanwhile, since joining needs the user's lock and an account that has
+//! not ended.
 
 use super::head::Head;
 use super::locks::lock_user_with_password;
@@ -15,12 +16,18 @@ use crate::model::user::REMOVED_NAME;
 use crate::model::{Change, ChatEvent, ChatId, Code, Result, Rev, Role, Timestamp, UserId};
 
 impl Store {
-    /// Ends an account: its sessions and invites go, its login is free, its name is gone, and its chats are noted as to be
-    /// left. `confirmed` is the hash against which its password was verified. Returns the sessions that ended.
+    /// Ends an account: its sessions and invites go, its login is free, its name is gone, and its
+    /// chats are noted as to be left. `confirmed` is the hash against which its password was
+    /// verified. Returns the sessions that ended.
     ///
     /// # Errors
     /// `wrong_password` if the account has ended before, or has another password by now.
-    pub async fn end_account(&self, id: UserId, confirmed: &str, now: Timestamp) -> Result<Vec<EndedSession>> {
+    pub async fn end_account(
+        &self,
+        id: UserId,
+        confirmed: &str,
+        now: Timestamp,
+    ) -> Result<Vec<EndedSession>> {
         timed("end_account", || async {
             let mut work = self.begin().await?;
             if !lock_user_with_password(&mut work, id, confirmed).await? {
@@ -67,12 +74,17 @@ impl Store {
         .await
     }
 
-    /// Takes a user whose account has ended out of one chat. Where they were the last owner, the longest-standing admin,
-    /// else member, becomes one: a chat is never left without.
+    /// Takes a user whose account has ended out of one chat. Where they were the last owner, the
+    /// longest-standing admin, else member, becomes one: a chat is never left without.
     ///
     /// # Errors
     /// `chat_not_found` if they are no member any more.
-    pub async fn depart(&self, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Vec<ChatEvent>> {
+    pub async fn depart(
+        &self,
+        chat_id: ChatId,
+        user_id: UserId,
+        now: Timestamp,
+    ) -> Result<Vec<ChatEvent>> {
         timed("depart", || async {
             let mut work = self.begin().await?;
             let events = depart(&mut work, chat_id, user_id, now).await?;
@@ -99,10 +111,16 @@ impl Store {
     }
 }
 
-async fn depart(work: &mut Work, chat_id: ChatId, user_id: UserId, now: Timestamp) -> Result<Vec<ChatEvent>> {
+async fn depart(
+    work: &mut Work,
+    chat_id: ChatId,
+    user_id: UserId,
+    now: Timestamp,
+) -> Result<Vec<ChatEvent>> {
     let head = Head::lock(work, chat_id, user_id).await?;
     let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
-    let heir_needed = head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
+    let heir_needed =
+        head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
     if !heir_needed || owners(work, chat_id).await? > 0 {
         return Ok(events);
     }
@@ -114,10 +132,11 @@ async fn depart(work: &mut Work, chat_id: ChatId, user_id: UserId, now: Timestam
         .bind(chat_id)
         .fetch_one(db)
     })?;
-    let rev: Rev =
-        within!(work, |db| sqlx::query_scalar("UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev")
-            .bind(chat_id)
-            .fetch_one(db))?;
+    let rev: Rev = within!(work, |db| sqlx::query_scalar(
+        "UPDATE chats SET rev = rev + 1 WHERE id = $1 RETURNING rev"
+    )
+    .bind(chat_id)
+    .fetch_one(db))?;
     set_role(work, chat_id, heir, Role::Owner, rev).await?;
     let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
     events.push(ChatEvent { chat_id, rev, change });

@@ -109,8 +109,9 @@ impl SessionRow {
 }
 
 impl Store {
-    /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes a new one, ending the
-    /// oldest over the limit, those past their end first. `verified` is the hash against which the password was verified.
+    /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes
+    /// a new one, ending the oldest over the limit, those past their end first. `verified` is the
+    /// hash against which the password was verified.
     ///
     /// # Errors
     /// `invalid_credentials` if the account is gone, or has another password by now.
@@ -159,17 +160,23 @@ impl Store {
     }
 
     /// Which session a refresh token belongs to, spent or not.
-    pub async fn session_of_refresh_token(&self, presented: TokenHash) -> Result<Option<SessionId>> {
+    pub async fn session_of_refresh_token(
+        &self,
+        presented: TokenHash,
+    ) -> Result<Option<SessionId>> {
         timed("session_of_refresh_token", || async {
-            on!(self.reader(), |db| sqlx::query_scalar("SELECT session_id FROM refresh_tokens WHERE hash = $1")
-                .bind(&presented.0[..])
-                .fetch_optional(db))
+            on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT session_id FROM refresh_tokens WHERE hash = $1"
+            )
+            .bind(&presented.0[..])
+            .fetch_optional(db))
         })
         .await
     }
 
-    /// Spends a refresh token for new tokens. One spent before ends its session, except within a short grace the one that
-    /// the current token was made from, since the answer may have been lost.
+    /// Spends a refresh token for new tokens. One spent before ends its session, except within a
+    /// short grace the one that the current token was made from, since the answer may have been
+    /// lost.
     pub async fn refresh(
         &self,
         presented: TokenHash,
@@ -200,7 +207,8 @@ impl Store {
             .bind(&presented.0[..])
             .fetch_optional(db))?;
             let Some((spent, parent)) = found else { return Ok(Refreshed::Unknown) };
-            // A replica of the version before notes no parent, and lets each of the last seconds come again.
+            // A replica of the version before notes no parent, and lets each of the last seconds
+            // come again.
             let is_parent = parent.is_none_or(|parent| parent == presented.0);
             if spent.is_some_and(|spent| !is_parent || spent < now.minus(REFRESH_GRACE)) {
                 within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1")
@@ -242,11 +250,13 @@ impl Store {
     /// Notes that a session was seen.
     pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
         timed("touch_session", || async {
-            on!(self.session_writer(), |db| sqlx::query("UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1")
-                .bind(id)
-                .bind(now)
-                .execute(db)
-                .map_ok_drop())
+            on!(self.session_writer(), |db| sqlx::query(
+                "UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1"
+            )
+            .bind(id)
+            .bind(now)
+            .execute(db)
+            .map_ok_drop())
         })
         .await
     }
@@ -280,7 +290,11 @@ impl Store {
     }
 
     /// Ends one session of a user, if there is such a one.
-    pub async fn end_session(&self, user_id: UserId, id: SessionId) -> Result<Option<EndedSession>> {
+    pub async fn end_session(
+        &self,
+        user_id: UserId,
+        id: SessionId,
+    ) -> Result<Option<EndedSession>> {
         timed("end_session", || async {
             on!(self.session_writer(), |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id = $1 AND user_id = $2 RETURNING id, token_hash"
@@ -292,7 +306,8 @@ impl Store {
         .await
     }
 
-    /// The live sessions of a login, each with the address of its last login or refresh. Nothing for an unknown login.
+    /// The live sessions of a login, each with the address of its last login or refresh. Nothing
+    /// for an unknown login.
     pub async fn live_sessions_of_login(
         &self,
         login: &str,
@@ -312,7 +327,11 @@ impl Store {
     }
 
     /// Which of these sessions are live at `now`, each with the logins into it after the first.
-    pub async fn live_sessions(&self, sessions: &[SessionId], now: Timestamp) -> Result<HashMap<SessionId, i64>> {
+    pub async fn live_sessions(
+        &self,
+        sessions: &[SessionId],
+        now: Timestamp,
+    ) -> Result<HashMap<SessionId, i64>> {
         timed("live_sessions", || async {
             let live: Vec<(SessionId, i64)> = on_ids!(
                 self.session_reader(),
@@ -327,7 +346,11 @@ impl Store {
     }
 
     /// Ends all sessions of a user but one. Returns those that ended.
-    pub async fn end_other_sessions(&self, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
+    pub async fn end_other_sessions(
+        &self,
+        user_id: UserId,
+        kept: SessionId,
+    ) -> Result<Vec<EndedSession>> {
         timed("end_other_sessions", || async {
             let mut work = self.begin_session().await?;
             let ended = end_others(&mut work, user_id, kept).await?;
@@ -338,11 +361,17 @@ impl Store {
     }
 }
 
-pub(super) async fn end_others(work: &mut Work, user_id: UserId, kept: SessionId) -> Result<Vec<EndedSession>> {
-    within!(work, |db| sqlx::query_as("DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id, token_hash")
-        .bind(user_id)
-        .bind(kept)
-        .fetch_all(db))
+pub(super) async fn end_others(
+    work: &mut Work,
+    user_id: UserId,
+    kept: SessionId,
+) -> Result<Vec<EndedSession>> {
+    within!(work, |db| sqlx::query_as(
+        "DELETE FROM sessions WHERE user_id = $1 AND id <> $2 RETURNING id, token_hash"
+    )
+    .bind(user_id)
+    .bind(kept)
+    .fetch_all(db))
 }
 
 pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
@@ -368,17 +397,30 @@ pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
 /// The parent of a refresh token that a login made: no token, so that none before it has a grace.
 const BY_LOGIN: &[u8] = &[];
 
-async fn insert_refresh(work: &mut Work, id: SessionId, hash: TokenHash, parent: &[u8]) -> Result<()> {
-    within!(work, |db| sqlx::query("INSERT INTO refresh_tokens (hash, session_id, parent) VALUES ($1, $2, $3)")
-        .bind(&hash.0[..])
-        .bind(id)
-        .bind(parent)
-        .execute(db)
-        .map_ok_drop())
+async fn insert_refresh(
+    work: &mut Work,
+    id: SessionId,
+    hash: TokenHash,
+    parent: &[u8],
+) -> Result<()> {
+    within!(work, |db| sqlx::query(
+        "INSERT INTO refresh_tokens (hash, session_id, parent) VALUES ($1, $2, $3)"
+    )
+    .bind(&hash.0[..])
+    .bind(id)
+    .bind(parent)
+    .execute(db)
+    .map_ok_drop())
 }
 
-/// Locks a live session of this owner's and counts a login into it. Returns the token that it has so far.
-async fn lock_session(work: &mut Work, id: SessionId, owner: UserId, now: Timestamp) -> Result<Option<Replaced>> {
+/// Locks a live session of this owner's and counts a login into it. Returns the token that it has
+/// so far.
+async fn lock_session(
+    work: &mut Work,
+    id: SessionId,
+    owner: UserId,
+    now: Timestamp,
+) -> Result<Option<Replaced>> {
     let found: Option<(Vec<u8>, i64)> = within!(work, |db| sqlx::query_as(
         "UPDATE sessions SET last_seen_at_ms = $3, logins = logins + 1
          WHERE id = $1 AND user_id = $2 AND expires_at_ms > $3 RETURNING token_hash, logins"
@@ -391,10 +433,17 @@ async fn lock_session(work: &mut Work, id: SessionId, owner: UserId, now: Timest
     Ok(Some(Replaced { token: token.try_into().map_err(Error::internal)?, logins }))
 }
 
-/// Gives a locked session new tokens, made from `parent`, marks its refresh token as spent, and forgets those that were
-/// spent longest ago.
-async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, parent: &[u8], now: Timestamp) -> Result<()> {
-    within!(work, |db| sqlx::query(
+/// Gives a locked session new tokens, made from `parent`, marks its refresh token as spent, and
+/// forgets those that were spent longest ago.
+async fn rotate(
+    work: &mut Work,
+    id: SessionId,
+    tokens: &SessionTokens,
+    parent: &[u8],
+    now: Timestamp,
+) -> Result<()> {
+    within!(work, |db| {
+        sqlx::query(
         "UPDATE sessions SET token_hash = $2, token_expires_at_ms = $3, expires_at_ms = $4, last_seen_at_ms = $5
          WHERE id = $1"
     )
@@ -404,7 +453,8 @@ async fn rotate(work: &mut Work, id: SessionId, tokens: &SessionTokens, parent: 
     .bind(tokens.expires_at)
     .bind(now)
     .execute(db)
-    .map_ok_drop())?;
+    .map_ok_drop()
+    })?;
     within!(work, |db| sqlx::query(
         "UPDATE refresh_tokens SET spent_at_ms = $2 WHERE session_id = $1 AND spent_at_ms IS NULL"
     )

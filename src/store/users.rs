@@ -63,8 +63,7 @@ pub struct AccountChange {
     pub confirmed: Option<String>,
 }
 
-const INSERT: &str =
-    "INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)";
+const INSERT: &str = "INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)";
 
 impl Store {
     /// Makes an account without an invite, for the operator.
@@ -84,7 +83,12 @@ impl Store {
     ///
     /// # Errors
     /// `invite_not_found` if the invite is unknown, expired or used up; `login_taken`.
-    pub async fn register(&self, invite: &str, user: &NewUser, session: &super::NewSession) -> Result<()> {
+    pub async fn register(
+        &self,
+        invite: &str,
+        user: &NewUser,
+        session: &super::NewSession,
+    ) -> Result<()> {
         timed("register", || async {
             let mut work = self.begin().await?;
             let consumed = within!(work, |db| sqlx::query_scalar::<_, i64>(
@@ -120,11 +124,13 @@ impl Store {
     /// The account with this id as its owner sees it, removed or not.
     pub async fn account(&self, id: UserId) -> Result<Option<Account>> {
         timed("account", || async {
-            let row: Option<AccountRow> = on!(self.reader(), |db| sqlx::query_as(
+            let row: Option<AccountRow> = on!(self.reader(), |db| {
+                sqlx::query_as(
                 "SELECT id, login, name, created_at_ms, refuse_strangers FROM users WHERE id = $1"
             )
             .bind(id)
-            .fetch_optional(db))?;
+            .fetch_optional(db)
+            })?;
             Ok(row.map(Account::from))
         })
         .await
@@ -133,9 +139,11 @@ impl Store {
     /// The id and password hash behind a login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", || async {
-            on!(self.session_reader(), |db| sqlx::query_as("SELECT id, password_hash FROM users WHERE login = $1")
-                .bind(login)
-                .fetch_optional(db))
+            on!(self.session_reader(), |db| sqlx::query_as(
+                "SELECT id, password_hash FROM users WHERE login = $1"
+            )
+            .bind(login)
+            .fetch_optional(db))
         })
         .await
     }
@@ -152,8 +160,8 @@ impl Store {
         .await
     }
 
-    /// Replaces a password hash by a stronger one of the same password, unless the password changed meanwhile. Whether it
-    /// did replace it.
+    /// Replaces a password hash by a stronger one of the same password, unless the password changed
+    /// meanwhile. Whether it did replace it.
     pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<bool> {
         timed("rehash_password", || async {
             let replaced: Option<UserId> = on!(self.writer(), |db| sqlx::query_scalar(
@@ -172,7 +180,8 @@ impl Store {
     pub async fn is_empty(&self) -> Result<bool> {
         timed("is_empty", || async {
             let first: Option<UserId> =
-                on!(self.reader(), |db| sqlx::query_scalar("SELECT id FROM users LIMIT 1").fetch_optional(db))?;
+                on!(self.reader(), |db| sqlx::query_scalar("SELECT id FROM users LIMIT 1")
+                    .fetch_optional(db))?;
             Ok(first.is_none())
         })
         .await
@@ -181,9 +190,13 @@ impl Store {
     /// Changes an account. Returns it as it is now, and the sessions that ended.
     ///
     /// # Errors
-    /// `login_taken`; `not_authenticated`, or `wrong_password` where one was confirmed: the account has ended, or has
-    /// another password by now.
-    pub async fn change_account(&self, id: UserId, change: &AccountChange) -> Result<(Account, Vec<EndedSession>)> {
+    /// `login_taken`; `not_authenticated`, or `wrong_password` where one was confirmed: the account
+    /// has ended, or has another password by now.
+    pub async fn change_account(
+        &self,
+        id: UserId,
+        change: &AccountChange,
+    ) -> Result<(Account, Vec<EndedSession>)> {
         timed("change_account", || async {
             let mut work = self.begin().await?;
             let row: Option<AccountRow> = within!(work, |db| sqlx::query_as(

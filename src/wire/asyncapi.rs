@@ -87,7 +87,9 @@ fn component_schemas() -> Map<String, Value> {
 fn server_frames() -> Vec<(String, Value)> {
     let union = value(&ServerFrame::schema());
     let variants = union.get("oneOf").and_then(Value::as_array).cloned().unwrap_or_default();
-    let kind = |variant: &Value| variant.pointer("/properties/type/enum/0").and_then(Value::as_str).map(str::to_owned);
+    let kind = |variant: &Value| {
+        variant.pointer("/properties/type/enum/0").and_then(Value::as_str).map(str::to_owned)
+    };
     variants.into_iter().filter_map(|variant| kind(&variant).map(|kind| (kind, variant))).collect()
 }
 

@@ -1,20 +1,21 @@
 //! The messages between replicas, as bytes.
 //!
-//! A message is a header, a line feed, and a payload. The header is one JSON object without a line feed:
+//! A message is a header, a line feed, and a payload. The header is one JSON object without a line
+//! feed:
 //!
 //! ```text
 //! {"version":1,"kind":"event","from":42,"epoch":"…","sealed_at_ms":1795305599123,"topics":["chat:…"]}
 //! ```
 //!
-//! **The header never changes incompatibly.** A field may be added, and every reader ignores the fields
-//! that it does not know; no field is removed and none gets another meaning. So every version of the
-//! server can tell from any message which chats and users it is about, and everything except an event
-//! is complete without a payload.
+//! **The header never changes incompatibly.** A field may be added, and every reader ignores the
+//! fields that it does not know; no field is removed and none gets another meaning. So every
+//! version of the server can tell from any message which chats and users it is about, and
+//! everything except an event is complete without a payload.
 //!
 //! **The payload of an event may change with the version.** The types of [`v1`] are its format in
-//! version 1. They derive nothing from `model`, and they refuse fields that they do not know: a replica
-//! either reads all of an event, or it reads the header alone and compares the topics with the store.
-//! To change the format, add `v2` and raise [`VERSION`].
+//! version 1. They derive nothing from `model`, and they refuse fields that they do not know: a
+//! replica either reads all of an event, or it reads the header alone and compares the topics with
+//! the store. To change the format, add `v2` and raise [`VERSION`].
 //!
 //! Sealing and its key are the business of `cluster`: this module writes and reads what is sealed.
 
@@ -35,11 +36,11 @@ pub const VERSION: u32 = 1;
 pub enum BusKind {
     /// Something happened: the payload says what.
     Event,
-    /// An event was too large to publish, or could not be published in time: compare the topics with
-    /// the store.
+    /// An event was too large to publish, or could not be published in time: compare the topics
+    /// with the store.
     Resync,
-    /// A unit of work ended with an unknown outcome: compare the topics with the store now and, since
-    /// the commit may still be under way, a few times more.
+    /// A unit of work ended with an unknown outcome: compare the topics with the store now and,
+    /// since the commit may still be under way, a few times more.
     OutcomeUnknown,
     /// A replica's message to itself, to check that the way through Redis is open. Has no topics.
     Canary,
@@ -61,8 +62,8 @@ pub struct BusHeader {
     pub epoch: Option<Epoch>,
     /// When the message was sealed, by the clock of the replica that published it.
     pub sealed_at: Timestamp,
-    /// The topics that the message is about. Topics of a kind that this version does not know are left
-    /// out: this replica follows none of them.
+    /// The topics that the message is about. Topics of a kind that this version does not know are
+    /// left out: this replica follows none of them.
     pub topics: Vec<Topic>,
 }
 
@@ -87,8 +88,8 @@ struct HeaderJson {
 }
 
 impl BusHeader {
-    /// Whether the message is too old to be delivered at `now`, or from the future, which shows that a
-    /// clock is wrong: a copy of it could be replayed for longer than [`BUS_EVENT_AGE_MAX`].
+    /// Whether the message is too old to be delivered at `now`, or from the future, which shows
+    /// that a clock is wrong: a copy of it could be replayed for longer than [`BUS_EVENT_AGE_MAX`].
     pub fn is_stale(&self, now: Timestamp) -> bool {
         now.distance(self.sealed_at) > BUS_EVENT_AGE_MAX
     }
@@ -118,8 +119,8 @@ impl BusHeader {
 }
 
 impl<'a> BusMessage<'a> {
-    /// Reads a message up to its payload. `None` if it has no header, as the messages of servers before
-    /// version 1 have none.
+    /// Reads a message up to its payload. `None` if it has no header, as the messages of servers
+    /// before version 1 have none.
     pub fn read(body: &'a [u8]) -> Option<Self> {
         let end = body.iter().position(|byte| *byte == b'\n')?;
         let header: HeaderJson = serde_json::from_slice(&body[..end]).ok()?;

@@ -67,7 +67,8 @@ client_frames! {
     Ping(PingFrame) = "ping" {}
     /// Asks for the missed events and for all events from now on. Once per connection.
     Sync(SyncFrame) = "sync" {
-        /// The epoch that these revisions belong to, from `ready`. If it is not the present epoch, each chat is `reset`.
+        /// The epoch that these revisions belong to, from `ready`. If it is not the present epoch,
+        /// each chat is `reset`.
         #[serde(default)]
         epoch: Option<String>,
         /// The chats that the client knows, and up to which revision.
@@ -110,9 +111,10 @@ client_frames! {
         /// The last message read.
         message_id: MessageId,
     }
-    /// Watches whether users are online, besides those watched already. The server sends one `presence` of each user now
-    /// and one with each change from now on, and, if this frame has an `id`, an `ack` after the first `presence` of all.
-    /// It sends nothing about users that share no chat with the caller; a user that shares one later must be named again.
+    /// Watches whether users are online, besides those watched already. The server sends one
+    /// `presence` of each user now and one with each change from now on, and, if this frame has an
+    /// `id`, an `ack` after the first `presence` of all. It sends nothing about users that share no
+    /// chat with the caller; a user that shares one later must be named again.
     WatchPresence(WatchPresenceFrame) = "watch_presence" {
         /// Up to 200 users, 1,000 on one connection. An empty list ends all watches.
         user_ids: Vec<UserId>,

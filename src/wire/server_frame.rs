@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    Change, Chat, ChatEvent, ChatId, Epoch, FieldError, Member, Message, MessageId, Rev, SessionId, Timestamp, UserId,
+    Change, Chat, ChatEvent, ChatId, Epoch, FieldError, Member, Message, MessageId, Rev, SessionId,
+    Timestamp, UserId,
 };
 
 /// The `id` that a client gives a frame, to match the answer with it: a string or an integer.
@@ -37,8 +38,8 @@ pub enum ServerFrame {
         heartbeat_interval_ms: u64,
         /// The server's time.
         server_time: Timestamp,
-        /// Names the history that all revisions belong to. It changes only when the database falls back to an earlier
-        /// state. The client keeps it with its revisions and names it in `sync`.
+        /// Names the history that all revisions belong to. It changes only when the database falls
+        /// back to an earlier state. The client keeps it with its revisions and names it in `sync`.
         epoch: Epoch,
     },
     /// Answers `ping`.
@@ -141,9 +142,10 @@ pub enum ServerFrame {
         /// The former member.
         user_id: UserId,
     },
-    /// Members of a large channel joined, left or changed their roles. Stands for all changes of the chat up to `rev` that
-    /// this connection did not get as events: each of them concerned members only. The owner and the admins get the events
-    /// instead, except for events that happen while their connection syncs.
+    /// Members of a large channel joined, left or changed their roles. Stands for all changes of
+    /// the chat up to `rev` that this connection did not get as events: each of them concerned
+    /// members only. The owner and the admins get the events instead, except for events that happen
+    /// while their connection syncs.
     MemberCount {
         /// The channel.
         chat_id: ChatId,
@@ -166,8 +168,8 @@ pub enum ServerFrame {
         /// The chat as the caller sees it; live events continue from its `rev`.
         chat: Chat,
     },
-    /// A chat is no longer in the caller's list. A self or private chat that the caller removed comes back with its
-    /// next `new_message`, or with `chat_added` when the caller opens it again.
+    /// A chat is no longer in the caller's list. A self or private chat that the caller removed
+    /// comes back with its next `new_message`, or with `chat_added` when the caller opens it again.
     ChatGone {
         /// The chat.
         chat_id: ChatId,
@@ -194,7 +196,8 @@ pub enum ServerFrame {
         user_id: UserId,
         /// Whether they have a connection, or had one a few seconds ago.
         online: bool,
-        /// When they were last online, to about a minute: now, while they are. Absent if they never were.
+        /// When they were last online, to about a minute: now, while they are. Absent if they never
+        /// were.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         last_seen_at: Option<Timestamp>,
     },
@@ -206,12 +209,15 @@ pub enum ServerFrame {
 }
 
 impl ServerFrame {
-    /// The frame of a durable change; `None` for a change that reaches each user as a frame of its own.
+    /// The frame of a durable change; `None` for a change that reaches each user as a frame of its
+    /// own.
     pub fn of_change(chat_id: ChatId, rev: Rev, change: Change) -> Option<Self> {
         Some(match change {
             Change::MessageSent(message) => Self::NewMessage { chat_id, rev, message },
             Change::MessageEdited(message) => Self::MessageEdited { chat_id, rev, message },
-            Change::MessageRemoved(message) => Self::MessageRemoved { chat_id, rev, message_id: message.id },
+            Change::MessageRemoved(message) => {
+                Self::MessageRemoved { chat_id, rev, message_id: message.id }
+            }
             Change::MemberJoined(joined) => Self::MemberJoined { chat_id, rev, member: joined.0 },
             Change::MemberChanged(member) => Self::MemberChanged { chat_id, rev, member },
             Change::MemberLeft(user_id) => Self::MemberLeft { chat_id, rev, user_id },
@@ -240,7 +246,9 @@ impl EncodedEvent {
     pub fn new(event: ChatEvent) -> Option<Self> {
         let ChatEvent { chat_id, rev, change } = event;
         let keyed = match &change {
-            Change::MessageSent(message) | Change::MessageEdited(message) if message.client_id.is_some() => {
+            Change::MessageSent(message) | Change::MessageEdited(message)
+                if message.client_id.is_some() =>
+            {
                 Some(message.sender_id)
             }
             _ => None,
@@ -250,7 +258,9 @@ impl EncodedEvent {
         let for_sender = keyed.map(|sender_id| (sender_id, frame.encode()));
 
         // Only the sender sees the idempotency key.
-        if let ServerFrame::NewMessage { message, .. } | ServerFrame::MessageEdited { message, .. } = &mut frame {
+        if let ServerFrame::NewMessage { message, .. }
+        | ServerFrame::MessageEdited { message, .. } = &mut frame
+        {
             message.client_id = None;
         }
         Some(Self { for_all: frame.encode(), for_sender })

@@ -26,7 +26,8 @@ const PASSWORD: &str = "correct horse battery";
 /// The id of nothing.
 const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
 
-/// Runs the rest of a test on another server with some settings changed, on the same kind of database.
+/// Runs the rest of a test on another server with some settings changed, on the same kind of
+/// database.
 async fn on_another<F: Future<Output = ()>>(
     server: &TestServer,
     change: impl FnOnce(&mut Settings),
@@ -41,7 +42,8 @@ async fn on_another_at_full_cost<F: Future<Output = ()>>(
     change: impl FnOnce(&mut Settings),
     test: impl FnOnce(TestServer) -> F,
 ) {
-    on_another_tuned(server, change, |config| config.password_cost = PasswordCost::default(), test).await;
+    on_another_tuned(server, change, |config| config.password_cost = PasswordCost::default(), test)
+        .await;
 }
 
 /// The same with something changed that no setting changes.
@@ -80,7 +82,11 @@ fn granted(user: &User, grant: &Value) -> User {
 
 /// What a list has under a key of each entry.
 fn column(list: &Value, key: &str) -> Vec<Value> {
-    list.as_array().unwrap_or_else(|| panic!("no list: {list}")).iter().map(|entry| entry[key].clone()).collect()
+    list.as_array()
+        .unwrap_or_else(|| panic!("no list: {list}"))
+        .iter()
+        .map(|entry| entry[key].clone())
+        .collect()
 }
 
 /// Follows the cursors of a list from its first page to its last; the pages' entries.
@@ -118,7 +124,10 @@ fn indistinguishable(one: &Answer, other: &Answer) {
 async fn stored_bytes(server: &TestServer) -> Vec<u8> {
     let Some(url) = server.database_url() else {
         let files = std::fs::read_dir(server.dir()).unwrap().map(|entry| entry.unwrap().path());
-        return files.filter(|path| path.is_file()).flat_map(|path| std::fs::read(path).unwrap()).collect();
+        return files
+            .filter(|path| path.is_file())
+            .flat_map(|path| std::fs::read(path).unwrap())
+            .collect();
     };
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
     let mut bytes = Vec::new();

@@ -1,4 +1,5 @@
-//! What a fleet of processes promises when one thing breaks, each promise by itself. Everything at once is in `chaos`.
+//! What a fleet of processes promises when one thing breaks, each promise by itself. Everything at
+//! once is in `chaos`.
 
 mod cuts;
 mod herd;
@@ -32,7 +33,13 @@ async fn users(stage: &Stage, replicas: &[usize]) -> Vec<User> {
     let made = lines.lines().zip(replicas).map(|(line, replica)| {
         let account: serde_json::Value = serde_json::from_str(line).unwrap();
         let word = |key: &str| account[key].as_str().unwrap().to_owned();
-        User::new(stage.bases()[*replica].clone(), word("user_id"), word("login"), word("password"), word("token"))
+        User::new(
+            stage.bases()[*replica].clone(),
+            word("user_id"),
+            word("login"),
+            word("password"),
+            word("token"),
+        )
     });
     made.collect()
 }
@@ -67,15 +74,19 @@ const FLEETS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn what_a_replica_committed_and_died_before_it_told_is_heard_within_five_seconds_two_hundred_times() {
+async fn what_a_replica_committed_and_died_before_it_told_is_heard_within_five_seconds_two_hundred_times()
+ {
     let start = Instant::now();
     let slowest = join_all((0..FLEETS).map(|_| last_words(DEATHS / FLEETS))).await;
-    println!("{DEATHS} deaths in {:.1} s; heard after {slowest:?} at most", start.elapsed().as_secs_f64());
+    println!(
+        "{DEATHS} deaths in {:.1} s; heard after {slowest:?} at most",
+        start.elapsed().as_secs_f64()
+    );
     assert!(slowest.iter().all(|slowest| *slowest < Duration::from_secs(5)), "{slowest:?}");
 }
 
-/// Has a replica die again and again after a commit that nobody heard of. How long the other replica's client took to
-/// hear of the slowest, up to 8 s.
+/// Has a replica die again and again after a commit that nobody heard of. How long the other
+/// replica's client took to hear of the slowest, up to 8 s.
 async fn last_words(rounds: usize) -> Duration {
     let mut stage = Stage::set(2, &StageOptions::default()).await;
     let mut slowest = Duration::ZERO;
@@ -109,10 +120,16 @@ async fn a_revoked_session_is_over_on_every_replica_in_time_whatever_became_of_r
         let elsewhere = through(&user, &stage, 1);
         let mut socket = Socket::live(&elsewhere).await;
         assert_eq!(elsewhere.get("/users/me").await.status, 200);
-        let other = user.post("/sessions", json!({ "login": user.login, "password": user.password })).await;
+        let other =
+            user.post("/sessions", json!({ "login": user.login, "password": user.password })).await;
         let other = user.with_token(other.expect(201)["token"].as_str().unwrap());
         let sessions = other.get("/sessions").await.expect(200);
-        let first = sessions["sessions"].as_array().unwrap().iter().find(|it| it["current"] == false).unwrap();
+        let first = sessions["sessions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|it| it["current"] == false)
+            .unwrap();
         match trouble {
             "flushed" => drop(stage.redis.command::<String>(&["FLUSHALL"]).await),
             "deaf" => stage.replicas[1].to_redis.set(Mode::BlackHole),
@@ -124,7 +141,8 @@ async fn a_revoked_session_is_over_on_every_replica_in_time_whatever_became_of_r
         assert_eq!(ended.status, 204, "{trouble}");
         assert_eq!(socket.close_code().await, 4401, "{trouble}");
         eventually("the token is refused", async || {
-            user.get("/users/me").await.status == 401 && elsewhere.get("/users/me").await.status == 401
+            user.get("/users/me").await.status == 401
+                && elsewhere.get("/users/me").await.status == 401
         })
         .await;
         assert!(start.elapsed() < Duration::from_secs(bound_s), "{trouble}: {:?}", start.elapsed());
@@ -135,7 +153,13 @@ async fn a_revoked_session_is_over_on_every_replica_in_time_whatever_became_of_r
 async fn users_named(stage: &Stage, login: &str) -> User {
     let made = stage.make_user(login).await;
     let word = |key: &str| made[key].as_str().unwrap().to_owned();
-    User::new(stage.bases()[0].clone(), word("user_id"), word("login"), word("password"), word("token"))
+    User::new(
+        stage.bases()[0].clone(),
+        word("user_id"),
+        word("login"),
+        word("password"),
+        word("token"),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,7 +176,11 @@ async fn without_redis_replicas_stay_ready_and_messages_are_taken_and_delivered(
         for round in 0..8 {
             let (text, start) = (format!("{trouble} {round}"), Instant::now());
             assert_eq!(send(&people[0], &chat, &text).await, 201);
-            assert!(start.elapsed() < Duration::from_secs(2), "{text}: taken in {:?}", start.elapsed());
+            assert!(
+                start.elapsed() < Duration::from_secs(2),
+                "{text}: taken in {:?}",
+                start.elapsed()
+            );
             let took = hears(&mut socket, &text).await;
             assert!(took < Duration::from_secs(9), "{text}: {took:?}");
             for user in &people {
@@ -170,18 +198,22 @@ async fn without_redis_replicas_stay_ready_and_messages_are_taken_and_delivered(
 async fn a_stopped_replica_that_redis_cuts_off_for_its_backlog_misses_nothing() {
     let stage = Stage::set(2, &StageOptions::default()).await;
     let limit = "pubsub 65536 65536 0";
-    let _: String = stage.redis.command(&["CONFIG", "SET", "client-output-buffer-limit", limit]).await;
+    let _: String =
+        stage.redis.command(&["CONFIG", "SET", "client-output-buffer-limit", limit]).await;
     let herd = Herd::of(&stage, &stage.bases(), (2, 1), |number| number).await;
     let chat = herd.community.private(0, 1).await.unwrap();
     stage.replicas[1].signal("-STOP");
     // What the sockets' own buffers hold comes on top of the limit.
     let (count, filler) = (3_000, "~".repeat(4_000));
     for number in 1..=count {
-        let sent = herd.community.actors[0].send(0, &chat, &format!("{number} {filler}"), None).await;
+        let sent =
+            herd.community.actors[0].send(0, &chat, &format!("{number} {filler}"), None).await;
         assert!(sent.is_ok(), "{sent:?}");
     }
     let stats: String = stage.redis.command(&["INFO", "stats"]).await;
-    let cut = stats.lines().find_map(|line| line.trim().strip_prefix("client_output_buffer_limit_disconnections:"));
+    let cut = stats
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("client_output_buffer_limit_disconnections:"));
     assert_ne!(cut, Some("0"), "it was cut off");
     stage.replicas[1].signal("-CONT");
     herd.must_be_clean().await;
@@ -199,8 +231,8 @@ pub struct Herd {
 }
 
 impl Herd {
-    /// So many users and devices of each, all of them live. Requests go to `bases`, and each device, by its number, to
-    /// one of them at first.
+    /// So many users and devices of each, all of them live. Requests go to `bases`, and each
+    /// device, by its number, to one of them at first.
     async fn of(
         stage: &Stage,
         bases: &[String],
@@ -220,7 +252,8 @@ impl Herd {
     ) -> Self {
         let users = accounts.len();
         let history = History::new(Bounds::default());
-        let community = Community::gather(bases, Duration::from_secs(8), &history, accounts).await.unwrap();
+        let community =
+            Community::gather(bases, Duration::from_secs(8), &history, accounts).await.unwrap();
         let stop = CancellationToken::new();
         let watching = Work::new(0, Duration::ZERO, stop.clone());
         let start = |number: usize| {
@@ -244,7 +277,8 @@ impl Herd {
         self.watching.finish().await;
         let record = history.take();
         let limits = Limits { healed_us: Some(healed_us), heal, ..Limits::default() };
-        let report = check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
+        let report =
+            check(&Evidence { record: &record, log: &log, secrets: &[], exposed: &[], limits });
         (record, report)
     }
 
@@ -278,7 +312,8 @@ async fn the_users_of_a_killed_replica_are_shown_offline_within_twenty_seconds_a
     watcher.group(&[neighbour, ghost]).await;
     let (_near, _far) = (Socket::live(neighbour).await, Socket::live(ghost).await);
     let mut socket = Socket::live(watcher).await;
-    // A replica that just started, or could not say in time who came to it, is known to the others a moment later.
+    // A replica that just started, or could not say in time who came to it, is known to the others
+    // a moment later.
     eventually("both are shown online", async || {
         socket.send(json!({ "type": "watch_presence", "user_ids": [neighbour.id, ghost.id], "id": "w" })).await;
         let mut told = socket.until("ack").await;
@@ -295,7 +330,10 @@ async fn the_users_of_a_killed_replica_are_shown_offline_within_twenty_seconds_a
         tokio::time::sleep(Duration::from_millis(200)).await;
         while let Some(frame) = socket.next_now().await {
             if frame["type"] == "presence" {
-                assert_eq!((&frame["user_id"], &frame["online"]), (&json!(ghost.id), &json!(false)));
+                assert_eq!(
+                    (&frame["user_id"], &frame["online"]),
+                    (&json!(ghost.id), &json!(false))
+                );
                 return;
             }
         }

@@ -20,7 +20,8 @@ use stage::{Stage, StageOptions};
 use verdict::Verdict;
 
 const REPLICAS: usize = 3;
-/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been stopped for 5 s.
+/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been
+/// stopped for 5 s.
 const REVOKE: Duration = Duration::from_secs(15);
 /// How long the fleet may take to be well again after a fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
@@ -107,7 +108,10 @@ fn announce(run: &Run) {
 fn report_progress(start: Instant, events: &Events, scene: &Scene) {
     let (operations, frames) = scene.history.len();
     let faults: u64 = events.faults.values().sum();
-    println!("{:>5} s: {faults} faults, {operations} operations, {frames} frames", start.elapsed().as_secs());
+    println!(
+        "{:>5} s: {faults} faults, {operations} operations, {frames} frames",
+        start.elapsed().as_secs()
+    );
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are what the run is for")]
@@ -139,7 +143,13 @@ const SEED: u64 = 20_261_126;
 async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or(SEED);
     let options = StageOptions { failpoints: FAILPOINTS, quick_heartbeat: true };
-    let short = Run { seed, span: Duration::ZERO, options, pace: Duration::from_millis(100), revoke: REVOKE };
+    let short = Run {
+        seed,
+        span: Duration::ZERO,
+        options,
+        pace: Duration::from_millis(100),
+        revoke: REVOKE,
+    };
     let (events, verdict) = run(&short).await;
     print(&short, &events, &verdict);
     verdict.must_be_clean();

@@ -30,7 +30,14 @@ impl Replica {
         let (clock, tasks) = (Clock::system(), Tasks::default());
         let address = (url.parse().unwrap(), prefix.to_owned());
         let own = ReplicaId(rand::random());
-        let cluster = RedisCluster::join(address, own, ClusterKey(key), PresentEpoch::default(), &clock, &tasks);
+        let cluster = RedisCluster::join(
+            address,
+            own,
+            ClusterKey(key),
+            PresentEpoch::default(),
+            &clock,
+            &tasks,
+        );
         Self { cluster, clock, tasks }
     }
 }
@@ -51,8 +58,8 @@ pub fn sealed(key: [u8; 32], body: &[u8]) -> Vec<u8> {
     ClusterKey(key).seal("published", body)
 }
 
-/// What a replica of the next version may publish about these topics: the header that is fixed for good, with one more
-/// field, and a payload that the present version cannot read.
+/// What a replica of the next version may publish about these topics: the header that is fixed for
+/// good, with one more field, and a payload that the present version cannot read.
 pub fn next_version_message(key: [u8; 32], topics: &[String]) -> Vec<u8> {
     let sealed_at_ms = Clock::system().now().as_ms();
     let header = serde_json::json!({
@@ -69,6 +76,7 @@ pub async fn publish_raw(channel: &str, body: &[u8]) {
 
 /// Publishes bytes on a channel. Returns the number of its subscribers.
 pub async fn publish_to_any(channel: &str, body: &[u8]) -> i64 {
-    let mut redis = redis::Client::open(redis_url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut redis =
+        redis::Client::open(redis_url()).unwrap().get_multiplexed_async_connection().await.unwrap();
     redis::cmd("PUBLISH").arg(channel).arg(body).query_async(&mut redis).await.unwrap()
 }

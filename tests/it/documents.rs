@@ -57,9 +57,17 @@ async fn every_documented_operation_has_a_route_and_every_other_method_of_its_pa
             let known = documented.iter().any(|(it, at, _)| *it == method && at == path);
             let code = answer.body["code"].as_str().unwrap_or_default();
             if known {
-                assert!(answer.status != 405 && code != "route_not_found", "{method} {path}: {}", answer.status);
+                assert!(
+                    answer.status != 405 && code != "route_not_found",
+                    "{method} {path}: {}",
+                    answer.status
+                );
             } else {
-                assert_eq!((answer.status, code), (405, "method_not_allowed"), "{method} {path} is not documented");
+                assert_eq!(
+                    (answer.status, code),
+                    (405, "method_not_allowed"),
+                    "{method} {path} is not documented"
+                );
             }
         }
     }
@@ -68,7 +76,8 @@ async fn every_documented_operation_has_a_route_and_every_other_method_of_its_pa
 
 #[test]
 fn every_route_in_the_sources_is_documented() {
-    // Routes are declared by `utoipa::path`; what is mounted by hand is a page, a document or a probe.
+    // Routes are declared by `utoipa::path`; what is mounted by hand is a page, a document or a
+    // probe.
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let document = openapi();
     let mut declared = 0;
@@ -79,7 +88,15 @@ fn every_route_in_the_sources_is_documented() {
             declared += source.matches("#[utoipa::path(").count();
             for (at, _) in source.match_indices(".route(\"") {
                 let route = source[at + 8..].split('"').next().unwrap();
-                let by_hand = ["/", "/join", "/openapi.json", "/asyncapi.json", "/livez", "/readyz", "/metrics"];
+                let by_hand = [
+                    "/",
+                    "/join",
+                    "/openapi.json",
+                    "/asyncapi.json",
+                    "/livez",
+                    "/readyz",
+                    "/metrics",
+                ];
                 let known = by_hand.contains(&route);
                 assert!(
                     known || !document["paths"][route].is_null(),
@@ -89,7 +106,11 @@ fn every_route_in_the_sources_is_documented() {
             }
         }
     }
-    assert_eq!(declared, operations(&document).len(), "a declared operation is not mounted, or the other way round");
+    assert_eq!(
+        declared,
+        operations(&document).len(),
+        "a declared operation is not mounted, or the other way round"
+    );
 }
 
 #[test]
@@ -105,7 +126,8 @@ fn every_endpoint_takes_a_caller_unless_it_is_declared_open() {
             let (signature, _) = function.split_once(" {\n").unwrap();
             let (name, _) = signature.split_once('(').unwrap();
 
-            let (is_open, takes_caller) = (attribute.contains("security(())"), signature.contains("caller: Caller"));
+            let (is_open, takes_caller) =
+                (attribute.contains("security(())"), signature.contains("caller: Caller"));
             assert_ne!(is_open, takes_caller, "{name} of {}", path.display());
             endpoints += 1;
         }
@@ -117,12 +139,18 @@ fn every_endpoint_takes_a_caller_unless_it_is_declared_open() {
 fn operation_ids_are_unique_and_every_operation_says_what_it_does() {
     let mut seen = BTreeSet::new();
     for (method, path, operation) in operations(&openapi()) {
-        let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path} has no operationId"));
+        let id = operation["operationId"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{method} {path} has no operationId"));
         assert!(seen.insert(id.to_owned()), "{id} stands for two operations");
-        let says =
-            ["summary", "description"].iter().any(|key| operation[key].as_str().is_some_and(|it| !it.is_empty()));
+        let says = ["summary", "description"]
+            .iter()
+            .any(|key| operation[key].as_str().is_some_and(|it| !it.is_empty()));
         assert!(says, "{method} {path} does not say what it does");
-        assert!(operation["tags"].as_array().is_some_and(|tags| !tags.is_empty()), "{method} {path} has no tag");
+        assert!(
+            operation["tags"].as_array().is_some_and(|tags| !tags.is_empty()),
+            "{method} {path} has no tag"
+        );
     }
 }
 
@@ -132,7 +160,10 @@ fn every_operation_documents_its_errors_as_problems() {
         for (status, response) in operation["responses"].as_object().unwrap() {
             if status.starts_with(['4', '5']) {
                 let problem = &response["content"]["application/problem+json"]["schema"];
-                assert!(!problem.is_null(), "{method} {path} {status} is no problem+json: {response}");
+                assert!(
+                    !problem.is_null(),
+                    "{method} {path} {status} is no problem+json: {response}"
+                );
             }
         }
         assert!(!operation["responses"]["503"].is_null(), "{method} {path} can't be unavailable");
@@ -156,7 +187,8 @@ fn references_in_both_documents_lead_somewhere() {
         references(&document, &mut found);
         assert!(found.len() > 5);
         for reference in found {
-            let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads outside"));
+            let pointer =
+                reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads outside"));
             assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
         }
     }
@@ -175,12 +207,25 @@ fn every_frame_of_either_side_is_in_the_asyncapi_document_and_no_other() {
     let kinds: BTreeSet<String> = variants
         .iter()
         .map(|variant| {
-            variant["properties"]["type"]["enum"][0].as_str().expect("each variant names its type").to_owned()
+            variant["properties"]["type"]["enum"][0]
+                .as_str()
+                .expect("each variant names its type")
+                .to_owned()
         })
         .collect();
     assert_eq!(kinds.len(), variants.len());
     assert_eq!(of("server."), kinds);
-    for kind in ["ready", "pong", "ack", "error", "synced", "reset", "new_message", "member_left", "reconnect"] {
+    for kind in [
+        "ready",
+        "pong",
+        "ack",
+        "error",
+        "synced",
+        "reset",
+        "new_message",
+        "member_left",
+        "reconnect",
+    ] {
         assert!(kinds.contains(kind), "{kind} is of the protocol");
     }
     let in_channel = document["channels"]["gateway"]["messages"].as_object().unwrap();
@@ -203,15 +248,19 @@ fn error_codes_are_words_that_differ() {
 fn every_test_that_is_promised_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join("RELIABILITY.md")).unwrap();
-    let named: BTreeSet<&str> =
-        page.split('`').filter(|word| word.contains("::") && word.bytes().all(|it| it != b' ')).collect();
+    let named: BTreeSet<&str> = page
+        .split('`')
+        .filter(|word| word.contains("::") && word.bytes().all(|it| it != b' '))
+        .collect();
     assert!(named.len() > 50, "{}", named.len());
     for name in named {
         let mut path: Vec<&str> = name.split("::").collect();
         let function = path.pop().unwrap();
         let file = root.join("tests/it").join(path.join("/")).with_extension("rs");
-        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
-        let is_there = text.contains(&format!("fn {function}(")) || text.contains(&format!("    {function}: "));
+        let text = std::fs::read_to_string(&file)
+            .unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
+        let is_there = text.contains(&format!("fn {function}("))
+            || text.contains(&format!("    {function}: "));
         assert!(is_there, "{name} is not in {}", file.display());
     }
 }

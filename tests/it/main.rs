@@ -1,5 +1,10 @@
 //! The promises of the server, one test each. Most go through the real ports, on both databases.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test, a failure is a panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test, a failure is a panic"
+)]
 
 mod api;
 mod breakdown;

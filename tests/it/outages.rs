@@ -44,7 +44,11 @@ pub async fn abort(ada: &User, bob: &User, chat: &str, n: usize) {
 fn fine_or_unavailable(answer: &Answer) -> bool {
     if answer.status == 503 {
         let after: u64 = answer.header("retry-after").expect("when to come back").parse().unwrap();
-        assert!((1..=30).contains(&after) && answer.body["code"] == "unavailable", "{}", answer.body);
+        assert!(
+            (1..=30).contains(&after) && answer.body["code"] == "unavailable",
+            "{}",
+            answer.body
+        );
         return false;
     }
     assert!([200, 201, 204].contains(&answer.status), "{}: {}", answer.status, answer.body);
@@ -52,12 +56,14 @@ fn fine_or_unavailable(answer: &Answer) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn terminated_connections_are_answered_by_503_or_not_noticed_and_nothing_acknowledged_is_lost() {
+async fn terminated_connections_are_answered_by_503_or_not_noticed_and_nothing_acknowledged_is_lost()
+ {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let (mut db, name) = superuser(&server).await;
-    let kill = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    let kill =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
     let killing = async {
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_millis(80)).await;
@@ -84,7 +90,8 @@ async fn terminated_connections_are_answered_by_503_or_not_noticed_and_nothing_a
         acknowledged
     };
     let (acknowledged, ()) = tokio::join!(join_all((0..3).map(work)), killing);
-    // However fast the machine: connections that rest are terminated, too, and the next call finds one of them.
+    // However fast the machine: connections that rest are terminated, too, and the next call finds
+    // one of them.
     execute(&mut db, kill).await;
     let (mut log, mut refused) = (Vec::<(i64, String)>::new(), 0);
     loop {
@@ -100,7 +107,10 @@ async fn terminated_connections_are_answered_by_503_or_not_noticed_and_nothing_a
         if page.is_empty() {
             break;
         }
-        log.extend(page.iter().map(|it| (it["id"].as_i64().unwrap(), it["text"].as_str().unwrap().to_owned())));
+        log.extend(
+            page.iter()
+                .map(|it| (it["id"].as_i64().unwrap(), it["text"].as_str().unwrap().to_owned())),
+        );
     }
     let mut acknowledged: Vec<(i64, String)> = acknowledged.into_iter().flatten().collect();
     acknowledged.sort();
@@ -117,7 +127,9 @@ async fn a_database_that_goes_and_comes_back_is_503_meanwhile_and_200_after() {
     send(&ada, &chat, "before").await.expect(201);
     socket.expect("new_message").await;
     let (mut db, name) = superuser(&server).await;
-    let kill = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE '{name}%'");
+    let kill = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE '{name}%'"
+    );
     let no_visitors = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false");
     let visitors = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true");
     let gone = format!("ALTER DATABASE {name} RENAME TO {name}_away");
@@ -128,7 +140,8 @@ async fn a_database_that_goes_and_comes_back_is_503_meanwhile_and_200_after() {
             && db.execute(AssertSqlSafe(away.clone())).await.is_err()
         {}
         execute(&mut db, kill.clone()).await;
-        eventually("it is unready", || async { !fine_or_unavailable(&bob.get("/readyz").await) }).await;
+        eventually("it is unready", || async { !fine_or_unavailable(&bob.get("/readyz").await) })
+            .await;
         for n in 0..4 {
             let start = Instant::now();
             let answers = [
@@ -149,15 +162,25 @@ async fn a_database_that_goes_and_comes_back_is_503_meanwhile_and_200_after() {
         eventually("it is ready again", || async { bob.get("/readyz").await.status == 200 }).await;
         let key = format!("after-{round}");
         let sent = send(&ada, &chat, &key).await.expect(201);
-        assert_eq!(socket.expect("new_message").await["message"]["id"], sent["id"], "the socket lived on");
+        assert_eq!(
+            socket.expect("new_message").await["message"]["id"],
+            sent["id"],
+            "the socket lived on"
+        );
     }
-    assert_eq!(bob.texts(&chat, "").await, ["before", "after-0", "after-1"], "nothing was half done");
+    assert_eq!(
+        bob.texts(&chat, "").await,
+        ["before", "after-0", "after-1"],
+        "nothing was half done"
+    );
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exhausted_pool_is_503_soon_and_what_needs_no_database_goes_on() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     send(&ada, &chat, "before").await.expect(201);
@@ -193,7 +216,9 @@ async fn an_exhausted_pool_is_503_soon_and_what_needs_no_database_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn aborted_requests_give_their_connections_back() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     for round in 0..20 {

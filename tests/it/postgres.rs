@@ -1,5 +1,5 @@
-//! Postgres that is slow, silent, cut off or changed under the server: every call is answered in time, what is in doubt is
-//! closed, and nothing acknowledged is lost or done twice.
+//! Postgres that is slow, silent, cut off or changed under the server: every call is answered in
+//! time, what is in doubt is closed, and nothing acknowledged is lost or done twice.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::outages::{ANSWER_MAX, abort, send};
-use crate::support::{Answer, Backend, Mode, Proxy, Socket, TestServer, User, eventually, postgres_url};
+use crate::support::{
+    Answer, Backend, Mode, Proxy, Socket, TestServer, User, eventually, postgres_url,
+};
 
 /// How long until all is well again once the network is.
 const HEAL_MAX: Duration = Duration::from_secs(10);
@@ -41,17 +43,28 @@ async fn execute(db: &mut PgConnection, sql: &str) {
     db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
 }
 
-/// What a call came to: fine, or to be done again; anything else fails the test. And how long it took.
+/// What a call came to: fine, or to be done again; anything else fails the test. And how long it
+/// took.
 async fn outcome(call: impl Future<Output = Answer>) -> (bool, Duration) {
     let start = Instant::now();
     let answer = call.await;
     let fine = [200, 201, 204].contains(&answer.status);
-    assert!(fine || answer.status == 503 && answer.body["code"] == "unavailable", "{}: {}", answer.status, answer.body);
+    assert!(
+        fine || answer.status == 503 && answer.body["code"] == "unavailable",
+        "{}: {}",
+        answer.status,
+        answer.body
+    );
     (fine, start.elapsed())
 }
 
 /// One call of each kind: reads, changes, a login.
-fn calls<'a>(ada: &'a User, bob: &'a User, chat: &'a str, key: &'a str) -> Vec<BoxFuture<'a, (bool, Duration)>> {
+fn calls<'a>(
+    ada: &'a User,
+    bob: &'a User,
+    chat: &'a str,
+    key: &'a str,
+) -> Vec<BoxFuture<'a, (bool, Duration)>> {
     let login = json!({ "login": ada.login, "password": ada.password });
     vec![
         outcome(async move { bob.get("/chats").await }).boxed(),
@@ -59,7 +72,10 @@ fn calls<'a>(ada: &'a User, bob: &'a User, chat: &'a str, key: &'a str) -> Vec<B
         outcome(async move { bob.get(&format!("/chats/{chat}/changes?after=0")).await }).boxed(),
         outcome(async move { bob.get("/users").await }).boxed(),
         outcome(async move { bob.patch("/users/me", json!({ "name": key })).await }).boxed(),
-        outcome(async move { bob.put(&format!("/chats/{chat}/read"), json!({ "message_id": 1 })).await }).boxed(),
+        outcome(async move {
+            bob.put(&format!("/chats/{chat}/read"), json!({ "message_id": 1 })).await
+        })
+        .boxed(),
         outcome(async move { ada.post("/sessions", login).await }).boxed(),
         outcome(async move { send(ada, chat, key).await }).boxed(),
         outcome(async move { send(bob, chat, key).await }).boxed(),
@@ -100,7 +116,8 @@ async fn in_a_black_hole_every_call_is_answered_in_5_s_and_all_is_well_10_s_afte
     let old = sessions(&mut db).await;
     proxy.set(Mode::BlackHole);
     let dark = Instant::now();
-    // Calls keep coming: those of the first wave find half-open connections, the later ones find none.
+    // Calls keep coming: those of the first wave find half-open connections, the later ones find
+    // none.
     let mut number = 0;
     let mut waves = FuturesUnordered::new();
     let framing = async {
@@ -119,7 +136,9 @@ async fn in_a_black_hole_every_call_is_answered_in_5_s_and_all_is_well_10_s_afte
         while dark.elapsed() < Duration::from_secs(8) {
             number += 1;
             let (ada, bob, chat) = (&ada, &bob, &chat);
-            waves.push(async move { join_all(calls(ada, bob, chat, &format!("dark-{number}"))).await });
+            waves.push(
+                async move { join_all(calls(ada, bob, chat, &format!("dark-{number}"))).await },
+            );
             bob.get("/livez").await.expect(200);
             // The probes show the latest ping: one a second, which may take two.
             let (ready, took) = outcome(bob.get("/readyz")).await;
@@ -160,7 +179,10 @@ async fn in_a_black_hole_every_call_is_answered_in_5_s_and_all_is_well_10_s_afte
     assert!(start.elapsed() < ANSWER_MAX, "{:?}", start.elapsed());
     let mut left = old.clone();
     while !left.is_empty() {
-        assert!(mended.elapsed() < HEAL_MAX, "every connection that was half open is closed: {left:?} of {old:?}");
+        assert!(
+            mended.elapsed() < HEAL_MAX,
+            "every connection that was half open is closed: {left:?} of {old:?}"
+        );
         left = sessions(&mut db).await.intersection(&old).copied().collect();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -181,8 +203,10 @@ async fn connections_that_go_silent_under_load_are_given_up_and_their_places_are
         while start.elapsed() < silent_from + HEAL_MAX {
             let key = format!("{lane}-{}", told.len());
             let began = start.elapsed();
-            let both =
-                [outcome(send(ada, chat, &key)).await, outcome(bob.get(&format!("/chats/{chat}/messages"))).await];
+            let both = [
+                outcome(send(ada, chat, &key)).await,
+                outcome(bob.get(&format!("/chats/{chat}/messages"))).await,
+            ];
             told.extend(both.map(|(fine, took)| (began, fine, took)));
         }
         told
@@ -205,7 +229,9 @@ async fn connections_that_go_silent_under_load_are_given_up_and_their_places_are
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_aborted_requests_break_off_no_statement_and_take_no_connection() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(3))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     join_all((0..30).map(|_| bob.get("/chats"))).await;
@@ -218,7 +244,11 @@ async fn two_thousand_aborted_requests_break_off_no_statement_and_take_no_connec
     bob.get("/chats").await.expect(200);
     send(&ada, &chat, "the end").await.expect(201);
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert_eq!(sessions(&mut db).await, before, "the same connections as before: none was lost or replaced");
+    assert_eq!(
+        sessions(&mut db).await,
+        before,
+        "the same connections as before: none was lost or replaced"
+    );
     server.stop().await;
 }
 
@@ -239,8 +269,11 @@ async fn a_table_locked_for_10_s_is_503_for_those_who_need_it_and_nothing_to_the
         while locked() {
             let key = format!("locked-{}", keys.len());
             let path = format!("/chats/{chat}/messages");
-            for (fine, took) in
-                join_all([outcome(send(&ada, &chat, &key)).boxed(), outcome(bob.get(&path)).boxed()]).await
+            for (fine, took) in join_all([
+                outcome(send(&ada, &chat, &key)).boxed(),
+                outcome(bob.get(&path)).boxed(),
+            ])
+            .await
             {
                 assert!(!fine || !locked(), "nobody gets past the lock");
                 assert!(took < ANSWER_MAX, "{took:?}");
@@ -267,13 +300,18 @@ async fn a_table_locked_for_10_s_is_503_for_those_who_need_it_and_nothing_to_the
     assert_eq!(texts[0], "before");
     assert_eq!(texts[1..].iter().collect::<BTreeSet<_>>(), keys.iter().collect(), "each once");
     assert_eq!(texts.len(), keys.len() + 1);
-    assert!(sessions(&mut db).await.is_superset(&before), "a slow statement is told by Postgres: the line is good");
+    assert!(
+        sessions(&mut db).await.is_superset(&before),
+        "a slow statement is told by Postgres: the line is good"
+    );
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_is_exhausted_does_not_make_the_replica_unready() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let bob = server.user().await;
     bob.get("/chats").await.expect(200);
     let mut holder = direct(&server).await;
@@ -293,7 +331,8 @@ async fn a_pool_that_is_exhausted_does_not_make_the_replica_unready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_send_whose_answer_from_the_database_was_lost_is_503_and_one_message_when_it_comes_again() {
+async fn a_send_whose_answer_from_the_database_was_lost_is_503_and_one_message_when_it_comes_again()
+{
     let (server, proxy) = behind_proxy(4).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
@@ -309,7 +348,8 @@ async fn a_send_whose_answer_from_the_database_was_lost_is_503_and_one_message_w
         assert!(again.status == 200 || again.status == 201, "{}", again.body);
         let key = format!("by-frame-{n}");
         proxy.set(Mode::CutAnswerTo(key.clone().into_bytes()));
-        let frame = json!({ "type": "send_message", "chat_id": chat, "text": key, "client_id": key });
+        let frame =
+            json!({ "type": "send_message", "chat_id": chat, "text": key, "client_id": key });
         assert_eq!(socket.ask(frame.clone()).await["code"], "unavailable");
         assert_eq!(socket.ask(frame).await["type"], "ack");
     }
@@ -326,7 +366,9 @@ async fn a_change_whose_commit_was_not_answered_is_503_and_done() {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     proxy.set(Mode::CutAnswerTo(b"COMMIT\0".to_vec()));
-    ada.patch(&format!("/chats/{chat}"), json!({ "name": "Renamed" })).await.refused(503, "unavailable");
+    ada.patch(&format!("/chats/{chat}"), json!({ "name": "Renamed" }))
+        .await
+        .refused(503, "unavailable");
     assert_eq!(proxy.mode(), Mode::Pass, "the answer was cut off");
     assert_eq!(bob.get(&format!("/chats/{chat}")).await.expect(200)["name"], "Renamed");
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Renamed" })).await.expect(200);
@@ -413,7 +455,9 @@ async fn a_column_that_changes_its_type_is_met_by_no_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_in_the_middle_of_a_transaction_keeps_the_connection_and_holds_no_lock() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     send(&ada, &chat, "first").await.expect(201);
@@ -436,7 +480,8 @@ async fn a_refusal_in_the_middle_of_a_transaction_keeps_the_connection_and_holds
     server.stop().await;
 }
 
-/// A place was given out by a transaction that is still open: what comes later in the chat must wait for it.
+/// A place was given out by a transaction that is still open: what comes later in the chat must
+/// wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_stays_open_holds_its_chat_up_and_leaves_no_gap() {
     let server = TestServer::start(Backend::Postgres).await;
@@ -445,19 +490,24 @@ async fn a_transaction_that_stays_open_holds_its_chat_up_and_leaves_no_gap() {
     send(&ada, &chat, "first").await.expect(201);
     let mut socket = Socket::live(&bob).await;
     let mut db = direct(&server).await;
-    let place = format!("UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1 WHERE id = '{chat}'");
+    let place = format!(
+        "UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1 WHERE id = '{chat}'"
+    );
     let fill = format!(
         "INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, sent_at_ms)
          SELECT id, last_message_id, rev, rev, '{}', 'text', 'by another', 0 FROM chats WHERE id = '{chat}'",
         ada.id
     );
-    for (round, (end, texts)) in [("ROLLBACK", &["0"][..]), ("COMMIT", &["by another", "1"])].into_iter().enumerate() {
+    for (round, (end, texts)) in
+        [("ROLLBACK", &["0"][..]), ("COMMIT", &["by another", "1"])].into_iter().enumerate()
+    {
         execute(&mut db, "BEGIN").await;
         execute(&mut db, &place).await;
         let holding = async {
             for _ in 0..10 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let shown = bob.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
+                let shown =
+                    bob.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
                 assert_eq!(shown["rev"], round + 2, "nobody sees past it: {shown}");
                 socket.expect_silence().await;
             }
@@ -469,11 +519,17 @@ async fn a_transaction_that_stays_open_holds_its_chat_up_and_leaves_no_gap() {
         let sending = async { while !outcome(send(&ada, &chat, &key)).await.0 {} };
         tokio::join!(sending, holding);
         for text in texts {
-            assert_eq!(socket.expect("new_message").await["message"]["text"], *text, "in its order");
+            assert_eq!(
+                socket.expect("new_message").await["message"]["text"],
+                *text,
+                "in its order"
+            );
         }
     }
     let log = bob.get(&format!("/chats/{chat}/messages")).await.expect(200);
-    let place = |message: &serde_json::Value| (message["id"].as_i64().unwrap(), message["rev"].as_i64().unwrap());
+    let place = |message: &serde_json::Value| {
+        (message["id"].as_i64().unwrap(), message["rev"].as_i64().unwrap())
+    };
     let places: Vec<(i64, i64)> = log["messages"].as_array().unwrap().iter().map(place).collect();
     assert_eq!(places, [(1, 2), (2, 3), (3, 4), (4, 5)]);
     server.stop().await;

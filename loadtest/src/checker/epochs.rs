@@ -1,8 +1,8 @@
 //! The part of a record that belongs to the last epoch of the log.
 //!
-//! After a lossy failover or a restore, acknowledged operations may be gone, and their ids and revisions are
-//! used again. So the outcome of an operation that began before the new epoch is unknown, and events that a
-//! device received before it prove nothing about the log at the end.
+//! After a lossy failover or a restore, acknowledged operations may be gone, and their ids and
+//! revisions are used again. So the outcome of an operation that began before the new epoch is
+//! unknown, and events that a device received before it prove nothing about the log at the end.
 
 use std::collections::HashMap;
 

@@ -14,7 +14,8 @@ pub(super) struct ChatFacts<'a> {
     pub by_rev: Vec<(u32, u32)>,
     /// (rev that sent it, id), ascending; of messages of which it is known.
     pub by_sent_rev: Vec<(u32, u32)>,
-    /// Revisions of members' last changes and of the last renaming, ascending, as far as they are known.
+    /// Revisions of members' last changes and of the last renaming, ascending, as far as they are
+    /// known.
     pub other_revs: Vec<u32>,
 }
 
@@ -35,7 +36,8 @@ impl ChatFacts<'_> {
         between(&self.by_sent_rev, from, to)
     }
 
-    /// Whether at the end something still is as this rev left it: then nobody may have been spared its event.
+    /// Whether at the end something still is as this rev left it: then nobody may have been spared
+    /// its event.
     pub(super) fn is_final(&self, rev: u32) -> bool {
         !self.changed(rev - 1, rev).is_empty() || self.other_revs.binary_search(&rev).is_ok()
     }
@@ -71,7 +73,8 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     pub(super) fn gather(evidence: &'a Evidence<'a>) -> Self {
         let ledger = Ledger::read(evidence);
-        let chats = evidence.log.chats.iter().map(|log| (log.chat, chat_facts(log, &ledger))).collect();
+        let chats =
+            evidence.log.chats.iter().map(|log| (log.chat, chat_facts(log, &ledger))).collect();
         let mut changes: HashMap<_, Vec<_>> = HashMap::default();
         let mut membership_ops: HashMap<_, Vec<_>> = HashMap::default();
         for op in evidence.record.ops.iter().filter(|op| op.may_be_done()) {
@@ -107,11 +110,13 @@ impl<'a> Facts<'a> {
     pub(super) fn is_stranger(&self, chat: Name, user: Name) -> bool {
         let Some(facts) = self.chats.get(&chat) else { return false };
         let listed = facts.log.members.iter().any(|member| member.user == user);
-        let joining = self.membership_ops(chat, user).iter().any(|op| matches!(op.kind, Kind::Join { .. }));
+        let joining =
+            self.membership_ops(chat, user).iter().any(|op| matches!(op.kind, Kind::Join { .. }));
         !listed && !joining && !self.ledger.moves.contains_key(&(chat, user))
     }
 
-    /// Whether a user may have been a member when this rev came to be. Membership ends with the rev of the leaving.
+    /// Whether a user may have been a member when this rev came to be. Membership ends with the rev
+    /// of the leaving.
     pub(super) fn membership(&self, chat: Name, user: Name, rev: u32) -> Membership {
         let Some(moves) = self.ledger.moves.get(&(chat, user)) else { return Membership::Possible };
         let turns = || moves.iter().filter(|(_, what)| *what != Move::Changed);
@@ -120,7 +125,11 @@ impl<'a> Facts<'a> {
             Some((_, what)) => *what == Move::Left,
             None => turns().next().is_some_and(|(at, what)| *at > rev && *what == Move::Joined),
         };
-        if outside && self.all_turns_known(chat, user, moves) { Membership::Never } else { Membership::Possible }
+        if outside && self.all_turns_known(chat, user, moves) {
+            Membership::Never
+        } else {
+            Membership::Possible
+        }
     }
 
     /// Whether every join and leaving that may have been done is one that somebody saw.
@@ -135,9 +144,11 @@ impl<'a> Facts<'a> {
 fn chat_facts<'a>(log: &'a FinalChat, ledger: &Ledger) -> ChatFacts<'a> {
     let mut messages: Vec<&FinalMessage> = log.messages.iter().collect();
     messages.sort_unstable_by_key(|message| message.seen.id);
-    let mut by_rev: Vec<(u32, u32)> = messages.iter().map(|message| (message.seen.rev, message.seen.id)).collect();
+    let mut by_rev: Vec<(u32, u32)> =
+        messages.iter().map(|message| (message.seen.rev, message.seen.id)).collect();
     by_rev.sort_unstable();
-    let sent_rev = |id: u32| ledger.origins.get(&(log.chat, id)).map_or(0, |origin| origin.sent_rev);
+    let sent_rev =
+        |id: u32| ledger.origins.get(&(log.chat, id)).map_or(0, |origin| origin.sent_rev);
     let mut by_sent_rev: Vec<(u32, u32)> = messages
         .iter()
         .map(|message| (sent_rev(message.seen.id), message.seen.id))

@@ -1,4 +1,5 @@
-//! I1: the ids of a chat are 1 to n; each rev is used at most once, and the highest one is the chat's.
+//! I1: the ids of a chat are 1 to n; each rev is used at most once, and the highest one is the
+//! chat's.
 
 use super::facts::Facts;
 use super::report::Sink;
@@ -21,13 +22,19 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                 format!("messages {} and {} share a rev", pair[0].1, pair[1].1)
             });
         }
-        for rev in facts.other_revs.iter().filter(|rev| !facts.changed(**rev - 1, **rev).is_empty()) {
+        for rev in facts.other_revs.iter().filter(|rev| !facts.changed(**rev - 1, **rev).is_empty())
+        {
             sink.add(Invariant::I1, Harm::Reordered, Place::rev(chat, *rev), || {
                 "a message and a member share a rev".to_owned()
             });
         }
-        let last = facts.by_rev.last().map_or(0, |(rev, _)| *rev).max(facts.other_revs.last().copied().unwrap_or(0));
-        let others_known = log.members.iter().all(|member| member.rev > 0) && !log.members.is_empty();
+        let last = facts
+            .by_rev
+            .last()
+            .map_or(0, |(rev, _)| *rev)
+            .max(facts.other_revs.last().copied().unwrap_or(0));
+        let others_known =
+            log.members.iter().all(|member| member.rev > 0) && !log.members.is_empty();
         // The last change may be one of a member whose rev is unknown.
         if last > log.rev || (others_known && log.renamed_rev > 0 && last.max(1) != log.rev) {
             sink.add(Invariant::I1, Harm::Wrong, Place::rev(chat, log.rev), || {

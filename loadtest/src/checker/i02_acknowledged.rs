@@ -1,4 +1,5 @@
-//! I2: what was acknowledged is in the log: each send at its id with its body, each edit and removal.
+//! I2: what was acknowledged is in the log: each send at its id with its body, each edit and
+//! removal.
 
 use super::facts::Facts;
 use super::report::Sink;
@@ -14,9 +15,13 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             (Kind::Send { text, client_id, .. }, Some(seen)) => {
                 send_fault(facts, op, (chat, text, client_id), seen, log.message(seen.id))
             }
-            (Kind::Edit { text, message_id, .. }, Some(seen)) => edit_fault(text, seen, log.message(message_id)),
+            (Kind::Edit { text, message_id, .. }, Some(seen)) => {
+                edit_fault(text, seen, log.message(message_id))
+            }
             (Kind::Remove { message_id, .. }, _) if op.value().is_some() => {
-                let gone = log.message(message_id).is_some_and(|message| message.seen.state == State::Removed);
+                let gone = log
+                    .message(message_id)
+                    .is_some_and(|message| message.seen.state == State::Removed);
                 (!gone).then_some("a message that was acknowledged as removed is still there")
             }
             _ => None,

@@ -38,7 +38,10 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             };
             if seen.state != State::Sent && !facts.changes(chat, seen.id).iter().any(wanted) {
                 sink.add(Invariant::I3, Harm::Wrong, Place::rev(chat, seen.rev), || {
-                    format!("message {} is {:?} in the log, and nobody asked for that", seen.id, seen.state)
+                    format!(
+                        "message {} is {:?} in the log, and nobody asked for that",
+                        seen.id, seen.state
+                    )
                 });
             }
         }

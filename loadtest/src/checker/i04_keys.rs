@@ -20,7 +20,11 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         let first = *answers.entry((chat, op.user, client_id)).or_insert(seen.id);
         if first != seen.id {
             sink.add(Invariant::I4, Harm::Doubled, Place::rev(chat, seen.rev), || {
-                format!("one key of user {} was answered with {first} and {}", facts.record.word(op.user), seen.id)
+                format!(
+                    "one key of user {} was answered with {first} and {}",
+                    facts.record.word(op.user),
+                    seen.id
+                )
             });
         }
     }
@@ -29,7 +33,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         let mut found: HashMap<(Name, Digest), u32> = HashMap::default();
         for message in &log.messages {
             let (id, sender) = (message.seen.id, message.seen.sender);
-            let text = facts.ledger.origins.get(&(chat, id)).map_or(Digest::NONE, |origin| origin.text);
+            let text =
+                facts.ledger.origins.get(&(chat, id)).map_or(Digest::NONE, |origin| origin.text);
             let key = match message.client_id {
                 Digest::NONE => keyed_texts.get(&(chat, sender, text)).copied(),
                 key => Some(key),

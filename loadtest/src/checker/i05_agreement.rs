@@ -1,5 +1,5 @@
-//! I5: all who look see the same: of each (chat, id) the sender and the text as sent, of each (chat, rev) the change.
-//! And what anybody saw is in the log at the end.
+//! I5: all who look see the same: of each (chat, id) the sender and the text as sent, of each
+//! (chat, rev) the change. And what anybody saw is in the log at the end.
 
 use super::facts::Facts;
 use super::report::Sink;
@@ -7,7 +7,8 @@ use super::{Harm, Invariant, Place};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for conflict in &facts.ledger.conflicts {
-        let place = Place { chat: Some(conflict.chat), rev: Some(conflict.rev), device: conflict.device };
+        let place =
+            Place { chat: Some(conflict.chat), rev: Some(conflict.rev), device: conflict.device };
         sink.add(Invariant::I5, Harm::Wrong, place, || conflict.what.to_owned());
     }
     for ((chat, id), origin) in &facts.ledger.origins {
@@ -17,9 +18,11 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             None => sink.add(Invariant::I5, Harm::Lost, place, || {
                 format!("message {id} was seen, and is not in the log at the end")
             }),
-            Some(message) if message.seen.rev < origin.seen_rev => sink.add(Invariant::I5, Harm::Lost, place, || {
-                format!("a change of message {id} was seen, and is not in the log at the end")
-            }),
+            Some(message) if message.seen.rev < origin.seen_rev => {
+                sink.add(Invariant::I5, Harm::Lost, place, || {
+                    format!("a change of message {id} was seen, and is not in the log at the end")
+                })
+            }
             Some(_) => {}
         }
     }

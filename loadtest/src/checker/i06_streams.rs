@@ -1,15 +1,18 @@
 //! I6: what a device is told of a chat, in order, once, without a hole.
 //!
-//! **The rule of gaps.** In the live stream of a connection the revs of a chat grow by 1. A jump from c to r is legal
-//! only if each rev v between belongs to an item that changed again later (a hub that heals may tell such an item once,
-//! with its latest state): so in the final log nothing still is as v left it, and the item's later state is told on this
-//! connection, unless the connection ended before that rev. In the replay after `sync` revs grow, and at `synced` each
-//! message whose last change lies between what the device named and what `synced` says has been told, and so has each
-//! that was sent there.
+//! **The rule of gaps.** In the live stream of a connection the revs of a chat grow by 1. A jump
+//! from c to r is legal only if each rev v between belongs to an item that changed again later (a
+//! hub that heals may tell such an item once, with its latest state): so in the final log nothing
+//! still is as v left it, and the item's later state is told on this connection, unless the
+//! connection ended before that rev. In the replay after `sync` revs grow, and at `synced` each
+//! message whose last change lies between what the device named and what `synced` says has been
+//! told, and so has each that was sent there.
 //!
-//! A `member_count` stands for the revs before it that did not come: each of them must have changed a member.
+//! A `member_count` stands for the revs before it that did not come: each of them must have changed
+//! a member.
 //!
-//! From connection to connection the device names what it knows, so these stretches join: together they are everything.
+//! From connection to connection the device names what it knows, so these stretches join: together
+//! they are everything.
 
 use super::facts::Facts;
 use super::ledger::Item;
@@ -21,7 +24,8 @@ use crate::history::{DeviceRecord, Entry, Kind, Name, Told, Value};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for (number, device) in facts.record.devices.iter().enumerate() {
-        Walk { facts, sink, number, stands: HashMap::default(), connection: 0, asked: false }.run(device);
+        Walk { facts, sink, number, stands: HashMap::default(), connection: 0, asked: false }
+            .run(device);
     }
     pages_are_whole(facts, sink);
 }
@@ -45,7 +49,8 @@ impl Walk<'_, '_, '_> {
     }
 
     fn wrong(&mut self, harm: Harm, chat: Name, rev: u32, what: &str) {
-        self.sink.add(Invariant::I6, harm, Place::rev(chat, rev).on(self.number), || what.to_owned());
+        self.sink
+            .add(Invariant::I6, harm, Place::rev(chat, rev).on(self.number), || what.to_owned());
     }
 
     fn take(&mut self, entry: &Entry) {
@@ -94,7 +99,12 @@ impl Walk<'_, '_, '_> {
         let (known, phase) = (stand.rev, stand.phase);
         match phase {
             Phase::Away => {
-                self.wrong(Harm::Wrong, chat, rev, "an event of a chat that the device was never told it has");
+                self.wrong(
+                    Harm::Wrong,
+                    chat,
+                    rev,
+                    "an event of a chat that the device was never told it has",
+                );
             }
             Phase::Replaying => {
                 let shared = rev == known && matches!(told, Told::Joined { .. });
@@ -110,7 +120,8 @@ impl Walk<'_, '_, '_> {
             }
             Phase::Live => {
                 for missing in known + 1..rev {
-                    let counted = matches!(told, Told::Counted { .. }) && self.changed_a_member(chat, missing);
+                    let counted = matches!(told, Told::Counted { .. })
+                        && self.changed_a_member(chat, missing);
                     if !counted {
                         self.gap(chat, missing);
                     }
@@ -119,7 +130,12 @@ impl Walk<'_, '_, '_> {
         }
         if matches!(told, Told::Counted { .. }) {
             if !self.changed_a_member(chat, rev) {
-                self.wrong(Harm::Lost, chat, rev, "a count of the members stands for something else");
+                self.wrong(
+                    Harm::Lost,
+                    chat,
+                    rev,
+                    "a count of the members stands for something else",
+                );
             }
             self.stands.entry(chat).or_default().others.extend(known + 1..rev);
         }
@@ -135,7 +151,12 @@ impl Walk<'_, '_, '_> {
     fn gap(&mut self, chat: Name, rev: u32) {
         let Some(log) = self.facts.chats.get(&chat) else { return };
         if log.is_final(rev) {
-            self.wrong(Harm::Lost, chat, rev, "the stream has a hole: what this rev changed never changed again");
+            self.wrong(
+                Harm::Lost,
+                chat,
+                rev,
+                "the stream has a hole: what this rev changed never changed again",
+            );
         } else if let Some(item) = self.facts.item(chat, rev) {
             self.stands.entry(chat).or_default().owed.push(Owed { rev, item });
         }
@@ -161,7 +182,10 @@ impl Walk<'_, '_, '_> {
         };
         let earlier = stand.told.insert(id, Delivery { rev, connection });
         let base = stand.base;
-        if is_new && earlier.is_some_and(|earlier| earlier.connection == connection || earlier.rev <= base) {
+        if is_new
+            && earlier
+                .is_some_and(|earlier| earlier.connection == connection || earlier.rev <= base)
+        {
             self.wrong(Harm::Doubled, chat, rev, &format!("message {id} came twice as new"));
         }
     }
@@ -174,19 +198,35 @@ impl Walk<'_, '_, '_> {
             stand.phase = Phase::Live;
             stand.rev = *rev;
             if known > *rev {
-                self.wrong(Harm::Reordered, *chat, *rev, "`synced` is behind what was told before it");
+                self.wrong(
+                    Harm::Reordered,
+                    *chat,
+                    *rev,
+                    "`synced` is behind what was told before it",
+                );
             }
         }
-        let left_out: Vec<Name> =
-            self.stands.iter().filter(|(_, stand)| stand.phase == Phase::Replaying).map(|(chat, _)| *chat).collect();
+        let left_out: Vec<Name> = self
+            .stands
+            .iter()
+            .filter(|(_, stand)| stand.phase == Phase::Replaying)
+            .map(|(chat, _)| *chat)
+            .collect();
         for chat in left_out {
-            self.wrong(Harm::Lost, chat, 0, "it was named in `sync`, and `synced` says nothing of it");
+            self.wrong(
+                Harm::Lost,
+                chat,
+                0,
+                "it was named in `sync`, and `synced` says nothing of it",
+            );
         }
     }
 
     /// Looks whether the replay of a chat, which ends at `to`, was whole.
     fn replayed(&mut self, chat: Name, to: u32) {
-        let (Some(log), Some(stand)) = (self.facts.chats.get(&chat), self.stands.get(&chat)) else { return };
+        let (Some(log), Some(stand)) = (self.facts.chats.get(&chat), self.stands.get(&chat)) else {
+            return;
+        };
         if stand.phase != Phase::Replaying {
             return;
         }
@@ -225,7 +265,8 @@ impl Walk<'_, '_, '_> {
 /// A page of changes holds each message whose last change lies in it.
 fn pages_are_whole(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for op in &facts.record.ops {
-        let (Kind::Changes { chat, after_rev }, Some(Value::Changes { messages, rev, .. })) = (op.kind, op.value())
+        let (Kind::Changes { chat, after_rev }, Some(Value::Changes { messages, rev, .. })) =
+            (op.kind, op.value())
         else {
             continue;
         };
@@ -236,7 +277,9 @@ fn pages_are_whole(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             sink.add(Invariant::I6, Harm::Reordered, Place::chat(chat), || {
                 format!("the page of changes after rev {after_rev} is not in order")
             });
-        } else if let Some((missing, id)) = log.changed(after_rev, *rev).iter().find(|(rev, _)| !listed(*rev)) {
+        } else if let Some((missing, id)) =
+            log.changed(after_rev, *rev).iter().find(|(rev, _)| !listed(*rev))
+        {
             sink.add(Invariant::I6, Harm::Lost, Place::rev(chat, *missing), || {
                 format!("the page of changes after rev {after_rev} has no message {id}")
             });

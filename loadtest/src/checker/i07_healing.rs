@@ -1,5 +1,5 @@
-//! I7: a bounded time after the last fault and the last change, every device has every event of its user's chats.
-//! Left out: devices that were stopped, that do not read, or whose session is over.
+//! I7: a bounded time after the last fault and the last change, every device has every event of its
+//! user's chats. Left out: devices that were stopped, that do not read, or whose session is over.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -22,11 +22,13 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let limits = facts.evidence.limits;
     let Some(healed_us) = limits.healed_us else { return };
     let changes = facts.record.ops.iter().filter(|op| op.kind.changes_log());
-    let last_change_us = changes.map(|op| op.completed_us.unwrap_or(op.invoked_us)).max().unwrap_or(0);
+    let last_change_us =
+        changes.map(|op| op.completed_us.unwrap_or(op.invoked_us)).max().unwrap_or(0);
     let deadline_us = healed_us.max(last_change_us) + us(limits.heal);
     if facts.record.ended_us < deadline_us {
         sink.add(Invariant::I7, Harm::Wrong, Place::default(), || {
-            "the record ends before the time for healing is over: let the run wait longer".to_owned()
+            "the record ends before the time for healing is over: let the run wait longer"
+                .to_owned()
         });
         return;
     }
@@ -42,7 +44,9 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             continue;
         }
         if !progress.connected {
-            sink.add(Invariant::I7, Harm::Lost, Place::default().on(number), || "not connected again".to_owned());
+            sink.add(Invariant::I7, Harm::Lost, Place::default().on(number), || {
+                "not connected again".to_owned()
+            });
             continue;
         }
         for (chat, rev) in chats_of.get(&device.user).into_iter().flatten() {

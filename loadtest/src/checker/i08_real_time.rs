@@ -24,7 +24,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         let Kind::Send { chat, client_id, .. } = op.kind else { continue };
         let answer = op.message().zip(op.completed_us).map(|(seen, at)| (seen.id, at));
         if client_id != Digest::NONE {
-            let (_, first) = by_key.entry((chat, op.user, client_id)).or_insert((op.invoked_us, None));
+            let (_, first) =
+                by_key.entry((chat, op.user, client_id)).or_insert((op.invoked_us, None));
             if let Some((id, at)) = answer
                 && first.is_none_or(|(_, earlier)| at < earlier)
             {
@@ -39,7 +40,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }));
     sends.sort_unstable_by_key(|send| (send.chat, send.invoked_us));
     for of_chat in sends.chunk_by(|a, b| a.chat == b.chat) {
-        let mut acknowledged: Vec<(u64, u32)> = of_chat.iter().map(|send| (send.acknowledged_us, send.id)).collect();
+        let mut acknowledged: Vec<(u64, u32)> =
+            of_chat.iter().map(|send| (send.acknowledged_us, send.id)).collect();
         acknowledged.sort_unstable();
         let (mut done, mut highest) = (acknowledged.into_iter().peekable(), 0);
         for send in of_chat {
@@ -48,7 +50,10 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             }
             if send.id < highest {
                 sink.add(Invariant::I8, Harm::Reordered, Place::chat(send.chat), || {
-                    format!("message {highest} was acknowledged before message {} was sent", send.id)
+                    format!(
+                        "message {highest} was acknowledged before message {} was sent",
+                        send.id
+                    )
                 });
             }
         }

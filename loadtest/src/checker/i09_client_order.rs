@@ -1,5 +1,6 @@
-//! I9: sends of one connection, one written after the other, keep their order even while their answers are awaited.
-//! (One sent after the answer to the other is I8.) Keys that were tried more than once have no place in the order.
+//! I9: sends of one connection, one written after the other, keep their order even while their
+//! answers are awaited. (One sent after the answer to the other is I8.) Keys that were tried more
+//! than once have no place in the order.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -17,17 +18,24 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let mut last: HashMap<(Stream, Name), u32> = HashMap::default();
     // Operations lie in the order in which they were written.
     for op in &facts.record.ops {
-        let (Kind::Send { chat, client_id, .. }, Some(stream), Some(seen)) = (op.kind, op.stream, op.message()) else {
+        let (Kind::Send { chat, client_id, .. }, Some(stream), Some(seen)) =
+            (op.kind, op.stream, op.message())
+        else {
             continue;
         };
-        if client_id != Digest::NONE && tries.get(&(chat, op.user, client_id)).is_some_and(|tries| *tries > 1) {
+        if client_id != Digest::NONE
+            && tries.get(&(chat, op.user, client_id)).is_some_and(|tries| *tries > 1)
+        {
             continue;
         }
         let before = last.insert((stream, chat), seen.id).unwrap_or(0);
         if before >= seen.id {
-            sink.add(Invariant::I9, Harm::Reordered, Place::chat(chat).on(stream.device as usize), || {
-                format!("message {} was sent after message {before} on one connection", seen.id)
-            });
+            sink.add(
+                Invariant::I9,
+                Harm::Reordered,
+                Place::chat(chat).on(stream.device as usize),
+                || format!("message {} was sent after message {before} on one connection", seen.id),
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! I10: a read sent after an own write was acknowledged shows it, on any replica. And a page of history has no holes.
+//! I10: a read sent after an own write was acknowledged shows it, on any replica. And a page of
+//! history has no holes.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -34,13 +35,20 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         own.entry((read.user, read.chat)).or_default().reads.push(read);
     }
     for op in &facts.record.ops {
-        let (Some(chat), Some(at_us), Some(_)) = (op.kind.chat(), op.completed_us, op.value()) else { continue };
+        let (Some(chat), Some(at_us), Some(_)) = (op.kind.chat(), op.completed_us, op.value())
+        else {
+            continue;
+        };
         let Some(own) = own.get_mut(&(op.user, chat)) else { continue };
         let (id, rev) = op.message().map_or((0, 0), |seen| (seen.id, seen.rev));
         match op.kind {
             Kind::Send { .. } => own.writes.push(Write { at_us, id, rev, what: What::Sent }),
-            Kind::Edit { message_id: id, .. } => own.writes.push(Write { at_us, id, rev, what: What::Edited }),
-            Kind::Remove { message_id: id, .. } => own.writes.push(Write { at_us, id, rev, what: What::Removed }),
+            Kind::Edit { message_id: id, .. } => {
+                own.writes.push(Write { at_us, id, rev, what: What::Edited })
+            }
+            Kind::Remove { message_id: id, .. } => {
+                own.writes.push(Write { at_us, id, rev, what: What::Removed })
+            }
             _ => {}
         }
     }
@@ -49,7 +57,9 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         own.writes.sort_unstable_by_key(|write| write.at_us);
         sweep(&own, |what| {
             let user = facts.record.word(user);
-            sink.add(Invariant::I10, Harm::Lost, Place::chat(chat), || format!("user {user} read {what}"));
+            sink.add(Invariant::I10, Harm::Lost, Place::chat(chat), || {
+                format!("user {user} read {what}")
+            });
         });
     }
 }
@@ -72,15 +82,18 @@ fn sweep(own: &Own<'_>, mut wrong: impl FnMut(String)) {
             wrong(format!("the chat at rev {seen}, after rev {rev} was acknowledged to them"));
         }
         if let Some(seen) = read.last_id.filter(|seen| *seen < last_id) {
-            wrong(format!("up to message {seen}, after message {last_id} was acknowledged to them"));
+            wrong(format!(
+                "up to message {seen}, after message {last_id} was acknowledged to them"
+            ));
         }
         if let Some(page) = read.page {
             if let Some(what) = page_fault(page, last_id) {
                 wrong(what);
             }
             for seen in page.messages {
-                let stale =
-                    |(rev, removed): &(u32, bool)| seen.rev < *rev || (*removed && seen.state != State::Removed);
+                let stale = |(rev, removed): &(u32, bool)| {
+                    seen.rev < *rev || (*removed && seen.state != State::Removed)
+                };
                 if changed.get(&seen.id).is_some_and(stale) {
                     wrong(format!("message {} as it was before their own change", seen.id));
                 }
@@ -95,16 +108,25 @@ fn page_fault(page: Page<'_>, last_id: u32) -> Option<String> {
     let ids = || messages.iter().map(|seen| seen.id);
     let (first, last) = (ids().next(), ids().next_back().unwrap_or(0));
     if ids().zip(ids().skip(1)).any(|(a, b)| b != a + 1) {
-        return Some(format!("a page of history from {} to {last} with a hole", first.unwrap_or(0)));
+        return Some(format!(
+            "a page of history from {} to {last} with a hole",
+            first.unwrap_or(0)
+        ));
     }
     let after = if after == u32::MAX { Some(0) } else { Some(after).filter(|after| *after > 0) };
     if before > 1 && last < last_id.min(before - 1) {
         return Some(format!("a page before message {before} that ends at {last}"));
     }
-    let expected = after.filter(|after| *after < last_id && (before == 0 || after + 1 < before)).map(|after| after + 1);
+    let expected = after
+        .filter(|after| *after < last_id && (before == 0 || after + 1 < before))
+        .map(|after| after + 1);
     // With both bounds the page may begin later.
     if before == 0 && expected.is_some() && first != expected {
-        return Some(format!("a page after message {} that begins at {}", after.unwrap_or(0), first.unwrap_or(0)));
+        return Some(format!(
+            "a page after message {} that begins at {}",
+            after.unwrap_or(0),
+            first.unwrap_or(0)
+        ));
     }
     None
 }

@@ -1,4 +1,5 @@
-//! I11: reads never go back: what a user saw, in a read or on one of their devices, is there in every later read.
+//! I11: reads never go back: what a user saw, in a read or on one of their devices, is there in
+//! every later read.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -67,7 +68,9 @@ fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
     let mut seen: HashMap<Name, Floor> = HashMap::default();
     let mut floors = Vec::with_capacity(reads.len());
     for read in reads {
-        while let Some(earlier) = completed.next_if(|earlier| earlier.completed_us < read.invoked_us) {
+        while let Some(earlier) =
+            completed.next_if(|earlier| earlier.completed_us < read.invoked_us)
+        {
             let floor = seen.entry(earlier.chat).or_default();
             floor.raise(earlier.rev.unwrap_or(0), earlier.last_id.unwrap_or(0));
         }
@@ -78,13 +81,17 @@ fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
 
 fn raise_by(seen: &mut HashMap<Name, Floor>, told: &Told) {
     match told {
-        Told::New { chat, rev, seen: message } => seen.entry(*chat).or_default().raise(*rev, message.id),
+        Told::New { chat, rev, seen: message } => {
+            seen.entry(*chat).or_default().raise(*rev, message.id)
+        }
         Told::Synced(chats) => {
             for (chat, rev) in chats {
                 seen.entry(*chat).or_default().raise(*rev, 0);
             }
         }
-        Told::Added { chat, rev, last_message_id } => seen.entry(*chat).or_default().raise(*rev, *last_message_id),
+        Told::Added { chat, rev, last_message_id } => {
+            seen.entry(*chat).or_default().raise(*rev, *last_message_id)
+        }
         told => {
             if let Some((chat, rev)) = told.event() {
                 seen.entry(chat).or_default().raise(rev, 0);

@@ -10,7 +10,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let bound = us(facts.evidence.limits.revoke);
     let mut ended: HashMap<Name, u64> = HashMap::default();
     for op in &facts.record.ops {
-        if let (Kind::Revoke { session }, Some(_), Some(at)) = (op.kind, op.value(), op.completed_us)
+        if let (Kind::Revoke { session }, Some(_), Some(at)) =
+            (op.kind, op.value(), op.completed_us)
             && session != Name::NONE
         {
             let first = ended.entry(session).or_insert(at);
@@ -22,19 +23,33 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
     for op in facts.record.ops.iter().filter(|op| op.value().is_some() && op.kind != Kind::Login) {
         if ended.get(&op.session).is_some_and(|at| op.invoked_us > at + bound) {
-            let place = Place { chat: op.kind.chat(), rev: op.message().map(|seen| seen.rev), device: None };
+            let place = Place {
+                chat: op.kind.chat(),
+                rev: op.message().map(|seen| seen.rev),
+                device: None,
+            };
             sink.add(Invariant::I12, Harm::Leaked, place, || {
-                format!("{} of user {} succeeded with a revoked session", name(&op.kind), facts.record.word(op.user))
+                format!(
+                    "{} of user {} succeeded with a revoked session",
+                    name(&op.kind),
+                    facts.record.word(op.user)
+                )
             });
         }
     }
     for (number, device) in facts.record.devices.iter().enumerate() {
         let Some(at) = ended.get(&device.session) else { continue };
-        let late = device.entries.iter().filter(|entry| entry.at_us > at + bound && entry.told.is_frame());
+        let late =
+            device.entries.iter().filter(|entry| entry.at_us > at + bound && entry.told.is_frame());
         for entry in late {
-            let place = entry.told.event().map_or_else(Place::default, |(chat, rev)| Place::rev(chat, rev));
+            let place =
+                entry.told.event().map_or_else(Place::default, |(chat, rev)| Place::rev(chat, rev));
             sink.add(Invariant::I12, Harm::Leaked, place.on(number), || {
-                format!("{} came {} ms after the session was revoked", name(&entry.told), (entry.at_us - at) / 1000)
+                format!(
+                    "{} came {} ms after the session was revoked",
+                    name(&entry.told),
+                    (entry.at_us - at) / 1000
+                )
             });
         }
     }

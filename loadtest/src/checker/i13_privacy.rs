@@ -1,5 +1,5 @@
-//! I13: whatever a user is told or fetches was theirs to see. Live events only of revs at which they were members; the
-//! history only while they are; strangers nothing.
+//! I13: whatever a user is told or fetches was theirs to see. Live events only of revs at which
+//! they were members; the history only while they are; strangers nothing.
 
 use super::facts::{Facts, Membership};
 use super::quick::HashMap;
@@ -32,7 +32,9 @@ fn frames(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             } else if let Some(rev) = rev
                 && facts.membership(chat, device.user, rev) == Membership::Never
             {
-                sink.add(Invariant::I13, Harm::Leaked, place, || "told to somebody who was no member then".to_owned());
+                sink.add(Invariant::I13, Harm::Leaked, place, || {
+                    "told to somebody who was no member then".to_owned()
+                });
             }
         }
     }
@@ -41,8 +43,13 @@ fn frames(facts: &Facts<'_>, sink: &mut Sink<'_>) {
 fn fetches(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for op in &facts.record.ops {
         let shown: Vec<Name> = match (op.kind, op.value()) {
-            (Kind::History { chat, .. } | Kind::Changes { chat, .. } | Kind::Chat { chat }, Some(_)) => vec![chat],
-            (Kind::Chats, Some(Value::Chats(chats))) => chats.iter().map(|chat| chat.chat).collect(),
+            (
+                Kind::History { chat, .. } | Kind::Changes { chat, .. } | Kind::Chat { chat },
+                Some(_),
+            ) => vec![chat],
+            (Kind::Chats, Some(Value::Chats(chats))) => {
+                chats.iter().map(|chat| chat.chat).collect()
+            }
             _ => continue,
         };
         for chat in shown {
@@ -60,16 +67,21 @@ fn fetches(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
 }
 
-/// Whether a leaving was acknowledged before the read was sent, and no join may have come between that and the read's
-/// answer.
+/// Whether a leaving was acknowledged before the read was sent, and no join may have come between
+/// that and the read's answer.
 fn is_outside(membership_ops: &[&Op], read: &Op) -> bool {
     let done_us = read.completed_us.unwrap_or(u64::MAX);
-    let leavings = membership_ops.iter().filter(|op| matches!(op.kind, Kind::Leave { .. }) && op.value().is_some());
-    let left_us = leavings.filter(|op| op.completed_us.is_some_and(|at| at < read.invoked_us)).map(|op| op.invoked_us);
+    let leavings = membership_ops
+        .iter()
+        .filter(|op| matches!(op.kind, Kind::Leave { .. }) && op.value().is_some());
+    let left_us = leavings
+        .filter(|op| op.completed_us.is_some_and(|at| at < read.invoked_us))
+        .map(|op| op.invoked_us);
     let Some(left_us) = left_us.max() else { return false };
     let may_have_joined = |op: &&&Op| {
         // One of which nobody knows may be done at any later time.
-        let over_us = if op.value().is_some() { op.completed_us.unwrap_or(u64::MAX) } else { u64::MAX };
+        let over_us =
+            if op.value().is_some() { op.completed_us.unwrap_or(u64::MAX) } else { u64::MAX };
         matches!(op.kind, Kind::Join { .. }) && over_us >= left_us && op.invoked_us <= done_us
     };
     !membership_ops.iter().any(|op| may_have_joined(&op))

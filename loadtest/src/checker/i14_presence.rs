@@ -1,4 +1,5 @@
-//! I14: after the bound nobody is told online whose connections are all over, nor offline who is connected.
+//! I14: after the bound nobody is told online whose connections are all over, nor offline who is
+//! connected.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -11,7 +12,9 @@ type Spans = Vec<(u64, u64)>;
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let record = facts.record;
-    let told = |device: &DeviceRecord| device.entries.iter().any(|entry| matches!(entry.told, Told::Presence { .. }));
+    let told = |device: &DeviceRecord| {
+        device.entries.iter().any(|entry| matches!(entry.told, Told::Presence { .. }))
+    };
     if !record.devices.iter().any(told) {
         return;
     }
@@ -36,9 +39,17 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                 Told::Presence { user, online } => {
                     watching = true;
                     believed.insert(user, online);
-                    let since = if online { away_since(user, entry.at_us) } else { here_since(user, entry.at_us) };
+                    let since = if online {
+                        away_since(user, entry.at_us)
+                    } else {
+                        here_since(user, entry.at_us)
+                    };
                     if since.is_some_and(|since| entry.at_us > since + bound) {
-                        let what = if online { "online, who is not there" } else { "offline, who is connected" };
+                        let what = if online {
+                            "online, who is not there"
+                        } else {
+                            "offline, who is connected"
+                        };
                         sink.add(Invariant::I14, Harm::Wrong, Place::default().on(number), || {
                             format!("told that user {} is {what}", record.word(user))
                         });
@@ -69,7 +80,9 @@ fn connected(record: &Record) -> HashMap<Name, Spans> {
         for entry in &device.entries {
             match entry.told {
                 Told::Ready { .. } => since = Some(entry.at_us),
-                Told::Closed { .. } | Told::Stopped => of_user.extend(since.take().map(|start| (start, entry.at_us))),
+                Told::Closed { .. } | Told::Stopped => {
+                    of_user.extend(since.take().map(|start| (start, entry.at_us)))
+                }
                 _ => {}
             }
         }

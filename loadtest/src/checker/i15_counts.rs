@@ -5,26 +5,39 @@ use super::report::Sink;
 use super::{FinalView, Harm, Invariant, Place};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut say = |place: Place, what: String| sink.add(Invariant::I15, Harm::Wrong, place, || what);
+    let mut say =
+        |place: Place, what: String| sink.add(Invariant::I15, Harm::Wrong, place, || what);
     for facts in facts.chats.values() {
         let (log, place) = (facts.log, Place::chat(facts.log.chat));
         let messages = u32::try_from(facts.messages.len()).unwrap_or(u32::MAX);
         if log.last_message_id != messages {
-            say(place, format!("its last message is {}, and it has {messages}", log.last_message_id));
+            say(
+                place,
+                format!("its last message is {}, and it has {messages}", log.last_message_id),
+            );
         }
         let members = members(facts);
         if !log.members.is_empty() && log.member_count != members {
             say(place, format!("it counts {} members, and has {members}", log.member_count));
         }
         for member in log.members.iter().filter(|member| member.last_read_message_id > messages) {
-            say(place, format!("a read marker is at message {}, beyond the end", member.last_read_message_id));
+            say(
+                place,
+                format!(
+                    "a read marker is at message {}, beyond the end",
+                    member.last_read_message_id
+                ),
+            );
         }
     }
     for view in &facts.evidence.log.views {
         let Some(chat) = facts.chats.get(&view.chat.chat) else { continue };
         for what in faults(chat, view) {
             let user = facts.record.word(view.user);
-            say(Place::chat(view.chat.chat), format!("replica {} tells user {user} {what}", view.replica));
+            say(
+                Place::chat(view.chat.chat),
+                format!("replica {} tells user {user} {what}", view.replica),
+            );
         }
     }
 }
@@ -51,7 +64,8 @@ fn faults(facts: &ChatFacts<'_>, view: &FinalView) -> Vec<String> {
     if let (Some(unread), Some(read)) = (chat.unread_count, chat.last_read_message_id) {
         expect("unread count", unread, chat.last_message_id.saturating_sub(read));
     }
-    let member = log.members.iter().find(|member| member.user == view.user && member.left_rev.is_none());
+    let member =
+        log.members.iter().find(|member| member.user == view.user && member.left_rev.is_none());
     if let (Some(read), Some(member)) = (chat.last_read_message_id, member) {
         expect("read marker", read, member.last_read_message_id);
     }

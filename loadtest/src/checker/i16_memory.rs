@@ -9,7 +9,11 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     for sample in facts.record.memory.iter().filter(|sample| sample.rss_bytes > max) {
         sink.add(Invariant::I16, Harm::Wrong, Place::default(), || {
             let process = facts.record.word(sample.process);
-            format!("{process} held {} bytes after {} ms, {max} at most", sample.rss_bytes, sample.at_us / 1000)
+            format!(
+                "{process} held {} bytes after {} ms, {max} at most",
+                sample.rss_bytes,
+                sample.at_us / 1000
+            )
         });
     }
 }

@@ -12,9 +12,16 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             None => sink.add(Invariant::I17, Harm::Wrong, Place::default(), || {
                 format!("{:?} of user {} never ended", op.kind, user())
             }),
-            Some(at) if at - op.invoked_us > bound => sink.add(Invariant::I17, Harm::Wrong, Place::default(), || {
-                format!("{:?} of user {} took {} ms", op.kind, user(), (at - op.invoked_us) / 1000)
-            }),
+            Some(at) if at - op.invoked_us > bound => {
+                sink.add(Invariant::I17, Harm::Wrong, Place::default(), || {
+                    format!(
+                        "{:?} of user {} took {} ms",
+                        op.kind,
+                        user(),
+                        (at - op.invoked_us) / 1000
+                    )
+                })
+            }
             Some(_) => {}
         }
     }

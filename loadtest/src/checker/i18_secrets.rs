@@ -1,4 +1,5 @@
-//! I18: planted secrets appear in none of the texts that others may read. The secret itself is not repeated here.
+//! I18: planted secrets appear in none of the texts that others may read. The secret itself is not
+//! repeated here.
 
 use super::facts::Facts;
 use super::quick::HashMap;
@@ -20,7 +21,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         }
     }
     for exposed in facts.evidence.exposed {
-        let mut found: Vec<usize> = short.iter().copied().filter(|n| exposed.text.contains(&secrets[*n])).collect();
+        let mut found: Vec<usize> =
+            short.iter().copied().filter(|n| exposed.text.contains(&secrets[*n])).collect();
         let bytes = exposed.text.as_bytes();
         for (start, head) in bytes.windows(HEAD_BYTES).enumerate() {
             for number in by_head.get(head).into_iter().flatten() {

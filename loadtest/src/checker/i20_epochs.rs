@@ -1,7 +1,8 @@
 //! I20: after the epoch of the log changed, nobody holds what the log does not have.
 //!
-//! A device that names revisions of another epoch gets `reset` (or `chat_gone`) for each of these chats before
-//! `synced`. Every event that it gets from then on is in the log at the end. No device gets back to an earlier epoch.
+//! A device that names revisions of another epoch gets `reset` (or `chat_gone`) for each of these
+//! chats before `synced`. Every event that it gets from then on is in the log at the end. No device
+//! gets back to an earlier epoch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +16,8 @@ pub(super) fn check(evidence: &Evidence<'_>, sink: &mut Sink<'_>) {
     for (number, device) in evidence.record.devices.iter().enumerate() {
         let mut holding = Holding::default();
         let mut wrong = |chat, rev, what: &str| {
-            let place = if let Some(chat) = chat { Place::rev(chat, rev) } else { Place::default() };
+            let place =
+                if let Some(chat) = chat { Place::rev(chat, rev) } else { Place::default() };
             sink.add(Invariant::I20, Harm::Wrong, place.on(number), || what.to_owned());
         };
         holding.fold(device, &mut wrong);
@@ -47,7 +49,9 @@ impl Holding {
         for entry in &device.entries {
             match &entry.told {
                 Told::Ready { epoch } => {
-                    if let Some(before) = self.presented.replace(*epoch).filter(|before| before != epoch) {
+                    if let Some(before) =
+                        self.presented.replace(*epoch).filter(|before| before != epoch)
+                    {
                         self.left.insert(before);
                     }
                     if self.left.contains(epoch) {
@@ -64,7 +68,11 @@ impl Holding {
                 }
                 Told::Synced(_) => {
                     for chat in self.due.drain() {
-                        wrong(Some(chat), 0, "it came with revisions of another epoch, and was not told `reset`");
+                        wrong(
+                            Some(chat),
+                            0,
+                            "it came with revisions of another epoch, and was not told `reset`",
+                        );
                     }
                     self.of = self.presented;
                 }
@@ -81,18 +89,33 @@ impl Holding {
 
     fn compare(&self, evidence: &Evidence<'_>, wrong: &mut impl FnMut(Option<Name>, u32, &str)) {
         let logs: HashSet<Name> = evidence.log.chats.iter().map(|log| log.chat).collect();
-        let messages =
-            evidence.log.chats.iter().flat_map(|log| log.messages.iter().map(|it| ((log.chat, it.seen.id), it)));
+        let messages = evidence
+            .log
+            .chats
+            .iter()
+            .flat_map(|log| log.messages.iter().map(|it| ((log.chat, it.seen.id), it)));
         let logged: HashMap<(Name, u32), _> = messages.collect();
         for ((chat, id), (rev, text)) in &self.messages {
             match logged.get(&(*chat, *id)) {
                 None if !logs.contains(chat) => {}
-                None => wrong(Some(*chat), *rev, &format!("it holds message {id}, which the log does not have")),
+                None => wrong(
+                    Some(*chat),
+                    *rev,
+                    &format!("it holds message {id}, which the log does not have"),
+                ),
                 Some(message) if message.seen.rev < *rev => {
-                    wrong(Some(*chat), *rev, &format!("it holds a state of message {id} that the log does not have"));
+                    wrong(
+                        Some(*chat),
+                        *rev,
+                        &format!("it holds a state of message {id} that the log does not have"),
+                    );
                 }
                 Some(message) if message.seen.rev == *rev && message.seen.text != *text => {
-                    wrong(Some(*chat), *rev, &format!("it holds another text of message {id} than the log"));
+                    wrong(
+                        Some(*chat),
+                        *rev,
+                        &format!("it holds another text of message {id} than the log"),
+                    );
                 }
                 Some(_) => {}
             }

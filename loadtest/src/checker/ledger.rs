@@ -1,4 +1,5 @@
-//! Who said what of which revision and which message: the first word counts, a different one is a conflict.
+//! Who said what of which revision and which message: the first word counts, a different one is a
+//! conflict.
 
 use super::Evidence;
 use super::quick::HashMap;
@@ -50,7 +51,8 @@ pub(super) struct Ledger {
     pub claims: HashMap<(Name, u32), Claim>,
     pub origins: HashMap<(Name, u32), Origin>,
     pub conflicts: Vec<Conflict>,
-    /// The revisions at which members changed, by (chat, user), ascending, with whether they joined.
+    /// The revisions at which members changed, by (chat, user), ascending, with whether they
+    /// joined.
     pub moves: HashMap<(Name, Name), Vec<(u32, Move)>>,
 }
 
@@ -131,17 +133,38 @@ impl Ledger {
             Told::New { chat, rev, seen } | Told::Edited { chat, rev, seen } => {
                 self.see(*chat, seen, Some(device));
                 if *rev != seen.rev {
-                    self.conflict(*chat, *rev, Some(device), "the frame's rev is not its message's");
+                    self.conflict(
+                        *chat,
+                        *rev,
+                        Some(device),
+                        "the frame's rev is not its message's",
+                    );
                 }
             }
             Told::Removed { chat, rev, message_id } => {
-                self.claim(*chat, *rev, Claim { item: Item::Message(*message_id), text: Digest::NONE }, Some(device));
+                self.claim(
+                    *chat,
+                    *rev,
+                    Claim { item: Item::Message(*message_id), text: Digest::NONE },
+                    Some(device),
+                );
             }
-            Told::Joined { chat, rev, user } => self.moved(*chat, *rev, *user, Move::Joined, Some(device)),
-            Told::Changed { chat, rev, user } => self.moved(*chat, *rev, *user, Move::Changed, Some(device)),
-            Told::Left { chat, rev, user } => self.moved(*chat, *rev, *user, Move::Left, Some(device)),
+            Told::Joined { chat, rev, user } => {
+                self.moved(*chat, *rev, *user, Move::Joined, Some(device))
+            }
+            Told::Changed { chat, rev, user } => {
+                self.moved(*chat, *rev, *user, Move::Changed, Some(device))
+            }
+            Told::Left { chat, rev, user } => {
+                self.moved(*chat, *rev, *user, Move::Left, Some(device))
+            }
             Told::Renamed { chat, rev } => {
-                self.claim(*chat, *rev, Claim { item: Item::Chat, text: Digest::NONE }, Some(device));
+                self.claim(
+                    *chat,
+                    *rev,
+                    Claim { item: Item::Chat, text: Digest::NONE },
+                    Some(device),
+                );
             }
             _ => {}
         }
@@ -149,8 +172,10 @@ impl Ledger {
 
     fn see(&mut self, chat: Name, seen: &Seen, device: Option<usize>) {
         self.claim(chat, seen.rev, Claim { item: Item::Message(seen.id), text: seen.text }, device);
-        let origin =
-            self.origins.entry((chat, seen.id)).or_insert_with(|| Origin { sender: seen.sender, ..Origin::default() });
+        let origin = self
+            .origins
+            .entry((chat, seen.id))
+            .or_insert_with(|| Origin { sender: seen.sender, ..Origin::default() });
         origin.seen_rev = origin.seen_rev.max(seen.rev);
         let mut fault = (origin.sender != seen.sender).then_some("a message has two senders");
         if seen.state == State::Sent {

@@ -1,12 +1,15 @@
-//! From the record of a run and the log at its end to what is wrong with them. Pure: the same input, the same report.
+//! From the record of a run and the log at its end to what is wrong with them. Pure: the same
+//! input, the same report.
 //!
-//! Each invariant is a function in a module with its number. What several of them need is gathered once in
-//! [`facts::Facts`]. Everything is linear or sorts once. Where the record can't prove a violation (nobody saw a
-//! change that might explain it), none is reported: a finding is always real, as far as the record is.
+//! Each invariant is a function in a module with its number. What several of them need is gathered
+//! once in [`facts::Facts`]. Everything is linear or sorts once. Where the record can't prove a
+//! violation (nobody saw a change that might explain it), none is reported: a finding is always
+//! real, as far as the record is.
 //!
-//! Two things a run must keep to: every send, edit, removal, joining and leaving goes through the recorder, setup
-//! included, and every text is used once. What the final log knows of revs (of members, of sending) sharpens I1, I6 and
-//! I13; read over HTTP it knows less than read from the database.
+//! Two things a run must keep to: every send, edit, removal, joining and leaving goes through the
+//! recorder, setup included, and every text is used once. What the final log knows of revs (of
+//! members, of sending) sharpens I1, I6 and I13; read over HTTP it knows less than read from the
+//! database.
 
 mod epochs;
 mod facts;
@@ -57,7 +60,8 @@ pub struct Exposed {
 /// The bounds that a run is held against.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// When the last fault was over, in microseconds of the record's clock; without it I7 is not checked.
+    /// When the last fault was over, in microseconds of the record's clock; without it I7 is not
+    /// checked.
     pub healed_us: Option<u64>,
     /// I7: within this time after the last change and the last fault, every device has everything.
     pub heal: Duration,
@@ -131,7 +135,10 @@ pub fn check(evidence: &Evidence<'_>) -> Report {
     let mut sink = Sink::new(evidence.record, evidence.limits.examples_max, counts(evidence));
     if evidence.record.dropped > 0 {
         sink.add(Invariant::I0, Harm::Wrong, Place::default(), || {
-            format!("{} entries found no room in the history: raise its bounds", evidence.record.dropped)
+            format!(
+                "{} entries found no room in the history: raise its bounds",
+                evidence.record.dropped
+            )
         });
     }
     i20_epochs::check(evidence, &mut sink);
@@ -164,10 +171,13 @@ fn counts(evidence: &Evidence<'_>) -> Counts {
         }
     }
     for device in &record.devices {
-        let readies = device.entries.iter().filter(|entry| matches!(entry.told, Told::Ready { .. })).count();
+        let readies =
+            device.entries.iter().filter(|entry| matches!(entry.told, Told::Ready { .. })).count();
         counts.reconnects += readies.saturating_sub(1) as u64;
         counts.frames += device.entries.iter().filter(|entry| entry.told.is_frame()).count() as u64;
-        counts.resets += device.entries.iter().filter(|entry| matches!(entry.told, Told::Reset { .. })).count() as u64;
+        counts.resets +=
+            device.entries.iter().filter(|entry| matches!(entry.told, Told::Reset { .. })).count()
+                as u64;
     }
     counts
 }

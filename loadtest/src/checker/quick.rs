@@ -1,5 +1,5 @@
-//! A hash map for small numbers as keys. The keys are the checker's own, so nobody can choose them to collide, and the
-//! standard hasher would take half of the checker's time.
+//! A hash map for small numbers as keys. The keys are the checker's own, so nobody can choose them
+//! to collide, and the standard hasher would take half of the checker's time.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -12,7 +12,8 @@ pub(super) struct Quick(u64);
 
 impl Quick {
     fn add(&mut self, word: u64) {
-        let product = u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let product =
+            u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
         let folded = (product as u64) ^ ((product >> 64) as u64);
         self.0 = folded.rotate_left(23);
@@ -58,7 +59,8 @@ mod tests {
         let mut buckets = vec![0; 1 << 12];
         for chat in 0..10 {
             for rev in 0..10_000_u32 {
-                buckets[usize::try_from(hasher.hash_one((Name(chat), rev)) % (1 << 12)).unwrap()] += 1;
+                buckets
+                    [usize::try_from(hasher.hash_one((Name(chat), rev)) % (1 << 12)).unwrap()] += 1;
             }
         }
         // 24 on average.

@@ -157,17 +157,34 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { sends, acknowledged, refused, unknown, operations, messages, chats, .. } = self.counts;
-        let Counts { devices, frames, reconnects, resets, lost, doubled, reordered, leaked, .. } = self.counts;
-        writeln!(f, "sends: {sends}: {acknowledged} acknowledged, {refused} refused, {unknown} unknown")?;
-        writeln!(f, "operations: {operations}; in the log at the end: {messages} messages in {chats} chats")?;
-        writeln!(f, "devices: {devices}: {frames} frames, {reconnects} reconnects, {resets} resets")?;
+        let Counts { sends, acknowledged, refused, unknown, operations, messages, chats, .. } =
+            self.counts;
+        let Counts {
+            devices, frames, reconnects, resets, lost, doubled, reordered, leaked, ..
+        } = self.counts;
+        writeln!(
+            f,
+            "sends: {sends}: {acknowledged} acknowledged, {refused} refused, {unknown} unknown"
+        )?;
+        writeln!(
+            f,
+            "operations: {operations}; in the log at the end: {messages} messages in {chats} chats"
+        )?;
+        writeln!(
+            f,
+            "devices: {devices}: {frames} frames, {reconnects} reconnects, {resets} resets"
+        )?;
         writeln!(f, "lost: {lost}, doubled: {doubled}, reordered: {reordered}, leaked: {leaked}")?;
         if self.is_clean() {
             return writeln!(f, "clean: every invariant holds");
         }
         for (invariant, finding) in &self.findings {
-            writeln!(f, "{invariant:?} does not hold ({}): {} violations", invariant.words(), finding.count)?;
+            writeln!(
+                f,
+                "{invariant:?} does not hold ({}): {} violations",
+                invariant.words(),
+                finding.count
+            )?;
             for example in &finding.examples {
                 writeln!(f, "  {example}")?;
             }
@@ -189,7 +206,13 @@ impl<'a> Sink<'a> {
     }
 
     /// Notes a violation. The sentence is made only if it is kept.
-    pub(super) fn add(&mut self, invariant: Invariant, harm: Harm, place: Place, what: impl FnOnce() -> String) {
+    pub(super) fn add(
+        &mut self,
+        invariant: Invariant,
+        harm: Harm,
+        place: Place,
+        what: impl FnOnce() -> String,
+    ) {
         let counts = &mut self.report.counts;
         match harm {
             Harm::Lost => counts.lost += 1,
@@ -209,7 +232,11 @@ impl<'a> Sink<'a> {
                 sentence = format!("{sentence} (rev {rev})");
             }
             if let Some(device) = place.device {
-                let user = self.record.devices.get(device).map_or("?", |found| self.record.word(found.user));
+                let user = self
+                    .record
+                    .devices
+                    .get(device)
+                    .map_or("?", |found| self.record.word(found.user));
                 sentence = format!("{sentence} (device {device} of user {user})");
             }
             finding.examples.push(sentence);

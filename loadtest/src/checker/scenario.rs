@@ -1,10 +1,14 @@
-//! A server that keeps every promise, in a few lines, for the checker's tests: what it does lands in a record and a log.
+//! A server that keeps every promise, in a few lines, for the checker's tests: what it does lands
+//! in a record and a log.
 
 use std::collections::HashMap;
 
-use super::{Evidence, FinalChat, FinalLog, FinalMember, FinalMessage, FinalView, Limits, Report, check};
+use super::{
+    Evidence, FinalChat, FinalLog, FinalMember, FinalMessage, FinalView, Limits, Report, check,
+};
 use crate::history::{
-    ChatSeen, DeviceRecord, Digest, Entry, Kind, Name, Op, Outcome, Record, Seen, State, Told, Value,
+    ChatSeen, DeviceRecord, Digest, Entry, Kind, Name, Op, Outcome, Record, Seen, State, Told,
+    Value,
 };
 
 /// Between two things that happen, in microseconds.
@@ -65,17 +69,37 @@ impl Scenario {
 
     pub(super) fn op(&mut self, user: Name, kind: Kind, outcome: Outcome) -> usize {
         let (invoked_us, completed_us) = (self.tick(), Some(self.tick()));
-        let op = Op { user, session: user, stream: None, kind, invoked_us, completed_us, outcome: Some(outcome) };
+        let op = Op {
+            user,
+            session: user,
+            stream: None,
+            kind,
+            invoked_us,
+            completed_us,
+            outcome: Some(outcome),
+        };
         self.record.ops.push(op);
         self.record.ops.len() - 1
     }
 
     pub(super) fn chat(&mut self, members: &[Name]) -> Name {
         let chat = self.name("chat");
-        let member = |user: &Name| FinalMember { user: *user, joined_rev: 1, rev: 1, ..FinalMember::default() };
+        let member = |user: &Name| FinalMember {
+            user: *user,
+            joined_rev: 1,
+            rev: 1,
+            ..FinalMember::default()
+        };
         let members: Vec<FinalMember> = members.iter().map(member).collect();
         let member_count = u32::try_from(members.len()).unwrap();
-        self.log.chats.push(FinalChat { chat, rev: 1, renamed_rev: 1, member_count, members, ..FinalChat::default() });
+        self.log.chats.push(FinalChat {
+            chat,
+            rev: 1,
+            renamed_rev: 1,
+            member_count,
+            members,
+            ..FinalChat::default()
+        });
         for device in 0..self.links.len() {
             self.admit(device, chat);
         }
@@ -126,7 +150,8 @@ impl Scenario {
         self.links[device].connection += 1;
         self.links[device].live = true;
         self.tell(device, Told::Ready { epoch: self.epoch });
-        let known: Vec<(Name, u32)> = self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
+        let known: Vec<(Name, u32)> =
+            self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
         self.tell(device, Told::Sync(known.clone().into()));
         let user = self.record.devices[device].user;
         let chats: Vec<Name> = self.log.chats.iter().map(|log| log.chat).collect();
@@ -156,7 +181,8 @@ impl Scenario {
         let known = if is_other_epoch { 0 } else { known };
         let log = self.of(chat);
         let (rev, items) = (log.rev, items_after(log, known));
-        let rejoined = log.members.iter().any(|member| member.user == user && member.joined_rev > known);
+        let rejoined =
+            log.members.iter().any(|member| member.user == user && member.joined_rev > known);
         self.links[device].known.insert(chat, rev);
         if is_other_epoch || rejoined || items.len() > RESET_AFTER {
             self.tell(device, Told::Reset { chat, rev });
@@ -169,8 +195,8 @@ impl Scenario {
         }
     }
 
-    /// Replaces the log by one that lacks the last messages of a chat, which nothing else has changed, and closes all
-    /// connections.
+    /// Replaces the log by one that lacks the last messages of a chat, which nothing else has
+    /// changed, and closes all connections.
     pub(super) fn fail_over(&mut self, chat: Name, lost: u32) {
         let log = self.of(chat);
         log.messages.truncate(log.messages.len() - lost as usize);
@@ -195,7 +221,8 @@ impl Scenario {
         if !std::mem::take(&mut self.links[device].deaf) {
             return;
         }
-        let known: Vec<(Name, u32)> = self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
+        let known: Vec<(Name, u32)> =
+            self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
         for (chat, rev) in known {
             let items = items_after(self.of(chat), rev);
             let now = self.of(chat).rev;
@@ -224,13 +251,20 @@ impl Scenario {
     }
 
     /// Sends a message; its answer may get lost.
-    pub(super) fn send_keyed(&mut self, user: Name, chat: Name, client_id: Digest, answered: bool) -> u32 {
+    pub(super) fn send_keyed(
+        &mut self,
+        user: Name,
+        chat: Name,
+        client_id: Digest,
+        answered: bool,
+    ) -> u32 {
         let text = self.text();
         let index = self.op(user, Kind::Send { chat, text, client_id }, Outcome::Unknown);
         let log = self.of(chat);
         log.rev += 1;
         log.last_message_id += 1;
-        let seen = Seen { id: log.last_message_id, rev: log.rev, sender: user, text, state: State::Sent };
+        let seen =
+            Seen { id: log.last_message_id, rev: log.rev, sender: user, text, state: State::Sent };
         log.messages.push(FinalMessage { seen, sent_rev: seen.rev, client_id });
         if let Some(member) = log.members.iter_mut().find(|member| member.user == user) {
             member.last_read_message_id = seen.id;
@@ -289,7 +323,13 @@ impl Scenario {
         let rev = log.rev;
         let last_read_message_id = log.last_message_id;
         log.members.retain(|member| member.user != user);
-        log.members.push(FinalMember { user, joined_rev: rev, rev, left_rev: None, last_read_message_id });
+        log.members.push(FinalMember {
+            user,
+            joined_rev: rev,
+            rev,
+            left_rev: None,
+            last_read_message_id,
+        });
         self.publish(chat, rev, &Told::Joined { chat, rev, user });
         for device in 0..self.links.len() {
             if self.record.devices[device].user == user {
@@ -317,7 +357,8 @@ impl Scenario {
 
     /// The newest page of history.
     pub(super) fn history(&mut self, user: Name, chat: Name, max: usize) -> usize {
-        let messages: Vec<Seen> = self.of(chat).messages.iter().map(|message| message.seen).collect();
+        let messages: Vec<Seen> =
+            self.of(chat).messages.iter().map(|message| message.seen).collect();
         let page = messages[messages.len().saturating_sub(max)..].into();
         let kind = Kind::History { chat, before: 0, after: 0, max: u32::try_from(max).unwrap() };
         self.op(user, kind, Outcome::Ok(Value::Messages(page)))
@@ -335,7 +376,11 @@ impl Scenario {
     /// The chat as a user sees it now.
     pub(super) fn view(&mut self, chat: Name, user: Name) -> ChatSeen {
         let log = self.of(chat);
-        let read = log.members.iter().find(|member| member.user == user).map_or(0, |it| it.last_read_message_id);
+        let read = log
+            .members
+            .iter()
+            .find(|member| member.user == user)
+            .map_or(0, |it| it.last_read_message_id);
         ChatSeen {
             chat,
             rev: log.rev,
@@ -372,7 +417,13 @@ impl Scenario {
     }
 
     pub(super) fn check(&self) -> Report {
-        check(&Evidence { record: &self.record, log: &self.log, secrets: &[], exposed: &[], limits: self.limits })
+        check(&Evidence {
+            record: &self.record,
+            log: &self.log,
+            secrets: &[],
+            exposed: &[],
+            limits: self.limits,
+        })
     }
 }
 
@@ -380,7 +431,9 @@ impl Scenario {
 fn items_after(log: &FinalChat, known: u32) -> Vec<Told> {
     let chat = log.chat;
     let mut items: Vec<(u32, Told)> = Vec::new();
-    for FinalMessage { seen, sent_rev, .. } in log.messages.iter().filter(|message| message.seen.rev > known) {
+    for FinalMessage { seen, sent_rev, .. } in
+        log.messages.iter().filter(|message| message.seen.rev > known)
+    {
         let (rev, seen) = (seen.rev, *seen);
         let told = match seen.state {
             _ if *sent_rev > known => Told::New { chat, rev, seen },
@@ -392,7 +445,10 @@ fn items_after(log: &FinalChat, known: u32) -> Vec<Told> {
     for member in log.members.iter().filter(|member| member.rev > known) {
         let (rev, user) = (member.rev, member.user);
         let left = member.left_rev.is_some();
-        items.push((rev, if left { Told::Left { chat, rev, user } } else { Told::Joined { chat, rev, user } }));
+        items.push((
+            rev,
+            if left { Told::Left { chat, rev, user } } else { Told::Joined { chat, rev, user } },
+        ));
     }
     items.sort_by_key(|(rev, _)| *rev);
     items.into_iter().map(|(_, told)| told).collect()

@@ -60,7 +60,8 @@ impl Stand {
         self.owed.clear();
     }
 
-    /// The revs that were passed over and never made up for, though the device got far enough. Clears them.
+    /// The revs that were passed over and never made up for, though the device got far enough.
+    /// Clears them.
     pub(super) fn defaulted(&mut self, facts: &Facts<'_>, chat: Name) -> Vec<u32> {
         let Some(log) = facts.chats.get(&chat) else { return Vec::new() };
         let owed = std::mem::take(&mut self.owed);
@@ -73,8 +74,10 @@ impl Stand {
                 let told = self.members.get(&user).is_some_and(|rev| *rev > owed.rev);
                 let moves = facts.ledger.moves.get(&(chat, user));
                 let last = moves.and_then(|moves| moves.last()).map_or(0, |(rev, _)| *rev);
-                // With no later change known, one that nobody saw may have come before the chat's end.
-                let to_come = if last > owed.rev { last > self.rev } else { log.log.rev > self.rev };
+                // With no later change known, one that nobody saw may have come before the chat's
+                // end.
+                let to_come =
+                    if last > owed.rev { last > self.rev } else { log.log.rev > self.rev };
                 told || to_come
             }
             Item::Chat => true,

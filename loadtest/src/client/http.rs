@@ -19,7 +19,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// A client for these replicas (`http://host:port` each, at least one), each request bounded by `timeout`.
+    /// A client for these replicas (`http://host:port` each, at least one), each request bounded by
+    /// `timeout`.
     ///
     /// # Errors
     /// If there is no replica, or the client can't be built.

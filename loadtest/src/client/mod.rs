@@ -1,4 +1,5 @@
-//! One HTTP request, one WebSocket. Nothing here remembers anything: [`crate::actor`] and [`crate::device`] do.
+//! One HTTP request, one WebSocket. Nothing here remembers anything: [`crate::actor`] and
+//! [`crate::device`] do.
 
 mod http;
 mod socket;

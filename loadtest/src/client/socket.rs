@@ -45,7 +45,10 @@ pub enum ConnectError {
 
 /// What came.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them, and it is not kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is nearly all of them, and it is not kept"
+)]
 pub enum Incoming {
     /// A frame.
     Frame(Frame),
@@ -63,11 +66,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to the replica at `base` (`http://host:port`) with a token. `ready` is the first frame to come.
+    /// Connects to the replica at `base` (`http://host:port`) with a token. `ready` is the first
+    /// frame to come.
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect(base: &str, token: &str, options: SocketOptions) -> Result<Self, ConnectError> {
+    pub async fn connect(
+        base: &str,
+        token: &str,
+        options: SocketOptions,
+    ) -> Result<Self, ConnectError> {
         let opening = Self::open(base, token, options);
         timeout(options.timeout, opening).await.unwrap_or(Err(ConnectError::Failed))
     }
@@ -77,14 +85,18 @@ impl Socket {
         let authority = base.trim_start_matches("http://").trim_end_matches('/');
         let mut addresses = tokio::net::lookup_host(authority).await.map_err(failed)?;
         let address = addresses.next().ok_or(ConnectError::Failed)?;
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+            .map_err(failed)?;
         if let Some(bytes) = options.receive_buffer_bytes {
             socket.set_recv_buffer_size(bytes).map_err(failed)?;
         }
         let stream = socket.connect(address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
-        let mut request = format!("ws://{authority}/ws").into_client_request().map_err(|_| ConnectError::Failed)?;
-        let bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ConnectError::Failed)?;
+        let mut request = format!("ws://{authority}/ws")
+            .into_client_request()
+            .map_err(|_| ConnectError::Failed)?;
+        let bearer =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ConnectError::Failed)?;
         request.headers_mut().insert("authorization", bearer);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -93,7 +105,9 @@ impl Socket {
             .max_frame_size(Some(FRAME_BYTES_MAX));
         match client_async_with_config(request, stream, Some(config)).await {
             Ok((stream, _)) => Ok(Self { stream, timeout: options.timeout }),
-            Err(tungstenite::Error::Http(response)) => Err(ConnectError::Refused(response.status().as_u16())),
+            Err(tungstenite::Error::Http(response)) => {
+                Err(ConnectError::Refused(response.status().as_u16()))
+            }
             Err(_) => Err(ConnectError::Failed),
         }
     }
@@ -112,7 +126,9 @@ impl Socket {
                     return serde_json::from_str(&text).map_or(Incoming::Garbage, Incoming::Frame);
                 }
                 Some(Ok(Message::Binary(_))) => return Incoming::Garbage,
-                Some(Ok(Message::Close(frame))) => return Incoming::Closed(frame.map(|frame| frame.code.into())),
+                Some(Ok(Message::Close(frame))) => {
+                    return Incoming::Closed(frame.map(|frame| frame.code.into()));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Incoming::Closed(None),
             }

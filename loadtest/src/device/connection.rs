@@ -1,4 +1,5 @@
-//! The task behind a device: connect, sync, read, and come back after whatever ended the connection.
+//! The task behind a device: connect, sync, read, and come back after whatever ended the
+//! connection.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -131,7 +132,11 @@ impl Running {
 
     /// Waits before the next connection; commands are refused meanwhile. Whether to go on.
     async fn pause(&mut self, wait: Option<Duration>, failures: u32) -> bool {
-        let backoff = self.options.backoff.saturating_mul(1 << failures.min(10)).min(self.options.backoff_max);
+        let backoff = self
+            .options
+            .backoff
+            .saturating_mul(1 << failures.min(10))
+            .min(self.options.backoff_max);
         let wait = wait.unwrap_or_default() + backoff.mul_f64(self.rng.random_range(0.5..1.0));
         let wake = sleep(wait);
         tokio::pin!(wake);
@@ -161,7 +166,8 @@ impl Running {
 
     async fn connect(&mut self) -> End {
         let replica = self.options.replica + self.connection as usize - 1;
-        let (base, token) = (self.actor.http().base(replica).to_owned(), self.actor.account().token.clone());
+        let (base, token) =
+            (self.actor.http().base(replica).to_owned(), self.actor.account().token.clone());
         let socket = tokio::select! {
             () = self.stop.cancelled() => {
                 self.log.note(self.connection, Told::Stopped);
@@ -251,7 +257,8 @@ impl Running {
         match frame.kind {
             FrameKind::Ready => {
                 self.presented = frame.epoch;
-                self.heartbeat = frame.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis);
+                self.heartbeat =
+                    frame.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis);
                 if !self.sync(socket).await {
                     return Some(self.cut());
                 }
@@ -303,7 +310,8 @@ impl Running {
                 let pending = self.actor.begin(Some(stream), kind);
                 self.frame_id += 1;
                 frame["id"] = json!(self.frame_id);
-                self.waiting.insert(self.frame_id, Waiting { pending, reply, since: Instant::now() });
+                self.waiting
+                    .insert(self.frame_id, Waiting { pending, reply, since: Instant::now() });
                 socket.send(&frame).await
             }
             Command::Tell(frame) => socket.send(&frame).await,
@@ -316,12 +324,16 @@ impl Running {
     }
 
     fn answered(&mut self, frame: Frame) {
-        let Some(Waiting { pending, reply, .. }) = frame.answers().and_then(|id| self.waiting.remove(&id)) else {
+        let Some(Waiting { pending, reply, .. }) =
+            frame.answers().and_then(|id| self.waiting.remove(&id))
+        else {
             return;
         };
         let answer = match (frame.kind, frame.code) {
             (FrameKind::Ack, _) => Answer::Ok(frame.message),
-            (_, Some(code)) if code != "unavailable" && code != "internal" => Answer::Refused { status: 0, code },
+            (_, Some(code)) if code != "unavailable" && code != "internal" => {
+                Answer::Refused { status: 0, code }
+            }
             _ => Answer::Unknown,
         };
         let value = |message: &Option<Message>| match message {

@@ -1,4 +1,5 @@
-//! A device: one session on one socket that survives reconnects, as a good client would, and records what it sees.
+//! A device: one session on one socket that survives reconnects, as a good client would, and
+//! records what it sees.
 
 mod connection;
 mod reading;
@@ -35,7 +36,8 @@ pub struct DeviceOptions {
     pub backoff: Duration,
     /// The longest wait before a reconnect.
     pub backoff_max: Duration,
-    /// Without any frame for so long the connection counts as dead; absent: two heartbeat intervals.
+    /// Without any frame for so long the connection counts as dead; absent: two heartbeat
+    /// intervals.
     pub silence_max: Option<Duration>,
     /// Seeds the jitter.
     pub seed: u64,
@@ -93,14 +95,33 @@ pub(crate) enum Command {
 
 impl Device {
     /// Starts a device, which runs until `stop` or until the server tells it not to come back.
-    pub fn start(actor: Actor, options: DeviceOptions, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub fn start(
+        actor: Actor,
+        options: DeviceOptions,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let log = actor.history().device(actor.user(), actor.session());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (telling, status) = watch::channel(Status::default());
         let known = Known::default();
-        let running =
-            connection::Running::new(actor.clone(), options, log.clone(), known.clone(), telling, inbox, stop);
-        let device = Self { actor, number: log.number(), commands, status, known, reloads: running.reloads() };
+        let running = connection::Running::new(
+            actor.clone(),
+            options,
+            log.clone(),
+            known.clone(),
+            telling,
+            inbox,
+            stop,
+        );
+        let device = Self {
+            actor,
+            number: log.number(),
+            commands,
+            status,
+            known,
+            reloads: running.reloads(),
+        };
         tasks.spawn(running.run());
         device
     }
@@ -155,8 +176,14 @@ impl Device {
         tokio::time::timeout(limit, waiting).await.is_ok()
     }
 
-    /// Sends a message on the socket. Refused with `not_connected` (and not recorded) while the device is not live.
-    pub async fn send(&self, chat: &str, text: &str, client_id: Option<&str>) -> Answer<Option<Message>> {
+    /// Sends a message on the socket. Refused with `not_connected` (and not recorded) while the
+    /// device is not live.
+    pub async fn send(
+        &self,
+        chat: &str,
+        text: &str,
+        client_id: Option<&str>,
+    ) -> Answer<Option<Message>> {
         let mut frame = json!({ "type": "send_message", "chat_id": chat, "text": text });
         if let Some(client_id) = client_id {
             frame["client_id"] = json!(client_id);
@@ -166,7 +193,11 @@ impl Device {
 
     /// Changes a message's text on the socket.
     pub async fn edit(&self, chat: &str, message_id: u32, text: &str) -> Answer<Option<Message>> {
-        let kind = Kind::Edit { chat: self.actor.history().name(chat), message_id, text: Digest::of(text) };
+        let kind = Kind::Edit {
+            chat: self.actor.history().name(chat),
+            message_id,
+            text: Digest::of(text),
+        };
         let frame = json!({ "type": "edit_message", "chat_id": chat, "message_id": message_id, "text": text });
         self.ask(kind, frame).await
     }
@@ -174,7 +205,11 @@ impl Device {
     /// Removes a message on the socket.
     pub async fn remove(&self, chat: &str, message_id: u32) -> Answer<Option<Message>> {
         let kind = Kind::Remove { chat: self.actor.history().name(chat), message_id };
-        self.ask(kind, json!({ "type": "remove_message", "chat_id": chat, "message_id": message_id })).await
+        self.ask(
+            kind,
+            json!({ "type": "remove_message", "chat_id": chat, "message_id": message_id }),
+        )
+        .await
     }
 
     /// Moves the read marker on the socket.
@@ -190,7 +225,8 @@ impl Device {
 
     /// Asks to be told who of these users is online. To be asked again after a reconnect.
     pub async fn watch_presence(&self, user_ids: &[&str]) {
-        self.command(Command::Tell(json!({ "type": "watch_presence", "user_ids": user_ids }))).await;
+        self.command(Command::Tell(json!({ "type": "watch_presence", "user_ids": user_ids })))
+            .await;
     }
 
     /// Stops reading, as a hung client would; heartbeats go on.

@@ -5,7 +5,8 @@ use crate::wire::{Frame, FrameKind};
 
 use super::Known;
 
-/// The record's entry of a frame; [`Told::Garbage`] where a field is missing that its kind promises.
+/// The record's entry of a frame; [`Told::Garbage`] where a field is missing that its kind
+/// promises.
 pub(super) fn told(history: &History, frame: &Frame) -> Told {
     durable(history, frame).or_else(|| passing(history, frame)).unwrap_or(Told::Garbage)
 }
@@ -21,7 +22,9 @@ fn durable(history: &History, frame: &Frame) -> Option<Told> {
         FrameKind::MessageRemoved => Told::Removed { chat, rev, message_id: frame.message_id? },
         FrameKind::MemberJoined => Told::Joined { chat, rev, user: member()? },
         FrameKind::MemberChanged => Told::Changed { chat, rev, user: member()? },
-        FrameKind::MemberLeft => Told::Left { chat, rev, user: history.name(frame.user_id.as_deref()?) },
+        FrameKind::MemberLeft => {
+            Told::Left { chat, rev, user: history.name(frame.user_id.as_deref()?) }
+        }
         FrameKind::MemberCount => Told::Counted { chat, rev },
         FrameKind::ChatChanged => Told::Renamed { chat, rev },
         FrameKind::Reset => Told::Reset { chat, rev },
@@ -33,17 +36,25 @@ fn passing(history: &History, frame: &Frame) -> Option<Told> {
     let chat = || frame.chat_id.as_deref().map(|chat| history.name(chat));
     let user = || frame.user_id.as_deref().map(|user| history.name(user));
     Some(match frame.kind {
-        FrameKind::Ready => Told::Ready { epoch: history.name(frame.epoch.as_deref().unwrap_or_default()) },
+        FrameKind::Ready => {
+            Told::Ready { epoch: history.name(frame.epoch.as_deref().unwrap_or_default()) }
+        }
         FrameKind::Synced => {
             let chats = frame.chats.as_ref()?;
             Told::Synced(chats.iter().map(|(chat, rev)| (history.name(chat), *rev)).collect())
         }
         FrameKind::ChatAdded => {
             let chat = frame.chat.as_ref()?;
-            Told::Added { chat: history.name(&chat.id), rev: chat.rev, last_message_id: chat.last_message_id }
+            Told::Added {
+                chat: history.name(&chat.id),
+                rev: chat.rev,
+                last_message_id: chat.last_message_id,
+            }
         }
         FrameKind::ChatGone => Told::Gone { chat: chat()? },
-        FrameKind::Read => Told::Read { chat: chat()?, user: user()?, message_id: frame.message_id? },
+        FrameKind::Read => {
+            Told::Read { chat: chat()?, user: user()?, message_id: frame.message_id? }
+        }
         FrameKind::Typing => Told::Typing { chat: chat()?, user: user()? },
         FrameKind::Presence => Told::Presence { user: user()?, online: frame.online? },
         FrameKind::Pong
@@ -56,7 +67,8 @@ fn passing(history: &History, frame: &Frame) -> Option<Told> {
     })
 }
 
-/// Moves the revisions that a device knows. What it knew of a chat before a `reset` is the answer to one.
+/// Moves the revisions that a device knows. What it knew of a chat before a `reset` is the answer
+/// to one.
 pub(super) fn learn(known: &Known, told: &Told) -> Option<u32> {
     let mut known = known.lock();
     match told {
@@ -100,7 +112,9 @@ mod tests {
         let (known, chat) = (Known::default(), history.name("c"));
         let learn = |json: &str| learn(&known, &read(&history, json));
         learn(r#"{"type":"synced","chats":{"c":4}}"#);
-        learn(r#"{"type":"new_message","chat_id":"c","rev":5,"message":{"id":3,"rev":5,"text":"x","sender_id":"u"}}"#);
+        learn(
+            r#"{"type":"new_message","chat_id":"c","rev":5,"message":{"id":3,"rev":5,"text":"x","sender_id":"u"}}"#,
+        );
         assert_eq!(known.lock().get(&chat), Some(&5));
         assert_eq!(learn(r#"{"type":"reset","chat_id":"c","rev":900}"#), Some(5));
         assert_eq!(known.lock().get(&chat), Some(&900));
@@ -112,7 +126,10 @@ mod tests {
     #[test]
     fn a_frame_without_what_its_kind_promises_is_garbage() {
         let history = History::new(Bounds::default());
-        assert_eq!(read(&history, r#"{"type":"new_message","chat_id":"c","rev":5}"#), Told::Garbage);
+        assert_eq!(
+            read(&history, r#"{"type":"new_message","chat_id":"c","rev":5}"#),
+            Told::Garbage
+        );
         assert_eq!(read(&history, r#"{"type":"pong"}"#), Told::Other);
     }
 }

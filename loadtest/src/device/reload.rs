@@ -21,7 +21,8 @@ pub(super) struct Reload {
     pub connection: u32,
 }
 
-/// Loads everything, then notes that it is there. Ends early if the chat is not the user's any more.
+/// Loads everything, then notes that it is there. Ends early if the chat is not the user's any
+/// more.
 pub(super) async fn reload(actor: Actor, log: DeviceLog, reload: Reload, stop: CancellationToken) {
     let Reload { chat_id, mut after_rev, until_rev, connection } = reload;
     let chat = actor.history().name(&chat_id);

@@ -1,4 +1,5 @@
-//! A device against replicas made of a script: what it says, where it goes next, and when it gives up.
+//! A device against replicas made of a script: what it says, where it goes next, and when it gives
+//! up.
 
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ impl Replica {
 
     /// The next connection, past `ready`; and what it names in `sync`.
     async fn accept(&self) -> (Talk, Json) {
-        let (stream, _) = tokio::time::timeout(SOON, self.0.accept()).await.expect("it connects").unwrap();
+        let (stream, _) =
+            tokio::time::timeout(SOON, self.0.accept()).await.expect("it connects").unwrap();
         let mut talk = Talk(accept_async(stream).await.unwrap());
         talk.say(json!({ "type": "ready", "session_id": "s", "user_id": "u", "heartbeat_interval_ms": 1000 })).await;
         let sync = talk.hear("sync").await;
@@ -50,7 +52,8 @@ impl Talk {
     async fn hear(&mut self, kind: &str) -> Json {
         loop {
             let next = tokio::time::timeout(SOON, self.0.next()).await.expect("a frame comes");
-            let frame: Json = serde_json::from_str(next.unwrap().unwrap().to_text().unwrap()).unwrap();
+            let frame: Json =
+                serde_json::from_str(next.unwrap().unwrap().to_text().unwrap()).unwrap();
             if frame["type"] == kind {
                 return frame;
             }
@@ -71,10 +74,12 @@ struct Bench {
 impl Bench {
     fn start(bases: &[String]) -> Self {
         let http = Http::new(bases, Duration::from_millis(800)).unwrap();
-        let account = Account { user_id: "u".to_owned(), session_id: "s".to_owned(), ..Account::default() };
+        let account =
+            Account { user_id: "u".to_owned(), session_id: "s".to_owned(), ..Account::default() };
         let actor = Actor::new(http, History::new(Bounds::default()), account);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let options = DeviceOptions { backoff: Duration::from_millis(10), ..DeviceOptions::default() };
+        let options =
+            DeviceOptions { backoff: Duration::from_millis(10), ..DeviceOptions::default() };
         Self { device: Device::start(actor, options, &tasks, stop.clone()), tasks, stop }
     }
 
@@ -111,9 +116,12 @@ async fn after_a_restart_it_goes_to_the_next_replica_in_its_time_and_names_what_
     let chat = bench.device.actor().history().name("c");
     assert_eq!(bench.device.known(chat), Some(6));
     let record = bench.finish().await;
-    let events = record.devices[0].entries.iter().filter_map(|entry| entry.told.event()).map(|(_, rev)| rev);
+    let events =
+        record.devices[0].entries.iter().filter_map(|entry| entry.told.event()).map(|(_, rev)| rev);
     assert_eq!(events.collect::<Vec<_>>(), [5, 6]);
-    assert!(record.devices[0].entries.iter().any(|entry| entry.told == Told::Closed { code: 1012 }));
+    assert!(
+        record.devices[0].entries.iter().any(|entry| entry.told == Told::Closed { code: 1012 })
+    );
 }
 
 #[tokio::test]
@@ -137,7 +145,8 @@ async fn a_send_is_acknowledged_refused_or_unknown() {
     assert!(bench.device.until_live(SOON).await);
     let device = bench.device.clone();
     let answers = async {
-        let (ok, refused) = tokio::join!(device.send("c", "a", Some("k")), device.send("c", "b", None));
+        let (ok, refused) =
+            tokio::join!(device.send("c", "a", Some("k")), device.send("c", "b", None));
         // Neither answered nor cut; then cut.
         let overdue = device.send("c", "c", None).await;
         let cut = tokio::join!(device.send("c", "d", None), device.cut()).0;
@@ -146,7 +155,10 @@ async fn a_send_is_acknowledged_refused_or_unknown() {
     let server = async {
         let (first, second) = (talk.hear("send_message").await, talk.hear("send_message").await);
         assert_eq!((first["client_id"].as_str(), second["client_id"].as_str()), (Some("k"), None));
-        talk.say(json!({ "type": "error", "id": second["id"], "code": "not_allowed", "detail": "" })).await;
+        talk.say(
+            json!({ "type": "error", "id": second["id"], "code": "not_allowed", "detail": "" }),
+        )
+        .await;
         talk.say(json!({ "type": "ack", "id": first["id"], "message": { "id": 9, "rev": 10, "text": "a" } })).await;
         replica.accept().await
     };
@@ -155,7 +167,9 @@ async fn a_send_is_acknowledged_refused_or_unknown() {
     assert_eq!(refused, Answer::Refused { status: 0, code: "not_allowed".to_owned() });
     assert!(overdue.is_unknown() && cut.is_unknown());
     let record = bench.finish().await;
-    assert!(record.ops.iter().all(|op| op.outcome.is_some() && matches!(op.kind, Kind::Send { .. })));
+    assert!(
+        record.ops.iter().all(|op| op.outcome.is_some() && matches!(op.kind, Kind::Send { .. }))
+    );
     let unknown = record.ops.iter().filter(|op| op.outcome == Some(Outcome::Unknown)).count();
     assert_eq!((record.ops.len(), unknown), (4, 2));
 }

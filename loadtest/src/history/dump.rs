@@ -119,14 +119,20 @@ mod tests {
         let history = History::new(Bounds::default());
         let (user, chat) = (history.name("u"), history.name("c"));
         let send = Kind::Send { chat, text: Digest::of("hello"), client_id: Digest::NONE };
-        let seen = Seen { id: 1, rev: 2, sender: user, text: Digest::of("hello"), state: State::Sent };
+        let seen =
+            Seen { id: 1, rev: 2, sender: user, text: Digest::of("hello"), state: State::Sent };
         let log = history.device(user, history.name("s"));
-        for outcome in [Outcome::Ok(Value::Message(seen)), Outcome::Refused { status: 404, code: chat }] {
+        for outcome in
+            [Outcome::Ok(Value::Message(seen)), Outcome::Refused { status: 404, code: chat }]
+        {
             let op = history.invoke(user, Name::NONE, None, send);
             history.complete(op, outcome);
         }
         let op = history.invoke(user, Name::NONE, None, Kind::Changes { chat, after_rev: 0 });
-        history.complete(op, Outcome::Ok(Value::Changes { messages: Box::new([seen]), rev: 2, complete: true }));
+        history.complete(
+            op,
+            Outcome::Ok(Value::Changes { messages: Box::new([seen]), rev: 2, complete: true }),
+        );
         log.note(1, Told::Sync(Box::new([(chat, 1)])));
         log.note(1, Told::New { chat, rev: 2, seen });
         log.note(1, Told::Closed { code: 1012 });

@@ -1,8 +1,8 @@
 //! The record of a run: what was asked and answered, every frame that came, and samples of memory.
 //!
-//! It may hold a million operations and ten times as many frames, so it keeps names as numbers and texts as hashes.
-//! It is bounded: past its bound it counts what it drops, and the checker reports such a record as unusable rather
-//! than as clean.
+//! It may hold a million operations and ten times as many frames, so it keeps names as numbers and
+//! texts as hashes. It is bounded: past its bound it counts what it drops, and the checker reports
+//! such a record as unusable rather than as clean.
 
 mod dump;
 mod names;
@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 pub use dump::{DumpError, dump, read_back};
 pub use names::{Digest, Name, Names};
 pub use record::{
-    ChatSeen, DeviceRecord, Entry, Kind, MemorySample, Op, OpId, Outcome, Record, Seen, State, Stream, Told, Value,
+    ChatSeen, DeviceRecord, Entry, Kind, MemorySample, Op, OpId, Outcome, Record, Seen, State,
+    Stream, Told, Value,
 };
 
 use crate::wire;
@@ -25,7 +26,8 @@ use crate::wire;
 /// How much a history keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Operations at most; one takes about 120 bytes, and a page of history 24 bytes a message on top.
+    /// Operations at most; one takes about 120 bytes, and a page of history 24 bytes a message on
+    /// top.
     pub ops_max: usize,
     /// Frames at most, of all devices together; one takes about 56 bytes.
     pub frames_max: usize,
@@ -88,8 +90,17 @@ impl History {
             return OpId::DROPPED;
         }
         let id = OpId(u32::try_from(ops.len()).unwrap_or(u32::MAX));
-        // The clock is read under the lock, so that operations lie in the order of their invocation.
-        ops.push(Op { user, session, stream, kind, invoked_us: self.now_us(), completed_us: None, outcome: None });
+        // The clock is read under the lock, so that operations lie in the order of their
+        // invocation.
+        ops.push(Op {
+            user,
+            session,
+            stream,
+            kind,
+            invoked_us: self.now_us(),
+            completed_us: None,
+            outcome: None,
+        });
         id
     }
 
@@ -129,13 +140,17 @@ impl History {
         self.len() == (0, 0)
     }
 
-    /// Takes everything out, for the checker. What is recorded afterwards begins an empty record, with the same names
-    /// and the same clock: stop all devices and workers first.
+    /// Takes everything out, for the checker. What is recorded afterwards begins an empty record,
+    /// with the same names and the same clock: stop all devices and workers first.
     pub fn take(&self) -> Record {
         let devices = std::mem::take(&mut *self.devices.lock());
         let taken = |device: Arc<Mutex<DeviceRecord>>| {
             let mut device = device.lock();
-            DeviceRecord { user: device.user, session: device.session, entries: std::mem::take(&mut device.entries) }
+            DeviceRecord {
+                user: device.user,
+                session: device.session,
+                entries: std::mem::take(&mut device.entries),
+            }
         };
         Record {
             names: self.names.all(),
@@ -172,12 +187,16 @@ impl History {
             unread_count: chat.unread_count,
             last_read_message_id: chat.last_read_message_id,
             member_count: chat.member_count,
-            last_sender: chat.last_message.as_ref().map_or(Name::NONE, |message| self.name(&message.sender_id)),
+            last_sender: chat
+                .last_message
+                .as_ref()
+                .map_or(Name::NONE, |message| self.name(&message.sender_id)),
         }
     }
 }
 
-/// Where one device writes what it sees. It has a lock of its own, so that devices do not wait for each other.
+/// Where one device writes what it sees. It has a lock of its own, so that devices do not wait for
+/// each other.
 #[derive(Clone, Debug)]
 pub struct DeviceLog {
     history: Arc<History>,

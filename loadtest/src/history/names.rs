@@ -6,7 +6,9 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 /// A word's number in [`Names`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Name(pub u32);
 
@@ -62,8 +64,11 @@ impl Names {
     }
 }
 
-/// 64 bits that stand for a text. Two of a million different texts share one with a chance of 1 in 10^7.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// 64 bits that stand for a text. Two of a million different texts share one with a chance of 1 in
+/// 10^7.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Digest(pub u64);
 
@@ -71,8 +76,8 @@ impl Digest {
     /// No text.
     pub const NONE: Self = Self(0);
 
-    /// The digest of a text, the same in every version of this program: FNV-1a over words of 8 bytes, then mixed as
-    /// `SplitMix64` does.
+    /// The digest of a text, the same in every version of this program: FNV-1a over words of 8
+    /// bytes, then mixed as `SplitMix64` does.
     pub fn of(text: &str) -> Self {
         const PRIME: u64 = 0x0000_0100_0000_01b3;
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325 ^ text.len() as u64;
@@ -102,7 +107,10 @@ mod tests {
         let names = Names::default();
         let (a, b) = (names.name("a"), names.name("b"));
         assert_ne!(a, b);
-        assert_eq!((names.name("a"), names.word(b), names.name("")), (a, "b".to_owned(), Name::NONE));
+        assert_eq!(
+            (names.name("a"), names.word(b), names.name("")),
+            (a, "b".to_owned(), Name::NONE)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What a record is made of. Everything is small and `Copy` where it can be: a run has millions of them.
+//! What a record is made of. Everything is small and `Copy` where it can be: a run has millions of
+//! them.
 
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +78,11 @@ impl Kind {
     pub fn changes_log(&self) -> bool {
         matches!(
             self,
-            Self::Send { .. } | Self::Edit { .. } | Self::Remove { .. } | Self::Join { .. } | Self::Leave { .. }
+            Self::Send { .. }
+                | Self::Edit { .. }
+                | Self::Remove { .. }
+                | Self::Join { .. }
+                | Self::Leave { .. }
         )
     }
 }
@@ -222,7 +227,8 @@ pub enum Told {
     Changed { chat: Name, rev: u32, user: Name },
     /// `member_left`.
     Left { chat: Name, rev: u32, user: Name },
-    /// `member_count`: stands for all revs up to this one that did not come, each of which changed a member.
+    /// `member_count`: stands for all revs up to this one that did not come, each of which changed
+    /// a member.
     Counted { chat: Name, rev: u32 },
     /// `chat_changed`.
     Renamed { chat: Name, rev: u32 },
@@ -268,7 +274,11 @@ impl Told {
     pub fn is_frame(&self) -> bool {
         !matches!(
             self,
-            Self::Sync(_) | Self::Loaded { .. } | Self::Closed { .. } | Self::Stopped | Self::Stalled { .. }
+            Self::Sync(_)
+                | Self::Loaded { .. }
+                | Self::Closed { .. }
+                | Self::Stopped
+                | Self::Stalled { .. }
         )
     }
 }

@@ -28,7 +28,8 @@ pub struct Postgres {
 /// Where the newest server's programs are; Debian keeps them out of PATH, in a folder a version.
 fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let with_server = versions.map(|entry| entry.path()).filter(|version| version.join("bin/initdb").exists());
+    let with_server =
+        versions.map(|entry| entry.path()).filter(|version| version.join("bin/initdb").exists());
     newest(with_server).map_or_else(|| PathBuf::from("/usr/bin"), |version| version.join("bin"))
 }
 
@@ -40,14 +41,20 @@ fn newest(versions: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
 
 /// A program that runs as the user `postgres` if this is root, as Postgres demands.
 fn as_postgres(program: &Path) -> Command {
-    let identity: &[&str] =
-        if is_root() { &["--reuid", "postgres", "--regid", "postgres", "--clear-groups"] } else { &[] };
+    let identity: &[&str] = if is_root() {
+        &["--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
+    } else {
+        &[]
+    };
     ending_with_us_by("QUIT", identity, program)
 }
 
 /// A folder that the server may use.
 async fn folder() -> Result<TempDir, String> {
-    let dir = tempfile::Builder::new().prefix("starling-postgres-").tempdir().map_err(|it| it.to_string())?;
+    let dir = tempfile::Builder::new()
+        .prefix("starling-postgres-")
+        .tempdir()
+        .map_err(|it| it.to_string())?;
     if is_root() {
         let chown = Command::new("chown").arg("postgres").arg(dir.path()).status().await;
         if !chown.is_ok_and(|status| status.success()) {
@@ -75,7 +82,16 @@ impl Postgres {
     pub async fn start(settings: &[&str]) -> Result<Self, String> {
         let dir = folder().await?;
         let made = as_postgres(&programs().join("initdb"))
-            .args(["--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8", "--pgdata"])
+            .args([
+                "--username",
+                "postgres",
+                "--auth",
+                "trust",
+                "--no-sync",
+                "--encoding",
+                "UTF8",
+                "--pgdata",
+            ])
             .arg(dir.path().join("data"))
             .output()
             .await
@@ -86,11 +102,16 @@ impl Postgres {
         Self::start_in(dir, settings).await
     }
 
-    /// Makes a standby of this server, and starts it: it streams through `way` (a proxy), or straight from here.
+    /// Makes a standby of this server, and starts it: it streams through `way` (a proxy), or
+    /// straight from here.
     ///
     /// # Errors
     /// In a sentence, with the end of the log.
-    pub async fn standby(&self, way: Option<SocketAddr>, settings: &[&str]) -> Result<Self, String> {
+    pub async fn standby(
+        &self,
+        way: Option<SocketAddr>,
+        settings: &[&str],
+    ) -> Result<Self, String> {
         let dir = folder().await?;
         let port = way.map_or(self.port, |way| way.port()).to_string();
         let copied = as_postgres(&programs().join("pg_basebackup"))
@@ -101,7 +122,10 @@ impl Postgres {
             .await
             .map_err(|error| format!("pg_basebackup: {error}"))?;
         if !copied.status.success() {
-            return Err(format!("pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr).trim()));
+            return Err(format!(
+                "pg_basebackup: {}",
+                String::from_utf8_lossy(&copied.stderr).trim()
+            ));
         }
         Self::start_in(dir, settings).await
     }
@@ -166,10 +190,11 @@ impl Postgres {
             .map_err(|error| format!("Postgres: {error}"))
     }
 
-    /// Not by a connection, which another server on that port would take, too: this file is ours. A server that was
-    /// killed leaves it behind, so it must name this one.
+    /// Not by a connection, which another server on that port would take, too: this file is ours. A
+    /// server that was killed leaves it behind, so it must name this one.
     fn is_ready(&self, pid: Option<u32>) -> bool {
-        let told = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid")).unwrap_or_default();
+        let told = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"))
+            .unwrap_or_default();
         let named = told.lines().next().and_then(|line| line.trim().parse().ok());
         named.is_some() && named == pid && told.lines().any(|line| line.starts_with("ready"))
     }
@@ -182,7 +207,8 @@ impl Postgres {
         format!("Postgres did not start:\n{}", end_of(&self.log()))
     }
 
-    /// Ends all its processes at once, without a word to the disk, as `pg_ctl stop -m immediate` does.
+    /// Ends all its processes at once, without a word to the disk, as `pg_ctl stop -m immediate`
+    /// does.
     pub fn stop_immediately(&mut self) {
         self.end(Signal::QUIT);
     }
@@ -222,7 +248,9 @@ mod tests {
 
     #[test]
     fn the_newest_version_is_the_greatest_number() {
-        let of = |names: &[&str]| newest(names.iter().map(|name| PathBuf::from("/usr/lib/postgresql").join(name)));
+        let of = |names: &[&str]| {
+            newest(names.iter().map(|name| PathBuf::from("/usr/lib/postgresql").join(name)))
+        };
         assert_eq!(of(&["15", "9", "16", "backup"]), Some(PathBuf::from("/usr/lib/postgresql/16")));
         assert_eq!(of(&[]), None);
     }

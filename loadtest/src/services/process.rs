@@ -5,8 +5,8 @@ use std::path::Path;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-/// A program that ends with this one, even if this one is killed. Ctrl-C in the terminal reaches this program alone,
-/// which then ends the others in order.
+/// A program that ends with this one, even if this one is killed. Ctrl-C in the terminal reaches
+/// this program alone, which then ends the others in order.
 pub fn ending_with_us(program: &Path) -> Command {
     ending_with_us_by("KILL", &[], program)
 }
@@ -14,23 +14,30 @@ pub fn ending_with_us(program: &Path) -> Command {
 /// The same, by a signal, and as another user where `identity` says so to `setpriv`.
 pub(super) fn ending_with_us_by(signal: &str, identity: &[&str], program: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", signal]).args(identity).arg(program).process_group(0).kill_on_drop(true);
+    command
+        .args(["--pdeathsig", signal])
+        .args(identity)
+        .arg(program)
+        .process_group(0)
+        .kill_on_drop(true);
     command
 }
 
-/// Sends a signal to a child that was not waited for yet, so that the id is still its own. Whether there is one.
+/// Sends a signal to a child that was not waited for yet, so that the id is still its own. Whether
+/// there is one.
 pub fn signal(child: &Child, signal: Signal) -> bool {
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// Sends a signal to a child, and waits until it has ended: 6 s at most, then it is killed. Blocks, for `drop`.
+/// Sends a signal to a child, and waits until it has ended: 6 s at most, then it is killed. Blocks,
+/// for `drop`.
 pub fn end(child: &mut Child, by: Signal) {
     if !signal(child, by) {
         return;
     }
-    // Its folder is removed next. A bound, since this also runs while the program itself is ending; Postgres takes up to
-    // 5 s to end its own.
+    // Its folder is removed next. A bound, since this also runs while the program itself is ending;
+    // Postgres takes up to 5 s to end its own.
     for _ in 0..600 {
         if !matches!(child.try_wait(), Ok(None)) {
             return;
@@ -72,12 +79,18 @@ pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
 }
 
 fn status_bytes(pid: u32, key: &str) -> Option<u64> {
-    kib_field(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?, key).map(|kib| kib * 1024)
+    kib_field(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?, key)
+        .map(|kib| kib * 1024)
 }
 
 /// A field that a file of `/proc` gives in KiB, such as `VmRSS:`.
 pub fn kib_field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key))?.trim().trim_end_matches(" kB").parse().ok()
+    text.lines()
+        .find_map(|line| line.strip_prefix(key))?
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

@@ -23,9 +23,11 @@ pub struct Redis {
     dir: TempDir,
 }
 
-/// The server under its own name, in a folder. Debian's tools are the server, too: it goes by the name it is called by.
+/// The server under its own name, in a folder. Debian's tools are the server, too: it goes by the
+/// name it is called by.
 fn named(dir: &Path) -> Result<PathBuf, String> {
-    let places = ["/usr/bin/redis-server", "/usr/bin/redis-check-rdb", "/usr/local/bin/redis-server"];
+    let places =
+        ["/usr/bin/redis-server", "/usr/bin/redis-check-rdb", "/usr/local/bin/redis-server"];
     let program = places.iter().map(Path::new).find(|path| path.exists());
     let program = program.ok_or("no Redis server here: install Redis 7 or later")?;
     let link = dir.join("redis-server");
@@ -57,7 +59,8 @@ impl Redis {
         Self::start_with(arguments).await
     }
 
-    /// Starts a Sentinel with these lines of configuration beyond its address, and waits until it answers.
+    /// Starts a Sentinel with these lines of configuration beyond its address, and waits until it
+    /// answers.
     ///
     /// # Errors
     /// As [`Redis::start`].
@@ -65,14 +68,20 @@ impl Redis {
         Self::start_with(|port, dir| {
             // A file of its own, which it writes to.
             let path = dir.join("sentinel.conf");
-            std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\n{lines}")).map_err(|it| it.to_string())?;
+            std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\n{lines}"))
+                .map_err(|it| it.to_string())?;
             Ok(vec![path.display().to_string(), "--sentinel".to_owned()])
         })
         .await
     }
 
-    async fn start_with(arguments: impl Fn(u16, &Path) -> Result<Vec<String>, String>) -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("starling-redis-").tempdir().map_err(|it| it.to_string())?;
+    async fn start_with(
+        arguments: impl Fn(u16, &Path) -> Result<Vec<String>, String>,
+    ) -> Result<Self, String> {
+        let dir = tempfile::Builder::new()
+            .prefix("starling-redis-")
+            .tempdir()
+            .map_err(|it| it.to_string())?;
         named(dir.path())?;
         let mut redis = Self { child: None, port: 0, arguments: Vec::new(), dir };
         for _ in 0..PORTS_MAX {

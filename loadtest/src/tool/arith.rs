@@ -1,4 +1,5 @@
-//! Numbers as they are divided, compared and printed. The lossy conversions of the program are all here.
+//! Numbers as they are divided, compared and printed. The lossy conversions of the program are all
+//! here.
 
 /// A count as a divisor or a dividend. Exact up to 2^53, which no run reaches.
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]

@@ -1,5 +1,6 @@
-//! A load balancer between clients and replicas, as small as one can be: each TCP connection goes to the next replica
-//! that is ready, for its life. It runs in a process of its own, so that what it costs can be told from the rest.
+//! A load balancer between clients and replicas, as small as one can be: each TCP connection goes
+//! to the next replica that is ready, for its life. It runs in a process of its own, so that what
+//! it costs can be told from the rest.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ANSWER: Duration = Duration::from_secs(1);
 /// Connections at once: what one loopback address has ports for.
 const CONNECTIONS_MAX: usize = 25_000;
-/// What is read at once. It is written at once too, so a connection holds no more than this, and nothing while idle.
+/// What is read at once. It is written at once too, so a connection holds no more than this, and
+/// nothing while idle.
 const CHUNK_BYTES: usize = 8 * 1024;
 
 /// A replica as the balancer sees it.
@@ -84,7 +86,8 @@ pub async fn serve(bases: &[String]) -> Result<(), String> {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     // Kept connections would hold up a replica that stops.
-    let http = reqwest::Client::builder().timeout(ANSWER).pool_max_idle_per_host(0).no_proxy().build();
+    let http =
+        reqwest::Client::builder().timeout(ANSWER).pool_max_idle_per_host(0).no_proxy().build();
     let http = http.map_err(|error| error.to_string())?;
     let fleet = Arc::new(Fleet::new(bases));
     fleet.look(&http).await;
@@ -124,7 +127,8 @@ async fn pass_on(fleet: Arc<Fleet>, client: TcpStream) {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let up = async {
         if pump(&from_client, to_server).await.is_ok() {
             // A client that says no more still listens.
@@ -187,7 +191,10 @@ mod tests {
     }
 
     fn http(status: u16, body: &str) -> String {
-        format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     #[tokio::test]
@@ -210,14 +217,21 @@ mod tests {
         tasks.spawn(async move { accept(listener, &balanced).await });
         let mut heard = Vec::new();
         for _ in 0..6 {
-            let one = reqwest::Client::new().get(format!("http://{address}/")).send().await.unwrap();
+            let one =
+                reqwest::Client::new().get(format!("http://{address}/")).send().await.unwrap();
             heard.push(one.text().await.unwrap());
         }
         heard.sort_unstable();
-        assert!(heard[..3].iter().all(|body| body == "a") && heard[3..].iter().all(|body| *body == long));
+        assert!(
+            heard[..3].iter().all(|body| body == "a")
+                && heard[3..].iter().all(|body| *body == long)
+        );
         for replica in &fleet.replicas {
             replica.ready.store(false, Ordering::Relaxed);
         }
-        assert!(reqwest::Client::new().get(format!("http://{address}/")).send().await.is_err(), "nobody is there");
+        assert!(
+            reqwest::Client::new().get(format!("http://{address}/")).send().await.is_err(),
+            "nobody is there"
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-/// Loads a Starling deployment, measures it, and proves that it lost, doubled and reordered nothing.
+/// Loads a Starling deployment, measures it, and proves that it lost, doubled and reordered
+/// nothing.
 #[derive(Debug, Parser)]
 #[command(name = "starling-loadtest", version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -28,8 +29,8 @@ pub enum Command {
         /// The JSON lines that `starling user create --count K --with-session` printed.
         #[arg(long)]
         accounts: PathBuf,
-        /// Where the servers tell their metrics, as `http://host:port/metrics`, separated by commas: what they counted is
-        /// printed with each workload.
+        /// Where the servers tell their metrics, as `http://host:port/metrics`, separated by
+        /// commas: what they counted is printed with each workload.
         #[arg(long, value_delimiter = ',')]
         metrics: Vec<String>,
         /// Load a target that is not this machine.
@@ -44,7 +45,8 @@ pub enum Command {
     },
     /// Start a deployment with everything it needs, load it, and remove it.
     ///
-    /// The servers get this program's environment, but for where they listen and what they store in.
+    /// The servers get this program's environment, but for where they listen and what they store
+    /// in.
     Local {
         /// What to do there, one after the other.
         #[arg(required = true, value_enum)]
@@ -74,7 +76,8 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Compare the ratios to floors of runs with committed ones; fail if the median of one is more than 25 % worse.
+    /// Compare the ratios to floors of runs with committed ones; fail if the median of one is more
+    /// than 25 % worse.
     Gate {
         /// What each run wrote with --json.
         #[arg(required = true)]
@@ -96,7 +99,8 @@ pub enum Command {
     /// The bare servers that results are held against. Started by this program itself.
     #[command(hide = true)]
     Floor {
-        /// Insert what comes into a table of this database, `postgres://…` or `sqlite://…`; without it, echo.
+        /// Insert what comes into a table of this database, `postgres://…` or `sqlite://…`; without
+        /// it, echo.
         #[arg(long)]
         database: Option<String>,
     },
@@ -116,19 +120,24 @@ pub enum Workload {
     Seed,
     /// Lists and history of a seeded community.
     Inbox,
-    /// Every socket is dropped at once, while people write; then, in `local`, the replicas are restarted one by one.
+    /// Every socket is dropped at once, while people write; then, in `local`, the replicas are
+    /// restarted one by one.
     Storm,
     /// A day of ordinary use: reads, sends, typing, read markers, presence, edits, reconnects.
     Mix,
     /// Logins, revocations, joining and leaving.
     Churn,
-    /// In `local` with several replicas: one is killed while people write, and some of them hang up.
+    /// In `local` with several replicas: one is killed while people write, and some of them hang
+    /// up.
     Crash,
-    /// In `local` with several replicas: every second, what these hear of each other by is cut, while people write.
+    /// In `local` with several replicas: every second, what these hear of each other by is cut,
+    /// while people write.
     Cut,
-    /// In `local` with several replicas: the last one holds all connections and is killed; they come back to the others.
+    /// In `local` with several replicas: the last one holds all connections and is killed; they
+    /// come back to the others.
     Loss,
-    /// One account does as much as it can, while others write. The server must limit rates; in `local` it does.
+    /// One account does as much as it can, while others write. The server must limit rates; in
+    /// `local` it does.
     Greedy,
 }
 
@@ -164,15 +173,16 @@ pub struct Load {
     /// sends, greedy: senders at once.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub senders: u16,
-    /// sends, fanout, greedy: messages a second in all, sent when they are due whatever the answers do (open loop); without
-    /// it each sender waits for its answer (closed loop).
+    /// sends, fanout, greedy: messages a second in all, sent when they are due whatever the answers
+    /// do (open loop); without it each sender waits for its answer (closed loop).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,
     /// sends: the other member of each chat is online too, and delivery is measured.
     #[arg(long)]
     pub peers_online: bool,
-    /// sends: raise the number of users, all of them online, until the p99 of delivery is over this many milliseconds or
-    /// one send in a thousand fails; print the largest community that held. Begins with twice --senders.
+    /// sends: raise the number of users, all of them online, until the p99 of delivery is over this
+    /// many milliseconds or one send in a thousand fails; print the largest community that held.
+    /// Begins with twice --senders.
     #[arg(long, value_name = "MS", value_parser = positive)]
     pub until_slo: Option<f64>,
     /// With --until-slo: messages that a user writes a minute.
@@ -181,7 +191,8 @@ pub struct Load {
     /// fanout: members online.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub members: u16,
-    /// fanout: so many of the members read nothing until the end. They must be told everything all the same.
+    /// fanout: so many of the members read nothing until the end. They must be told everything all
+    /// the same.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub slow: u16,
     /// sends, fanout: the length of a text, in bytes, beyond some thirty.
@@ -232,7 +243,10 @@ mod tests {
         use clap::CommandFactory;
         Cli::command().debug_assert();
         let parsed = |line: &str| Cli::try_parse_from(line.split(' '));
-        assert!(parsed("starling-loadtest run sends --target http://a:1,http://b:2 --accounts f").is_ok());
+        assert!(
+            parsed("starling-loadtest run sends --target http://a:1,http://b:2 --accounts f")
+                .is_ok()
+        );
         assert!(parsed("starling-loadtest local --embedded sends fanout --seconds 3").is_ok());
         assert!(parsed("starling-loadtest local").is_err());
         assert!(parsed("starling-loadtest local --direct sends").is_err());

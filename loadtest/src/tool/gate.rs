@@ -1,5 +1,5 @@
-//! The gate: ratios to floors, against those that were committed. Ratios and not figures, so that another machine's are
-//! comparable.
+//! The gate: ratios to floors, against those that were committed. Ratios and not figures, so that
+//! another machine's are comparable.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ struct Measured {
     held: HeldRows,
 }
 
-/// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much worse. Of several runs
-/// the median of each ratio counts, so that one bad moment decides nothing.
+/// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much
+/// worse. Of several runs the median of each ratio counts, so that one bad moment decides nothing.
 ///
 /// # Errors
 /// If a file can't be read or written.
@@ -53,7 +53,8 @@ pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, Strin
     let measured = medians(runs.into_iter().map(|run| run.held));
     if accept {
         let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
-        std::fs::write(against, text + "\n").map_err(|error| format!("{}: {error}", against.display()))?;
+        std::fs::write(against, text + "\n")
+            .map_err(|error| format!("{}: {error}", against.display()))?;
         println!("{} ratios are written to {}", measured.len(), against.display());
         return Ok(true);
     }
@@ -69,7 +70,8 @@ pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, Strin
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -82,9 +84,15 @@ fn medians(runs: impl Iterator<Item = HeldRows>) -> Ratios {
     let median = |mut ratios: Vec<f64>| {
         ratios.sort_unstable_by(f64::total_cmp);
         let middle = ratios.len() / 2;
-        if ratios.len().is_multiple_of(2) { f64::midpoint(ratios[middle - 1], ratios[middle]) } else { ratios[middle] }
+        if ratios.len().is_multiple_of(2) {
+            f64::midpoint(ratios[middle - 1], ratios[middle])
+        } else {
+            ratios[middle]
+        }
     };
-    all.into_iter().map(|(row, (better, ratios))| (row, Ratio { ratio: median(ratios), better })).collect()
+    all.into_iter()
+        .map(|(row, (better, ratios))| (row, Ratio { ratio: median(ratios), better }))
+        .collect()
 }
 
 /// What is more than a quarter worse, or was not measured, in sentences that name the row.
@@ -95,7 +103,8 @@ fn worse(committed: &Ratios, measured: &Ratios) -> Vec<String> {
             worse.push(format!("{row}: was not measured"));
             continue;
         };
-        // How many times worse: a rate that falls to four fifths and a cost that grows by a quarter weigh the same.
+        // How many times worse: a rate that falls to four fifths and a cost that grows by a quarter
+        // weigh the same.
         let times = match better {
             Better::Higher if *is > 0.0 => was / is,
             Better::Lower if *was > 0.0 => is / was,
@@ -103,7 +112,9 @@ fn worse(committed: &Ratios, measured: &Ratios) -> Vec<String> {
             Better::Lower => 1.0,
         };
         if times > 1.0 + WORSE_MAX {
-            worse.push(format!("{row}: {is:.3} times its floor, was {was:.3}: {times:.2} times worse"));
+            worse.push(format!(
+                "{row}: {is:.3} times its floor, was {was:.3}: {times:.2} times worse"
+            ));
         }
     }
     worse

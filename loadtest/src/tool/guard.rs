@@ -2,7 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Refuses addresses that are not of this machine, unless the operator said that the deployment is theirs.
+/// Refuses addresses that are not of this machine, unless the operator said that the deployment is
+/// theirs.
 ///
 /// # Errors
 /// In a sentence for the operator.
@@ -12,10 +13,14 @@ pub fn check_targets(targets: &[String], own: bool) -> Result<(), String> {
     }
     for target in targets {
         let Some(authority) = target.strip_prefix("http://") else {
-            return Err(format!("{target} does not begin with http:// (for TLS, measure behind its end)"));
+            return Err(format!(
+                "{target} does not begin with http:// (for TLS, measure behind its end)"
+            ));
         };
         if !own && !is_loopback(authority.split('/').next().unwrap_or_default()) {
-            return Err(format!("{target} is not this machine: say --i-own-this if you may load it"));
+            return Err(format!(
+                "{target} is not this machine: say --i-own-this if you may load it"
+            ));
         }
     }
     Ok(())
@@ -25,7 +30,8 @@ fn is_loopback(authority: &str) -> bool {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     // Not by a lookup: what a name means may change between the look and the load.
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Raises the number of files that this process may open as far as it goes, for `wanted` of them.
@@ -37,7 +43,8 @@ pub fn raise_file_limit(wanted: u64) -> Result<u64, String> {
     let most = limit.maximum.unwrap_or(u64::MAX);
     if limit.current.is_some_and(|current| current < most) {
         // What it may open without this is looked at next.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+        let _ =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
     let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if now < wanted {

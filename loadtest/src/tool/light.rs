@@ -1,5 +1,6 @@
-//! A connection for speed: small buffers, no record of what came. It checks on the way that revs have no gap, which
-//! takes a number a chat; what was acknowledged is proven from the history afterwards.
+//! A connection for speed: small buffers, no record of what came. It checks on the way that revs
+//! have no gap, which takes a number a chat; what was acknowledged is proven from the history
+//! afterwards.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,19 +31,28 @@ const RETURNS_MAX: u32 = 8;
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
 /// A stream with the buffers of this program.
-pub async fn open(base: &str, path: &str, token: &str) -> Result<WebSocketStream<TcpStream>, String> {
+pub async fn open(
+    base: &str,
+    path: &str,
+    token: &str,
+) -> Result<WebSocketStream<TcpStream>, String> {
     let authority = base.trim_start_matches("http://").trim_end_matches('/');
     let stream = TcpStream::connect(authority).await.map_err(|error| format!("{base}: {error}"))?;
     upgrade(stream, authority, path, token).await
 }
 
 /// The same with a small receive buffer, so that the other side soon feels when nothing is read.
-async fn open_narrow(base: &str, path: &str, token: &str) -> Result<WebSocketStream<TcpStream>, String> {
+async fn open_narrow(
+    base: &str,
+    path: &str,
+    token: &str,
+) -> Result<WebSocketStream<TcpStream>, String> {
     let authority = base.trim_start_matches("http://").trim_end_matches('/');
     let failed = |error: std::io::Error| format!("{base}: {error}");
     let address = tokio::net::lookup_host(authority).await.map_err(failed)?.next();
     let address = address.ok_or_else(|| format!("{base}: no such address"))?;
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+        .map_err(failed)?;
     socket.set_recv_buffer_size(NARROW_BYTES).map_err(failed)?;
     let stream = socket.connect(address).await.map_err(failed)?;
     upgrade(stream, authority, path, token).await
@@ -58,10 +68,12 @@ async fn upgrade(
     let url = format!("ws://{authority}{path}");
     let mut request = url.into_client_request().map_err(|error| error.to_string())?;
     if !token.is_empty() {
-        let bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|error| error.to_string())?;
+        let bearer =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|error| error.to_string())?;
         request.headers_mut().insert("authorization", bearer);
     }
-    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
+    let config =
+        WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
     let opened = client_async_with_config(request, stream, Some(config)).await;
     opened.map(|(stream, _)| stream).map_err(|error| format!("{authority}: {error}"))
 }
@@ -87,7 +99,8 @@ pub enum Heard {
     },
     /// A message in one of our chats.
     New {
-        /// When it was meant to be sent, in microseconds of the run's clock; absent in other people's texts.
+        /// When it was meant to be sent, in microseconds of the run's clock; absent in other
+        /// people's texts.
         stamp_us: Option<u64>,
     },
     /// Anything else.
@@ -162,14 +175,19 @@ struct Revs {
 }
 
 impl Revs {
-    /// A rev that just came: the next one is right. A chat that the connection does not follow proves nothing.
+    /// A rev that just came: the next one is right. A chat that the connection does not follow
+    /// proves nothing.
     fn heard(&mut self, chat: &str, rev: u32) {
         let Some(known) = self.known.get_mut(chat) else { return };
         // Of what changed several times while one was away, only the latest is told.
         if rev > *known + 1 && !self.replaying {
             self.verdict.chat(chat, *known + 1, &format!("not told; {rev} came after {known}"));
         } else if rev <= *known {
-            self.verdict.chat(chat, rev, &format!("told again, or late: {known} was there already"));
+            self.verdict.chat(
+                chat,
+                rev,
+                &format!("told again, or late: {known} was there already"),
+            );
         }
         *known = rev.max(*known);
     }
@@ -189,13 +207,30 @@ impl Light {
     ///
     /// # Errors
     /// In a sentence, if that does not work out in 20 s.
-    pub async fn connect(base: &str, token: &str, slow: bool, verdict: Arc<Verdict>) -> Result<Self, String> {
+    pub async fn connect(
+        base: &str,
+        token: &str,
+        slow: bool,
+        verdict: Arc<Verdict>,
+    ) -> Result<Self, String> {
         let connecting = async {
-            let stream = if slow { open_narrow(base, "/ws", token).await? } else { open(base, "/ws", token).await? };
+            let stream = if slow {
+                open_narrow(base, "/ws", token).await?
+            } else {
+                open(base, "/ws", token).await?
+            };
             let revs = Revs { known: HashMap::new(), replaying: false, verdict };
             let (base, token) = (base.to_owned(), token.to_owned());
-            let mut light =
-                Self { stream, base, token, revs, heartbeat: HEARTBEAT, pinged: Instant::now(), slow, waited_bytes: 0 };
+            let mut light = Self {
+                stream,
+                base,
+                token,
+                revs,
+                heartbeat: HEARTBEAT,
+                pinged: Instant::now(),
+                slow,
+                waited_bytes: 0,
+            };
             light.sync().await?;
             Ok(light)
         };
@@ -243,7 +278,8 @@ impl Light {
             return Err("the connection ended at once".to_owned());
         }
         loop {
-            let text = self.text().await.map_err(|code| format!("closed while it synced, with {code}"))?;
+            let text =
+                self.text().await.map_err(|code| format!("closed while it synced, with {code}"))?;
             let (heard, synced) = self.read(&text);
             match heard {
                 Heard::Refused { code, .. } => return Err(format!("not synced: {code}")),
@@ -264,7 +300,9 @@ impl Light {
                     self.waited_bytes += if self.slow { text.len() } else { 0 };
                     return Ok(text);
                 }
-                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(0, |frame| frame.code.into())),
+                Some(Ok(Message::Close(frame))) => {
+                    return Err(frame.map_or(0, |frame| frame.code.into()));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(0),
             }
@@ -274,16 +312,27 @@ impl Light {
     /// What a frame says, and whether it is `synced`.
     fn read(&mut self, text: &str) -> (Heard, bool) {
         let Ok(note) = serde_json::from_str::<Note<'_>>(text) else {
-            self.revs.verdict.say(format!("a frame that is none of the protocol: {}", text.get(..80).unwrap_or(text)));
+            self.revs.verdict.say(format!(
+                "a frame that is none of the protocol: {}",
+                text.get(..80).unwrap_or(text)
+            ));
             return (Heard::Other, false);
         };
         match (note.kind, note.chat_id, note.rev) {
             ("ack", ..) => {
-                let (message_id, rev) = note.message.map_or((0, 0), |message| (message.id, message.rev));
+                let (message_id, rev) =
+                    note.message.map_or((0, 0), |message| (message.id, message.rev));
                 return (Heard::Ack { frame: note.id.unwrap_or(0), message_id, rev }, false);
             }
-            ("error", ..) => return (Heard::Refused { frame: note.id, code: note.code.unwrap_or_default() }, false),
-            ("ready", ..) => self.heartbeat = note.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis),
+            ("error", ..) => {
+                return (
+                    Heard::Refused { frame: note.id, code: note.code.unwrap_or_default() },
+                    false,
+                );
+            }
+            ("ready", ..) => {
+                self.heartbeat = note.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis)
+            }
             ("synced", ..) => {
                 self.revs.replaying = false;
                 self.revs.known.extend(note.chats.unwrap_or_default());
@@ -302,7 +351,10 @@ impl Light {
             _ => {}
         }
         if note.kind == "new_message" {
-            return (Heard::New { stamp_us: stamp_us(note.message.and_then(|it| it.text).as_deref()) }, false);
+            return (
+                Heard::New { stamp_us: stamp_us(note.message.and_then(|it| it.text).as_deref()) },
+                false,
+            );
         }
         (Heard::Other, false)
     }
@@ -315,8 +367,15 @@ impl Light {
         }
     }
 
-    /// Sends a message. `chat`, `text` and `client_id` are of this program: nothing in them needs escaping.
-    pub async fn send_message(&mut self, frame: u64, chat: &str, text: &str, client_id: &str) -> bool {
+    /// Sends a message. `chat`, `text` and `client_id` are of this program: nothing in them needs
+    /// escaping.
+    pub async fn send_message(
+        &mut self,
+        frame: u64,
+        chat: &str,
+        text: &str,
+        client_id: &str,
+    ) -> bool {
         self.put(format!(
             r#"{{"type":"send_message","id":{frame},"chat_id":"{chat}","text":"{text}","client_id":"{client_id}"}}"#
         ))
@@ -362,7 +421,11 @@ mod tests {
     #[test]
     fn a_gap_and_a_repetition_are_found_with_chat_and_rev() {
         let verdict = Arc::new(Verdict::default());
-        let mut revs = Revs { known: HashMap::from([("c".to_owned(), 4)]), replaying: false, verdict: verdict.clone() };
+        let mut revs = Revs {
+            known: HashMap::from([("c".to_owned(), 4)]),
+            replaying: false,
+            verdict: verdict.clone(),
+        };
         for rev in [5, 6, 8, 8, 9] {
             revs.heard("c", rev);
         }

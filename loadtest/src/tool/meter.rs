@@ -96,7 +96,9 @@ impl Meter {
     /// # Errors
     /// If the histogram can't be made; its bounds are constants, so that does not happen.
     pub fn new(name: &'static str, warm_up: Duration) -> Result<Arc<Self>, String> {
-        let histogram = |digits| Histogram::new_with_bounds(1, LATENCY_US_MAX, digits).map_err(|it| it.to_string());
+        let histogram = |digits| {
+            Histogram::new_with_bounds(1, LATENCY_US_MAX, digits).map_err(|it| it.to_string())
+        };
         let inner = Inner {
             warm_up,
             measured_from: Instant::now() + warm_up,
@@ -124,7 +126,8 @@ impl Meter {
         let mut inner = self.inner.lock();
         inner.count_with_warm_up += 1;
         inner.second.saturating_record(took_us);
-        // What ends after the span was begun in it, and nothing is done in its stead: it would count as speed.
+        // What ends after the span was begun in it, and nothing is done in its stead: it would
+        // count as speed.
         if now >= inner.measured_from && inner.measured_until.is_none_or(|until| now <= until) {
             inner.all.saturating_record(took_us);
         }

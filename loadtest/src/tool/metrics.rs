@@ -19,7 +19,11 @@ pub type Counters = BTreeMap<String, f64>;
 /// In a sentence, if one does not answer.
 pub async fn read(urls: &[String]) -> Result<Counters, String> {
     let mut all = Counters::new();
-    let client = reqwest::Client::builder().timeout(ANSWER).no_proxy().build().map_err(|error| error.to_string())?;
+    let client = reqwest::Client::builder()
+        .timeout(ANSWER)
+        .no_proxy()
+        .build()
+        .map_err(|error| error.to_string())?;
     for url in urls {
         let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
         let text = match answer {
@@ -64,7 +68,8 @@ mod tests {
         for (name, value) in counters(text) {
             *after.entry(name).or_default() += value;
         }
-        let before = Counters::from([("sends".to_owned(), 7.0), ("frames_received".to_owned(), 2.0)]);
+        let before =
+            Counters::from([("sends".to_owned(), 7.0), ("frames_received".to_owned(), 2.0)]);
         assert_eq!(growth(&before, &after), "frames received 5");
         assert_eq!(growth(&after, &after), "");
     }

@@ -41,7 +41,8 @@ use cli::{Cli, Command};
 
 /// Parses the command line, does what it says, and says how that went.
 ///
-/// Exit 0: everything held. 1: a promise was broken, or the run could not be made. 2: bad usage. 130: interrupted.
+/// Exit 0: everything held. 1: a promise was broken, or the run could not be made. 2: bad usage.
+/// 130: interrupted.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -72,7 +73,9 @@ fn failed(error: &str) -> ExitCode {
 /// Until Ctrl-C or SIGTERM.
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
@@ -87,16 +90,34 @@ async fn obey(command: Command) -> Result<bool, String> {
             if !metrics.is_empty() {
                 guard::check_targets(&metrics, i_own_this)?;
             }
-            let lines = std::fs::read_to_string(&accounts).map_err(|it| format!("{}: {it}", accounts.display()))?;
+            let lines = std::fs::read_to_string(&accounts)
+                .map_err(|it| format!("{}: {it}", accounts.display()))?;
             let accounts = starling_loadtest::workload::accounts_of_json_lines(&lines)?;
             let mut report = report::Report::new(&load, Vec::new());
-            report
-                .runs
-                .push(runs::on_target(runs::Target { bases: target, metrics }, accounts, &workloads, load).await?);
+            report.runs.push(
+                runs::on_target(
+                    runs::Target { bases: target, metrics },
+                    accounts,
+                    &workloads,
+                    load,
+                )
+                .await?,
+            );
             report.finish(&output)
         }
-        Command::Local { workloads, replicas, direct, embedded, starling, users, floors, load, output } => {
-            let local = runs::Local { workloads, replicas, direct, embedded, starling, users, floors };
+        Command::Local {
+            workloads,
+            replicas,
+            direct,
+            embedded,
+            starling,
+            users,
+            floors,
+            load,
+            output,
+        } => {
+            let local =
+                runs::Local { workloads, replicas, direct, embedded, starling, users, floors };
             runs::locally(local, load).await?.finish(&output)
         }
         Command::Gate { json, against, accept } => gate::run(&json, &against, accept),

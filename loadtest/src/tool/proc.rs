@@ -31,9 +31,11 @@ fn tick_s() -> f64 {
     1.0 / real(rustix::param::clock_ticks_per_second().max(1))
 }
 
-/// CPU seconds that this program used so far, without those of children it has waited for: they have roles of their own.
+/// CPU seconds that this program used so far, without those of children it has waited for: they
+/// have roles of their own.
 pub fn own_cpu_s() -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", std::process::id())).unwrap_or_default();
+    let stat =
+        std::fs::read_to_string(format!("/proc/{}/stat", std::process::id())).unwrap_or_default();
     cpu_s(&stat, 11..13)
 }
 
@@ -59,7 +61,8 @@ pub fn of_tree(pid: u32) -> Use {
         false
     };
     let mut all = Use::default();
-    for each in parents.keys().filter(|child| is_below(**child)).filter_map(|child| of_one(*child)) {
+    for each in parents.keys().filter(|child| is_below(**child)).filter_map(|child| of_one(*child))
+    {
         all.cpu_s += each.cpu_s;
         all.memory_bytes += each.memory_bytes;
     }
@@ -69,7 +72,9 @@ pub fn of_tree(pid: u32) -> Use {
 fn parents() -> BTreeMap<u32, u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let parent = |pid: u32| Some((pid, stat_field(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 1)?));
+    let parent = |pid: u32| {
+        Some((pid, stat_field(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 1)?))
+    };
     pids.filter_map(parent).map(|(pid, parent)| (pid, u32::try_from(parent).unwrap_or(0))).collect()
 }
 
@@ -80,7 +85,9 @@ fn stat_field(stat: &str, number: usize) -> Option<u64> {
 
 fn of_one(pid: u32) -> Option<Use> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let read = |file: &str, key: &str| kib_field(&std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?, key);
+    let read = |file: &str, key: &str| {
+        kib_field(&std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?, key)
+    };
     let kib = read("smaps_rollup", "Pss:").or_else(|| read("status", "VmRSS:")).unwrap_or(0);
     Some(Use { cpu_s: cpu_s(&stat, 11..15), memory_bytes: kib * 1024 })
 }
@@ -93,15 +100,20 @@ pub fn machine() -> Machine {
 fn machine_of(stat: &str) -> Machine {
     let line = stat.lines().next().unwrap_or_default();
     // user nice system idle iowait irq softirq steal; what guests used is in the first two.
-    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
+    let ticks: Vec<u64> =
+        line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
     let all: u64 = ticks.iter().sum();
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
     let seconds = |ticks| real(ticks) * tick_s();
-    Machine { busy: seconds(all - idle), stolen: seconds(ticks.get(7).copied().unwrap_or(0)), all: seconds(all) }
+    Machine {
+        busy: seconds(all - idle),
+        stolen: seconds(ticks.get(7).copied().unwrap_or(0)),
+        all: seconds(all),
+    }
 }
 
-/// A word when the generator itself was what limited the run: the machine had nothing left, and a good part of it went
-/// to the generator.
+/// A word when the generator itself was what limited the run: the machine had nothing left, and a
+/// good part of it went to the generator.
 pub fn bottleneck(shares: Shares) -> Option<String> {
     const BUSY: f64 = 0.9;
     const SHARE: f64 = 0.25;
@@ -128,7 +140,11 @@ pub struct Shares {
 /// What became of the machine's CPU between two moments, `own_cpu_s` of it in the generator.
 pub fn shares(before: Machine, after: Machine, own_cpu_s: f64) -> Shares {
     let share = |seconds: f64| ratio(seconds, after.all - before.all);
-    Shares { busy: share(after.busy - before.busy), stolen: share(after.stolen - before.stolen), own: share(own_cpu_s) }
+    Shares {
+        busy: share(after.busy - before.busy),
+        stolen: share(after.stolen - before.stolen),
+        own: share(own_cpu_s),
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +173,9 @@ mod tests {
         let later = Machine { busy: 9.5, stolen: 1.0, all: 10.0 };
         let shares = shares(Machine::default(), later, 4.0);
         assert!((shares.stolen - 0.1).abs() < 1e-9);
-        assert!(bottleneck(shares).is_some_and(|word| word.contains("95 %") && word.contains("40 %")));
+        assert!(
+            bottleneck(shares).is_some_and(|word| word.contains("95 %") && word.contains("40 %"))
+        );
         assert_eq!(bottleneck(Shares { busy: 0.5, ..shares }), None);
         assert_eq!(bottleneck(Shares { own: 0.1, ..shares }), None);
     }

@@ -79,7 +79,9 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     if local.embedded || shapes.is_empty() {
         shapes.push(Shape::Embedded);
     }
-    for (shape, workload) in shapes.iter().flat_map(|shape| local.workloads.iter().map(move |it| (shape, it))) {
+    for (shape, workload) in
+        shapes.iter().flat_map(|shape| local.workloads.iter().map(move |it| (shape, it)))
+    {
         is_possible(*workload, shape.replicas())?;
     }
     let limits_rates = load::limits_rates(&local.workloads)?;
@@ -87,11 +89,20 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     for shape in shapes {
         eprintln!("starting: {}", shape.words());
         let site = Arc::new(Site::start(shape, &program, limits_rates).await?);
-        let needed = local.workloads.iter().map(|workload| accounts_needed(&load, *workload)).max().unwrap_or(1);
+        let needed = local
+            .workloads
+            .iter()
+            .map(|workload| accounts_needed(&load, *workload))
+            .max()
+            .unwrap_or(1);
         let count = local.users.map_or(needed, |users| users as usize);
         eprintln!("making {count} accounts");
         let accounts = site.make_accounts(count).await?;
-        let bench = if local.floors { Some(Bench::new(&load, site.database_url(), site.redis_port())?) } else { None };
+        let bench = if local.floors {
+            Some(Bench::new(&load, site.database_url(), site.redis_port())?)
+        } else {
+            None
+        };
         let stage = Stage::new(site.bases(), accounts, Some(site.clone()), load.clone())?;
         report.runs.push(all(&stage, shape.words(), &local.workloads, bench, &[]).await?);
     }
@@ -107,7 +118,8 @@ async fn all(
 ) -> Result<Run, String> {
     let mut outcomes = Vec::new();
     // Connections that reuse what earlier work has freed would look smaller than they are.
-    let (idle, others): (Vec<Workload>, Vec<Workload>) = workloads.iter().partition(|it| **it == Workload::Idle);
+    let (idle, others): (Vec<Workload>, Vec<Workload>) =
+        workloads.iter().partition(|it| **it == Workload::Idle);
     for workload in idle.into_iter().chain(others) {
         let floors = || async {
             let Some(bench) = &bench else { return Ok(Floors::default()) };
@@ -120,7 +132,11 @@ async fn all(
         let mut outcome = load::run(stage, workload).await?;
         outcome.counted = metrics::growth(&before, &metrics::read(metrics).await?);
         // What is found wrong is told, whatever the deployment still answers.
-        outcome.floors = if outcome.violations > 0 { floors_before } else { floors_before.mean(&floors().await?) };
+        outcome.floors = if outcome.violations > 0 {
+            floors_before
+        } else {
+            floors_before.mean(&floors().await?)
+        };
         outcomes.push(outcome);
     }
     Ok(Run { site, outcomes })
@@ -128,7 +144,10 @@ async fn all(
 
 /// Connections are the most of what is open; those of a floor are as many again.
 fn files(load: &Load) -> u64 {
-    let most = [load.connections, load.members, load.senders * 2, load.people].into_iter().max().unwrap_or(0);
+    let most = [load.connections, load.members, load.senders * 2, load.people]
+        .into_iter()
+        .max()
+        .unwrap_or(0);
     u64::from(most) + OTHER_FILES
 }
 

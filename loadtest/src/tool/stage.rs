@@ -155,15 +155,28 @@ impl Stage {
     ) -> Result<Self, String> {
         let http = Http::new(&bases, Duration::from_secs(15))?;
         if accounts.is_empty() {
-            return Err("no account: `starling user create --count K --with-session` makes some".to_owned());
+            return Err(
+                "no account: `starling user create --count K --with-session` makes some".to_owned()
+            );
         }
         let tag = format!("{:08x}", rand::random::<u32>());
         let verdict = Arc::default();
         let processes = site.as_ref().map(|site| site.processes()).unwrap_or_default();
-        Ok(Self { bases, accounts, http, processes, site, load, epoch: Instant::now(), tag, verdict })
+        Ok(Self {
+            bases,
+            accounts,
+            http,
+            processes,
+            site,
+            load,
+            epoch: Instant::now(),
+            tag,
+            verdict,
+        })
     }
 
-    /// The addresses of the replicas, as far as they are known: to look at each of them, past any balancer.
+    /// The addresses of the replicas, as far as they are known: to look at each of them, past any
+    /// balancer.
     pub fn replicas(&self) -> Vec<String> {
         self.site.as_ref().map_or_else(|| self.bases.clone(), |site| site.replicas())
     }
@@ -179,7 +192,11 @@ impl Stage {
     /// In a sentence.
     pub fn need_accounts(&self, count: usize) -> Result<(), String> {
         let have = self.accounts.len();
-        if have < count { Err(format!("{count} accounts are needed, and {have} given")) } else { Ok(()) }
+        if have < count {
+            Err(format!("{count} accounts are needed, and {have} given"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends a request, again if nobody answered. Only for requests that may be repeated.
@@ -203,18 +220,24 @@ impl Stage {
                         "{method} {path}: too many requests; start the server with STARLING_RATE_LIMITS=off"
                     ));
                 }
-                Answer::Refused { status, code } => return Err(format!("{method} {path}: {status} {code}")),
+                Answer::Refused { status, code } => {
+                    return Err(format!("{method} {path}: {status} {code}"));
+                }
                 Answer::Unknown => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         }
         Err(format!("{method} {path}: no answer"))
     }
 
-    /// Connects these users (numbers of accounts, repeated for several connections), spread over the replicas.
+    /// Connects these users (numbers of accounts, repeated for several connections), spread over
+    /// the replicas.
     ///
     /// # Errors
     /// If one of them can't.
-    pub async fn connect_all(&self, users: impl Iterator<Item = usize>) -> Result<Vec<Light>, String> {
+    pub async fn connect_all(
+        &self,
+        users: impl Iterator<Item = usize>,
+    ) -> Result<Vec<Light>, String> {
         self.connect(users, false).await
     }
 
@@ -222,11 +245,18 @@ impl Stage {
     ///
     /// # Errors
     /// If one of them can't.
-    pub async fn connect_slow(&self, users: impl Iterator<Item = usize>) -> Result<Vec<Light>, String> {
+    pub async fn connect_slow(
+        &self,
+        users: impl Iterator<Item = usize>,
+    ) -> Result<Vec<Light>, String> {
         self.connect(users, true).await
     }
 
-    async fn connect(&self, users: impl Iterator<Item = usize>, slow: bool) -> Result<Vec<Light>, String> {
+    async fn connect(
+        &self,
+        users: impl Iterator<Item = usize>,
+        slow: bool,
+    ) -> Result<Vec<Light>, String> {
         let connect = |(number, user): (usize, usize)| {
             let base = self.http.base(number);
             Light::connect(base, &self.accounts[user].token, slow, self.verdict.clone())

@@ -84,10 +84,12 @@ impl Watch {
     pub fn finish(mut self) -> Spent {
         self.ticker.abort_all();
         let machine = proc::machine();
-        let before = |role: &str| self.before.iter().find(|it| it.0 == role).map_or(0.0, |it| it.1.cpu_s);
+        let before =
+            |role: &str| self.before.iter().find(|it| it.0 == role).map_or(0.0, |it| it.1.cpu_s);
         let roles = self.processes.used().into_iter().map(|(role, now)| RoleUse {
             role,
-            // A backend of Postgres that ended meanwhile takes its time with it until its parent has waited for it.
+            // A backend of Postgres that ended meanwhile takes its time with it until its parent
+            // has waited for it.
             cpu_s: (now.cpu_s - before(role)).max(0.0),
             memory_bytes: now.memory_bytes,
         });

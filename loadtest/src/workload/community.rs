@@ -17,13 +17,16 @@ pub struct Community {
     pub actors: Vec<Actor>,
 }
 
-/// The accounts that `starling user create --count K --with-session` printed, one JSON object a line.
+/// The accounts that `starling user create --count K --with-session` printed, one JSON object a
+/// line.
 ///
 /// # Errors
 /// If a line is none.
 pub fn accounts_of_json_lines(lines: &str) -> Result<Vec<Account>, String> {
     let lines = lines.lines().filter(|line| !line.trim().is_empty());
-    lines.map(|line| serde_json::from_str(line).map_err(|error| format!("not an account: {error}"))).collect()
+    lines
+        .map(|line| serde_json::from_str(line).map_err(|error| format!("not an account: {error}")))
+        .collect()
 }
 
 impl Community {
@@ -71,11 +74,14 @@ impl Community {
 
     async fn chat(&self, kind: &str, users: &[usize]) -> Result<String, String> {
         let [owner, members @ ..] = users else { return Err("a chat needs an owner".to_owned()) };
-        let members: Vec<&str> = members.iter().map(|user| self.actors[*user].account().user_id.as_str()).collect();
+        let members: Vec<&str> =
+            members.iter().map(|user| self.actors[*user].account().user_id.as_str()).collect();
         for replica in 0..TRIES {
             match self.actors[*owner].create_chat(replica, kind, &members).await {
                 Answer::Ok(chat) => return Ok(chat.id),
-                Answer::Refused { status, code } => return Err(format!("no {kind} was made: {status} {code}")),
+                Answer::Refused { status, code } => {
+                    return Err(format!("no {kind} was made: {status} {code}"));
+                }
                 Answer::Unknown => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         }
@@ -91,7 +97,10 @@ mod tests {
     fn accounts_are_read_from_what_the_command_prints() {
         let lines = "{\"user_id\":\"1\",\"login\":\"u1\",\"password\":\"p\",\"token\":\"t\"}\n\n{\"user_id\":\"2\",\"new\":0}\n";
         let accounts = accounts_of_json_lines(lines).unwrap();
-        assert_eq!((accounts.len(), accounts[0].token.as_str(), accounts[1].user_id.as_str()), (2, "t", "2"));
+        assert_eq!(
+            (accounts.len(), accounts[0].token.as_str(), accounts[1].user_id.as_str()),
+            (2, "t", "2")
+        );
         assert!(accounts_of_json_lines("starling").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! The log at the end, as the replicas tell it over HTTP. What HTTP does not tell (the revs of members, other people's
-//! keys) stays unknown; a test that can read the database may fill it in.
+//! The log at the end, as the replicas tell it over HTTP. What HTTP does not tell (the revs of
+//! members, other people's keys) stays unknown; a test that can read the database may fill it in.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +18,8 @@ const TRIES: usize = 20;
 /// Items of a page.
 const PAGE_MAX: usize = 200;
 
-/// Reads all chats of these users: each chat whole, by its first member, from every replica; each user's list from
-/// every replica. Nothing of it is recorded. Nobody may be writing meanwhile.
+/// Reads all chats of these users: each chat whole, by its first member, from every replica; each
+/// user's list from every replica. Nothing of it is recorded. Nobody may be writing meanwhile.
 ///
 /// # Errors
 /// If a replica does not answer, or refuses.
@@ -29,10 +29,19 @@ pub async fn read_final_log(actors: &[Actor]) -> Result<FinalLog, String> {
     for actor in actors {
         for replica in 0..actor.http().bases().len() {
             for chat in chats(actor, replica).await? {
-                let is_anothers = readers.get(&chat.id).is_some_and(|reader| reader.user() != actor.user());
-                let messages = if is_anothers { None } else { Some(messages(actor, replica, &chat.id).await?) };
-                let view =
-                    FinalView { replica, user: actor.user(), chat: actor.history().chat_seen(&chat), messages: None };
+                let is_anothers =
+                    readers.get(&chat.id).is_some_and(|reader| reader.user() != actor.user());
+                let messages = if is_anothers {
+                    None
+                } else {
+                    Some(messages(actor, replica, &chat.id).await?)
+                };
+                let view = FinalView {
+                    replica,
+                    user: actor.user(),
+                    chat: actor.history().chat_seen(&chat),
+                    messages: None,
+                };
                 if let Some(messages) = messages {
                     if !readers.contains_key(&chat.id) {
                         log.chats.push(whole(actor, &chat, &messages).await?);
@@ -55,7 +64,8 @@ async fn whole(actor: &Actor, chat: &Chat, messages: &[FinalMessage]) -> Result<
     let mut after: Option<String> = None;
     loop {
         let cursor = after.map(|cursor| format!("&after={cursor}")).unwrap_or_default();
-        let page: MemberList = get(actor, 0, &format!("/chats/{}/members?limit={PAGE_MAX}{cursor}", chat.id)).await?;
+        let page: MemberList =
+            get(actor, 0, &format!("/chats/{}/members?limit={PAGE_MAX}{cursor}", chat.id)).await?;
         members.extend(page.members.iter().map(|member| FinalMember {
             user: history.name(&member.user.id),
             last_read_message_id: member.last_read_message_id,
@@ -68,7 +78,8 @@ async fn whole(actor: &Actor, chat: &Chat, messages: &[FinalMessage]) -> Result<
     }
     let mut rev = 0;
     loop {
-        let page: ChangeList = get(actor, 0, &format!("/chats/{}/changes?after_rev={rev}", chat.id)).await?;
+        let page: ChangeList =
+            get(actor, 0, &format!("/chats/{}/changes?after_rev={rev}", chat.id)).await?;
         rev = page.rev;
         members.extend(page.removed_member_ids.iter().map(|user_id| FinalMember {
             user: history.name(user_id),
@@ -94,7 +105,8 @@ async fn chats(actor: &Actor, replica: usize) -> Result<Vec<Chat>, String> {
     let (mut chats, mut after): (Vec<Chat>, Option<String>) = (Vec::new(), None);
     loop {
         let cursor = after.map(|cursor| format!("&after={cursor}")).unwrap_or_default();
-        let page: ChatList = get(actor, replica, &format!("/chats?limit={PAGE_MAX}{cursor}")).await?;
+        let page: ChatList =
+            get(actor, replica, &format!("/chats?limit={PAGE_MAX}{cursor}")).await?;
         chats.extend(page.chats);
         after = page.next_cursor;
         if after.is_none() {
@@ -103,7 +115,11 @@ async fn chats(actor: &Actor, replica: usize) -> Result<Vec<Chat>, String> {
     }
 }
 
-async fn messages(actor: &Actor, replica: usize, chat_id: &str) -> Result<Vec<FinalMessage>, String> {
+async fn messages(
+    actor: &Actor,
+    replica: usize,
+    chat_id: &str,
+) -> Result<Vec<FinalMessage>, String> {
     let history = actor.history();
     let mut messages: Vec<FinalMessage> = Vec::new();
     loop {

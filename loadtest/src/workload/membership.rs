@@ -5,7 +5,8 @@ use rand::RngExt;
 use super::Work;
 use crate::actor::Actor;
 
-/// An owner lets these users in and out of a chat; some leave by themselves; those inside write and read.
+/// An owner lets these users in and out of a chat; some leave by themselves; those inside write and
+/// read.
 pub async fn churn_membership(work: Work, owner: Actor, users: Vec<Actor>, chat: String) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {

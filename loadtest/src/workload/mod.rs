@@ -23,7 +23,8 @@ pub use membership::churn_membership;
 pub use reading::{mark_read, page};
 pub use sessions::churn_sessions;
 pub use sockets::{
-    connect_all, cut_now_and_then, stall_now_and_then, type_now_and_then, until_caught_up, wait_until_live,
+    connect_all, cut_now_and_then, stall_now_and_then, type_now_and_then, until_caught_up,
+    wait_until_live,
 };
 pub use writing::{edit_and_remove, hot_chat, replay, retry, write, write_on_socket};
 
@@ -45,7 +46,8 @@ struct Shared {
 }
 
 impl Work {
-    /// Work that ends with `stop`. The same seed gives the same choices, as far as answers come in the same order.
+    /// Work that ends with `stop`. The same seed gives the same choices, as far as answers come in
+    /// the same order.
     pub fn new(seed: u64, pace: Duration, stop: CancellationToken) -> Self {
         let (workers, texts, tasks) = (AtomicU64::new(0), AtomicU64::new(0), TaskTracker::new());
         Self { shared: Arc::new(Shared { seed, workers, texts, tasks, stop }), pace }

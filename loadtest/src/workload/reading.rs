@@ -24,7 +24,9 @@ pub async fn page(work: Work, actor: Actor, chats: Vec<String>) {
                     *last = list.messages.last().map_or(*last, |message| message.id);
                 }
             }
-            1 => drop(actor.read_history(replica, chat, HistoryPage { after: somewhere, ..newest }).await),
+            1 => drop(
+                actor.read_history(replica, chat, HistoryPage { after: somewhere, ..newest }).await,
+            ),
             2 if *last > 1 => {
                 let before = Some(rng.random_range(2..=*last));
                 actor.read_history(replica, chat, HistoryPage { before, ..newest }).await;

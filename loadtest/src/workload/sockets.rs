@@ -29,17 +29,29 @@ pub async fn wait_until_live(devices: &[Device], limit: Duration) -> bool {
     true
 }
 
-/// Waits until every device has every event of its user's chats, but no longer than `limit` after `healed_us` (of the
-/// record's clock). Returns the time since `healed_us`, for the checker to hold the devices to.
-pub async fn until_caught_up(devices: &[Device], log: &FinalLog, healed_us: u64, limit: Duration) -> Duration {
-    let Some(history) = devices.first().map(|device| device.actor().history()) else { return limit };
+/// Waits until every device has every event of its user's chats, but no longer than `limit` after
+/// `healed_us` (of the record's clock). Returns the time since `healed_us`, for the checker to hold
+/// the devices to.
+pub async fn until_caught_up(
+    devices: &[Device],
+    log: &FinalLog,
+    healed_us: u64,
+    limit: Duration,
+) -> Duration {
+    let Some(history) = devices.first().map(|device| device.actor().history()) else {
+        return limit;
+    };
     let has_caught_up = |device: &Device| {
         let status = device.status();
         let is_current = |chat: &FinalChat| {
-            let is_member = chat.members.iter().any(|it| it.user == device.actor().user() && it.left_rev.is_none());
+            let is_member = chat
+                .members
+                .iter()
+                .any(|it| it.user == device.actor().user() && it.left_rev.is_none());
             !is_member || device.known(chat.chat).is_some_and(|known| known >= chat.rev)
         };
-        status.ended.is_some() || status.live && !device.is_reloading() && log.chats.iter().all(is_current)
+        status.ended.is_some()
+            || status.live && !device.is_reloading() && log.chats.iter().all(is_current)
     };
 
     loop {

@@ -1,4 +1,5 @@
-//! Writers: over HTTP to any replica, on sockets, with keys and without, and those who change what they wrote.
+//! Writers: over HTTP to any replica, on sockets, with keys and without, and those who change what
+//! they wrote.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const OWN_MAX: usize = 32;
 fn text(work: &Work, actor: &Actor, rng: &mut StdRng) -> String {
     let text = work.unique(&actor.account().login);
     // Of ordinary length, sometimes long.
-    let more = if rng.random_bool(0.02) { rng.random_range(500..2000) } else { rng.random_range(0..80) };
+    let more =
+        if rng.random_bool(0.02) { rng.random_range(500..2000) } else { rng.random_range(0..80) };
     format!("{text} {}.", "~".repeat(more))
 }
 
@@ -50,12 +52,14 @@ pub async fn write_on_socket(work: Work, device: Device, chats: Vec<String>, at_
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
         let chat = &chats[rng.random_range(0..chats.len())];
-        let texts: Vec<String> = (0..at_once.max(1)).map(|_| text(&work, device.actor(), &mut rng)).collect();
+        let texts: Vec<String> =
+            (0..at_once.max(1)).map(|_| text(&work, device.actor(), &mut rng)).collect();
         join_all(texts.iter().map(|text| device.send(chat, text, None))).await;
     }
 }
 
-/// Writes with keys; what has no answer is tried again on another replica until there is a definite one.
+/// Writes with keys; what has no answer is tried again on another replica until there is a definite
+/// one.
 pub async fn retry(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -64,7 +68,12 @@ pub async fn retry(work: Work, actor: Actor, chats: Vec<String>) {
     }
 }
 
-async fn send_until_definite(work: &Work, actor: &Actor, chat: &str, rng: &mut StdRng) -> Option<Message> {
+async fn send_until_definite(
+    work: &Work,
+    actor: &Actor,
+    chat: &str,
+    rng: &mut StdRng,
+) -> Option<Message> {
     let (text, key) = (text(work, actor, rng), key(work));
     loop {
         match actor.send(rng.random_range(0..64), chat, &text, Some(&key)).await {
@@ -90,7 +99,8 @@ pub async fn replay(work: Work, actor: Actor, chats: Vec<String>) {
         let chat = &chats[rng.random_range(0..chats.len())];
         let (text, key) = (text(&work, &actor, &mut rng), key(&work));
         let first = rng.random_range(0..64);
-        let tries = (first..first + REPLAYS).map(|replica| actor.send(replica, chat, &text, Some(&key)));
+        let tries =
+            (first..first + REPLAYS).map(|replica| actor.send(replica, chat, &text, Some(&key)));
         join_all(tries).await;
         actor.send(first + REPLAYS, chat, &text, Some(&key)).await;
     }
@@ -105,7 +115,11 @@ pub async fn edit_and_remove(work: Work, actor: Actor, device: Option<Device>, c
         let by_socket = rng.random_bool(0.5);
         match (rng.random_range(0..10), own.front().copied(), &device) {
             (0..4, ..) | (_, None, _) => {
-                own.extend(send_until_definite(&work, &actor, &chat, &mut rng).await.map(|message| message.id));
+                own.extend(
+                    send_until_definite(&work, &actor, &chat, &mut rng)
+                        .await
+                        .map(|message| message.id),
+                );
                 own.truncate(OWN_MAX);
             }
             (4..8, Some(id), Some(device)) if by_socket => {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bb8_redis::redis::io::tcp::TcpSettings;
 use bb8_redis::redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    TlsCertificates,
 };
 
 use crate::model::address::is_loopback;
@@ -47,15 +48,16 @@ impl RedisAddress {
     /// In a sentence, if the address has no TLS or a certificate can't be used.
     pub fn with_certificates(self, certificates: &Certificates) -> Result<Self, String> {
         let tls = TlsCertificates {
-            client_tls: certificates
-                .client
-                .as_ref()
-                .map(|(cert, key)| ClientTlsConfig { client_cert: cert.bytes.clone(), client_key: key.bytes.clone() }),
+            client_tls: certificates.client.as_ref().map(|(cert, key)| ClientTlsConfig {
+                client_cert: cert.bytes.clone(),
+                client_key: key.bytes.clone(),
+            }),
             root_cert: certificates.authority.as_ref().map(|authority| authority.bytes.clone()),
         };
         let known = |info: ConnectionInfo| {
             if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) {
-                let client = Client::build_with_tls(info, tls.clone()).map_err(|error| error.to_string())?;
+                let client =
+                    Client::build_with_tls(info, tls.clone()).map_err(|error| error.to_string())?;
                 Ok(client.get_connection_info().clone())
             } else {
                 Err("has no TLS to verify: let it begin with rediss://, or unset the files of certificates".to_owned())
@@ -74,7 +76,8 @@ impl RedisAddress {
         }
     }
 
-    /// Whether what is said to Redis crosses a network without TLS, or where no certificate is verified.
+    /// Whether what is said to Redis crosses a network without TLS, or where no certificate is
+    /// verified.
     pub fn is_exposed(&self) -> bool {
         let exposed = |info: &ConnectionInfo| match info.addr() {
             ConnectionAddr::Tcp(host, _) => !is_loopback(host),
@@ -83,7 +86,9 @@ impl RedisAddress {
         };
         match self {
             Self::Single(info) => exposed(info),
-            Self::Sentinel { sentinels: infos, .. } | Self::Cluster { nodes: infos, .. } => infos.iter().any(exposed),
+            Self::Sentinel { sentinels: infos, .. } | Self::Cluster { nodes: infos, .. } => {
+                infos.iter().any(exposed)
+            }
         }
     }
 }
@@ -93,14 +98,16 @@ impl FromStr for RedisAddress {
 
     /// Reads `redis://`, `redis+sentinel://` or `redis+cluster://`, each with `rediss` for TLS.
     fn from_str(url: &str) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or("must begin with redis:// or rediss://")?;
+        let (scheme, rest) =
+            url.split_once("://").ok_or("must begin with redis:// or rediss://")?;
         let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
         if base != "redis" && base != "rediss" {
             return Err("must begin with redis:// or rediss://".to_owned());
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (login, hosts) =
-            authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
+        let (login, hosts) = authority
+            .rsplit_once('@')
+            .map_or((None, authority), |(login, hosts)| (Some(login), hosts));
         let hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
         let node = |login: Option<&str>, host: &str, path: &str| {
             let login = login.map(|login| format!("{login}@")).unwrap_or_default();
@@ -108,9 +115,12 @@ impl FromStr for RedisAddress {
             info.map(tuned).map_err(|error| error.to_string())
         };
         match kind {
-            "" => Ok(Self::Single(Box::new(url.into_connection_info().map(tuned).map_err(|error| error.to_string())?))),
+            "" => Ok(Self::Single(Box::new(
+                url.into_connection_info().map(tuned).map_err(|error| error.to_string())?,
+            ))),
             "cluster" => {
-                let nodes = hosts.map(|host| node(login, host, "")).collect::<Result<Vec<_>, _>>()?;
+                let nodes =
+                    hosts.map(|host| node(login, host, "")).collect::<Result<Vec<_>, _>>()?;
                 if nodes.is_empty() {
                     Err("names no node".to_owned())
                 } else {
@@ -119,20 +129,32 @@ impl FromStr for RedisAddress {
             }
             "sentinel" => {
                 let (master, database) = path.split_once('/').unwrap_or((path, ""));
-                let sentinels = hosts.map(|host| node(None, host, "")).collect::<Result<Vec<_>, _>>()?;
+                let sentinels =
+                    hosts.map(|host| node(None, host, "")).collect::<Result<Vec<_>, _>>()?;
                 if master.is_empty() || sentinels.is_empty() {
-                    return Err("must name Sentinels and the master: redis+sentinel://host:26379/master".to_owned());
+                    return Err(
+                        "must name Sentinels and the master: redis+sentinel://host:26379/master"
+                            .to_owned(),
+                    );
                 }
                 // The master's login and database, read as if this were its address.
                 let node = node(login, "master", database)?;
-                Ok(Self::Sentinel { sentinels, master: master.to_owned(), node: Box::new(node), certificates: None })
+                Ok(Self::Sentinel {
+                    sentinels,
+                    master: master.to_owned(),
+                    node: Box::new(node),
+                    certificates: None,
+                })
             }
-            _ => Err(format!("{scheme}:// is unknown: use redis://, redis+sentinel:// or redis+cluster://")),
+            _ => Err(format!(
+                "{scheme}:// is unknown: use redis://, redis+sentinel:// or redis+cluster://"
+            )),
         }
     }
 }
 
-/// With the third protocol, which carries what is published beside the answers, and a bound on silence.
+/// With the third protocol, which carries what is published beside the answers, and a bound on
+/// silence.
 fn tuned(info: ConnectionInfo) -> ConnectionInfo {
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(TCP_USER_TIMEOUT);
@@ -144,7 +166,8 @@ impl fmt::Display for RedisAddress {
         match self {
             Self::Single(node) => write!(f, "Redis at {}", node.addr()),
             Self::Sentinel { sentinels, master, .. } => {
-                let sentinels: Vec<String> = sentinels.iter().map(|node| node.addr().to_string()).collect();
+                let sentinels: Vec<String> =
+                    sentinels.iter().map(|node| node.addr().to_string()).collect();
                 write!(f, "the Redis {master} that Sentinel at {} names", sentinels.join(", "))
             }
             Self::Cluster { nodes, .. } => {
@@ -170,7 +193,10 @@ mod tests {
         for (url, words) in [
             ("redis://:hush@10.0.0.1:6380/2", "10.0.0.1:6380"),
             ("rediss://me:hush@cache.example.org", "cache.example.org"),
-            ("redis+sentinel://:hush@s1:26379,s2:26379/main/3", "main that Sentinel at s1:26379, s2:26379"),
+            (
+                "redis+sentinel://:hush@s1:26379,s2:26379/main/3",
+                "main that Sentinel at s1:26379, s2:26379",
+            ),
             ("redis+cluster://:hush@n1:7000,n2:7001", "Cluster at n1:7000, n2:7001"),
         ] {
             let shown = format!("{:?}", url.parse::<RedisAddress>().unwrap());
@@ -180,7 +206,13 @@ mod tests {
 
     #[test]
     fn what_is_no_address_of_redis_is_refused_in_words() {
-        for url in ["localhost:6379", "http://x", "redis+sentinel://s1:26379", "redis+cluster://", "redis+ring://a"] {
+        for url in [
+            "localhost:6379",
+            "http://x",
+            "redis+sentinel://s1:26379",
+            "redis+cluster://",
+            "redis+ring://a",
+        ] {
             assert!(!url.parse::<RedisAddress>().unwrap_err().is_empty(), "{url}");
         }
     }

@@ -1,4 +1,5 @@
-//! The bus over Redis pub/sub: a task that publishes and a task that keeps the subscribed connection.
+//! The bus over Redis pub/sub: a task that publishes and a task that keeps the subscribed
+//! connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,8 +52,8 @@ impl Bus for RedisBus {
 }
 
 impl RedisBus {
-    /// Starts the publisher and the subscriber. They run until `tasks` stop, and publish what is queued
-    /// before they end.
+    /// Starts the publisher and the subscriber. They run until `tasks` stop, and publish what is
+    /// queued before they end.
     pub fn start(
         own: ReplicaId,
         key: ClusterKey,
@@ -78,16 +79,26 @@ impl RedisBus {
         );
         tasks.spawn_vital("publisher", publisher.run(events, tasks.stop_token()));
 
-        let subscriber =
-            Subscriber::new(identity, clock.clone(), redis, address, epoch.clone(), local.clone(), health.clone());
+        let subscriber = Subscriber::new(
+            identity,
+            clock.clone(),
+            redis,
+            address,
+            epoch.clone(),
+            local.clone(),
+            health.clone(),
+        );
         tasks.spawn_vital("subscriber", subscriber.clone().run(tasks.stop_token()));
-        tasks.spawn_vital("unreadable events", subscriber.clone().resync_unreadable(tasks.stop_token()));
+        tasks.spawn_vital(
+            "unreadable events",
+            subscriber.clone().resync_unreadable(tasks.stop_token()),
+        );
 
         (Self { local, epoch, outgoing, overflowed, subscriber }, inbox, health)
     }
 
-    /// Has the hub compare everything with the store: another replica may have died before it published
-    /// an event.
+    /// Has the hub compare everything with the store: another replica may have died before it
+    /// published an event.
     pub fn resync_all(&self) {
         self.local.send(Arrival::ResyncAll);
     }

@@ -1,10 +1,10 @@
 //! The Redis channels of topics.
 //!
-//! One channel for each topic would be simpler, but it does not scale. When a replica with a million
-//! subscriptions disconnects, Redis removes them one by one and answers no other client meanwhile. So topics
-//! share a bounded number of channels; `cargo bench --bench subscriptions` measures the result. A replica also
-//! receives events of chats that it does not follow, if they share a channel with one that it does. The hub
-//! ignores those events.
+//! One channel for each topic would be simpler, but it does not scale. When a replica with a
+//! million subscriptions disconnects, Redis removes them one by one and answers no other client
+//! meanwhile. So topics share a bounded number of channels; `cargo bench --bench subscriptions`
+//! measures the result. A replica also receives events of chats that it does not follow, if they
+//! share a channel with one that it does. The hub ignores those events.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -14,11 +14,13 @@ use uuid::Uuid;
 use super::link::key;
 use crate::model::Topic;
 
-/// Channels that topics share. Below a tenth of this number of chats, few chats share a channel. A replica that
-/// is subscribed to all channels costs Redis about 30 MB, and resubscribes in about a second.
+/// Channels that topics share. Below a tenth of this number of chats, few chats share a channel. A
+/// replica that is subscribed to all channels costs Redis about 30 MB, and resubscribes in about a
+/// second.
 pub const CHANNELS: u32 = 1 << 17;
 
-/// The channel of a topic. Two topics may have the same one. All replicas of a cluster must agree on it.
+/// The channel of a topic. Two topics may have the same one. All replicas of a cluster must agree
+/// on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
     /// What concerns every replica.
@@ -122,7 +124,10 @@ mod tests {
         assert_eq!(Channel::of(first), Channel::of(second));
 
         let mut subscribed = Subscribed::default();
-        assert_eq!(subscribed.add([first, second, other, first]), [Channel::of(first), Channel::of(other)]);
+        assert_eq!(
+            subscribed.add([first, second, other, first]),
+            [Channel::of(first), Channel::of(other)]
+        );
         assert_eq!(subscribed.add([second]), []);
         assert_eq!(subscribed.remove([first, first]), []);
         assert!(subscribed.contains(&second) && !subscribed.contains(&first));
@@ -146,6 +151,9 @@ mod tests {
         let used = subscribed.add(topics).len();
         // 63.2 % of the channels are expected, with a standard deviation of less than 0.1 %.
         let used_per_mille = used * 1000 / usize::try_from(CHANNELS).unwrap();
-        assert!((620..645).contains(&used_per_mille), "{used_per_mille} of 1,000 channels are used");
+        assert!(
+            (620..645).contains(&used_per_mille),
+            "{used_per_mille} of 1,000 channels are used"
+        );
     }
 }

@@ -6,8 +6,8 @@ use crate::cluster::Arrival;
 use crate::metrics;
 use crate::model::Topic;
 
-/// A set of topics of which an event was missed. Over its bound it becomes [`Topic::Everyone`], which
-/// stands for all topics: comparing too much is slow, comparing too little loses events.
+/// A set of topics of which an event was missed. Over its bound it becomes [`Topic::Everyone`],
+/// which stands for all topics: comparing too much is slow, comparing too little loses events.
 #[derive(Debug)]
 pub struct DirtyTopics {
     topics: HashSet<Topic>,

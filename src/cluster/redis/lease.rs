@@ -1,12 +1,12 @@
 //! Leases: which replicas are alive. Each replica renews its own lease; one that stops is dead.
 //!
-//! One sorted set holds the leases of all replicas, scored by their end in the clock of Redis. A lease
-//! stays in the set for [`GRACE`] after its end: a short stall is no death. One more entry, scored
-//! `+inf`, names the **epoch** of Redis: the time since Redis was last empty.
+//! One sorted set holds the leases of all replicas, scored by their end in the clock of Redis. A
+//! lease stays in the set for [`GRACE`] after its end: a short stall is no death. One more entry,
+//! scored `+inf`, names the **epoch** of Redis: the time since Redis was last empty.
 //!
 //! After Redis lost its data, the first renewal creates another epoch, and each replica puts the
-//! replicas that it knew back into the set. So every replica, also one that starts right then, waits
-//! for those that have not renewed yet, instead of taking them for dead.
+//! replicas that it knew back into the set. So every replica, also one that starts right then,
+//! waits for those that have not renewed yet, instead of taking them for dead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use super::link::{Down, Redis};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 
-/// How long a replica is alive after its last renewal. With [`RENEW_EVERY`] it bounds how late the others
-/// notice a death, after which they compare their chats with the store.
+/// How long a replica is alive after its last renewal. With [`RENEW_EVERY`] it bounds how late the
+/// others notice a death, after which they compare their chats with the store.
 const LEASE: Duration = Duration::from_secs(3);
 /// How long the users of a replica stay online after its lease ended.
 const GRACE: Duration = Duration::from_secs(7);
@@ -34,13 +34,13 @@ const EPOCH_SETTLES_AFTER: Duration = Duration::from_secs(2);
 /// How long a lease counts at most for a replica that learns of the others by its own renewals.
 pub(super) const NOTICED_AFTER: Duration = Duration::from_secs(4);
 
-/// The keys of leases and presence share this tag, so that one node of a Redis Cluster has all of them
-/// and one pipeline or script may name them together.
+/// The keys of leases and presence share this tag, so that one node of a Redis Cluster has all of
+/// them and one pipeline or script may name them together.
 pub(super) const TAG: &str = "presence";
 
-/// Renews one's own lease. Answers the epoch, its age, and each lease with the time to its end, which is
-/// negative after it. ARGV: the replica, the lease, how long ended leases are kept, the epoch that the
-/// replica knew, and the replicas that it knew. All times are milliseconds.
+/// Renews one's own lease. Answers the epoch, its age, and each lease with the time to its end,
+/// which is negative after it. ARGV: the replica, the lease, how long ended leases are kept, the
+/// epoch that the replica knew, and the replicas that it knew. All times are milliseconds.
 const RENEW: &str = "
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -128,20 +128,21 @@ impl Leases {
     /// Whether this is the epoch of the last renewal, and every living replica is in the set.
     pub fn is_settled(&self, epoch: &str) -> bool {
         let known = self.known.lock();
-        known.epoch.as_deref() == Some(epoch) && known.settled_at.is_some_and(|at| at <= Instant::now())
+        known.epoch.as_deref() == Some(epoch)
+            && known.settled_at.is_some_and(|at| at <= Instant::now())
     }
 
-    /// The command whose answer [`Listed::of`] reads. It needs no clock, since each renewal removes the
-    /// leases that ended too long ago.
+    /// The command whose answer [`Listed::of`] reads. It needs no clock, since each renewal removes
+    /// the leases that ended too long ago.
     pub(super) fn list_command(&self) -> Cmd {
         let mut list = cmd("ZRANGE");
         list.arg(self.key()).arg(0).arg(-1);
         list
     }
 
-    /// Renews until `stop`, then ends the lease. After each attempt, `then` learns whether a replica was
-    /// lost: its lease ended, so that its last events may be unpublished, or it left the set, so that its
-    /// users are offline unless they are connected elsewhere.
+    /// Renews until `stop`, then ends the lease. After each attempt, `then` learns whether a
+    /// replica was lost: its lease ended, so that its last events may be unpublished, or it left
+    /// the set, so that its users are offline unless they are connected elsewhere.
     pub async fn run(self: Arc<Self>, stop: CancellationToken, then: impl Fn(bool) + Send) {
         let mut tick = tokio::time::interval(RENEW_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -162,14 +163,20 @@ impl Leases {
             let known = self.known.lock();
             (known.epoch.clone().unwrap_or_default(), known.listed.clone())
         };
-        let kept_ms = if faults::on(Mutant::GhostsNeverExpire) { 1 << 40 } else { milliseconds(GRACE) };
+        let kept_ms =
+            if faults::on(Mutant::GhostsNeverExpire) { 1 << 40 } else { milliseconds(GRACE) };
         let mut call = self.script.prepare_invoke();
-        call.key(self.key()).arg(self.own.to_string()).arg(milliseconds(lease)).arg(kept_ms).arg(epoch);
+        call.key(self.key())
+            .arg(self.own.to_string())
+            .arg(milliseconds(lease))
+            .arg(kept_ms)
+            .arg(epoch);
         for id in listed {
             call.arg(id.to_string());
         }
 
-        let (epoch, age_ms, leases): (String, i64, Vec<(String, i64)>) = self.redis.script("lease", &call).await?;
+        let (epoch, age_ms, leases): (String, i64, Vec<(String, i64)>) =
+            self.redis.script("lease", &call).await?;
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or_default());
         let ids = |left_ms: i64| {
             let some = leases.iter().filter(move |(_, left)| *left > left_ms);

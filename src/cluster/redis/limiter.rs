@@ -12,8 +12,8 @@ use crate::metrics;
 use crate::model::limits::Rate;
 use crate::model::{Clock, Error, Result, Timestamp};
 
-/// The bucket of [`crate::model::limits::Bucket`], kept as the time at which it will be full again. Answers 0 and that
-/// time, or in how many milliseconds one will be free.
+/// The bucket of [`crate::model::limits::Bucket`], kept as the time at which it will be full again.
+/// Answers 0 and that time, or in how many milliseconds one will be free.
 const TAKE: &str = "
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
@@ -24,8 +24,8 @@ const TAKE: &str = "
     redis.call('SET', KEYS[1], string.format('%d', from + every), 'PX', from + every - now + ARGV[3])
     return {0, from + every}";
 
-/// Gives one back, as [`crate::model::limits::Bucket::give_back`] does. The key's life stays: at worst it lives longer than
-/// it needs to.
+/// Gives one back, as [`crate::model::limits::Bucket::give_back`] does. The key's life stays: at
+/// worst it lives longer than it needs to.
 const GIVE_BACK: &str = "
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
@@ -36,8 +36,8 @@ const GIVE_BACK: &str = "
     end
     return 0";
 
-/// Rate limits in Redis. Without Redis each replica counts for itself, what guards against guessing more strictly:
-/// [`Rate::alone`].
+/// Rate limits in Redis. Without Redis each replica counts for itself, what guards against guessing
+/// more strictly: [`Rate::alone`].
 pub struct RedisRateLimiter {
     redis: Arc<Redis>,
     key: ClusterKey,
@@ -60,13 +60,20 @@ impl RedisRateLimiter {
 }
 
 impl RateLimiter for RedisRateLimiter {
-    fn take<'a>(&'a self, rate: Rate, key: &'a str, now: Timestamp) -> BoxFuture<'a, Result<Permit>> {
+    fn take<'a>(
+        &'a self,
+        rate: Rate,
+        key: &'a str,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<Permit>> {
         Box::pin(async move {
             let mut call = self.take.prepare_invoke();
             call.key(self.name(rate, key));
             call.arg(every_ms(rate)).arg(rate.burst).arg(self.clock.advanced_ms());
             match self.redis.script::<(u64, i64)>("rate", &call).await {
-                Ok((0, full_at)) => Ok(Permit { full_at: Timestamp::from_ms(full_at), alone: false }),
+                Ok((0, full_at)) => {
+                    Ok(Permit { full_at: Timestamp::from_ms(full_at), alone: false })
+                }
                 Ok((wait_ms, _)) => Err(Error::rate_limited(wait_ms)),
                 Err(Down) => {
                     metrics::limiter_alone(rate.name);
@@ -76,7 +83,13 @@ impl RateLimiter for RedisRateLimiter {
         })
     }
 
-    fn give_back<'a>(&'a self, rate: Rate, key: &'a str, permit: Permit, now: Timestamp) -> BoxFuture<'a, ()> {
+    fn give_back<'a>(
+        &'a self,
+        rate: Rate,
+        key: &'a str,
+        permit: Permit,
+        now: Timestamp,
+    ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             if permit.alone {
                 return self.alone.give_back(rate.alone(), key, permit, now).await;

@@ -1,4 +1,5 @@
-//! Connections to Redis, be it one server, a cluster or a master with Sentinels, and the pool of connections.
+//! Connections to Redis, be it one server, a cluster or a master with Sentinels, and the pool of
+//! connections.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +11,9 @@ use bb8_redis::redis::cluster::ClusterClientBuilder;
 use bb8_redis::redis::cluster_async::ClusterConnection;
 use bb8_redis::redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use bb8_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, Pipeline,
-    ProtocolVersion, RedisError, RedisFuture, RedisResult, ScriptInvocation, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    Pipeline, ProtocolVersion, RedisError, RedisFuture, RedisResult, ScriptInvocation,
+    TlsCertificates, TlsMode, Value,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -23,11 +25,13 @@ use crate::metrics;
 const CALL_MAX: Duration = Duration::from_millis(500);
 /// How long connecting may take.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Connections for commands. Each carries many commands at a time; more than one, so that a long answer delays few.
+/// Connections for commands. Each carries many commands at a time; more than one, so that a long
+/// answer delays few.
 const POOL: u32 = 4;
 /// Commands in flight to the nodes of a Redis Cluster at once, where they cannot be one pipeline.
 const AT_ONCE: usize = 64;
-/// How long no call is made after a failed one, so that no request waits for a Redis that has just failed.
+/// How long no call is made after a failed one, so that no request waits for a Redis that has just
+/// failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// A connection to one server or to a cluster of them.
@@ -41,9 +45,13 @@ pub enum Link {
 
 impl Link {
     /// Connects. Messages of subscribed channels go to `push`.
-    pub async fn open(address: &RedisAddress, push: Option<impl AsyncPushSender>) -> RedisResult<Self> {
-        let mut config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_MAX)).set_response_timeout(Some(CALL_MAX));
+    pub async fn open(
+        address: &RedisAddress,
+        push: Option<impl AsyncPushSender>,
+    ) -> RedisResult<Self> {
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_MAX))
+            .set_response_timeout(Some(CALL_MAX));
         match address {
             RedisAddress::Cluster { nodes, certificates } => {
                 let mut builder = ClusterClientBuilder::new(nodes.clone())
@@ -64,7 +72,9 @@ impl Link {
                     config = config.set_push_sender(push);
                 }
                 let client = Client::open(info.as_ref().clone())?;
-                Ok(Self::Single(client.get_multiplexed_async_connection_with_config(&config).await?))
+                Ok(Self::Single(
+                    client.get_multiplexed_async_connection_with_config(&config).await?,
+                ))
             }
             RedisAddress::Sentinel { sentinels, master, node, certificates } => {
                 if let Some(push) = push {
@@ -77,8 +87,8 @@ impl Link {
         }
     }
 
-    /// Subscribes to channels; returns once Redis confirms. In a Redis Cluster they are sharded channels, which only the
-    /// node that owns them carries, with one command each.
+    /// Subscribes to channels; returns once Redis confirms. In a Redis Cluster they are sharded
+    /// channels, which only the node that owns them carries, with one command each.
     pub async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.subscribe(channels).await,
@@ -87,7 +97,10 @@ impl Link {
                     let mut link = link.clone();
                     async move { link.ssubscribe(channel).await }
                 };
-                stream::iter(channels.into_iter().map(subscribe)).buffered(AT_ONCE).try_collect().await
+                stream::iter(channels.into_iter().map(subscribe))
+                    .buffered(AT_ONCE)
+                    .try_collect()
+                    .await
             }
         }
     }
@@ -101,20 +114,25 @@ impl Link {
                     let mut link = link.clone();
                     async move { link.sunsubscribe(channel).await }
                 };
-                stream::iter(channels.into_iter().map(unsubscribe)).buffered(AT_ONCE).try_collect().await
+                stream::iter(channels.into_iter().map(unsubscribe))
+                    .buffered(AT_ONCE)
+                    .try_collect()
+                    .await
             }
         }
     }
 }
 
-/// A client that asks Sentinels for the master. Of `node`, the master's login and database are used, not the host.
+/// A client that asks Sentinels for the master. Of `node`, the master's login and database are
+/// used, not the host.
 fn sentinel_client(
     sentinels: &[ConnectionInfo],
     master: &str,
     node: &ConnectionInfo,
     certificates: Option<&TlsCertificates>,
 ) -> RedisResult<SentinelClient> {
-    let (addresses, login) = (sentinels.iter().map(|sentinel| sentinel.addr().clone()), node.redis_settings());
+    let (addresses, login) =
+        (sentinels.iter().map(|sentinel| sentinel.addr().clone()), node.redis_settings());
     let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
         .set_client_to_redis_protocol(login.protocol())
         .set_client_to_redis_db(login.db())
@@ -212,7 +230,8 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Redis at this address, all keys and channels under `prefix`. Connects when it is first needed.
+    /// Redis at this address, all keys and channels under `prefix`. Connects when it is first
+    /// needed.
     pub fn new(address: RedisAddress, prefix: String) -> Self {
         let is_cluster = matches!(address, RedisAddress::Cluster { .. });
         let pool = Pool::builder()
@@ -222,7 +241,13 @@ impl Redis {
             // A ping per call would double its cost; a call finds out that a connection is broken.
             .test_on_check_out(false)
             .build_unchecked(Opener(address));
-        Self { pool, prefix, is_cluster, started: Instant::now(), paused_until_ms: AtomicU64::new(0) }
+        Self {
+            pool,
+            prefix,
+            is_cluster,
+            started: Instant::now(),
+            paused_until_ms: AtomicU64::new(0),
+        }
     }
 
     /// A key or channel of this deployment. `tag` decides where it lives in a Redis Cluster.
@@ -239,7 +264,11 @@ impl Redis {
     ///
     /// # Errors
     /// [`Down`] after half a second, or at once within half a second after a failed call.
-    pub async fn command<T: FromRedisValue>(&self, unit: &'static str, cmd: &Cmd) -> Result<T, Down> {
+    pub async fn command<T: FromRedisValue>(
+        &self,
+        unit: &'static str,
+        cmd: &Cmd,
+    ) -> Result<T, Down> {
         self.call(unit, async |link| cmd.query_async(link).await).await
     }
 
@@ -255,7 +284,8 @@ impl Redis {
         self.call(unit, async |link| script.invoke_async(link).await).await
     }
 
-    /// Runs commands in order, in one round trip where one server has all keys. Answers are dropped.
+    /// Runs commands in order, in one round trip where one server has all keys. Answers are
+    /// dropped.
     ///
     /// # Errors
     /// As [`Redis::command`]: a part of the commands may have been executed.
@@ -266,7 +296,10 @@ impl Redis {
                     let (mut link, cmd) = (link.clone(), cmd.clone());
                     async move { cmd.exec_async(&mut link).await }
                 };
-                return stream::iter(commands.iter().map(run)).buffered(AT_ONCE).try_collect().await;
+                return stream::iter(commands.iter().map(run))
+                    .buffered(AT_ONCE)
+                    .try_collect()
+                    .await;
             }
             let mut pipeline = Pipeline::with_capacity(commands.len());
             for cmd in commands {
@@ -277,12 +310,16 @@ impl Redis {
         .await
     }
 
-    /// Runs a pipeline in one round trip and returns its answers. In a Redis Cluster all of its keys must
-    /// have one tag.
+    /// Runs a pipeline in one round trip and returns its answers. In a Redis Cluster all of its
+    /// keys must have one tag.
     ///
     /// # Errors
     /// As [`Redis::command`].
-    pub async fn pipeline<T: FromRedisValue>(&self, unit: &'static str, pipeline: &Pipeline) -> Result<T, Down> {
+    pub async fn pipeline<T: FromRedisValue>(
+        &self,
+        unit: &'static str,
+        pipeline: &Pipeline,
+    ) -> Result<T, Down> {
         self.call(unit, async |link| pipeline.query_async(link).await).await
     }
 
@@ -319,13 +356,17 @@ impl Redis {
         })
     }
 
-    async fn try_call<T>(&self, work: impl AsyncFnOnce(&mut Link) -> RedisResult<T>) -> RedisResult<T> {
+    async fn try_call<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Link) -> RedisResult<T>,
+    ) -> RedisResult<T> {
         let late = || RedisError::from((ErrorKind::Io, "no answer in time"));
         let mut pooled = self.pool.get().await.map_err(|error| match error {
             bb8_redis::bb8::RunError::User(error) => error,
             bb8_redis::bb8::RunError::TimedOut => late(),
         })?;
-        // Broken until the call succeeds, so that a connection whose call was dropped is not used again.
+        // Broken until the call succeeds, so that a connection whose call was dropped is not used
+        // again.
         pooled.broken = true;
         let result = in_time(work(&mut pooled.link)).await.unwrap_or_else(|| Err(late()));
         pooled.broken = result.is_err();

@@ -1,5 +1,5 @@
-//! What replicas share over Redis. Redis may be wiped or unreachable at any time: it holds only data that may be lost,
-//! and every part states what it does without Redis.
+//! What replicas share over Redis. Redis may be wiped or unreachable at any time: it holds only
+//! data that may be lost, and every part states what it does without Redis.
 
 mod address;
 mod bus;
@@ -58,8 +58,8 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Joins the cluster at this address, under `prefix`. If Redis is unreachable, this replica works alone until Redis is
-    /// back.
+    /// Joins the cluster at this address, under `prefix`. If Redis is unreachable, this replica
+    /// works alone until Redis is back.
     pub fn join(
         (address, prefix): (RedisAddress, String),
         own: ReplicaId,
@@ -69,7 +69,8 @@ impl RedisCluster {
         tasks: &Tasks,
     ) -> Self {
         let redis = Arc::new(Redis::new(address.clone(), prefix));
-        let (bus, inbox, health) = RedisBus::start(own, key.clone(), redis.clone(), address, epoch, clock, tasks);
+        let (bus, inbox, health) =
+            RedisBus::start(own, key.clone(), redis.clone(), address, epoch, clock, tasks);
         let bus = Arc::new(bus);
 
         let leases = Arc::new(Leases::new(redis.clone(), own));
@@ -86,7 +87,12 @@ impl RedisCluster {
         };
         tasks.spawn_vital("leases", leases.clone().run(tasks.stop_token(), renewed));
 
-        let session_cache = Arc::new(RedisSessionCache::new(redis.clone(), key.clone(), clock.clone(), tasks.clone()));
+        let session_cache = Arc::new(RedisSessionCache::new(
+            redis.clone(),
+            key.clone(),
+            clock.clone(),
+            tasks.clone(),
+        ));
         let limiter = Arc::new(RedisRateLimiter::new(redis, key, clock.clone()));
 
         Self { bus, inbox, session_cache, limiter, presence, leases, health }
@@ -99,10 +105,18 @@ impl RedisCluster {
 /// The error of Redis or of the connection, in words.
 pub async fn examine(address: &RedisAddress) -> Result<String, String> {
     let in_words = |error: bb8_redis::redis::RedisError| error.to_string();
-    let mut link = Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(in_words)?;
+    let mut link =
+        Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(in_words)?;
     // A write, since a read-only server is of no use.
     let mut write = bb8_redis::redis::cmd("SET");
-    write.arg("starling:examined").arg("").arg("PX").arg(1000).exec_async(&mut link).await.map_err(in_words)?;
+    write
+        .arg("starling:examined")
+        .arg("")
+        .arg("PX")
+        .arg(1000)
+        .exec_async(&mut link)
+        .await
+        .map_err(in_words)?;
     let mut hello = bb8_redis::redis::cmd("EVAL");
     hello.arg("return redis.REDIS_VERSION or 'before 7'").arg(1).arg("starling:examined");
     hello.query_async(&mut link).await.map_err(in_words)
@@ -126,12 +140,13 @@ impl FromStr for ReplicaId {
     }
 }
 
-/// How long a replica may publish canaries without receiving one before it is unready. Longer than it takes to notice and
-/// replace a dead connection.
+/// How long a replica may publish canaries without receiving one before it is unready. Longer than
+/// it takes to notice and replace a dead connection.
 const DEAF_MAX: Duration = Duration::from_secs(15);
 
-/// The state of the way from this replica through Redis back to itself. Every two seconds the replica publishes a canary:
-/// a message that only it subscribes to. A subscribed connection can be dead without an error; then no canary arrives.
+/// The state of the way from this replica through Redis back to itself. Every two seconds the
+/// replica publishes a canary: a message that only it subscribes to. A subscribed connection can be
+/// dead without an error; then no canary arrives.
 pub struct BusHealth {
     started: Instant,
     /// Milliseconds since `started` at which Redis last took a canary.
@@ -151,12 +166,14 @@ impl BusHealth {
         }
     }
 
-    /// Whether this replica publishes canaries but has not received one for 15 s: other replicas serve clients better. If
-    /// Redis takes no canary either, all replicas are in the same state, and none is deaf.
+    /// Whether this replica publishes canaries but has not received one for 15 s: other replicas
+    /// serve clients better. If Redis takes no canary either, all replicas are in the same state,
+    /// and none is deaf.
     pub fn is_deaf(&self) -> bool {
         let published_at_ms = self.canary_published_at_ms.load(Ordering::Relaxed);
         let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed);
-        published_at_ms.saturating_sub(received_at_ms) > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
+        published_at_ms.saturating_sub(received_at_ms)
+            > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Whether the subscribed connection is up, as far as is known.
@@ -187,7 +204,8 @@ impl BusHealth {
         metrics::bus_connected(false);
     }
 
-    /// How long no canary has arrived on a connection that was opened at `opened_at_ms`, by [`Self::now_ms`].
+    /// How long no canary has arrived on a connection that was opened at `opened_at_ms`, by
+    /// [`Self::now_ms`].
     fn silence_since(&self, opened_at_ms: u64) -> Duration {
         let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed).max(opened_at_ms);
         Duration::from_millis(self.now_ms().saturating_sub(received_at_ms))

@@ -1,10 +1,11 @@
-//! Presence in Redis: each replica keeps one hash of its own, from user id to number of connections.
+//! Presence in Redis: each replica keeps one hash of its own, from user id to number of
+//! connections.
 //!
 //! The hash expires unless the replica refreshes it, and the other replicas read it only while the
 //! replica's lease is listed. A replica is **synced** once its hash holds all of its users in the
-//! present epoch of Redis: the field `epoch` says so. After a failed call, and when Redis lost the hash,
-//! the replica writes the complete hash again. While a listed replica is not synced, a user found in no
-//! hash is unknown rather than offline.
+//! present epoch of Redis: the field `epoch` says so. After a failed call, and when Redis lost the
+//! hash, the replica writes the complete hash again. While a listed replica is not synced, a user
+//! found in no hash is unknown rather than offline.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use crate::metrics;
 use crate::model::limits::{PRESENCE_SYNC_MAX, PRESENCE_WAIT_MAX};
 use crate::model::{Error, Result, UserId};
 
-/// How long Redis keeps a hash that its replica does not refresh. Longer than a dead replica is listed.
+/// How long Redis keeps a hash that its replica does not refresh. Longer than a dead replica is
+/// listed.
 const HASH_LIFE: Duration = Duration::from_secs(30);
 /// Pause before a read that met a replica without a synced hash is repeated.
 const READ_RETRY: Duration = Duration::from_millis(100);
@@ -33,10 +35,10 @@ const READ_RETRY: Duration = Duration::from_millis(100);
 const BATCH: usize = 256;
 
 /// Writes users into the replica's hash, KEYS[1], and refreshes it. KEYS[2..] are the hashes of the
-/// other living replicas. ARGV: a sequence number, 1 to begin the hash anew, the epoch in which the hash
-/// is complete with this write (or nothing), the life of the hash in ms, and per user the id and the
-/// number of connections (below 0: the user is offline here). Answers 1, and per user the number of
-/// connections in the other hashes.
+/// other living replicas. ARGV: a sequence number, 1 to begin the hash anew, the epoch in which the
+/// hash is complete with this write (or nothing), the life of the hash in ms, and per user the id
+/// and the number of connections (below 0: the user is offline here). Answers 1, and per user the
+/// number of connections in the other hashes.
 ///
 /// Answers nothing unless the write before it is in the hash. Redis may have lost the hash, or in a
 /// failover its last writes. And a write that was given up may arrive after later ones: it must not
@@ -107,14 +109,14 @@ impl RedisPresence {
         }
     }
 
-    /// Takes note of an attempt to renew this replica's lease. The writer refreshes the hash, and writes
-    /// it anew in another epoch.
+    /// Takes note of an attempt to renew this replica's lease. The writer refreshes the hash, and
+    /// writes it anew in another epoch.
     pub fn renewed(&self) {
         self.changed.notify_one();
     }
 
-    /// Writes changes until `stop`, then those that are left. After a failure the next renewal starts
-    /// the next attempt.
+    /// Writes changes until `stop`, then those that are left. After a failure the next renewal
+    /// starts the next attempt.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(self.changed.notified()).await.is_some() {
             self.write_changes().await;
@@ -141,7 +143,8 @@ impl RedisPresence {
 
     /// Writes the changes, or the complete hash if this replica is not synced.
     async fn write_changes(&self) {
-        // The changes are taken before the users are read: a change from here on is written next time.
+        // The changes are taken before the users are read: a change from here on is written next
+        // time.
         let Changes { users, count } = {
             let mut changes = self.changes.lock();
             Changes { users: std::mem::take(&mut changes.users), count: changes.count }
@@ -160,9 +163,15 @@ impl RedisPresence {
         self.written.send_replace(written);
     }
 
-    /// Writes users in one call or more, and at least one: each refreshes the hash, and finds out whether
-    /// Redis lost it. The last call completes the hash.
-    async fn write(&self, users: &[UserId], begins: bool, epoch: &str, calls: &mut u64) -> Result<(), Down> {
+    /// Writes users in one call or more, and at least one: each refreshes the hash, and finds out
+    /// whether Redis lost it. The last call completes the hash.
+    async fn write(
+        &self,
+        users: &[UserId],
+        begins: bool,
+        epoch: &str,
+        calls: &mut u64,
+    ) -> Result<(), Down> {
         let batches = users.len().div_ceil(BATCH).max(1);
         for number in 0..batches {
             let batch = users.chunks(BATCH).nth(number).unwrap_or_default();
@@ -176,7 +185,10 @@ impl RedisPresence {
             call.arg(*calls).arg(i64::from(begins && number == 0));
             call.arg(if number + 1 == batches { epoch } else { "" }).arg(milliseconds(HASH_LIFE));
             for user in batch {
-                let count = self.slots.here(*user).map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+                let count = self
+                    .slots
+                    .here(*user)
+                    .map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
                 call.arg(user.to_string()).arg(count);
             }
 
@@ -191,8 +203,9 @@ impl RedisPresence {
         self.redis.key(&format!("online:{id}"), TAG)
     }
 
-    /// Reads the leases and the hashes in one round trip, and once more if a replica joined meanwhile.
-    /// Returns whether each user is online; `None` if a user was not found and a replica is not synced.
+    /// Reads the leases and the hashes in one round trip, and once more if a replica joined
+    /// meanwhile. Returns whether each user is online; `None` if a user was not found and a replica
+    /// is not synced.
     async fn read(&self, users: &[UserId]) -> Result<Option<Vec<bool>>, Down> {
         let fields: Vec<String> = users.iter().map(ToString::to_string).collect();
         let mut asked = self.leases.listed();
@@ -207,11 +220,13 @@ impl RedisPresence {
                 pipeline.add_command(get);
             }
 
-            let answers: Vec<Vec<Option<String>>> = self.redis.pipeline("presence_read", &pipeline).await?;
+            let answers: Vec<Vec<Option<String>>> =
+                self.redis.pipeline("presence_read", &pipeline).await?;
             let (entries, hashes) = answers.split_first().ok_or(Down)?;
             let listed = Listed::of(entries);
             if listed.replicas.iter().all(|id| *id == self.leases.own() || asked.contains(id)) {
-                let hashes = asked.iter().zip(hashes).filter(|(id, _)| listed.replicas.contains(id));
+                let hashes =
+                    asked.iter().zip(hashes).filter(|(id, _)| listed.replicas.contains(id));
                 let hashes: Vec<_> = hashes.map(|(_, hash)| hash.as_slice()).collect();
                 return Ok(self.found(users, listed.epoch.as_deref(), &hashes));
             }
@@ -220,13 +235,22 @@ impl RedisPresence {
     }
 
     /// Joins this replica's users with the hashes of the other listed replicas.
-    fn found(&self, users: &[UserId], epoch: Option<&str>, hashes: &[&[Option<String>]]) -> Option<Vec<bool>> {
+    fn found(
+        &self,
+        users: &[UserId],
+        epoch: Option<&str>,
+        hashes: &[&[Option<String>]],
+    ) -> Option<Vec<bool>> {
         let settled = epoch.is_some_and(|epoch| self.leases.is_settled(epoch));
-        let synced = settled && hashes.iter().all(|hash| hash.first().is_some_and(|it| it.as_deref() == epoch));
+        let synced = settled
+            && hashes.iter().all(|hash| hash.first().is_some_and(|it| it.as_deref() == epoch));
 
-        let elsewhere = |index: usize| hashes.iter().any(|hash| matches!(hash.get(index + 1), Some(Some(_))));
+        let elsewhere =
+            |index: usize| hashes.iter().any(|hash| matches!(hash.get(index + 1), Some(Some(_))));
         let online = users.iter().enumerate();
-        let online: Vec<_> = online.map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index)).collect();
+        let online: Vec<_> = online
+            .map(|(index, user)| self.slots.here(*user).is_some() || elsewhere(index))
+            .collect();
         (synced || online.iter().all(|online| *online)).then_some(online)
     }
 }
@@ -234,8 +258,8 @@ impl RedisPresence {
 impl Presence for RedisPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
         Box::pin(async move {
-            // The slot is taken first, and written with the same call that reads the other replicas. Of two
-            // replicas, the later one sees the slots of the earlier one.
+            // The slot is taken first, and written with the same call that reads the other
+            // replicas. Of two replicas, the later one sees the slots of the earlier one.
             let (here, entered) = self.slots.take(user, max)?;
             let change = self.change(user);
             if !self.wait_for(change).await {

@@ -31,8 +31,8 @@ pub(super) struct Publisher {
     clock: Clock,
     redis: Arc<Redis>,
     epoch: PresentEpoch,
-    /// Topics with an event that could not be published. Their subscribers get a resync instead, as soon
-    /// as Redis takes it.
+    /// Topics with an event that could not be published. Their subscribers get a resync instead, as
+    /// soon as Redis takes it.
     dirty: DirtyTopics,
     /// An event did not fit into the queue of outgoing events.
     overflowed: Arc<AtomicBool>,
@@ -53,7 +53,11 @@ impl Publisher {
     }
 
     /// Publishes what comes until `stop`.
-    pub(super) async fn run(mut self, mut outgoing: mpsc::Receiver<(Epoch, Event)>, stop: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        mut outgoing: mpsc::Receiver<(Epoch, Event)>,
+        stop: CancellationToken,
+    ) {
         let mut canary_timer = tokio::time::interval(CANARY_EVERY);
         canary_timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(PUBLISH_BATCH);
@@ -63,7 +67,8 @@ impl Publisher {
             tokio::select! {
                 biased;
                 received = outgoing.recv_many(&mut batch, PUBLISH_BATCH) => if received == 0 { return },
-                // Polled after the queue: the events of the last requests are published before the end.
+                // Polled after the queue: the events of the last requests are published before the
+                // end.
                 () = stop.cancelled() => return,
                 _ = canary_timer.tick() => canary = true,
             }
@@ -107,11 +112,14 @@ impl Publisher {
     /// Adds the commands that publish an event on each of its topics. The event is serialised once.
     fn event_commands(&self, epoch: Epoch, event: &Event, commands: &mut Vec<Cmd>) {
         if let Event::Resync(topics) = event {
-            commands.extend(topics.iter().map(|topic| self.topic_command(BusKind::OutcomeUnknown, *topic)));
+            commands.extend(
+                topics.iter().map(|topic| self.topic_command(BusKind::OutcomeUnknown, *topic)),
+            );
             return;
         }
 
-        let header = BusHeader { epoch: Some(epoch), ..self.header(BusKind::Event, event.topics()) };
+        let header =
+            BusHeader { epoch: Some(epoch), ..self.header(BusKind::Event, event.topics()) };
         let body = self.key.seal_with(BUS_CONTEXT, |body| header.write_event(event, body));
         let too_large = body.len() > BUS_EVENT_BYTES_MAX;
         if too_large {
@@ -134,7 +142,14 @@ impl Publisher {
 
     fn header(&self, kind: BusKind, topics: Vec<Topic>) -> BusHeader {
         let epoch = Some(self.epoch.get());
-        BusHeader { version: VERSION, kind, from: self.own.0, epoch, sealed_at: self.clock.now(), topics }
+        BusHeader {
+            version: VERSION,
+            kind,
+            from: self.own.0,
+            epoch,
+            sealed_at: self.clock.now(),
+            topics,
+        }
     }
 
     fn sealed(&self, header: &BusHeader) -> Vec<u8> {

@@ -1,14 +1,14 @@
 //! The seal on everything that a replica puts into Redis.
 //!
-//! Anyone with write access to Redis can publish and store anything, so what replicas put there carries
-//! a code that only holders of the cluster's key can make (HMAC-SHA256, RFC 2104). The key is in the
-//! database, never in Redis. The sealed bytes include the time, so that a copy can be replayed only for
-//! a bounded time.
+//! Anyone with write access to Redis can publish and store anything, so what replicas put there
+//! carries a code that only holders of the cluster's key can make (HMAC-SHA256, RFC 2104). The key
+//! is in the database, never in Redis. The sealed bytes include the time, so that a copy can be
+//! replayed only for a bounded time.
 //!
 //! A copy of a bus message that is replayed within
 //! [`BUS_EVENT_AGE_MAX`](crate::model::limits::BUS_EVENT_AGE_MAX) is harmless: durable events are
-//! deduplicated by their `rev`, and the others repeat what was true a moment ago. An older copy is not
-//! delivered.
+//! deduplicated by their `rev`, and the others repeat what was true a moment ago. An older copy is
+//! not delivered.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -40,8 +40,8 @@ impl ClusterKey {
         self.seal_with(context, |sealed| sealed.extend_from_slice(body))
     }
 
-    /// As [`seal`](Self::seal), for a body that `write` appends to the buffer it gets: the body is not
-    /// copied.
+    /// As [`seal`](Self::seal), for a body that `write` appends to the buffer it gets: the body is
+    /// not copied.
     pub fn seal_with(&self, context: &str, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut sealed = vec![0; SEAL_BYTES];
         write(&mut sealed);

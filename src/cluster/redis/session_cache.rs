@@ -1,4 +1,5 @@
-//! Resolved tokens in Redis, in front of the database; while it is away, for a moment in each replica's own memory.
+//! Resolved tokens in Redis, in front of the database; while it is away, for a moment in each
+//! replica's own memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +14,23 @@ use super::seal::ClusterKey;
 use crate::cluster::{BoxFuture, CacheTicket, SessionCache};
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
-use crate::model::limits::{SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE};
+use crate::model::limits::{
+    SESSION_CACHE_MAX, SESSION_FORGET_RETRY, SESSION_LOCAL_LIFE, SESSION_SHARED_LIFE,
+};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 use crate::model::{Clock, Timestamp};
 use crate::tasks::Tasks;
 
-/// How long the tombstone of a forgotten token is kept: longer than a look-up that began before may take.
+/// How long the tombstone of a forgotten token is kept: longer than a look-up that began before may
+/// take.
 const TOMBSTONE: Duration = Duration::from_mins(1);
 /// How long a look-up in the database may take; a later result is too old to be cached.
 const TICKET_LIFE: Duration = Duration::from_secs(10);
 
-/// The sealed entry of a token. It contains the time, since Redis enforces a lifetime only on its own copy: without the
-/// time, anyone with write access to Redis could put back a copy of an entry whose session has ended.
+/// The sealed entry of a token. It contains the time, since Redis enforces a lifetime only on its
+/// own copy: without the time, anyone with write access to Redis could put back a copy of an entry
+/// whose session has ended.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     sealed_at: Timestamp,
@@ -33,12 +38,13 @@ struct Entry {
     caller: Caller,
 }
 
-/// Resolved tokens in Redis. An entry is sealed under its token's hash and with its time, so that Redis can't give a token
-/// to another user: an entry older than [`SESSION_SHARED_LIFE`] is refused, even if Redis still has it. A forgotten token
-/// leaves a tombstone that an older answer of the database can't overwrite.
+/// Resolved tokens in Redis. An entry is sealed under its token's hash and with its time, so that
+/// Redis can't give a token to another user: an entry older than [`SESSION_SHARED_LIFE`] is
+/// refused, even if Redis still has it. A forgotten token leaves a tombstone that an older answer
+/// of the database can't overwrite.
 ///
-/// **Without Redis** each replica uses its own memory, for [`SESSION_LOCAL_LIFE`], and else asks the database. A failed
-/// deletion is retried until the entry would have expired.
+/// **Without Redis** each replica uses its own memory, for [`SESSION_LOCAL_LIFE`], and else asks
+/// the database. A failed deletion is retried until the entry would have expired.
 pub struct RedisSessionCache {
     redis: Arc<Redis>,
     key: ClusterKey,
@@ -50,7 +56,10 @@ pub struct RedisSessionCache {
 impl RedisSessionCache {
     /// A cache in this Redis.
     pub fn new(redis: Arc<Redis>, key: ClusterKey, clock: Clock, tasks: Tasks) -> Self {
-        let local = Cache::builder().max_capacity(SESSION_CACHE_MAX).time_to_live(SESSION_LOCAL_LIFE).build();
+        let local = Cache::builder()
+            .max_capacity(SESSION_CACHE_MAX)
+            .time_to_live(SESSION_LOCAL_LIFE)
+            .build();
         Self { redis, key, clock, local, tasks }
     }
 
@@ -65,7 +74,8 @@ impl RedisSessionCache {
 
     async fn read(&self, token: TokenHash) -> Result<Option<Caller>, Down> {
         let name = self.name(token);
-        let sealed: Option<Vec<u8>> = self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await?;
+        let sealed: Option<Vec<u8>> =
+            self.redis.command("session_get", Cmd::new().arg("GET").arg(&name)).await?;
         let open = |sealed: Vec<u8>| serde_json::from_slice(self.key.open(&name, &sealed)?).ok();
         let entry: Option<Entry> = sealed.and_then(open);
         if entry.as_ref().is_some_and(|entry| !self.is_fresh(entry.sealed_at)) {
@@ -75,8 +85,9 @@ impl RedisSessionCache {
         Ok(entry.map(|entry| entry.caller))
     }
 
-    /// Whether an entry sealed at this time is valid. One from the future is refused like an old one: a clock was wrong when
-    /// it was sealed, and it could be replayed for longer than its life.
+    /// Whether an entry sealed at this time is valid. One from the future is refused like an old
+    /// one: a clock was wrong when it was sealed, and it could be replayed for longer than its
+    /// life.
     fn is_fresh(&self, sealed_at: Timestamp) -> bool {
         self.clock.now().distance(sealed_at) <= life()
     }
@@ -102,8 +113,13 @@ impl SessionCache for RedisSessionCache {
             // Spread, so that entries made together don't all expire together.
             let life = life().mul_f64(rand::rng().random_range(0.75..=1.0));
             let mut set = cmd("SET");
-            set.arg(&name).arg(sealed).arg("NX").arg("PX").arg(u64::try_from(life.as_millis()).unwrap_or(0));
-            let placed: Result<Option<String>, Down> = self.redis.command("session_put", &set).await;
+            set.arg(&name)
+                .arg(sealed)
+                .arg("NX")
+                .arg("PX")
+                .arg(u64::try_from(life.as_millis()).unwrap_or(0));
+            let placed: Result<Option<String>, Down> =
+                self.redis.command("session_put", &set).await;
             if placed.is_err() {
                 self.local.insert(token, caller);
             }

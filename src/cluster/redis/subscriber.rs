@@ -1,8 +1,9 @@
 //! The receiving side of the bus over Redis: one subscribed connection.
 //!
-//! When the connection breaks, or a replica no longer receives the canaries that it publishes to itself,
-//! the subscriber opens another connection, subscribes again and has the hub compare everything with
-//! the store. Without a connection, the hub compares every second: slower, but nothing is lost.
+//! When the connection breaks, or a replica no longer receives the canaries that it publishes to
+//! itself, the subscriber opens another connection, subscribes again and has the hub compare
+//! everything with the store. Without a connection, the hub compares every second: slower, but
+//! nothing is lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -54,11 +55,11 @@ pub(super) struct Subscriber {
     /// Topics that the hub began or ceased to follow since the connection was last adjusted.
     changed: Mutex<HashSet<Topic>>,
     change: Notify,
-    /// Topics of messages too old to be delivered. Resynced together once a second, so that a flood of
-    /// replayed messages costs one comparison a second.
+    /// Topics of messages too old to be delivered. Resynced together once a second, so that a flood
+    /// of replayed messages costs one comparison a second.
     stale: Mutex<DirtyTopics>,
-    /// Topics of events that this version cannot read. Resynced at once, and together with those that
-    /// arrive within [`BUS_UNREADABLE_PAUSE`] after.
+    /// Topics of events that this version cannot read. Resynced at once, and together with those
+    /// that arrive within [`BUS_UNREADABLE_PAUSE`] after.
     unreadable: Mutex<DirtyTopics>,
     unreadable_arrived: Notify,
 }
@@ -131,8 +132,8 @@ impl Subscriber {
         }
     }
 
-    /// Has the hub compare everything again and again: without a connection the store is the only source.
-    /// Never ends.
+    /// Has the hub compare everything again and again: without a connection the store is the only
+    /// source. Never ends.
     async fn resync_while_offline(&self) {
         loop {
             tokio::time::sleep(OFFLINE_RESYNC_EVERY).await;
@@ -193,8 +194,8 @@ impl Subscriber {
         }
     }
 
-    /// Subscribes a new connection to the canary and to all that is wanted. Returns whether these are all
-    /// topics; `None` if the connection failed.
+    /// Subscribes a new connection to the canary and to all that is wanted. Returns whether these
+    /// are all topics; `None` if the connection failed.
     async fn subscribe_to_all(&self, link: &mut Link, subscribed: &mut Subscribed) -> Option<bool> {
         let all: Vec<Topic> = {
             self.changed.lock().clear();
@@ -204,11 +205,13 @@ impl Subscriber {
         let all = if forgetful { vec![Topic::Everyone] } else { all };
 
         let canary = self.redis.key("canary", &self.own.to_string());
-        let done = in_time(link.subscribe(vec![canary])).await && self.subscribe(link, &all, subscribed).await;
+        let done = in_time(link.subscribe(vec![canary])).await
+            && self.subscribe(link, &all, subscribed).await;
         done.then_some(!forgetful)
     }
 
-    /// Brings the connection's subscriptions in line with the wanted topics. Returns whether that worked.
+    /// Brings the connection's subscriptions in line with the wanted topics. Returns whether that
+    /// worked.
     async fn adjust_subscriptions(&self, link: &mut Link, subscribed: &mut Subscribed) -> bool {
         let changed = std::mem::take(&mut *self.changed.lock());
         let (add, remove): (Vec<Topic>, Vec<Topic>) = {
@@ -232,7 +235,12 @@ impl Subscriber {
         done
     }
 
-    async fn subscribe(&self, link: &mut Link, topics: &[Topic], subscribed: &mut Subscribed) -> bool {
+    async fn subscribe(
+        &self,
+        link: &mut Link,
+        topics: &[Topic],
+        subscribed: &mut Subscribed,
+    ) -> bool {
         for batch in subscribed.add(topics.iter().copied()).chunks(SUBSCRIBE_BATCH) {
             if !in_time(link.subscribe(self.names(batch))).await {
                 return false;
@@ -245,8 +253,8 @@ impl Subscriber {
         channels.iter().map(|channel| channel.name(self.redis.prefix())).collect()
     }
 
-    /// Takes what Redis pushes. Runs on the connection's own task, so it never waits: a subscriber that
-    /// reads slowly is disconnected by Redis.
+    /// Takes what Redis pushes. Runs on the connection's own task, so it never waits: a subscriber
+    /// that reads slowly is disconnected by Redis.
     fn receive(&self, info: &PushInfo, disconnected: &Notify) {
         match info.kind {
             PushKind::Message | PushKind::SMessage => {
@@ -285,7 +293,9 @@ impl Subscriber {
             // A replica's own messages reached its hub directly.
             _ if own && !faults::on(Mutant::SeenAgain) => {}
             BusKind::Resync => self.inbox.send(Arrival::resync(message.header.topics)),
-            BusKind::OutcomeUnknown => self.inbox.send(Arrival::Event(Event::Resync(message.header.topics))),
+            BusKind::OutcomeUnknown => {
+                self.inbox.send(Arrival::Event(Event::Resync(message.header.topics)))
+            }
             BusKind::Event | BusKind::Unknown => self.receive_event(message),
         }
     }
@@ -299,7 +309,8 @@ impl Subscriber {
                 self.add_wanted(&self.unreadable, &header.topics);
                 self.unreadable_arrived.notify_one();
             }
-            // Committed to another epoch than the present one here: only the store knows which is right.
+            // Committed to another epoch than the present one here: only the store knows which is
+            // right.
             Some(Event::Chat(_)) if header.epoch.is_some_and(|epoch| epoch != self.epoch.get()) => {
                 self.inbox.send(Arrival::Resync(header.topics));
             }
@@ -307,7 +318,8 @@ impl Subscriber {
         }
     }
 
-    /// Adds those of the topics that the hub follows. A channel also carries topics that it does not.
+    /// Adds those of the topics that the hub follows. A channel also carries topics that it does
+    /// not.
     fn add_wanted(&self, dirty: &Mutex<DirtyTopics>, topics: &[Topic]) {
         let wanted = self.wanted.lock();
         let mut dirty = dirty.lock();
@@ -323,8 +335,8 @@ impl Subscriber {
         }
     }
 
-    /// Has the hub resync the topics of unreadable events as they arrive, until `stop`. A task of its own,
-    /// since the task of the connection may be waiting for a subscription.
+    /// Has the hub resync the topics of unreadable events as they arrive, until `stop`. A task of
+    /// its own, since the task of the connection may be waiting for a subscription.
     pub(super) async fn resync_unreadable(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {

@@ -26,7 +26,9 @@ fn message(rev: i64, text: &str) -> Message {
 fn kinds(connection: &Connection) -> Vec<String> {
     let mut frames = Vec::new();
     assert!(matches!(connection.take(&mut frames, usize::MAX), TakeOutcome::Open));
-    let kind = |frame: &bytes::Bytes| serde_json::from_slice::<serde_json::Value>(frame).unwrap()["type"].clone();
+    let kind = |frame: &bytes::Bytes| {
+        serde_json::from_slice::<serde_json::Value>(frame).unwrap()["type"].clone()
+    };
     frames.iter().map(|frame| kind(frame).as_str().unwrap().to_owned()).collect()
 }
 
@@ -39,8 +41,10 @@ fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edite
     subscription.follow_ahead(CHAT, &connection);
     subscription.settle(CHAT, &connection, Some(Rev(1).into()));
     connection.go_live(&HashMap::from([(CHAT, Rev(1))]));
-    // The store is asked for the changes after rev 1, and answers with the message as it is after its edit.
-    let sent = ChatEvent { chat_id: CHAT, rev: Rev(2), change: Change::MessageSent(message(2, "hello")) };
+    // The store is asked for the changes after rev 1, and answers with the message as it is after
+    // its edit.
+    let sent =
+        ChatEvent { chat_id: CHAT, rev: Rev(2), change: Change::MessageSent(message(2, "hello")) };
     assert_eq!(subscription.accept(sent, &registry), Accepted::Settled);
     assert_eq!(kinds(&connection), ["new_message"]);
 

@@ -14,12 +14,15 @@ use super::pool::{AGE_MAX, Pool, STATEMENT_MAX, Trust, connect_to_primary};
 use super::{Db, SessionDb, Store, failure};
 use crate::model::address::is_loopback;
 use crate::model::certificates::{Certificates, PemFile};
-use crate::model::limits::{APPEND_LOCK_MAX, APPENDERS, LANES_AT_ONCE_MAX, SESSION_CONNECTIONS_MAX};
+use crate::model::limits::{
+    APPEND_LOCK_MAX, APPENDERS, LANES_AT_ONCE_MAX, SESSION_CONNECTIONS_MAX,
+};
 use crate::model::{Code, Error, Result};
 
-/// How each session is set. A replica that vanishes without a word leaves a session behind, with its locks: one that
-/// paused within a transaction for longer than any unit of work takes is ended, and one whose peer answers no probe of
-/// TCP within about 15 s. (Over a Unix socket the latter mean nothing.)
+/// How each session is set. A replica that vanishes without a word leaves a session behind, with
+/// its locks: one that paused within a transaction for longer than any unit of work takes is ended,
+/// and one whose peer answers no probe of TCP within about 15 s. (Over a Unix socket the latter
+/// mean nothing.)
 const SESSION: [(&str, &str); 5] = [
     ("idle_in_transaction_session_timeout", "4s"),
     ("tcp_keepalives_idle", "5"),
@@ -29,10 +32,11 @@ const SESSION: [(&str, &str); 5] = [
 ];
 /// Connections that only readiness and the look at the log's epoch use.
 const PROBES_MAX: u32 = 2;
-/// Age at which one of these is replaced: an address that names another server now is noticed within this time even
-/// where the old server still answers. Opening one costs a few milliseconds.
+/// Age at which one of these is replaced: an address that names another server now is noticed
+/// within this time even where the old server still answers. Opening one costs a few milliseconds.
 const PROBE_AGE_MAX: Duration = Duration::from_secs(10);
-/// Connections that only sends use: each appender has one, and each lane that waits for a locked chat.
+/// Connections that only sends use: each appender has one, and each lane that waits for a locked
+/// chat.
 #[expect(clippy::cast_possible_truncation, reason = "ten")]
 const APPENDER_CONNECTIONS: u32 = (APPENDERS + LANES_AT_ONCE_MAX) as u32;
 /// How long the database has to answer at start.
@@ -66,7 +70,8 @@ pub enum StoreOptions {
 }
 
 impl StoreOptions {
-    /// Postgres at this address, known by these certificates. Their files are read anew for each connection.
+    /// Postgres at this address, known by these certificates. Their files are read anew for each
+    /// connection.
     ///
     /// # Errors
     /// What is wrong with the address, or does not go with the certificates.
@@ -102,11 +107,13 @@ impl StoreOptions {
         Ok(Self::Postgres { url, connections_max })
     }
 
-    /// Whether what is said to the database crosses a network where its certificate is not verified.
+    /// Whether what is said to the database crosses a network where its certificate is not
+    /// verified.
     pub fn is_exposed(&self) -> bool {
         let Self::Postgres { url, .. } = self else { return false };
         PgConnectOptions::from_str(url).is_ok_and(|options| {
-            let verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+            let verified =
+                matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
             let is_here = options.get_socket().is_some() || is_loopback(options.get_host());
             !is_here && !verified
         })
@@ -131,7 +138,8 @@ impl Store {
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
                 let probing = options.clone().application_name("starling-probe");
                 let probe = with("probes", &probing, PROBES_MAX, PROBE_AGE_MAX);
-                let brief = options.options([("lock_timeout", format!("{}ms", APPEND_LOCK_MAX.as_millis()))]);
+                let brief = options
+                    .options([("lock_timeout", format!("{}ms", APPEND_LOCK_MAX.as_millis()))]);
                 let appenders = with("appenders", &brief, APPENDER_CONNECTIONS, AGE_MAX);
                 (requests.clone(), requests, sessions, probe, appenders)
             }
@@ -141,11 +149,19 @@ impl Store {
                 (reader.clone(), writer.clone(), sessions, reader, writer)
             }
         };
-        Ok(Self { reader, writer, sessions, probe, appenders, statements: Arc::default(), log: Arc::default() })
+        Ok(Self {
+            reader,
+            writer,
+            sessions,
+            probe,
+            appenders,
+            statements: Arc::default(),
+            log: Arc::default(),
+        })
     }
 
-    /// Opens the connections that sends use, so that the first of them does not wait for that. A failure is left for the
-    /// first send to find.
+    /// Opens the connections that sends use, so that the first of them does not wait for that. A
+    /// failure is left for the first send to find.
     pub async fn warm_up(&self) {
         if let Db::Postgres(pool) = &self.appenders {
             pool.warm_up(APPENDERS).await;
@@ -162,11 +178,15 @@ async fn postgres(url: &str) -> Result<PgConnectOptions> {
         .options(SESSION);
     let place = format!("{}:{}", options.get_host(), options.get_port());
     let away = |error: &dyn std::fmt::Display, advice: &str| {
-        Error::unavailable(io::Error::other(format!("can't use Postgres at {place}: {error}; {advice}")))
+        Error::unavailable(io::Error::other(format!(
+            "can't use Postgres at {place}: {error}; {advice}"
+        )))
     };
     match tokio::time::timeout(CONNECT_MAX, connect_to_primary(&options)).await {
         Err(elapsed) => Err(away(&elapsed, "check DATABASE_URL")),
-        Ok(Err(error)) if error.to_string().contains("unsupported startup parameter") => Err(away(&error, POOLER)),
+        Ok(Err(error)) if error.to_string().contains("unsupported startup parameter") => {
+            Err(away(&error, POOLER))
+        }
         Ok(Err(error)) => Err(away(&error, "check DATABASE_URL")),
         Ok(Ok(connection)) => connection.close().await.map_err(failure).map(|()| options),
     }
@@ -202,7 +222,8 @@ async fn sqlite(dir: &Path) -> Result<Sqlite> {
             .max_lifetime(None)
     };
     let writer = first_connection(|| pool(1).connect_with(options.clone())).await?;
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
+    let version: String =
+        sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let mut part = || parts.next().unwrap_or(0);
     if (part(), part(), part()) < SQLITE_MIN {
@@ -210,13 +231,20 @@ async fn sqlite(dir: &Path) -> Result<Sqlite> {
     }
     let read_only = options.read_only(true).create_if_missing(false);
     let reader = pool(SQLITE_READERS).connect_with(read_only.clone()).await.map_err(failure)?;
-    let session_reader = pool(SQLITE_SESSION_READERS).connect_with(read_only).await.map_err(failure)?;
-    Ok(Sqlite { reader: Db::Sqlite(reader), session_reader: Db::Sqlite(session_reader), writer: Db::Sqlite(writer) })
+    let session_reader =
+        pool(SQLITE_SESSION_READERS).connect_with(read_only).await.map_err(failure)?;
+    Ok(Sqlite {
+        reader: Db::Sqlite(reader),
+        session_reader: Db::Sqlite(session_reader),
+        writer: Db::Sqlite(writer),
+    })
 }
 
-/// Tries for as long as a lock is waited for. SQLite itself does not wait where two processes make the same file: the
-/// slower one to switch it to WAL is refused at once, whatever its busy timeout.
-async fn first_connection<T, F: Future<Output = sqlx::Result<T>>>(connect: impl Fn() -> F) -> Result<T> {
+/// Tries for as long as a lock is waited for. SQLite itself does not wait where two processes make
+/// the same file: the slower one to switch it to WAL is refused at once, whatever its busy timeout.
+async fn first_connection<T, F: Future<Output = sqlx::Result<T>>>(
+    connect: impl Fn() -> F,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         match connect().await.map_err(failure) {
@@ -238,10 +266,16 @@ mod tests {
     #[tokio::test]
     async fn sqlite_is_compiled_as_this_repository_says() {
         let dir = tempfile::tempdir().unwrap();
-        let Ok(Sqlite { reader: Db::Sqlite(reader), .. }) = sqlite(dir.path()).await else { panic!("no SQLite") };
-        let options: Vec<String> = sqlx::query_scalar("PRAGMA compile_options").fetch_all(&reader).await.unwrap();
+        let Ok(Sqlite { reader: Db::Sqlite(reader), .. }) = sqlite(dir.path()).await else {
+            panic!("no SQLite")
+        };
+        let options: Vec<String> =
+            sqlx::query_scalar("PRAGMA compile_options").fetch_all(&reader).await.unwrap();
         let has = |option: &str| options.iter().any(|known| known == option);
-        assert!(has("ENABLE_QPSG") && has("DEFAULT_MEMSTATUS=0"), ".cargo/config.toml was not read: {options:?}");
+        assert!(
+            has("ENABLE_QPSG") && has("DEFAULT_MEMSTATUS=0"),
+            ".cargo/config.toml was not read: {options:?}"
+        );
         assert!(!has("ENABLE_MEMORY_MANAGEMENT"), "{options:?}");
     }
 }

@@ -1,13 +1,15 @@
 //! The epoch of the log: whether this is still the history that was served.
 //!
-//! A database may fall back to an earlier state: a standby that lagged behind takes over, or a backup is restored. Then
-//! revisions are given out a second time, with other contents, and numbers alone can't show it. So the database carries an
-//! epoch and the origin that it belongs to. An origin names one history: on Postgres the system, the database, the table
-//! and the timeline of the write-ahead log; on SQLite the file. A replica that finds the log on another origin, or behind what was
-//! seen of it, replaces the epoch; one conditional statement does it, so all replicas come to the same one.
+//! A database may fall back to an earlier state: a standby that lagged behind takes over, or a
+//! backup is restored. Then revisions are given out a second time, with other contents, and numbers
+//! alone can't show it. So the database carries an epoch and the origin that it belongs to. An
+//! origin names one history: on Postgres the system, the database, the table and the timeline of
+//! the write-ahead log; on SQLite the file. A replica that finds the log on another origin, or
+//! behind what was seen of it, replaces the epoch; one conditional statement does it, so all
+//! replicas come to the same one.
 //!
-//! What can't be seen is a restore of the same origin to a state that is consistent and no older than the last mark:
-//! `starling epoch renew` is for that.
+//! What can't be seen is a restore of the same origin to a state that is consistent and no older
+//! than the last mark: `starling epoch renew` is for that.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -27,8 +29,8 @@ const MARK_FILE: &str = "starling.epoch";
 
 /// What the row says, and what the server says of itself, in one round trip.
 ///
-/// Everything in it is open to an ordinary user. The timeline is that of the position now: right after a promotion the
-/// control file still names the old one.
+/// Everything in it is open to an ordinary user. The timeline is that of the position now: right
+/// after a promotion the control file still names the old one.
 const LOOK_ON_POSTGRES: &str = "
     SELECT e.epoch, e.origin AS known_origin, pg_is_in_recovery() AS in_recovery,
         CASE WHEN NOT pg_is_in_recovery() THEN CONCAT_WS('/',
@@ -38,7 +40,8 @@ const LOOK_ON_POSTGRES: &str = "
             LEFT(pg_walfile_name(pg_current_wal_lsn()), 8)) END AS origin,
         CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_lsn() - '0/0'::pg_lsn)::BIGINT END AS position
     FROM (SELECT 1) one LEFT JOIN log_epoch e ON e.id = 1";
-const LOOK_ON_SQLITE: &str = "SELECT epoch, origin AS known_origin, mark AS position FROM log_epoch WHERE id = 1";
+const LOOK_ON_SQLITE: &str =
+    "SELECT epoch, origin AS known_origin, mark AS position FROM log_epoch WHERE id = 1";
 
 /// What this process knows of the log.
 #[derive(Debug, Default)]
@@ -49,7 +52,8 @@ pub(in crate::store) struct Log {
 
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// Where the log was at the last look: bytes of the write-ahead log on Postgres, the mark on SQLite.
+    /// Where the log was at the last look: bytes of the write-ahead log on Postgres, the mark on
+    /// SQLite.
     position: i64,
     /// The origin then; empty before the first look.
     origin: String,
@@ -94,8 +98,9 @@ impl Store {
         self.log.present.clone()
     }
 
-    /// Looks whether the log is still the one that was served. If not, `fresh` becomes its epoch, unless another replica was
-    /// faster. From then on every answer of an older connection is an error. Returns the epoch in force.
+    /// Looks whether the log is still the one that was served. If not, `fresh` becomes its epoch,
+    /// unless another replica was faster. From then on every answer of an older connection is an
+    /// error. Returns the epoch in force.
     ///
     /// # Errors
     /// `unavailable` if the database is away or a standby: then nothing is known.
@@ -105,7 +110,8 @@ impl Store {
             let epoch = match (&look.row, self.step_back(&look)) {
                 (Some((epoch, _)), None) => *epoch,
                 (row, reason) => {
-                    self.replace(row.as_ref().map(|(epoch, _)| *epoch), fresh, &look.origin, reason).await?
+                    self.replace(row.as_ref().map(|(epoch, _)| *epoch), fresh, &look.origin, reason)
+                        .await?
                 }
             };
             self.adopt(epoch, look).await
@@ -113,12 +119,18 @@ impl Store {
         .await
     }
 
-    /// Replaces the epoch, since the log was found to be behind what `seen` served: by a hub that saw it, or by the
-    /// operator, who knows of it. Nothing happens if it is replaced already. Returns the epoch in force.
+    /// Replaces the epoch, since the log was found to be behind what `seen` served: by a hub that
+    /// saw it, or by the operator, who knows of it. Nothing happens if it is replaced already.
+    /// Returns the epoch in force.
     ///
     /// # Errors
     /// `unavailable` if the database is away or a standby.
-    pub async fn renew_epoch(&self, seen: Epoch, fresh: Epoch, reason: &'static str) -> Result<Epoch> {
+    pub async fn renew_epoch(
+        &self,
+        seen: Epoch,
+        fresh: Epoch,
+        reason: &'static str,
+    ) -> Result<Epoch> {
         timed("renew_epoch", || async {
             let look = self.look().await?;
             let epoch = self.replace(Some(seen), fresh, &look.origin, Some(reason)).await?;
@@ -135,7 +147,9 @@ impl Store {
         let noting = async {
             let look = self.look().await?;
             match look.row {
-                Some((epoch, _)) if epoch == self.epoch() => self.adopt(epoch, look).await.map(drop),
+                Some((epoch, _)) if epoch == self.epoch() => {
+                    self.adopt(epoch, look).await.map(drop)
+                }
                 _ => Ok(()),
             }
         };
@@ -153,7 +167,8 @@ impl Store {
     async fn look(&self) -> Result<Look> {
         let path = match &self.probe {
             Db::Postgres(pool) => {
-                let row: PostgresRow = lent!(pool, |db| sqlx::query_as(LOOK_ON_POSTGRES).fetch_one(db))?;
+                let row: PostgresRow =
+                    lent!(pool, |db| sqlx::query_as(LOOK_ON_POSTGRES).fetch_one(db))?;
                 if row.in_recovery {
                     return Err(self.leave_standby());
                 }
@@ -165,7 +180,8 @@ impl Store {
             }
             Db::Sqlite(pool) => pool.connect_options().get_filename().to_path_buf(),
         };
-        let row: Option<SqliteRow> = on!(&self.reader, |db| sqlx::query_as(LOOK_ON_SQLITE).fetch_optional(db))?;
+        let row: Option<SqliteRow> =
+            on!(&self.reader, |db| sqlx::query_as(LOOK_ON_SQLITE).fetch_optional(db))?;
         let origin = identity(&path).map_err(Error::internal)?;
         if self.log.seen.lock().origin.is_empty() {
             let marked = read_mark(&mark_file(&path)).await;
@@ -183,11 +199,15 @@ impl Store {
         }
         let seen = self.log.seen.lock().clone();
         if self.is_embedded() {
-            let is_older = |(marked, position): (Epoch, i64)| marked != *epoch || position > look.position;
-            // Asked of the file once: while this process serves, nobody replaces the database under it.
-            return (seen.origin.is_empty() && seen.marked.is_some_and(is_older)).then_some("an older file");
+            let is_older =
+                |(marked, position): (Epoch, i64)| marked != *epoch || position > look.position;
+            // Asked of the file once: while this process serves, nobody replaces the database under
+            // it.
+            return (seen.origin.is_empty() && seen.marked.is_some_and(is_older))
+                .then_some("an older file");
         }
-        let is_behind = seen.origin == look.origin && seen.position - look.position > LOG_STEP_BACK_BYTES_MIN;
+        let is_behind =
+            seen.origin == look.origin && seen.position - look.position > LOG_STEP_BACK_BYTES_MIN;
         is_behind.then_some("an earlier position")
     }
 
@@ -208,8 +228,10 @@ impl Store {
         .bind(before)
         .execute(db)
         .map_ok_drop())?;
-        let epoch: Epoch =
-            on!(self.writer(), |db| sqlx::query_scalar("SELECT epoch FROM log_epoch WHERE id = 1").fetch_one(db))?;
+        let epoch: Epoch = on!(self.writer(), |db| sqlx::query_scalar(
+            "SELECT epoch FROM log_epoch WHERE id = 1"
+        )
+        .fetch_one(db))?;
         if let Some(reason) = reason.filter(|_| epoch == fresh) {
             metrics::log_epoch_renewed(reason);
             tracing::error!(%epoch, reason, "the log fell back, so it has a new epoch: every client reloads its chats");
@@ -247,8 +269,9 @@ impl Store {
     }
 }
 
-/// What names a file: one that was put in the place of another was born at another time, also where it got the same inode.
-/// Not the device, whose number may be another after a restart of the machine.
+/// What names a file: one that was put in the place of another was born at another time, also where
+/// it got the same inode. Not the device, whose number may be another after a restart of the
+/// machine.
 fn identity(path: &Path) -> io::Result<String> {
     let metadata = std::fs::metadata(path)?;
     let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());

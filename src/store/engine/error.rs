@@ -3,7 +3,8 @@
 use super::pool;
 use crate::model::Error;
 
-/// What a database's failure means: away or overloaded is `unavailable`, anything else a fault of ours.
+/// What a database's failure means: away or overloaded is `unavailable`, anything else a fault of
+/// ours.
 pub(in crate::store) fn failure(error: sqlx::Error) -> Error {
     let away = match &error {
         sqlx::Error::Io(_)
@@ -14,8 +15,9 @@ pub(in crate::store) fn failure(error: sqlx::Error) -> Error {
         | sqlx::Error::BeginFailed => true,
         sqlx::Error::Database(cause) => {
             cause.code().is_some_and(|code| {
-                // Postgres: connection, resources, operator, deadlock, serialization, lock timeout; and what refuses a new
-                // connection: the login, the database's name or its state; a standby. SQLite: busy, locked.
+                // Postgres: connection, resources, operator, deadlock, serialization, lock timeout;
+                // and what refuses a new connection: the login, the database's name or its state; a
+                // standby. SQLite: busy, locked.
                 let postgres = ["08", "53", "57", "40", "55P03", "28", "3D000", "55000", "25006"]
                     .iter()
                     .any(|class| code.len() == 5 && code.starts_with(class));

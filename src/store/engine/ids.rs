@@ -1,7 +1,8 @@
 //! Statements that take a list of ids, written once for both databases.
 //!
-//! The text is that of Postgres: `= ANY($1)`, with an array. SQLite has no arrays, so it gets a JSON array
-//! of hexadecimal ids. SQLite has no row locks either, and needs none: it has one writer.
+//! The text is that of Postgres: `= ANY($1)`, with an array. SQLite has no arrays, so it gets a
+//! JSON array of hexadecimal ids. SQLite has no row locks either, and needs none: it has one
+//! writer.
 
 use uuid::Uuid;
 

@@ -25,15 +25,18 @@ const LOCK_RETRY: Duration = Duration::from_millis(200);
 const LOCK_TRIES: u32 = 1500;
 
 impl Store {
-    /// Brings the schema up to date. Several processes may do so at once; one of them works, the others wait for it.
+    /// Brings the schema up to date. Several processes may do so at once; one of them works, the
+    /// others wait for it.
     ///
     /// # Errors
-    /// `internal` if a migration fails or one of another version was applied, `unavailable` if the lock is never free.
+    /// `internal` if a migration fails or one of another version was applied, `unavailable` if the
+    /// lock is never free.
     pub async fn migrate(&self) -> Result<()> {
         match &self.writer {
             Db::Sqlite(pool) => {
-                // SQLite has no lock to take turns by. Of two that meet on a new file, such as `serve` and `invite`, the
-                // slower one fails on what it finds done, and looks again.
+                // SQLite has no lock to take turns by. Of two that meet on a new file, such as
+                // `serve` and `invite`, the slower one fails on what it finds done, and looks
+                // again.
                 let mut pending = self.pending_migrations().await?;
                 loop {
                     let result = sqlite().run(pool).await;
@@ -50,9 +53,10 @@ impl Store {
                 }
             }
             Db::Postgres(pool) => {
-                // Tried, not waited for: a session that waits for a lock holds a snapshot, and CREATE INDEX
-                // CONCURRENTLY waits for all snapshots, so the two would wait for each other.
-                // On a connection of its own: building an index may take as long as it takes.
+                // Tried, not waited for: a session that waits for a lock holds a snapshot, and
+                // CREATE INDEX CONCURRENTLY waits for all snapshots, so the two would wait for each
+                // other. On a connection of its own: building an index may take as long as it
+                // takes.
                 let options = pool.options().clone().options([("statement_timeout", "0")]);
                 let mut holder = PgConnection::connect_with(&options).await.map_err(failure)?;
                 let mut free = false;
@@ -71,7 +75,8 @@ impl Store {
                     return Err(Error::overloaded());
                 }
                 let mut migrator = postgres();
-                let result = migrator.set_locking(false).run(&mut holder).await.map_err(Error::internal);
+                let result =
+                    migrator.set_locking(false).run(&mut holder).await.map_err(Error::internal);
                 // The lock ends with its session.
                 holder.close().await.map_err(failure)?;
                 result
@@ -95,9 +100,10 @@ impl Store {
             if table == 0 {
                 return Ok(known.iter().count());
             }
-            let applied: Vec<i64> =
-                on!(self.reader(), |db| sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-                    .fetch_all(db))?;
+            let applied: Vec<i64> = on!(self.reader(), |db| sqlx::query_scalar(
+                "SELECT version FROM _sqlx_migrations WHERE success"
+            )
+            .fetch_all(db))?;
             Ok(known.iter().filter(|migration| !applied.contains(&migration.version)).count())
         })
         .await

@@ -1,4 +1,5 @@
-//! The engine below the tables: connections, units of work, errors, the schema, locks, and the epoch of the log.
+//! The engine below the tables: connections, units of work, errors, the schema, locks, and the
+//! epoch of the log.
 
 mod connect;
 mod epoch;
@@ -15,7 +16,9 @@ pub use ids::for_sqlite;
 pub(in crate::store) use ids::{id_list, on_ids, within_ids};
 pub(in crate::store) use pool::Pool;
 pub use replica_lock::ReplicaLock;
-pub(in crate::store) use work::{Db, MapOkDrop, Tx, Work, ended, lent, on, on_lease, timed, within};
+pub(in crate::store) use work::{
+    Db, MapOkDrop, Tx, Work, ended, lent, on, on_lease, timed, within,
+};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +29,8 @@ use crate::model::{Error, Result};
 /// Longest that the database may take to show that it is there.
 const PING_MAX: Duration = Duration::from_secs(2);
 
-/// The connections for sessions: one pool on Postgres; on SQLite a reading one of their own and the one that writes.
+/// The connections for sessions: one pool on Postgres; on SQLite a reading one of their own and the
+/// one that writes.
 #[derive(Clone)]
 pub(in crate::store) struct SessionDb {
     pub(in crate::store) reader: Db,
@@ -39,13 +43,14 @@ pub struct Store {
     pub(in crate::store) reader: Db,
     /// The same pool as `reader` on Postgres; the one writing connection on SQLite.
     pub(in crate::store) writer: Db,
-    /// What sessions are read from and written to, so that no queue of requests keeps users from being recognised.
+    /// What sessions are read from and written to, so that no queue of requests keeps users from
+    /// being recognised.
     pub(in crate::store) sessions: SessionDb,
-    /// What [`Store::ping`] asks: connections of its own on Postgres, so that a pool that is busy is not a database that is
-    /// away.
+    /// What [`Store::ping`] asks: connections of its own on Postgres, so that a pool that is busy
+    /// is not a database that is away.
     pub(in crate::store) probe: Db,
-    /// What sends go through: connections of their own on Postgres, whose sessions wait for a lock only briefly. The same as
-    /// `writer` on SQLite.
+    /// What sends go through: connections of their own on Postgres, whose sessions wait for a lock
+    /// only briefly. The same as `writer` on SQLite.
     pub(in crate::store) appenders: Db,
     pub(in crate::store) statements: Arc<AtomicU64>,
     pub(in crate::store) log: Arc<epoch::Log>,
@@ -74,7 +79,8 @@ impl Store {
         &self.sessions.writer
     }
 
-    /// Statements sent so far, without `BEGIN` and `COMMIT`. A test holds the hot paths to a fixed number.
+    /// Statements sent so far, without `BEGIN` and `COMMIT`. A test holds the hot paths to a fixed
+    /// number.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
@@ -97,8 +103,11 @@ impl Store {
     pub(in crate::store) async fn begin_on(&self, db: &Db) -> Result<Work> {
         let inner = match db {
             Db::Postgres(pool) => Tx::Postgres(pool.begin("BEGIN").await.map_err(failure)?),
-            // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-            Db::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?),
+            // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever
+            // the busy timeout.
+            Db::Sqlite(pool) => {
+                Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?)
+            }
         };
         Ok(Work { inner, statements: self.statements.clone() })
     }
@@ -118,19 +127,24 @@ impl Store {
     /// Whether the database answers, and takes writes: a standby is as good as none.
     pub async fn ping(&self) -> Result<()> {
         let asking = timed("ping", || async {
-            let sql = if self.is_embedded() { "SELECT FALSE" } else { "SELECT pg_is_in_recovery()" };
+            let sql =
+                if self.is_embedded() { "SELECT FALSE" } else { "SELECT pg_is_in_recovery()" };
             let in_recovery: bool = on!(&self.probe, |db| sqlx::query_scalar(sql).fetch_one(db))?;
             if in_recovery { Err(self.leave_standby()) } else { Ok(()) }
         });
-        tokio::time::timeout(PING_MAX, asking).await.unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
+        tokio::time::timeout(PING_MAX, asking)
+            .await
+            .unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
     }
 
     /// Closes the connections; what is under way ends first.
     pub async fn close(&self) {
         self.mark_end().await;
-        // The writer of SQLite last: only the last connection to a file that may write cleans up its write-ahead log.
+        // The writer of SQLite last: only the last connection to a file that may write cleans up
+        // its write-ahead log.
         let readers = [&self.sessions.reader, &self.reader, &self.probe];
-        for db in readers.into_iter().chain([&self.sessions.writer, &self.appenders, &self.writer]) {
+        for db in readers.into_iter().chain([&self.sessions.writer, &self.appenders, &self.writer])
+        {
             match db {
                 Db::Postgres(pool) => pool.close().await,
                 Db::Sqlite(pool) => pool.close().await,

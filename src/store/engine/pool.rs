@@ -1,9 +1,10 @@
 //! Connections to Postgres, each lent to one unit of work at a time.
 //!
-//! Not sqlx's own pool: that one takes a connection back by a round trip without a deadline, so a half-open connection
-//! never comes back and its place is lost; and it tests a connection before it lends it, by another round trip. Here a
-//! connection is kept only if it is known to be good: [`Lease`] is consumed by whoever saw the last answer arrive.
-//! Whatever else becomes of a lease (an error of the line, a deadline, a cancelled future) closes the socket.
+//! Not sqlx's own pool: that one takes a connection back by a round trip without a deadline, so a
+//! half-open connection never comes back and its place is lost; and it tests a connection before it
+//! lends it, by another round trip. Here a connection is kept only if it is known to be good:
+//! [`Lease`] is consumed by whoever saw the last answer arrive. Whatever else becomes of a lease
+//! (an error of the line, a deadline, a cancelled future) closes the socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,16 +23,19 @@ use crate::model::limits::STORE_WAITING_MAX;
 
 /// How long a unit of work waits for a connection, a new one included, before it is `unavailable`.
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
-/// How long Postgres works on one statement, waiting for locks included, before it gives it up: what nobody waits for
-/// any more must not keep on running, nor hold its locks. A line that says nothing for longer is dead.
+/// How long Postgres works on one statement, waiting for locks included, before it gives it up:
+/// what nobody waits for any more must not keep on running, nor hold its locks. A line that says
+/// nothing for longer is dead.
 pub(in crate::store) const STATEMENT_MAX: Duration = Duration::from_millis(2500);
 /// How long a connection may take to roll back before it is closed instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 /// How long closing waits for what is lent, and for each farewell.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// A connection that nobody needed for so long is closed, so that a peak does not hold the database's memory.
+/// A connection that nobody needed for so long is closed, so that a peak does not hold the
+/// database's memory.
 const IDLE_MAX: Duration = Duration::from_mins(5);
-/// Age at which a connection is replaced: Postgres's caches of a session only grow, and load balancers change.
+/// Age at which a connection is replaced: Postgres's caches of a session only grow, and load
+/// balancers change.
 pub(in crate::store) const AGE_MAX: Duration = Duration::from_mins(30);
 
 /// A bounded number of connections. Clones share them.
@@ -51,13 +55,15 @@ struct Shared {
     age_max: Duration,
     idle: Mutex<VecDeque<Session>>,
     trust: Trust,
-    /// Grows when the log turns out to be another one: what an older connection answers belongs to the history before.
+    /// Grows when the log turns out to be another one: what an older connection answers belongs to
+    /// the history before.
     fences: AtomicU64,
     rollbacks: TaskTracker,
 }
 
-/// Since when connections to one database are trusted; shared by all pools of it. It grows when a connection proves bad:
-/// those opened before are as doubtful as that one, also those of a pool that nobody needs just now.
+/// Since when connections to one database are trusted; shared by all pools of it. It grows when a
+/// connection proves bad: those opened before are as doubtful as that one, also those of a pool
+/// that nobody needs just now.
 #[derive(Clone, Default)]
 pub(in crate::store) struct Trust(Arc<AtomicU64>);
 
@@ -88,8 +94,8 @@ pub(in crate::store) struct Lease {
     _place: OwnedSemaphorePermit,
 }
 
-/// Raised if a lease is dropped in the middle of a statement that Postgres should have answered, if only by its own
-/// timeout: then the line is dead, and the others most likely with it.
+/// Raised if a lease is dropped in the middle of a statement that Postgres should have answered, if
+/// only by its own timeout: then the line is dead, and the others most likely with it.
 struct Alarm {
     pool: Pool,
     asked: Option<Instant>,
@@ -113,7 +119,11 @@ impl<'a> Waiting<'a> {
             return Ok(waiting);
         }
         metrics::store_refused(shared.name);
-        Err(io::Error::new(io::ErrorKind::WouldBlock, "too many units of work wait for a connection").into())
+        Err(io::Error::new(
+            io::ErrorKind::WouldBlock,
+            "too many units of work wait for a connection",
+        )
+        .into())
     }
 }
 
@@ -124,8 +134,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pool {
-    /// A pool of up to `places_max` connections, none of which is open yet, each replaced at the age of `age_max`. `name`
-    /// tells it from others in metrics. `trust` is shared by all pools of the database.
+    /// A pool of up to `places_max` connections, none of which is open yet, each replaced at the
+    /// age of `age_max`. `name` tells it from others in metrics. `trust` is shared by all pools of
+    /// the database.
     pub fn new(
         name: &'static str,
         options: PgConnectOptions,
@@ -187,7 +198,8 @@ impl Pool {
                 Ok(Session { connection, opened_at: now, idle_since: now, trust, fence })
             }
             Err(error) => {
-                // Nobody listens there any more, or a standby does, so nobody is at the other end of the old ones.
+                // Nobody listens there any more, or a standby does, so nobody is at the other end
+                // of the old ones.
                 if matches!(error, sqlx::Error::Io(_)) {
                     self.distrust("refused");
                 }
@@ -205,8 +217,8 @@ impl Pool {
         }
     }
 
-    /// The one that rested last, so that the others of a peak grow old. Those that a pool beside this one made doubtful
-    /// are closed.
+    /// The one that rested last, so that the others of a peak grow old. Those that a pool beside
+    /// this one made doubtful are closed.
     fn take(&self) -> Option<Session> {
         let mut idle = self.shared.idle.lock();
         let trust = self.shared.trust.now();
@@ -221,7 +233,8 @@ impl Pool {
         let shared = &self.shared;
         session.idle_since = Instant::now();
         let mut idle = shared.idle.lock();
-        // Asked under the lock, so that neither closing nor distrust misses one that comes back just now.
+        // Asked under the lock, so that neither closing nor distrust misses one that comes back
+        // just now.
         if shared.places.is_closed() || session.trust != shared.trust.now() {
             return;
         }
@@ -231,8 +244,9 @@ impl Pool {
         }
     }
 
-    /// Closes all that rest, here at once and in other pools when they are asked for, and those that are lent when they come
-    /// back. After a restart of the database one call per connection under way fails, not one per connection of the pool.
+    /// Closes all that rest, here at once and in other pools when they are asked for, and those
+    /// that are lent when they come back. After a restart of the database one call per connection
+    /// under way fails, not one per connection of the pool.
     fn distrust(&self, reason: &'static str) {
         let doubtful = {
             let mut idle = self.shared.idle.lock();
@@ -242,7 +256,8 @@ impl Pool {
         metrics::store_connections_closed(reason, doubtful.len() + 1);
     }
 
-    /// Closes all connections, and has what is under way on them fail: they answer for a history that is no more.
+    /// Closes all connections, and has what is under way on them fail: they answer for a history
+    /// that is no more.
     pub fn fence(&self) {
         self.shared.fences.fetch_add(1, Ordering::AcqRel);
         self.distrust("epoch");
@@ -263,7 +278,8 @@ impl Pool {
     /// Says farewell to the database, once what is lent is back.
     pub async fn close(&self) {
         let shared = &self.shared;
-        let _ = tokio::time::timeout(CLOSE_MAX, shared.places.acquire_many(shared.places_max)).await;
+        let _ =
+            tokio::time::timeout(CLOSE_MAX, shared.places.acquire_many(shared.places_max)).await;
         shared.places.close();
         let resting = std::mem::take(&mut *shared.idle.lock());
         let farewells = resting.into_iter().map(|session| session.connection.close());
@@ -272,8 +288,8 @@ impl Pool {
 }
 
 impl Lease {
-    /// The connection, for one statement. Until [`Lease::settle`] or [`Lease::end`] tells how that ended, it counts as
-    /// given up.
+    /// The connection, for one statement. Until [`Lease::settle`] or [`Lease::end`] tells how that
+    /// ended, it counts as given up.
     pub fn statement(&mut self) -> &mut PgConnection {
         self.alarm.asked = Some(Instant::now());
         &mut self.session.connection
@@ -284,10 +300,13 @@ impl Lease {
         self.alarm.asked.is_none()
     }
 
-    /// Notes how a statement of several ended. Fails if the log became another one since the connection was opened.
+    /// Notes how a statement of several ended. Fails if the log became another one since the
+    /// connection was opened.
     pub fn settle<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
         if self.session.fence != self.alarm.pool.shared.fences.load(Ordering::Acquire) {
-            return Err(sqlx::Error::Io(io::Error::other("this connection is of an earlier epoch of the log")));
+            return Err(sqlx::Error::Io(io::Error::other(
+                "this connection is of an earlier epoch of the log",
+            )));
         }
         match &result {
             Err(error) if !is_answer(error) => self.alarm.pool.distrust("broken"),
@@ -306,7 +325,8 @@ impl Lease {
         result
     }
 
-    /// Rolls back in the background what was begun and not committed, and gives the connection back.
+    /// Rolls back in the background what was begun and not committed, and gives the connection
+    /// back.
     pub fn roll_back_later(mut self) {
         // Without a runtime the process ends, and the socket with it.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -331,9 +351,12 @@ impl Lease {
 /// Opens a connection to a server that takes writes.
 ///
 /// # Errors
-/// `Io` for a standby, which answers reads from a log that lags behind and refuses every write: the address will name
-/// the primary later, as after a failover, and a connection that were kept would not follow it.
-pub(in crate::store) async fn connect_to_primary(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+/// `Io` for a standby, which answers reads from a log that lags behind and refuses every write: the
+/// address will name the primary later, as after a failover, and a connection that were kept would
+/// not follow it.
+pub(in crate::store) async fn connect_to_primary(
+    options: &PgConnectOptions,
+) -> sqlx::Result<PgConnection> {
     let mut connection = PgConnection::connect_with(options).await?;
     let row = connection.fetch_one("SELECT pg_is_in_recovery()").await?;
     if row.try_get(0)? { Err(standby()) } else { Ok(connection) }
@@ -348,24 +371,31 @@ pub(in crate::store) fn standby() -> sqlx::Error {
 fn is_answer(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::RowNotFound => true,
-        sqlx::Error::Database(_) => !is_end_of_session(error) && !is_stale_plan(error) && !is_read_only(error),
+        sqlx::Error::Database(_) => {
+            !is_end_of_session(error) && !is_stale_plan(error) && !is_read_only(error)
+        }
         _ => false,
     }
 }
 
 /// Whether Postgres ended the session with this error.
 pub(in crate::store) fn is_end_of_session(error: &sqlx::Error) -> bool {
-    postgres(error).is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic))
+    postgres(error)
+        .is_some_and(|cause| matches!(cause.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
-/// Whether a prepared statement has outlived a change of the schema. It is told before anything is done, and every
-/// connection that is as old has the same statement.
+/// Whether a prepared statement has outlived a change of the schema. It is told before anything is
+/// done, and every connection that is as old has the same statement.
 pub(in crate::store) fn is_stale_plan(error: &sqlx::Error) -> bool {
-    // By the function that told it: the code means any missing feature, and the words are translated.
-    postgres(error).is_some_and(|cause| cause.code() == "0A000" && cause.routine() == Some("RevalidateCachedQuery"))
+    // By the function that told it: the code means any missing feature, and the words are
+    // translated.
+    postgres(error).is_some_and(|cause| {
+        cause.code() == "0A000" && cause.routine() == Some("RevalidateCachedQuery")
+    })
 }
 
-/// Whether the server refused a write because it is a standby: no write will succeed on this connection.
+/// Whether the server refused a write because it is a standby: no write will succeed on this
+/// connection.
 fn is_read_only(error: &sqlx::Error) -> bool {
     postgres(error).is_some_and(|cause| cause.code() == "25006")
 }

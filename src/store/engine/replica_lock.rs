@@ -1,9 +1,9 @@
-//! Who may serve on a database: one replica alone, or a fleet that shares a Redis. Never both, and never two alone: each
-//! would believe that it hears of every change.
+//! Who may serve on a database: one replica alone, or a fleet that shares a Redis. Never both, and
+//! never two alone: each would believe that it hears of every change.
 //!
-//! On Postgres an advisory lock, held by a connection of its own for as long as the process serves: alone it is held by
-//! itself, in a fleet it is shared. On SQLite a lock on a file beside the database's. Either ends with its holder, so a
-//! replica that was killed leaves nothing behind.
+//! On Postgres an advisory lock, held by a connection of its own for as long as the process serves:
+//! alone it is held by itself, in a fleet it is shared. On SQLite a lock on a file beside the
+//! database's. Either ends with its holder, so a replica that was killed leaves nothing behind.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -18,7 +18,8 @@ use super::pool::connect_to_primary;
 use super::{Db, Store, failure};
 use crate::model::{Error, Result};
 
-/// The file whose lock is the right to serve on the SQLite file beside it. Always empty; it may stay when nobody serves.
+/// The file whose lock is the right to serve on the SQLite file beside it. Always empty; it may
+/// stay when nobody serves.
 const FILE: &str = "starling.lock";
 /// The key of the lock in Postgres: "replicas" in ASCII.
 const KEY: i64 = 0x7265_706c_6963_6173;
@@ -26,8 +27,8 @@ const KEY: i64 = 0x7265_706c_6963_6173;
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(200);
-/// Pause between two looks at the connection that holds the lock. With [`CALL_MAX`] and [`HANDOVER_MAX`] it bounds how
-/// long two may serve that should not.
+/// Pause between two looks at the connection that holds the lock. With [`CALL_MAX`] and
+/// [`HANDOVER_MAX`] it bounds how long two may serve that should not.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the connection may take to answer, or to be made.
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -62,11 +63,13 @@ struct Identity {
 }
 
 impl Store {
-    /// Takes the right to serve on this database: `shared` by replicas of one fleet, else alone. Waits a moment for a
-    /// predecessor to go away. On SQLite there is no fleet, and `shared` means nothing.
+    /// Takes the right to serve on this database: `shared` by replicas of one fleet, else alone.
+    /// Waits a moment for a predecessor to go away. On SQLite there is no fleet, and `shared` means
+    /// nothing.
     ///
     /// # Errors
-    /// `internal` with a sentence for the operator if another holds it, `unavailable` if the database is away.
+    /// `internal` with a sentence for the operator if another holds it, `unavailable` if the
+    /// database is away.
     pub async fn hold_replica_lock(&self, shared: bool) -> Result<ReplicaLock> {
         match &self.writer {
             Db::Postgres(pool) => {
@@ -84,11 +87,12 @@ impl Store {
 }
 
 impl ReplicaLock {
-    /// Keeps the lock until `stop`, then gives it back. If its connection is lost, as when Postgres restarts, the lock is
-    /// taken again.
+    /// Keeps the lock until `stop`, then gives it back. If its connection is lost, as when Postgres
+    /// restarts, the lock is taken again.
     ///
     /// # Errors
-    /// `internal` with a sentence for the operator if another got it meanwhile: then this process must not go on.
+    /// `internal` with a sentence for the operator if another got it meanwhile: then this process
+    /// must not go on.
     pub async fn keep(self, stop: CancellationToken) -> Result<()> {
         match self.0 {
             Kind::Postgres(lock) => lock.keep(stop).await,
@@ -141,7 +145,8 @@ impl SessionLock {
 
     async fn try_to_retake(&self) -> Result<Option<Holder>> {
         let mut connection = connect(&self.options).await?;
-        // The old session may live on in the database, which has not noticed that nobody is at its other end.
+        // The old session may live on in the database, which has not noticed that nobody is at its
+        // other end.
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
         let Identity { pid, started } = self.holder.identity.clone();
         let ending = sqlx::query(end).bind(pid).bind(started).execute(&mut connection);
@@ -150,10 +155,14 @@ impl SessionLock {
     }
 }
 
-/// Tries to take the lock for as long as a predecessor may need. It is never waited for inside the database, where a
-/// session that waits holds a snapshot that migrations wait for in turn.
+/// Tries to take the lock for as long as a predecessor may need. It is never waited for inside the
+/// database, where a session that waits holds a snapshot that migrations wait for in turn.
 async fn take(mut connection: PgConnection, shared: bool) -> Result<Option<Holder>> {
-    let sql = if shared { "SELECT pg_try_advisory_lock_shared($1)" } else { "SELECT pg_try_advisory_lock($1)" };
+    let sql = if shared {
+        "SELECT pg_try_advisory_lock_shared($1)"
+    } else {
+        "SELECT pg_try_advisory_lock($1)"
+    };
     let start = Instant::now();
     loop {
         if in_time(sqlx::query_scalar::<_, bool>(sql).bind(KEY).fetch_one(&mut connection)).await? {
@@ -171,14 +180,18 @@ async fn take(mut connection: PgConnection, shared: bool) -> Result<Option<Holde
 
 /// The same for the lock of a file.
 async fn take_file(path: &Path) -> Result<File> {
-    let failed =
-        |error: io::Error| Error::internal(io::Error::other(format!("can't lock {}: {error}", path.display())));
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    let failed = |error: io::Error| {
+        Error::internal(io::Error::other(format!("can't lock {}: {error}", path.display())))
+    };
+    let file =
+        File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
     let start = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if start.elapsed() <= HANDOVER_MAX => tokio::time::sleep(RETRY).await,
+            Err(TryLockError::WouldBlock) if start.elapsed() <= HANDOVER_MAX => {
+                tokio::time::sleep(RETRY).await
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::internal(io::Error::other(format!(
                     "another `starling serve` holds {}: one process serves on an SQLite file; stop the other one, give \

@@ -47,7 +47,8 @@ macro_rules! on_lease {
 }
 pub(in crate::store) use on_lease;
 
-/// Runs one statement on whichever database it is: `on!(self.reader(), |db| sqlx::query(SQL).execute(db))`.
+/// Runs one statement on whichever database it is: `on!(self.reader(), |db|
+/// sqlx::query(SQL).execute(db))`.
 macro_rules! on {
     ($db:expr, |$c:ident| $query:expr) => {
         match $db {
@@ -107,8 +108,8 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // A refusal in the middle leaves a good connection. One whose last answer never came is closed, and with it what
-        // it had begun.
+        // A refusal in the middle leaves a good connection. One whose last answer never came is
+        // closed, and with it what it had begun.
         if let Tx::Postgres(lease) = std::mem::replace(&mut self.inner, Tx::Ended)
             && lease.is_settled()
         {
@@ -128,12 +129,14 @@ impl<T, F: Future<Output = sqlx::Result<T>>> MapOkDrop for F {
     }
 }
 
-/// Longest that one unit of work may take; then it is given up as `unavailable`, and its connection to Postgres closed.
-/// More than [`pool::STATEMENT_MAX`], so that a slow statement is told by Postgres and its connection kept; less than a
-/// request may take, so that what went wrong is told by whoever knows it.
+/// Longest that one unit of work may take; then it is given up as `unavailable`, and its connection
+/// to Postgres closed. More than [`pool::STATEMENT_MAX`], so that a slow statement is told by
+/// Postgres and its connection kept; less than a request may take, so that what went wrong is told
+/// by whoever knows it.
 const UNIT_MAX: Duration = Duration::from_secs(4);
-/// Measures a unit of work under its name, and gives it up after [`UNIT_MAX`]. One that met a statement prepared for an
-/// older schema is done once more: nothing came of it, since that is told before the statement runs.
+/// Measures a unit of work under its name, and gives it up after [`UNIT_MAX`]. One that met a
+/// statement prepared for an older schema is done once more: nothing came of it, since that is told
+/// before the statement runs.
 pub(in crate::store) async fn timed<T, W>(unit: &'static str, work: impl Fn() -> W) -> Result<T>
 where
     W: Future<Output = Result<T>>,

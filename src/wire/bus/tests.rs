@@ -1,6 +1,7 @@
 use crate::model::user::UserBrief;
 use crate::model::{
-    Change, Chat, ChatEvent, ChatKind, LastMessage, Member, Message, MessageId, MessageKind, Rev, Role, SessionId,
+    Change, Chat, ChatEvent, ChatKind, LastMessage, Member, Message, MessageId, MessageKind, Rev,
+    Role, SessionId,
 };
 
 use super::*;
@@ -96,7 +97,8 @@ fn events() -> Vec<Event> {
         Change::Renamed(chat()),
         Change::Removed,
     ];
-    let durable = changes.into_iter().map(|change| Event::Chat(ChatEvent { chat_id, rev: Rev(4), change }));
+    let durable =
+        changes.into_iter().map(|change| Event::Chat(ChatEvent { chat_id, rev: Rev(4), change }));
 
     let others = [
         Event::Read { chat_id, user_id, message_id: MessageId(3), to_all: true },
@@ -126,10 +128,12 @@ fn every_event_is_read_as_it_was_written() {
     }
 }
 
-/// The bytes of version 1. A change here is a change of the protocol between replicas: raise `VERSION`.
+/// The bytes of version 1. A change here is a change of the protocol between replicas: raise
+/// `VERSION`.
 #[test]
 fn version_1_is_written_byte_for_byte_as_it_always_was() {
-    let all: String = events().iter().map(|event| String::from_utf8(written(event)).unwrap() + "\n").collect();
+    let all: String =
+        events().iter().map(|event| String::from_utf8(written(event)).unwrap() + "\n").collect();
     assert_eq!(all, include_str!("v1.jsonl"));
 }
 
@@ -154,9 +158,10 @@ fn a_payload_of_another_version_or_with_an_unknown_field_is_not_read_and_its_top
 
 #[test]
 fn a_header_with_more_fields_and_more_kinds_of_topic_is_read() {
-    let body = r#"{"version":7,"kind":"resync","colour":"red","from":1,"epoch":null,"sealed_at_ms":5,
+    let body =
+        r#"{"version":7,"kind":"resync","colour":"red","from":1,"epoch":null,"sealed_at_ms":5,
         "topics":["everyone","planet:3","user:00000000-0000-0000-0000-000000000002","chat:x"]}"#
-        .replace('\n', "");
+            .replace('\n', "");
     let body = format!("{body}\n");
     let message = BusMessage::read(body.as_bytes()).unwrap();
     assert_eq!((message.header.version, message.header.kind), (7, BusKind::Resync));
@@ -172,7 +177,12 @@ fn bytes_without_a_header_are_no_message() {
 
 #[test]
 fn every_topic_has_a_name_of_its_own_that_is_read_back() {
-    let topics = [Topic::Chat(chat_id()), Topic::User(user_id()), Topic::Presence(user_id()), Topic::Everyone];
+    let topics = [
+        Topic::Chat(chat_id()),
+        Topic::User(user_id()),
+        Topic::Presence(user_id()),
+        Topic::Everyone,
+    ];
     for topic in topics {
         assert_eq!(topic_named(&topic_name(&topic)), Some(topic));
     }

@@ -1,8 +1,8 @@
 //! Version 1 of the payload of an event.
 //!
-//! Every type here is written out, with ids as UUIDs and times as milliseconds since 1970, so that no
-//! change of a type in `model` changes a byte on the bus: the conversions stop compiling instead. The
-//! strings are borrowed when an event is written, so that publishing copies no text.
+//! Every type here is written out, with ids as UUIDs and times as milliseconds since 1970, so that
+//! no change of a type in `model` changes a byte on the bus: the conversions stop compiling
+//! instead. The strings are borrowed when an event is written, so that publishing copies no text.
 
 use std::borrow::Cow;
 
@@ -140,21 +140,31 @@ pub enum Role {
 }
 
 impl<'a> BusEvent<'a> {
-    /// The event for the bus. `None` for [`model::Event::Resync`], which the header of a message expresses.
+    /// The event for the bus. `None` for [`model::Event::Resync`], which the header of a message
+    /// expresses.
     pub fn of(event: &'a model::Event) -> Option<Self> {
         Some(match event {
             model::Event::Chat(model::ChatEvent { chat_id, rev, change }) => {
                 Self::Chat { chat_id: chat_id.0, rev: rev.0, change: change.into() }
             }
-            model::Event::Read { chat_id, user_id, message_id, to_all } => {
-                Self::Read { chat_id: chat_id.0, user_id: user_id.0, message_id: message_id.0, to_all: *to_all }
+            model::Event::Read { chat_id, user_id, message_id, to_all } => Self::Read {
+                chat_id: chat_id.0,
+                user_id: user_id.0,
+                message_id: message_id.0,
+                to_all: *to_all,
+            },
+            model::Event::Typing { chat_id, user_id } => {
+                Self::Typing { chat_id: chat_id.0, user_id: user_id.0 }
             }
-            model::Event::Typing { chat_id, user_id } => Self::Typing { chat_id: chat_id.0, user_id: user_id.0 },
-            model::Event::ChatGone { chat_id, user_id } => Self::ChatGone { chat_id: chat_id.0, user_id: user_id.0 },
-            model::Event::ChatBack { chat_id, user_id } => Self::ChatBack { chat_id: chat_id.0, user_id: user_id.0 },
-            model::Event::SessionsEnded(sessions) => {
-                Self::SessionsEnded { session_ids: sessions.iter().map(|session| session.0).collect() }
+            model::Event::ChatGone { chat_id, user_id } => {
+                Self::ChatGone { chat_id: chat_id.0, user_id: user_id.0 }
             }
+            model::Event::ChatBack { chat_id, user_id } => {
+                Self::ChatBack { chat_id: chat_id.0, user_id: user_id.0 }
+            }
+            model::Event::SessionsEnded(sessions) => Self::SessionsEnded {
+                session_ids: sessions.iter().map(|session| session.0).collect(),
+            },
             model::Event::LoggedInAgain { session_id, logins } => {
                 Self::LoggedInAgain { session_id: session_id.0, logins: *logins }
             }
@@ -199,15 +209,16 @@ impl<'a> BusEvent<'a> {
 impl<'a> From<&'a model::Change> for Change<'a> {
     fn from(change: &'a model::Change) -> Self {
         match change {
-            model::Change::Created(views) => {
-                Self::Created { views: views.iter().map(|(user_id, view)| (user_id.0, view.into())).collect() }
-            }
+            model::Change::Created(views) => Self::Created {
+                views: views.iter().map(|(user_id, view)| (user_id.0, view.into())).collect(),
+            },
             model::Change::MessageSent(message) => Self::MessageSent(message.into()),
             model::Change::MessageEdited(message) => Self::MessageEdited(message.into()),
             model::Change::MessageRemoved(message) => Self::MessageRemoved(message.into()),
-            model::Change::MemberJoined(joined) => {
-                Self::MemberJoined { member: (&joined.0).into(), view: joined.1.as_ref().map(Into::into) }
-            }
+            model::Change::MemberJoined(joined) => Self::MemberJoined {
+                member: (&joined.0).into(),
+                view: joined.1.as_ref().map(Into::into),
+            },
             model::Change::MemberChanged(member) => Self::MemberChanged(member.into()),
             model::Change::MemberLeft(user_id) => Self::MemberLeft { user_id: user_id.0 },
             model::Change::Renamed(chat) => Self::Renamed(chat.into()),
@@ -219,9 +230,9 @@ impl<'a> From<&'a model::Change> for Change<'a> {
 impl From<Change<'_>> for model::Change {
     fn from(change: Change<'_>) -> Self {
         match change {
-            Change::Created { views } => {
-                Self::Created(views.into_iter().map(|(user_id, view)| (UserId(user_id), view.into())).collect())
-            }
+            Change::Created { views } => Self::Created(
+                views.into_iter().map(|(user_id, view)| (UserId(user_id), view.into())).collect(),
+            ),
             Change::MessageSent(message) => Self::MessageSent(message.into()),
             Change::MessageEdited(message) => Self::MessageEdited(message.into()),
             Change::MessageRemoved(message) => Self::MessageRemoved(message.into()),
@@ -236,7 +247,8 @@ impl From<Change<'_>> for model::Change {
     }
 }
 
-// The patterns below name every field, so that a field added to a type of `model` stops the build here.
+// The patterns below name every field, so that a field added to a type of `model` stops the build
+// here.
 
 impl<'a> From<&'a model::Message> for Message<'a> {
     fn from(message: &'a model::Message) -> Self {
@@ -399,7 +411,11 @@ impl<'a> From<&'a UserBrief> for User<'a> {
 
 impl From<User<'_>> for UserBrief {
     fn from(user: User<'_>) -> Self {
-        Self { id: UserId(user.id), login: user.login.map(Cow::into_owned), name: user.name.into_owned() }
+        Self {
+            id: UserId(user.id),
+            login: user.login.map(Cow::into_owned),
+            name: user.name.into_owned(),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Who may do what: every operation of the document times everyone who may come along. An operation without a row fails.
+//! Who may do what: every operation of the document times everyone who may come along. An operation
+//! without a row fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,10 +32,12 @@ pub enum Who {
     Owner,
 }
 
-pub const EVERYONE: [Who; 6] = [Who::Stranger, Who::Other, Who::Ex, Who::Member, Who::Admin, Who::Owner];
+pub const EVERYONE: [Who; 6] =
+    [Who::Stranger, Who::Other, Who::Ex, Who::Member, Who::Admin, Who::Owner];
 
-/// A row: an operation on a chat, and what members, admins and owners of a group and of a channel get. (Strangers get
-/// 401, others and ex-members 404, always.) The last: members of a private chat.
+/// A row: an operation on a chat, and what members, admins and owners of a group and of a channel
+/// get. (Strangers get 401, others and ex-members 404, always.) The last: members of a private
+/// chat.
 type Row = (&'static str, &'static str, Ask, [u16; 3], [u16; 3], u16);
 
 /// What exactly is asked for, where it matters.
@@ -96,7 +99,8 @@ const TABLE: &[Row] = &[
     ("PUT", "/chats/{chat_id}/read", Ask::Read, [204, 204, 204], [204, 204, 204], 204),
 ];
 
-/// What needs a token but no chat: the caller's own things. Who may touch whose is tested with each of them.
+/// What needs a token but no chat: the caller's own things. Who may touch whose is tested with each
+/// of them.
 const OWN: &[(&str, &str)] = &[
     ("GET", "/chats"),
     ("POST", "/chats"),
@@ -127,8 +131,13 @@ const OPEN: &[(&str, &str)] = &[
 ];
 
 async fn every_operation_has_a_row_in_a_table_and_every_row_an_operation(_server: TestServer) {
-    let rows = TABLE.iter().map(|row| (row.0, row.1)).chain(OWN.iter().copied()).chain(OPEN.iter().copied());
-    let rows: BTreeSet<(String, String)> = rows.map(|(method, path)| (method.to_owned(), path.to_owned())).collect();
+    let rows = TABLE
+        .iter()
+        .map(|row| (row.0, row.1))
+        .chain(OWN.iter().copied())
+        .chain(OPEN.iter().copied());
+    let rows: BTreeSet<(String, String)> =
+        rows.map(|(method, path)| (method.to_owned(), path.to_owned())).collect();
     let documented: BTreeSet<(String, String)> =
         operations().into_iter().map(|(method, path)| (method.to_string(), path)).collect();
     let without_row: Vec<_> = documented.difference(&rows).collect();
@@ -142,9 +151,11 @@ async fn without_a_token_only_open_operations_are_answered(server: TestServer) {
     for (method, template) in operations() {
         let open = OPEN.contains(&(method.as_str(), template.as_str()));
         let path = template.replace(['{', '}'], "");
-        // The token is asked for before the body is looked at, so that nobody learns what a body would do.
+        // The token is asked for before the body is looked at, so that nobody learns what a body
+        // would do.
         for body in ["", "{}", "{"] {
-            let request = stranger.request(method.clone(), &path).header("content-type", "application/json");
+            let request =
+                stranger.request(method.clone(), &path).header("content-type", "application/json");
             let answer = stranger.send(request.body(body)).await;
             if open {
                 assert_ne!(answer.body["code"], "not_authenticated", "{method} {template}");
@@ -191,7 +202,8 @@ impl Stage {
     }
 
     pub async fn scene(&self, kind: &str) -> Scene {
-        let [owner, admin, member, ex, other, victim, newcomer] = <[User; 7]>::try_from(self.people.clone()).unwrap();
+        let [owner, admin, member, ex, other, victim, newcomer] =
+            <[User; 7]>::try_from(self.people.clone()).unwrap();
         let all = [&admin, &member, &ex, &victim];
         let chat = match kind {
             "group" => owner.group(&all).await,
@@ -235,7 +247,8 @@ impl Scene {
         format!("/chats/{}{rest}", self.chat)
     }
 
-    /// Makes it the private chat of these two, in which both have said something. Nobody is an owner there.
+    /// Makes it the private chat of these two, in which both have said something. Nobody is an
+    /// owner there.
     pub async fn turn_private(&mut self, member: User, victim: User) {
         (self.member, self.victim) = (member, victim);
         self.chat = self.member.private_chat(&self.victim).await;
@@ -303,7 +316,8 @@ fn assert_answer(answer: &Answer, expected: u16, what: &str) {
     }
 }
 
-/// Plays the whole table in chats of one kind, each square in a scene of its own where it changes something.
+/// Plays the whole table in chats of one kind, each square in a scene of its own where it changes
+/// something.
 async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]) {
     let stage = Stage::of(server).await;
     let scene = stage.scene(kind).await;
@@ -317,11 +331,16 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]
                 Who::Owner => column(row)[2],
             };
             let what = format!("{kind}: {who:?} {} {} {:?}", row.0, row.1, row.2);
-            // What is refused must have changed nothing, so all that is refused happens in one scene.
+            // What is refused must have changed nothing, so all that is refused happens in one
+            // scene.
             let rev = scene.owner.get(&scene.path("")).await.expect(200)["rev"].clone();
             if expected >= 400 || row.0 == "GET" {
                 assert_answer(&scene.ask(scene.who(who), row).await, expected, &what);
-                assert_eq!(scene.owner.get(&scene.path("")).await.expect(200)["rev"], rev, "{what}: changed something");
+                assert_eq!(
+                    scene.owner.get(&scene.path("")).await.expect(200)["rev"],
+                    rev,
+                    "{what}: changed something"
+                );
             } else {
                 let own = stage.scene(kind).await;
                 assert_answer(&own.ask(own.who(who), row).await, expected, &what);
@@ -344,7 +363,9 @@ async fn in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more(server
     let mut scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {
         scene.turn_private(server.user().await, server.user().await).await;
-        for (user, expected) in [(&scene.stranger, 401), (&scene.other, 404), (&scene.member, row.5)] {
+        for (user, expected) in
+            [(&scene.stranger, 401), (&scene.other, 404), (&scene.member, row.5)]
+        {
             let what = format!("private: {} {} {:?}", row.0, row.1, row.2);
             assert_answer(&scene.ask(user, row).await, expected, &what);
         }

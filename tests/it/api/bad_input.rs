@@ -1,4 +1,5 @@
-//! What is not as it should be: each kind is refused in its own way, and afterwards the server still serves.
+//! What is not as it should be: each kind is refused in its own way, and afterwards the server
+//! still serves.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -30,7 +31,13 @@ everywhere!(
 );
 
 /// A request with a body as it is.
-async fn raw(user: &User, method: Method, path: &str, kind: &str, body: impl Into<reqwest::Body>) -> Answer {
+async fn raw(
+    user: &User,
+    method: Method,
+    path: &str,
+    kind: &str,
+    body: impl Into<reqwest::Body>,
+) -> Answer {
     user.send(user.request(method, path).header("content-type", kind).body(body)).await
 }
 
@@ -54,7 +61,11 @@ async fn bodies(server: &TestServer) -> (User, Vec<(Method, String, Value)>) {
     let registration = super::newcomer(&server.invite(9).await, "newcomer");
     let endpoints = vec![
         (Method::POST, "/users".to_owned(), registration),
-        (Method::POST, "/sessions".to_owned(), json!({ "login": ada.login, "password": ada.password })),
+        (
+            Method::POST,
+            "/sessions".to_owned(),
+            json!({ "login": ada.login, "password": ada.password }),
+        ),
         (Method::POST, "/sessions/refresh".to_owned(), json!({ "refresh_token": "sl_x" })),
         (Method::PATCH, "/users/me".to_owned(), json!({ "name": "Ada" })),
         (Method::DELETE, "/users/me".to_owned(), json!({ "password": PASSWORD })),
@@ -105,14 +116,17 @@ async fn a_wrong_type_is_refused_by_name(server: TestServer) {
 
 async fn several_wrong_fields_are_all_named(server: TestServer) {
     let ada = server.user().await;
-    let answer = ada.post("/users", json!({ "invite": 1, "login": [], "name": {}, "colour": "red" })).await;
+    let answer =
+        ada.post("/users", json!({ "invite": 1, "login": [], "name": {}, "colour": "red" })).await;
     answer.refused(422, "invalid_fields");
     let errors = answer.body["errors"].as_array().unwrap();
-    let mut named: Vec<&str> = errors.iter().map(|error| error["field"].as_str().unwrap()).collect();
+    let mut named: Vec<&str> =
+        errors.iter().map(|error| error["field"].as_str().unwrap()).collect();
     named.sort_unstable();
     assert_eq!(named, ["colour", "invite", "login", "name", "password"]);
     assert!(errors.iter().all(|error| !error["message"].as_str().unwrap().is_empty()));
-    let many: serde_json::Map<String, Value> = (0..1000).map(|number| (format!("f{number}"), json!(1))).collect();
+    let many: serde_json::Map<String, Value> =
+        (0..1000).map(|number| (format!("f{number}"), json!(1))).collect();
     let answer = ada.post("/users", Value::Object(many)).await;
     answer.refused(422, "invalid_fields");
     assert!(answer.body["errors"].as_array().unwrap().len() <= 16, "a bounded answer");
@@ -121,15 +135,34 @@ async fn several_wrong_fields_are_all_named(server: TestServer) {
 async fn what_is_not_json_is_malformed(server: TestServer) {
     let (ada, endpoints) = bodies(&server).await;
     for (method, path, _) in endpoints {
-        for bad in ["{", "nul", "{'text': 'x'}", "{\"text\": \"x\"} x", "{\"text\": NaN}", "\u{feff}{}", "{,}", "\u{0}"]
-        {
+        for bad in [
+            "{",
+            "nul",
+            "{'text': 'x'}",
+            "{\"text\": \"x\"} x",
+            "{\"text\": NaN}",
+            "\u{feff}{}",
+            "{,}",
+            "\u{0}",
+        ] {
             let answer = raw(&ada, method.clone(), &path, "application/json", bad).await;
             answer.refused(400, "malformed_json");
         }
-        let no_utf8 = raw(&ada, method.clone(), &path, "application/json", b"{\"text\": \"\xc3\x28\"}".to_vec()).await;
+        let no_utf8 = raw(
+            &ada,
+            method.clone(),
+            &path,
+            "application/json",
+            b"{\"text\": \"\xc3\x28\"}".to_vec(),
+        )
+        .await;
         no_utf8.refused(400, "malformed_json");
         let empty = raw(&ada, method.clone(), &path, "application/json", "").await;
-        if path == "/invites" { drop(empty.expect(201)) } else { empty.refused(400, "malformed_json") }
+        if path == "/invites" {
+            drop(empty.expect(201))
+        } else {
+            empty.refused(400, "malformed_json")
+        }
     }
     json_raw(&ada, "/chats", r#"{"kind":"self","kind":"group"}"#).await.refused_fields(&["kind"]);
 }
@@ -148,14 +181,23 @@ async fn json_that_nests_too_deep_is_refused(server: TestServer) {
 async fn another_media_type_is_refused(server: TestServer) {
     let (ada, endpoints) = bodies(&server).await;
     for (method, path, good) in endpoints {
-        for kind in ["text/plain", "application/x-www-form-urlencoded", "text/json", "application/jsonx", "x", "é"] {
+        for kind in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "text/json",
+            "application/jsonx",
+            "x",
+            "é",
+        ] {
             let answer = raw(&ada, method.clone(), &path, kind, good.to_string()).await;
             answer.refused(415, "unsupported_media_type");
         }
         let bare = ada.send(ada.request(method, &path).body(good.to_string())).await;
         bare.refused(415, "unsupported_media_type");
     }
-    for kind in ["application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"] {
+    for kind in
+        ["application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"]
+    {
         raw(&ada, Method::PATCH, "/users/me", kind, r#"{"name":"Ada"}"#).await.expect(200);
     }
 }
@@ -171,7 +213,10 @@ async fn a_body_too_large_is_refused_and_one_just_fitting_is_not(server: TestSer
     // The longest text in its longest spelling fits.
     let chat = ada.group(&[]).await;
     let body = format!("{{\"text\":\"{}\"}}", "\\ud834\\udd1e".repeat(4096));
-    assert_eq!(json_raw(&ada, &format!("/chats/{chat}/messages"), body).await.expect(201)["text"], "𝄞".repeat(4096));
+    assert_eq!(
+        json_raw(&ada, &format!("/chats/{chat}/messages"), body).await.expect(201)["text"],
+        "𝄞".repeat(4096)
+    );
 }
 
 /// Sends bytes as they are and reads what comes until the server closes or falls silent.
@@ -192,7 +237,9 @@ async fn bytes(server: &TestServer, sent: &[u8]) -> String {
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), reading).await.expect("the server answers or closes");
+    tokio::time::timeout(std::time::Duration::from_secs(10), reading)
+        .await
+        .expect("the server answers or closes");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -218,33 +265,68 @@ async fn a_cursor_that_is_none_is_refused(server: TestServer) {
     let members = format!("/chats/{}/members", chats[0]);
     let lists = ["/chats", "/users", &members];
     let cursor = async |path: &str| {
-        ada.get(&format!("{path}?limit=1")).await.expect(200)["next_cursor"].as_str().unwrap().to_owned()
+        ada.get(&format!("{path}?limit=1")).await.expect(200)["next_cursor"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     for path in lists {
-        for bad in ["x", "%00", "e30", "bnVsbA", "W10", "////", "eyJhIjoxfQ", &"A".repeat(600), "🦆", "eyJsIjoxfQ"] {
+        for bad in [
+            "x",
+            "%00",
+            "e30",
+            "bnVsbA",
+            "W10",
+            "////",
+            "eyJhIjoxfQ",
+            &"A".repeat(600),
+            "🦆",
+            "eyJsIjoxfQ",
+        ] {
             ada.get(&format!("{path}?after={bad}")).await.refused_fields(&["after"]);
         }
         for other in lists.into_iter().filter(|other| *other != path) {
-            ada.get(&format!("{path}?after={}", cursor(other).await)).await.refused_fields(&["after"]);
+            ada.get(&format!("{path}?after={}", cursor(other).await))
+                .await
+                .refused_fields(&["after"]);
         }
         ada.get(&format!("{path}?after={}x", cursor(path).await)).await.refused_fields(&["after"]);
         ada.get(&format!("{path}?after={}", cursor(path).await)).await.expect(200);
     }
     // A cursor is a position, not a permission.
     let own = cursor("/chats").await;
-    assert_eq!(bob.get(&format!("/chats?after={own}")).await.expect(200)["chats"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        bob.get(&format!("/chats?after={own}")).await.expect(200)["chats"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 async fn an_id_that_can_be_none_is_the_id_of_nothing(server: TestServer) {
     let ada = server.user().await;
     let chat = ada.group(&[]).await;
-    for id in ["x", "0", "%00", "..%2f..", "%F0%9F%A6%86", "%FF", &NOBODY[1..], &"a".repeat(5000), "'", "null", NOBODY]
-    {
+    for id in [
+        "x",
+        "0",
+        "%00",
+        "..%2f..",
+        "%F0%9F%A6%86",
+        "%FF",
+        &NOBODY[1..],
+        &"a".repeat(5000),
+        "'",
+        "null",
+        NOBODY,
+    ] {
         ada.get(&format!("/chats/{id}")).await.refused(404, "chat_not_found");
         ada.get(&format!("/chats/{id}/messages")).await.refused(404, "chat_not_found");
         ada.get(&format!("/chats/{id}/messages/1")).await.refused(404, "chat_not_found");
         ada.get(&format!("/chats/{id}/changes")).await.refused(404, "chat_not_found");
-        ada.put(&format!("/chats/{id}/read"), json!({ "message_id": 0 })).await.refused(404, "chat_not_found");
+        ada.put(&format!("/chats/{id}/read"), json!({ "message_id": 0 }))
+            .await
+            .refused(404, "chat_not_found");
         ada.delete(&format!("/chats/{id}")).await.refused(404, "chat_not_found");
         ada.delete(&format!("/chats/{id}/members/me")).await.refused(404, "chat_not_found");
         ada.get(&format!("/users/{id}")).await.refused(404, "user_not_found");
@@ -252,7 +334,9 @@ async fn an_id_that_can_be_none_is_the_id_of_nothing(server: TestServer) {
         ada.delete(&format!("/invites/{id}")).await.refused(404, "invite_not_found");
         ada.delete(&format!("/chats/{chat}/members/{id}")).await.refused(404, "member_not_found");
         let role = json!({ "role": "admin" });
-        ada.patch(&format!("/chats/{chat}/members/{id}"), role).await.refused(404, "member_not_found");
+        ada.patch(&format!("/chats/{chat}/members/{id}"), role)
+            .await
+            .refused(404, "member_not_found");
     }
 }
 
@@ -274,7 +358,11 @@ async fn a_foreign_id_is_as_an_unknown_one(server: TestServer) {
             (Method::DELETE, path(&format!("/members/{}", bob.id)), Value::Null),
             (Method::DELETE, path("/members/me"), Value::Null),
             (Method::GET, path("/messages"), Value::Null),
-            (Method::POST, path("/messages"), json!({ "text": "x", "reply_to": 1, "client_id": "k" })),
+            (
+                Method::POST,
+                path("/messages"),
+                json!({ "text": "x", "reply_to": 1, "client_id": "k" }),
+            ),
             (Method::GET, path("/messages/1"), Value::Null),
             (Method::GET, path("/messages/2"), Value::Null),
             (Method::PATCH, path("/messages/1"), json!({ "text": "x" })),
@@ -295,7 +383,11 @@ async fn a_foreign_id_is_as_an_unknown_one(server: TestServer) {
         assert_eq!(one.body["code"], "chat_not_found", "{what}");
         indistinguishable(&one, &other);
     }
-    assert_eq!(ada.get(&format!("/chats/{foreign}")).await.expect(200)["rev"], 2, "nothing was done");
+    assert_eq!(
+        ada.get(&format!("/chats/{foreign}")).await.expect(200)["rev"],
+        2,
+        "nothing was done"
+    );
 }
 
 async fn a_method_that_does_not_apply_says_which_do(server: TestServer) {
@@ -312,7 +404,8 @@ async fn a_method_that_does_not_apply_says_which_do(server: TestServer) {
         let answer = ada.send(ada.request(method.clone(), path)).await;
         answer.refused(405, "method_not_allowed");
         assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-        let mut allow: Vec<&str> = answer.header("allow").expect("an Allow header").split(',').map(str::trim).collect();
+        let mut allow: Vec<&str> =
+            answer.header("allow").expect("an Allow header").split(',').map(str::trim).collect();
         allow.sort_unstable();
         assert_eq!(allow, allowed, "{method} {path}");
     }
@@ -320,7 +413,16 @@ async fn a_method_that_does_not_apply_says_which_do(server: TestServer) {
 
 async fn a_path_that_leads_nowhere_is_a_problem(server: TestServer) {
     for user in [server.user().await, server.stranger()] {
-        for path in ["/nothing", "/chats/", "/Chats", "/api/chats", "/chats/x/y/z", "/%00", "/.git/config", "/..%2f"] {
+        for path in [
+            "/nothing",
+            "/chats/",
+            "/Chats",
+            "/api/chats",
+            "/chats/x/y/z",
+            "/%00",
+            "/.git/config",
+            "/..%2f",
+        ] {
             for method in [Method::GET, Method::POST] {
                 let answer = user.send(user.request(method, path)).await;
                 answer.refused(404, "route_not_found");
@@ -334,7 +436,8 @@ async fn a_sane_request_id_comes_back_and_another_is_replaced(server: TestServer
     let ada = server.user().await;
     let id = async |given: &[u8]| {
         let value = reqwest::header::HeaderValue::from_bytes(given).unwrap();
-        let answer = ada.send(ada.request(Method::GET, "/users/me").header("x-request-id", value)).await;
+        let answer =
+            ada.send(ada.request(Method::GET, "/users/me").header("x-request-id", value)).await;
         assert_eq!(answer.status, 200);
         answer.header("x-request-id").expect("an id of plain characters").to_owned()
     };
@@ -343,14 +446,16 @@ async fn a_sane_request_id_comes_back_and_another_is_replaced(server: TestServer
         assert_eq!(id(sane.as_bytes()).await, sane);
     }
     let too_long = "x".repeat(129);
-    let bad: [&[u8]; 7] = [b"", b"a b", b"a,b", b"a\tb", b"<script>", b"\xe9\xff", too_long.as_bytes()];
+    let bad: [&[u8]; 7] =
+        [b"", b"a b", b"a,b", b"a\tb", b"<script>", b"\xe9\xff", too_long.as_bytes()];
     for bad in bad {
         let given = id(bad).await;
         assert_ne!(given.as_bytes(), bad);
         assert_eq!(given.len(), 36, "a UUID: {given}");
     }
     assert_ne!(id(b"").await, id(b"").await);
-    let refused = ada.send(ada.request(Method::GET, "/nothing").header("x-request-id", "mine")).await;
+    let refused =
+        ada.send(ada.request(Method::GET, "/nothing").header("x-request-id", "mine")).await;
     assert_eq!(refused.header("x-request-id"), Some("mine"), "errors carry it, too");
 }
 
@@ -358,12 +463,14 @@ async fn a_head_too_large_is_refused(server: TestServer) {
     let ada = server.user().await;
     let fits = ada.request(Method::GET, "/users/me").header("x-filler", "x".repeat(8000));
     ada.send(fits).await.expect(200);
-    let huge = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-filler: {}\r\n\r\n", "x".repeat(100_000));
+    let huge =
+        format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-filler: {}\r\n\r\n", "x".repeat(100_000));
     let many = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-filler: x\r\n".repeat(2000));
     let long = format!("GET /livez?{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(100_000));
     for head in [huge, many, long] {
         let answer = bytes(&server, head.as_bytes()).await;
-        let refused = ["HTTP/1.1 431 ", "HTTP/1.1 414 "].iter().any(|status| answer.starts_with(status));
+        let refused =
+            ["HTTP/1.1 431 ", "HTTP/1.1 414 "].iter().any(|status| answer.starts_with(status));
         // Or closed at once: what it could still say is lost if bytes of ours were on their way.
         assert!(refused || answer.is_empty(), "{answer}");
     }

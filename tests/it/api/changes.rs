@@ -35,8 +35,12 @@ struct Replica {
 impl Replica {
     /// Takes one page; whether it was the last.
     async fn step(&mut self, user: &User, chat: &str, max: &str) -> bool {
-        let page = user.get(&format!("/chats/{chat}/changes?after_rev={}{max}", self.rev)).await.expect(200);
-        let revs: Vec<i64> = column(&page["messages"], "rev").iter().map(|rev| rev.as_i64().unwrap()).collect();
+        let page = user
+            .get(&format!("/chats/{chat}/changes?after_rev={}{max}", self.rev))
+            .await
+            .expect(200);
+        let revs: Vec<i64> =
+            column(&page["messages"], "rev").iter().map(|rev| rev.as_i64().unwrap()).collect();
         assert!(revs.is_sorted(), "oldest change first: {revs:?}");
         assert!(revs.iter().all(|rev| *rev > self.rev), "nothing that is known already");
         if page["members_forgotten"] == json!(true) {
@@ -80,12 +84,18 @@ impl Replica {
     /// What the rest of the API says.
     async fn truth(user: &User, chat: &str) -> Self {
         let seen = user.get(&format!("/chats/{chat}")).await.expect(200);
-        let mut truth = Self { rev: seen["rev"].as_i64().unwrap(), name: seen["name"].clone(), ..Self::default() };
+        let mut truth = Self {
+            rev: seen["rev"].as_i64().unwrap(),
+            name: seen["name"].clone(),
+            ..Self::default()
+        };
         let history = user.get(&format!("/chats/{chat}/messages?max=100")).await.expect(200);
         for message in history["messages"].as_array().unwrap() {
             truth.messages.insert(message["id"].as_i64().unwrap(), message.clone());
         }
-        truth.take_members(&user.get(&format!("/chats/{chat}/members")).await.expect(200)["members"]);
+        truth.take_members(
+            &user.get(&format!("/chats/{chat}/members")).await.expect(200)["members"],
+        );
         truth
     }
 }
@@ -148,10 +158,17 @@ async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(se
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Ship" })).await.expect(200); // 3
     ada.post(&format!("/chats/{chat}/members"), json!({ "user_id": cid.id })).await.expect(201); // 4
     bob.delete(&format!("/chats/{chat}/members/me")).await.expect(204); // 5
-    let page = async |after: i64| ada.get(&format!("/chats/{chat}/changes?after_rev={after}")).await.expect(200);
+    let page = async |after: i64| {
+        ada.get(&format!("/chats/{chat}/changes?after_rev={after}")).await.expect(200)
+    };
     let shape = |page: &Value| {
         let members = column(&json!(column(&page["members"], "user")), "id");
-        (column(&page["messages"], "id"), members, page["removed_member_ids"].clone(), page["chat"]["name"].clone())
+        (
+            column(&page["messages"], "id"),
+            members,
+            page["removed_member_ids"].clone(),
+            page["chat"]["name"].clone(),
+        )
     };
     let (message, name) = (vec![json!(1)], json!("Ship"));
     let (cid_in, bob_out) = (vec![json!(cid.id)], json!([bob.id]));
@@ -162,7 +179,11 @@ async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(se
     assert_eq!(shape(&page(5).await), (vec![], vec![], json!([]), Value::Null));
     let all = page(0).await;
     assert_eq!((&all["rev"], &all["complete"]), (&json!(5), &json!(true)));
-    assert_eq!(all["chat"], ada.get(&format!("/chats/{chat}")).await.expect(200), "as the caller sees it");
+    assert_eq!(
+        all["chat"],
+        ada.get(&format!("/chats/{chat}")).await.expect(200),
+        "as the caller sees it"
+    );
 }
 
 async fn an_item_that_changed_several_times_comes_once(server: TestServer) {
@@ -175,7 +196,9 @@ async fn an_item_that_changed_several_times_comes_once(server: TestServer) {
         ada.patch(&format!("/chats/{chat}/messages/1"), json!({ "text": text })).await.expect(200);
     }
     for role in ["admin", "member", "admin"] {
-        ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": role })).await.expect(200);
+        ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": role }))
+            .await
+            .expect(200);
     }
     let page = bob.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
     assert_eq!(column(&page["messages"], "id"), [2, 1], "by the latest change, not by place");
@@ -193,14 +216,22 @@ async fn eventful(server: &TestServer) -> (User, String, Vec<Replica>) {
     for number in 0..24 {
         match number % 8 {
             0 | 3 => drop(bob.say(&chat, &format!("m{number}")).await),
-            1 => drop(ada.post(&format!("{path}/members"), json!({ "user_id": cid.id })).await.expect(201)),
+            1 => drop(
+                ada.post(&format!("{path}/members"), json!({ "user_id": cid.id }))
+                    .await
+                    .expect(201),
+            ),
             2 => drop(
-                bob.patch(&format!("{path}/messages/1"), json!({ "text": format!("e{number}") })).await.expect(200),
+                bob.patch(&format!("{path}/messages/1"), json!({ "text": format!("e{number}") }))
+                    .await
+                    .expect(200),
             ),
             4 => drop(ada.patch(&path, json!({ "name": format!("n{number}") })).await.expect(200)),
             5 => drop(ada.say(&chat, &format!("m{number}")).await),
             6 => drop(ada.delete(&format!("{path}/members/{}", cid.id)).await.expect(204)),
-            _ => drop(bob.delete(&format!("{path}/messages/{}", number / 8 * 3 + 2)).await.expect(204)),
+            _ => drop(
+                bob.delete(&format!("{path}/messages/{}", number / 8 * 3 + 2)).await.expect(204),
+            ),
         }
         states.push(Replica::truth(&ada, &chat).await);
     }
@@ -225,9 +256,18 @@ async fn whoever_follows_from_anywhere_arrives_at_the_same_state(server: TestSer
             let mut replica = state.clone();
             replica.sync(&ada, &chat, max).await;
             assert_eq!(replica.messages, truth.messages);
-            assert_eq!((replica.rev, &replica.name), (truth.rev, &truth.name), "from {}", state.rev);
+            assert_eq!(
+                (replica.rev, &replica.name),
+                (truth.rev, &truth.name),
+                "from {}",
+                state.rev
+            );
             let roles = |replica: &Replica| -> Vec<(String, Value)> {
-                replica.members.iter().map(|(id, member)| (id.clone(), member["role"].clone())).collect()
+                replica
+                    .members
+                    .iter()
+                    .map(|(id, member)| (id.clone(), member["role"].clone()))
+                    .collect()
             };
             assert_eq!(roles(&replica), roles(truth), "from {}", state.rev);
         }
@@ -259,7 +299,12 @@ async fn somebody_who_left_and_came_back_is_a_member(server: TestServer) {
     for known in [0, 1, 2] {
         let page = ada.get(&format!("/chats/{chat}/changes?after_rev={known}")).await.expect(200);
         assert_eq!(page["removed_member_ids"], json!([]));
-        let back = page["members"].as_array().unwrap().iter().find(|it| it["user"]["id"] == json!(bob.id)).unwrap();
+        let back = page["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|it| it["user"]["id"] == json!(bob.id))
+            .unwrap();
         assert_eq!(back["role"], "admin");
     }
 }
@@ -307,7 +352,11 @@ async fn whoever_was_away_for_too_long_still_arrives(server: TestServer) {
         new.sync(&ada, &chat, max).await;
         for replica in [back, new] {
             assert_eq!((replica.rev, &replica.messages), (truth.rev, &truth.messages), "{max}");
-            assert_eq!(replica.members.keys().collect::<Vec<_>>(), truth.members.keys().collect::<Vec<_>>(), "{max}");
+            assert_eq!(
+                replica.members.keys().collect::<Vec<_>>(),
+                truth.members.keys().collect::<Vec<_>>(),
+                "{max}"
+            );
         }
     }
 }
@@ -316,6 +365,8 @@ async fn a_bad_rev_is_refused(server: TestServer) {
     let ada = server.user().await;
     let chat = ada.group(&[]).await;
     for bad in ["-1", "x", "", "1.5", "9223372036854775808"] {
-        ada.get(&format!("/chats/{chat}/changes?after_rev={bad}")).await.refused_fields(&["after_rev"]);
+        ada.get(&format!("/chats/{chat}/changes?after_rev={bad}"))
+            .await
+            .refused_fields(&["after_rev"]);
     }
 }

@@ -36,7 +36,10 @@ async fn everyone_has_one_self_chat(server: TestServer) {
     let (ada, bob) = (server.user_named("ada").await, server.user().await);
     let first = make(&ada, json!({ "kind": "self" })).await.expect(201);
     assert_eq!((&first["kind"], &first["name"]), (&json!("self"), &json!("ada")));
-    assert_eq!((&first["member_count"], &first["role"], &first["peer"]), (&json!(1), &json!("owner"), &Value::Null));
+    assert_eq!(
+        (&first["member_count"], &first["role"], &first["peer"]),
+        (&json!(1), &json!("owner"), &Value::Null)
+    );
     let again = make(&ada, json!({ "kind": "self", "member_ids": [] })).await.expect(200);
     assert_eq!(first, again);
     assert_ne!(make(&bob, json!({ "kind": "self" })).await.expect(201)["id"], first["id"]);
@@ -49,13 +52,18 @@ async fn everyone_has_one_self_chat(server: TestServer) {
 }
 
 async fn a_pair_has_one_private_chat_whoever_asks(server: TestServer) {
-    let (ada, bob, cid) = (server.user_named("ada").await, server.user_named("bob").await, server.user().await);
+    let (ada, bob, cid) =
+        (server.user_named("ada").await, server.user_named("bob").await, server.user().await);
     let first = make(&ada, json!({ "kind": "private", "member_ids": [bob.id] })).await.expect(201);
     assert_eq!(first["peer"], json!({ "id": bob.id, "login": "bob", "name": "bob" }));
-    assert_eq!((&first["name"], &first["role"], &first["member_count"]), (&json!("bob"), &json!("member"), &json!(2)));
+    assert_eq!(
+        (&first["name"], &first["role"], &first["member_count"]),
+        (&json!("bob"), &json!("member"), &json!(2))
+    );
     let again = make(&ada, json!({ "kind": "private", "member_ids": [bob.id] })).await.expect(200);
     assert_eq!(first, again);
-    let mirrored = make(&bob, json!({ "kind": "private", "member_ids": [ada.id] })).await.expect(200);
+    let mirrored =
+        make(&bob, json!({ "kind": "private", "member_ids": [ada.id] })).await.expect(200);
     assert_eq!((&mirrored["id"], &mirrored["name"]), (&first["id"], &json!("ada")));
     assert_ne!(ada.private_chat(&cid).await, id(&first));
 }
@@ -65,7 +73,8 @@ async fn sixteen_who_make_one_private_chat_at_once_from_both_sides_make_one(serv
     for _ in 0..3 {
         let cid = server.user().await;
         let sides = (0..16).map(|number| if number % 2 == 0 { (&ada, &cid) } else { (&cid, &ada) });
-        let asked = sides.map(|(user, peer)| make(user, json!({ "kind": "private", "member_ids": [peer.id] })));
+        let asked = sides
+            .map(|(user, peer)| make(user, json!({ "kind": "private", "member_ids": [peer.id] })));
         one_of_all(&join_all(asked).await);
         assert_eq!(cid.get("/chats").await.expect(200)["chats"].as_array().unwrap().len(), 1);
     }
@@ -80,7 +89,11 @@ async fn eight_who_make_one_self_chat_at_once_make_one(server: TestServer) {
 /// Fails unless all answers show one chat, and exactly one of them made it.
 #[track_caller]
 fn one_of_all(answers: &[Answer]) {
-    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1, "exactly one made it");
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 201).count(),
+        1,
+        "exactly one made it"
+    );
     for answer in answers {
         assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
         assert_eq!(answer.body["id"], answers[0].body["id"]);
@@ -90,8 +103,13 @@ fn one_of_all(answers: &[Answer]) {
 async fn a_group_has_its_members_from_the_start(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let twice = json!([bob.id, cid.id, bob.id, ada.id]);
-    let chat = make(&ada, json!({ "kind": "group", "name": " Crew ", "member_ids": twice })).await.expect(201);
-    assert_eq!((&chat["name"], &chat["role"], &chat["rev"]), (&json!("Crew"), &json!("owner"), &json!(1)));
+    let chat = make(&ada, json!({ "kind": "group", "name": " Crew ", "member_ids": twice }))
+        .await
+        .expect(201);
+    assert_eq!(
+        (&chat["name"], &chat["role"], &chat["rev"]),
+        (&json!("Crew"), &json!("owner"), &json!(1))
+    );
     assert_eq!((&chat["member_count"], &chat["last_message_id"]), (&json!(3), &json!(0)));
     assert_eq!((&chat["last_message"], &chat["unread_count"]), (&Value::Null, &json!(0)));
     for member in [&bob, &cid] {
@@ -100,7 +118,9 @@ async fn a_group_has_its_members_from_the_start(server: TestServer) {
     }
     let members = bob.get(&format!("/chats/{}/members", id(&chat))).await.expect(200);
     assert_eq!(column(&members["members"], "role"), ["owner", "member", "member"]);
-    make(&ada, json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id] })).await.expect(201);
+    make(&ada, json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id] }))
+        .await
+        .expect(201);
 }
 
 async fn a_channel_has_no_limit_of_members(server: TestServer) {
@@ -111,7 +131,9 @@ async fn a_channel_has_no_limit_of_members(server: TestServer) {
             let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
             let channel = ada.channel(&[&bob, &cid]).await;
             let dan = server.user().await;
-            ada.post(&format!("/chats/{channel}/members"), json!({ "user_id": dan.id })).await.expect(201);
+            ada.post(&format!("/chats/{channel}/members"), json!({ "user_id": dan.id }))
+                .await
+                .expect(201);
             assert_eq!(dan.get(&format!("/chats/{channel}")).await.expect(200)["member_count"], 4);
         },
     )
@@ -125,15 +147,25 @@ async fn a_group_is_limited(server: TestServer) {
         |server| async move {
             let (ada, bob) = (server.user().await, server.user().await);
             let (cid, dan) = (server.user().await, server.user().await);
-            let four = json!({ "kind": "group", "name": "Four", "member_ids": [bob.id, cid.id, dan.id] });
+            let four =
+                json!({ "kind": "group", "name": "Four", "member_ids": [bob.id, cid.id, dan.id] });
             make(&ada, four).await.refused(409, "member_limit_reached");
-            let three = json!({ "kind": "group", "name": "Three", "member_ids": [bob.id, cid.id, ada.id] });
+            let three =
+                json!({ "kind": "group", "name": "Three", "member_ids": [bob.id, cid.id, ada.id] });
             let chat = id(&make(&ada, three).await.expect(201));
             let path = format!("/chats/{chat}/members");
-            ada.post(&path, json!({ "user_id": dan.id })).await.refused(409, "member_limit_reached");
+            ada.post(&path, json!({ "user_id": dan.id }))
+                .await
+                .refused(409, "member_limit_reached");
             bob.delete(&format!("{path}/me")).await.expect(204);
-            let rush = join_all([&bob, &dan].map(|user| ada.post(&path, json!({ "user_id": user.id })))).await;
-            assert_eq!(rush.iter().filter(|answer| answer.status == 201).count(), 1, "one place, two at once");
+            let rush =
+                join_all([&bob, &dan].map(|user| ada.post(&path, json!({ "user_id": user.id }))))
+                    .await;
+            assert_eq!(
+                rush.iter().filter(|answer| answer.status == 201).count(),
+                1,
+                "one place, two at once"
+            );
             assert_eq!(ada.get(&format!("/chats/{chat}")).await.expect(200)["member_count"], 3);
         },
     )
@@ -142,7 +174,8 @@ async fn a_group_is_limited(server: TestServer) {
 
 async fn a_chat_that_makes_no_sense_is_refused_by_field(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
-    let refused = async |body: Value, fields: &[&str]| make(&ada, body).await.refused_fields(fields);
+    let refused =
+        async |body: Value, fields: &[&str]| make(&ada, body).await.refused_fields(fields);
     refused(json!({}), &["kind"]).await;
     refused(json!({ "kind": "party" }), &["kind"]).await;
     refused(json!({ "kind": "self", "member_ids": [bob.id] }), &["member_ids"]).await;
@@ -157,17 +190,30 @@ async fn a_chat_that_makes_no_sense_is_refused_by_field(server: TestServer) {
         refused(json!({ "kind": "group", "name": name }), &["name"]).await;
     }
     refused(json!({ "kind": "channel" }), &["name"]).await;
-    refused(json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id, "x"] }), &["member_ids[1]"]).await;
-    refused(json!({ "kind": "group", "name": "Crew", "member_ids": bob.id }), &["member_ids"]).await;
+    refused(
+        json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id, "x"] }),
+        &["member_ids[1]"],
+    )
+    .await;
+    refused(json!({ "kind": "group", "name": "Crew", "member_ids": bob.id }), &["member_ids"])
+        .await;
     make(&ada, json!({ "kind": "group", "name": "𝄞".repeat(100) })).await.expect(201);
-    assert_eq!(ada.get("/chats").await.expect(200)["chats"].as_array().unwrap().len(), 1, "only the last was made");
+    assert_eq!(
+        ada.get("/chats").await.expect(200)["chats"].as_array().unwrap().len(),
+        1,
+        "only the last was made"
+    );
 }
 
 async fn a_chat_with_unknown_users_is_refused_and_not_made(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
-    make(&ada, json!({ "kind": "private", "member_ids": [NOBODY] })).await.refused_fields(&["member_ids[0]"]);
+    make(&ada, json!({ "kind": "private", "member_ids": [NOBODY] }))
+        .await
+        .refused_fields(&["member_ids[0]"]);
     for kind in ["group", "channel"] {
-        let answer = make(&ada, json!({ "kind": kind, "name": "Crew", "member_ids": [bob.id, NOBODY] })).await;
+        let answer =
+            make(&ada, json!({ "kind": kind, "name": "Crew", "member_ids": [bob.id, NOBODY] }))
+                .await;
         assert_eq!(answer.status, 422, "{}", answer.body);
         assert!(answer.body["errors"][0]["field"].as_str().unwrap().starts_with("member_ids["));
     }
@@ -179,18 +225,26 @@ async fn the_name_of_a_chat_is_what_its_kind_says(server: TestServer) {
     let private = ada.private_chat(&bob).await;
     bob.patch("/users/me", json!({ "name": "Bob B." })).await.expect(200);
     let seen = ada.get(&format!("/chats/{private}")).await.expect(200);
-    assert_eq!((&seen["name"], &seen["peer"]["name"]), (&json!("Bob B."), &json!("Bob B.")), "the name of today");
+    assert_eq!(
+        (&seen["name"], &seen["peer"]["name"]),
+        (&json!("Bob B."), &json!("Bob B.")),
+        "the name of today"
+    );
     assert_eq!(bob.get(&format!("/chats/{private}")).await.expect(200)["name"], "ada");
     let group = ada.get(&format!("/chats/{}", ada.group(&[&bob]).await)).await.expect(200);
     assert_eq!((&group["name"], &group["peer"]), (&json!("Crew"), &Value::Null));
-    ada.patch(&format!("/chats/{private}"), json!({ "name": "Us" })).await.refused(409, "wrong_chat_kind");
+    ada.patch(&format!("/chats/{private}"), json!({ "name": "Us" }))
+        .await
+        .refused(409, "wrong_chat_kind");
 }
 
 async fn renaming_is_for_owners_and_admins(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     for chat in [ada.group(&[&bob, &cid]).await, ada.channel(&[&bob, &cid]).await] {
         let path = format!("/chats/{chat}");
-        ada.patch(&format!("{path}/members/{}", bob.id), json!({ "role": "admin" })).await.expect(200);
+        ada.patch(&format!("{path}/members/{}", bob.id), json!({ "role": "admin" }))
+            .await
+            .expect(200);
         cid.patch(&path, json!({ "name": "Mutiny" })).await.refused(403, "not_allowed");
         let renamed = bob.patch(&path, json!({ "name": " Ship " })).await.expect(200);
         assert_eq!((&renamed["name"], &renamed["rev"]), (&json!("Ship"), &json!(3)));
@@ -213,14 +267,17 @@ async fn renaming_to_the_same_name_is_no_change(server: TestServer) {
 async fn removing_a_group_removes_it_for_all(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     for kind in ["group", "channel"] {
-        let chat = if kind == "group" { ada.group(&[&bob]).await } else { ada.channel(&[&bob]).await };
+        let chat =
+            if kind == "group" { ada.group(&[&bob]).await } else { ada.channel(&[&bob]).await };
         ada.say(&chat, "soon gone").await;
         let path = format!("/chats/{chat}");
         ada.delete(&path).await.expect(204);
         for user in [&ada, &bob] {
             user.get(&path).await.refused(404, "chat_not_found");
             user.get(&format!("{path}/messages")).await.refused(404, "chat_not_found");
-            user.post(&format!("{path}/messages"), json!({ "text": "hello?" })).await.refused(404, "chat_not_found");
+            user.post(&format!("{path}/messages"), json!({ "text": "hello?" }))
+                .await
+                .refused(404, "chat_not_found");
             assert_eq!(user.get("/chats").await.expect(200)["chats"], json!([]));
         }
         ada.delete(&path).await.refused(404, "chat_not_found");
@@ -231,7 +288,9 @@ async fn only_its_owner_removes_a_group_or_channel(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     for chat in [ada.group(&[&bob, &cid]).await, ada.channel(&[&bob, &cid]).await] {
         let path = format!("/chats/{chat}");
-        ada.patch(&format!("{path}/members/{}", bob.id), json!({ "role": "admin" })).await.expect(200);
+        ada.patch(&format!("{path}/members/{}", bob.id), json!({ "role": "admin" }))
+            .await
+            .expect(200);
         for user in [&bob, &cid] {
             user.delete(&path).await.refused(403, "not_allowed");
         }
@@ -259,7 +318,9 @@ async fn removing_a_private_chat_clears_the_history_for_the_caller_alone(server:
     assert_eq!(bob.get("/chats").await.expect(200)["chats"].as_array().unwrap().len(), 1);
 }
 
-async fn a_removed_private_chat_comes_back_with_the_next_message_or_when_asked_for(server: TestServer) {
+async fn a_removed_private_chat_comes_back_with_the_next_message_or_when_asked_for(
+    server: TestServer,
+) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let path = format!("/chats/{chat}");
@@ -272,7 +333,10 @@ async fn a_removed_private_chat_comes_back_with_the_next_message_or_when_asked_f
     ada.delete(&path).await.expect(204);
     bob.say(&chat, "two").await;
     let inbox = ada.get("/chats").await.expect(200);
-    assert_eq!((&inbox["chats"][0]["id"], &inbox["chats"][0]["unread_count"]), (&json!(chat), &json!(1)));
+    assert_eq!(
+        (&inbox["chats"][0]["id"], &inbox["chats"][0]["unread_count"]),
+        (&json!(chat), &json!(1))
+    );
     assert_eq!(inbox["chats"][0]["last_message"]["text"], "two");
     assert_eq!(ada.texts(&chat, "").await, ["two"]);
     assert_eq!(bob.texts(&chat, "").await, ["one", "two"]);
@@ -300,17 +364,27 @@ async fn chats_of_a_user_are_limited(server: TestServer) {
             for body in [json!({ "kind": "self" }), json!({ "kind": "group", "name": "Third" })] {
                 make(&ada, body).await.refused(409, "chat_limit_reached");
             }
-            make(&ada, json!({ "kind": "private", "member_ids": [cid.id] })).await.refused(409, "chat_limit_reached");
+            make(&ada, json!({ "kind": "private", "member_ids": [cid.id] }))
+                .await
+                .refused(409, "chat_limit_reached");
             let forced = json!({ "kind": "group", "name": "Forced", "member_ids": [ada.id] });
             make(&cid, forced).await.refused(409, "chat_limit_reached");
             let other = cid.group(&[]).await;
             let add = json!({ "user_id": ada.id });
-            cid.post(&format!("/chats/{other}/members"), add.clone()).await.refused(409, "chat_limit_reached");
+            cid.post(&format!("/chats/{other}/members"), add.clone())
+                .await
+                .refused(409, "chat_limit_reached");
             assert_eq!(ada.private_chat(&bob).await, private, "the one that is there is found");
             ada.delete(&format!("/chats/{group}")).await.expect(204);
             cid.post(&format!("/chats/{other}/members"), add).await.expect(201);
-            let rush = join_all((0..6).map(|_| make(&bob, json!({ "kind": "group", "name": "Rush" })))).await;
-            assert_eq!(rush.iter().filter(|answer| answer.status == 201).count(), 2, "the limit holds in a crowd");
+            let rush =
+                join_all((0..6).map(|_| make(&bob, json!({ "kind": "group", "name": "Rush" }))))
+                    .await;
+            assert_eq!(
+                rush.iter().filter(|answer| answer.status == 201).count(),
+                2,
+                "the limit holds in a crowd"
+            );
         },
     )
     .await;

@@ -63,7 +63,10 @@ async fn the_inbox_is_read_page_by_page_without_repeats_or_gaps(server: TestServ
     ada.say(whole[5].as_str().unwrap(), "up").await;
     let after = first["next_cursor"].as_str().unwrap();
     let second = ada.get(&format!("/chats?limit=9&after={after}")).await.expect(200);
-    assert_eq!(column(&second["chats"], "id"), [whole[3].clone(), whole[4].clone(), whole[6].clone()]);
+    assert_eq!(
+        column(&second["chats"], "id"),
+        [whole[3].clone(), whole[4].clone(), whole[6].clone()]
+    );
     assert!(second["next_cursor"].is_null());
 }
 
@@ -83,7 +86,8 @@ async fn sending_moves_one_s_own_marker_and_counts_for_the_others(server: TestSe
     }
     let counts = async |user: &User| {
         let chat = inbox(user).await.remove(0);
-        ["last_message_id", "last_read_message_id", "unread_count"].map(|key| chat[key].as_i64().unwrap())
+        ["last_message_id", "last_read_message_id", "unread_count"]
+            .map(|key| chat[key].as_i64().unwrap())
     };
     assert_eq!(counts(&ada).await, [3, 3, 0]);
     assert_eq!(counts(&bob).await, [3, 0, 3]);
@@ -114,7 +118,10 @@ async fn the_last_message_is_a_snippet(server: TestServer) {
     let sent = ada.say(&chat, &"𝄞".repeat(4096)).await;
     let seen = inbox(&bob).await.remove(0);
     let last = &seen["last_message"];
-    assert_eq!((&last["id"], &last["sender_id"], &last["kind"]), (&json!(1), &json!(ada.id), &json!("text")));
+    assert_eq!(
+        (&last["id"], &last["sender_id"], &last["kind"]),
+        (&json!(1), &json!(ada.id), &json!("text"))
+    );
     assert_eq!((&last["sent_at"], &seen["last_message_at"]), (&sent["sent_at"], &sent["sent_at"]));
     assert_eq!(last["text"], "𝄞".repeat(140), "cut between characters");
 }
@@ -128,7 +135,10 @@ async fn an_edited_or_removed_last_message_shows_in_the_inbox(server: TestServer
     assert_eq!(inbox(&bob).await[0]["last_message"]["text"], "after");
     ada.delete(&path).await.expect(204);
     let seen = inbox(&bob).await.remove(0);
-    assert_eq!((&seen["last_message"]["id"], &seen["last_message"]["text"]), (&json!(1), &Value::Null));
+    assert_eq!(
+        (&seen["last_message"]["id"], &seen["last_message"]["text"]),
+        (&json!(1), &Value::Null)
+    );
     assert_eq!(seen["unread_count"], 1, "its place stays, and so does the count");
 }
 
@@ -188,7 +198,8 @@ async fn a_page_is_at_most_as_long_as_configured(server: TestServer) {
                 (format!("/chats/{chat}/changes"), "messages", "max"),
             ] {
                 for asked in ["", "=2", "=3", "=100", "=9223372036854775807"] {
-                    let query = if asked.is_empty() { String::new() } else { format!("?{word}{asked}") };
+                    let query =
+                        if asked.is_empty() { String::new() } else { format!("?{word}{asked}") };
                     let query = if key == "messages" && path.ends_with("changes") {
                         format!("{query}{}after_rev=1", if query.is_empty() { "?" } else { "&" })
                     } else {
@@ -209,7 +220,8 @@ async fn a_page_is_at_most_as_long_as_configured(server: TestServer) {
 async fn the_inbox_and_a_chat_show_the_same(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let own = id(&ada.post("/chats", json!({ "kind": "self" })).await.expect(201));
-    let chats = [ada.private_chat(&bob).await, ada.group(&[&bob]).await, ada.channel(&[&bob]).await, own];
+    let chats =
+        [ada.private_chat(&bob).await, ada.group(&[&bob]).await, ada.channel(&[&bob]).await, own];
     for chat in &chats {
         ada.say(chat, "hello").await;
     }

@@ -58,7 +58,9 @@ async fn an_unknown_invite_lets_nobody_in(server: TestServer) {
     }
 }
 
-async fn sixty_four_newcomers_at_once_with_an_invite_for_one_and_exactly_one_gets_in(server: TestServer) {
+async fn sixty_four_newcomers_at_once_with_an_invite_for_one_and_exactly_one_gets_in(
+    server: TestServer,
+) {
     let (code, stranger) = (server.invite(1).await, server.stranger());
     let logins: Vec<String> = (0..64).map(|number| format!("n{number}")).collect();
     let register = async |login: &String| loop {
@@ -69,14 +71,19 @@ async fn sixty_four_newcomers_at_once_with_an_invite_for_one_and_exactly_one_get
         }
     };
     let answers = join_all(logins.iter().map(register)).await;
-    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    let (won, lost): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 201);
     assert_eq!(won.len(), 1);
     for answer in &lost {
         answer.refused(404, "invite_not_found");
     }
     let winner = stranger.with_token(won[0].body["token"].as_str().unwrap());
     let directory = winner.get("/users").await.expect(200);
-    assert_eq!(column(&directory["users"], "id"), [won[0].body["user"]["id"].clone()], "no loser left an account");
+    assert_eq!(
+        column(&directory["users"], "id"),
+        [won[0].body["user"]["id"].clone()],
+        "no loser left an account"
+    );
 }
 
 async fn a_refused_registration_does_not_use_up_the_invite(server: TestServer) {
@@ -107,9 +114,13 @@ async fn an_invite_out_of_bounds_is_refused_by_field(server: TestServer) {
         ada.post("/invites", json!({ "uses": uses })).await.refused_fields(&["uses"]);
     }
     for expires_in_s in [0, -1, 2_592_001, i64::MIN, i64::MAX] {
-        ada.post("/invites", json!({ "expires_in_s": expires_in_s })).await.refused_fields(&["expires_in_s"]);
+        ada.post("/invites", json!({ "expires_in_s": expires_in_s }))
+            .await
+            .refused_fields(&["expires_in_s"]);
     }
-    ada.post("/invites", json!({ "uses": 0, "expires_in_s": 0 })).await.refused_fields(&["uses", "expires_in_s"]);
+    ada.post("/invites", json!({ "uses": 0, "expires_in_s": 0 }))
+        .await
+        .refused_fields(&["uses", "expires_in_s"]);
     ada.post("/invites", json!({ "uses": 1000, "expires_in_s": 2_592_000 })).await.expect(201);
     assert_eq!(ada.get("/invites").await.expect(200)["invites"].as_array().unwrap().len(), 1);
 }
@@ -145,7 +156,9 @@ async fn only_its_maker_revokes_an_invite(server: TestServer) {
     let foreign = bob.delete(&path).await;
     foreign.refused(404, "invite_not_found");
     super::indistinguishable(&foreign, &bob.delete("/invites/AAAAAAAAAAAAAAAAAAAAAA").await);
-    bob.delete(&format!("/invites/{}", server.invite(1).await)).await.refused(404, "invite_not_found");
+    bob.delete(&format!("/invites/{}", server.invite(1).await))
+        .await
+        .refused(404, "invite_not_found");
     bob.get(&path).await.expect(200);
 }
 
@@ -166,7 +179,11 @@ async fn open_invites_of_a_user_are_limited(server: TestServer) {
             let third = ada.post("/invites", json!({})).await.expect(201);
             assert_ne!(third["code"], first["code"]);
             let at_once = join_all((0..8).map(|_| bob.post("/invites", json!({})))).await;
-            assert_eq!(at_once.iter().filter(|answer| answer.status == 201).count(), 1, "the limit holds in a crowd");
+            assert_eq!(
+                at_once.iter().filter(|answer| answer.status == 201).count(),
+                1,
+                "the limit holds in a crowd"
+            );
         },
     )
     .await;
@@ -175,8 +192,14 @@ async fn open_invites_of_a_user_are_limited(server: TestServer) {
 async fn a_stranger_sees_who_invites_and_until_when(server: TestServer) {
     let (ada, stranger) = (server.user_named("ada").await, server.stranger());
     let invite = ada.post("/invites", json!({ "uses": 5 })).await.expect(201);
-    let open = stranger.get(&format!("/invites/{}", invite["code"].as_str().unwrap())).await.expect(200);
-    assert_eq!(open, json!({ "inviter": { "name": "ada" }, "expires_at": invite["expires_at"] }), "and no more");
-    let of_operator = stranger.get(&format!("/invites/{}", server.invite(1).await)).await.expect(200);
+    let open =
+        stranger.get(&format!("/invites/{}", invite["code"].as_str().unwrap())).await.expect(200);
+    assert_eq!(
+        open,
+        json!({ "inviter": { "name": "ada" }, "expires_at": invite["expires_at"] }),
+        "and no more"
+    );
+    let of_operator =
+        stranger.get(&format!("/invites/{}", server.invite(1).await)).await.expect(200);
     assert_eq!(of_operator["inviter"]["name"], "Starling");
 }

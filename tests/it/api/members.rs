@@ -36,7 +36,8 @@ impl Crew {
         let admins = [server.user().await, server.user().await];
         let members = [server.user().await, server.user().await];
         let all = [&admins[0], &admins[1], &members[0], &members[1]];
-        let chat = if kind == "group" { owner.group(&all).await } else { owner.channel(&all).await };
+        let chat =
+            if kind == "group" { owner.group(&all).await } else { owner.channel(&all).await };
         for admin in &admins {
             let body = json!({ "role": "admin" });
             owner.patch(&format!("/chats/{chat}/members/{}", admin.id), body).await.expect(200);
@@ -72,9 +73,16 @@ async fn members_are_listed_page_by_page(server: TestServer) {
     assert_eq!(split.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
     let all = json!(split.concat());
     assert_eq!(crew.owner.get(&crew.path()).await.expect(200)["members"], all);
-    let of_owner = all.as_array().unwrap().iter().find(|it| it["user"]["id"] == json!(crew.owner.id)).unwrap();
-    assert_eq!(of_owner["user"], json!({ "id": crew.owner.id, "login": crew.owner.login, "name": crew.owner.login }));
-    assert_eq!((&of_owner["role"], &of_owner["last_read_message_id"]), (&json!("owner"), &json!(1)));
+    let of_owner =
+        all.as_array().unwrap().iter().find(|it| it["user"]["id"] == json!(crew.owner.id)).unwrap();
+    assert_eq!(
+        of_owner["user"],
+        json!({ "id": crew.owner.id, "login": crew.owner.login, "name": crew.owner.login })
+    );
+    assert_eq!(
+        (&of_owner["role"], &of_owner["last_read_message_id"]),
+        (&json!("owner"), &json!(1))
+    );
     let mut roles: Vec<Value> = column(&all, "role");
     roles.sort_by_key(Value::to_string);
     assert_eq!(roles, ["admin", "admin", "member", "member", "owner"]);
@@ -137,7 +145,10 @@ async fn who_may_add_whom(server: TestServer) {
                 answer.refused(403, "not_allowed");
             }
         }
-        crew.members[0].post(&crew.path(), json!({ "user_id": NOBODY })).await.refused(403, "not_allowed");
+        crew.members[0]
+            .post(&crew.path(), json!({ "user_id": NOBODY }))
+            .await
+            .refused(403, "not_allowed");
     }
 }
 
@@ -154,7 +165,10 @@ async fn who_may_change_whose_role(server: TestServer) {
         assert_eq!(crew.set(&crew.owner, &crew.members[0], role).await.expect(200)["role"], role);
         assert_eq!(crew.role_of(&crew.members[0]).await, role);
     }
-    assert_eq!(crew.set(&crew.members[0], &crew.owner, "member").await.expect(200)["role"], "member");
+    assert_eq!(
+        crew.set(&crew.members[0], &crew.owner, "member").await.expect(200)["role"],
+        "member"
+    );
     crew.set(&crew.owner, &crew.owner, "owner").await.refused(403, "not_allowed");
     crew.set(&crew.members[0], &crew.members[0], "member").await.refused(409, "last_owner");
 }
@@ -173,12 +187,16 @@ async fn who_may_remove_whom(server: TestServer) {
     crew.members[1].delete(&format!("{}/me", crew.path())).await.expect(204);
     let left = crew.owner.get(&crew.path()).await.expect(200);
     assert_eq!(left["members"].as_array().unwrap().len(), 1);
-    assert_eq!(crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["member_count"], 1);
+    assert_eq!(
+        crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["member_count"],
+        1
+    );
 }
 
 async fn a_role_that_stays_is_no_change(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
-    let rev = async || crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["rev"].clone();
+    let rev =
+        async || crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["rev"].clone();
     let before = rev().await;
     crew.set(&crew.owner, &crew.admins[0], "admin").await.expect(200);
     crew.set(&crew.owner, &crew.owner, "owner").await.expect(200);
@@ -197,7 +215,9 @@ async fn a_removed_member_sees_nothing_any_more(server: TestServer) {
     }
     let messages = format!("/chats/{}/messages", crew.chat);
     gone.post(&messages, json!({ "text": "still here" })).await.refused(404, "chat_not_found");
-    gone.patch(&format!("{messages}/1"), json!({ "text": "changed" })).await.refused(404, "chat_not_found");
+    gone.patch(&format!("{messages}/1"), json!({ "text": "changed" }))
+        .await
+        .refused(404, "chat_not_found");
     gone.delete(&format!("{messages}/1")).await.refused(404, "chat_not_found");
     gone.delete(&format!("{}/me", crew.path())).await.refused(404, "chat_not_found");
     assert_eq!(gone.get("/chats").await.expect(200)["chats"], json!([]));
@@ -231,8 +251,10 @@ async fn two_owners_who_step_down_at_once_leave_one(server: TestServer) {
         let path = format!("/chats/{chat}/members");
         ada.patch(&format!("{path}/{}", bob.id), json!({ "role": "owner" })).await.expect(200);
         let (a, b) = (format!("{path}/{}", ada.id), format!("{path}/{}", bob.id));
-        let (one, other) =
-            tokio::join!(ada.patch(&a, json!({ "role": "member" })), bob.patch(&b, json!({ "role": "member" })));
+        let (one, other) = tokio::join!(
+            ada.patch(&a, json!({ "role": "member" })),
+            bob.patch(&b, json!({ "role": "member" }))
+        );
         let mut statuses = [one.status, other.status];
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 409]);
@@ -253,7 +275,10 @@ async fn whoever_comes_back_is_a_plain_member_with_nothing_unread(server: TestSe
     assert_eq!(admin.texts(&crew.chat, "").await, ["while you were away"]);
     let list = crew.owner.get(&crew.path()).await.expect(200);
     assert_eq!(list["members"].as_array().unwrap().len(), 5, "once, not twice");
-    assert_eq!(crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["member_count"], 5);
+    assert_eq!(
+        crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["member_count"],
+        5
+    );
     crew.add(&crew.owner, admin, "member").await.refused(409, "already_member");
 }
 
@@ -264,7 +289,9 @@ async fn nobody_leaves_a_private_or_self_chat(server: TestServer) {
         let path = format!("/chats/{chat}/members");
         ada.delete(&format!("{path}/me")).await.refused(409, "wrong_chat_kind");
         ada.delete(&format!("{path}/{}", bob.id)).await.refused(409, "wrong_chat_kind");
-        ada.patch(&format!("{path}/{}", ada.id), json!({ "role": "owner" })).await.refused(409, "wrong_chat_kind");
+        ada.patch(&format!("{path}/{}", ada.id), json!({ "role": "owner" }))
+            .await
+            .refused(409, "wrong_chat_kind");
         let cid = server.user().await;
         ada.post(&path, json!({ "user_id": cid.id })).await.refused(409, "wrong_chat_kind");
         ada.get(&format!("/chats/{chat}")).await.expect(200);
@@ -278,13 +305,16 @@ async fn one_who_adds_or_removes_many_at_once_counts_right(server: TestServer) {
     }
     let chat = ada.group(&[]).await;
     let path = format!("/chats/{chat}/members");
-    let adding = users.iter().chain(&users).map(|user| ada.post(&path, json!({ "user_id": user.id })));
+    let adding =
+        users.iter().chain(&users).map(|user| ada.post(&path, json!({ "user_id": user.id })));
     let answers = futures_util::future::join_all(adding).await;
     assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 8, "each once");
     let seen = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&seen["member_count"], &seen["rev"]), (&json!(9), &json!(9)));
     let leaving: Vec<String> = users.iter().map(|user| format!("{path}/{}", user.id)).collect();
-    let answers = futures_util::future::join_all(leaving.iter().chain(&leaving).map(|path| ada.delete(path))).await;
+    let answers =
+        futures_util::future::join_all(leaving.iter().chain(&leaving).map(|path| ada.delete(path)))
+            .await;
     assert_eq!(answers.iter().filter(|answer| answer.status == 204).count(), 8, "each once");
     let seen = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&seen["member_count"], &seen["rev"]), (&json!(1), &json!(17)));

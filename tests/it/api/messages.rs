@@ -46,7 +46,10 @@ async fn pair(server: &TestServer) -> (User, User, String) {
 async fn a_message_has_the_next_place_and_the_next_rev(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     let first = ada.say(&chat, "one").await;
-    assert_eq!((&first["id"], &first["rev"], &first["kind"]), (&json!(1), &json!(2), &json!("text")));
+    assert_eq!(
+        (&first["id"], &first["rev"], &first["kind"]),
+        (&json!(1), &json!(2), &json!("text"))
+    );
     assert_eq!((&first["chat_id"], &first["sender_id"]), (&json!(chat), &json!(ada.id)));
     for absent in ["edited_at", "removed_at", "reply_to", "client_id"] {
         assert_eq!(first[absent], Value::Null);
@@ -54,7 +57,11 @@ async fn a_message_has_the_next_place_and_the_next_rev(server: TestServer) {
     let second = bob.say(&chat, "two").await;
     assert_eq!((&second["id"], &second["rev"]), (&json!(2), &json!(3)));
     for user in [&ada, &bob] {
-        assert_eq!(user.get(&format!("{}/1", path(&chat))).await.expect(200), first, "readable at once, and the same");
+        assert_eq!(
+            user.get(&format!("{}/1", path(&chat))).await.expect(200),
+            first,
+            "readable at once, and the same"
+        );
         assert_eq!(user.get(&path(&chat)).await.expect(200)["messages"], json!([first, second]));
     }
 }
@@ -63,15 +70,20 @@ async fn a_hundred_at_once_have_places_without_gaps(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     let other = ada.group(&[&bob]).await;
     let sends = (0..100).map(|number| {
-        let (user, chat) = (if number % 2 == 0 { &ada } else { &bob }, if number % 4 < 2 { &chat } else { &other });
+        let (user, chat) = (
+            if number % 2 == 0 { &ada } else { &bob },
+            if number % 4 < 2 { &chat } else { &other },
+        );
         async move { user.say(chat, &format!("m{number}")).await }
     });
     let sent = join_all(sends).await;
     for chat in [&chat, &other] {
         let history = ada.get(&format!("{}?max=100", path(chat))).await.expect(200);
-        let ids: Vec<i64> = column(&history["messages"], "id").iter().map(|id| id.as_i64().unwrap()).collect();
+        let ids: Vec<i64> =
+            column(&history["messages"], "id").iter().map(|id| id.as_i64().unwrap()).collect();
         assert_eq!(ids, (1..=50).collect::<Vec<i64>>());
-        let mut answered: Vec<Value> = sent.iter().filter(|it| it["chat_id"] == json!(chat)).cloned().collect();
+        let mut answered: Vec<Value> =
+            sent.iter().filter(|it| it["chat_id"] == json!(chat)).cloned().collect();
         answered.sort_by_key(|message| message["id"].as_i64());
         assert_eq!(history["messages"], json!(answered), "what was answered is what is there");
     }
@@ -88,16 +100,24 @@ async fn the_same_key_and_body_is_the_same_message(server: TestServer) {
     bob.say(&chat, "more").await;
     server.advance(std::time::Duration::from_hours(24 * 365));
     let again = super::log_in(&ada).await;
-    assert_eq!(send(&super::granted(&ada, &again), &chat, body).await.expect(200), first, "for good");
+    assert_eq!(
+        send(&super::granted(&ada, &again), &chat, body).await.expect(200),
+        first,
+        "for good"
+    );
 }
 
 async fn the_same_key_with_another_body_is_refused(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     let first = send(&ada, &chat, json!({ "text": "one", "client_id": "k1" })).await.expect(201);
-    send(&ada, &chat, json!({ "text": "two", "client_id": "k1" })).await.refused(409, "client_id_reused");
+    send(&ada, &chat, json!({ "text": "two", "client_id": "k1" }))
+        .await
+        .refused(409, "client_id_reused");
     let reply = json!({ "text": "one", "client_id": "k1", "reply_to": 1 });
     send(&ada, &chat, reply).await.refused(409, "client_id_reused");
-    send(&ada, &chat, json!({ "text": "One", "client_id": "k1" })).await.refused(409, "client_id_reused");
+    send(&ada, &chat, json!({ "text": "One", "client_id": "k1" }))
+        .await
+        .refused(409, "client_id_reused");
     assert_eq!(ada.get(&path(&chat)).await.expect(200)["messages"], json!([first]));
 }
 
@@ -126,7 +146,10 @@ async fn a_key_belongs_to_one_sender_in_one_chat(server: TestServer) {
     assert_eq!(send(&ada, &chat, body("of ada")).await.expect(201)["id"], 1);
     assert_eq!(send(&bob, &chat, body("of bob")).await.expect(201)["id"], 2);
     assert_eq!(send(&ada, &other, body("elsewhere")).await.expect(201)["id"], 1);
-    assert_eq!(send(&ada, &chat, json!({ "text": "of ada", "client_id": "K1" })).await.expect(201)["id"], 3);
+    assert_eq!(
+        send(&ada, &chat, json!({ "text": "of ada", "client_id": "K1" })).await.expect(201)["id"],
+        3
+    );
     assert_eq!(send(&bob, &chat, body("of bob")).await.expect(200)["id"], 2);
     for _ in 0..2 {
         send(&ada, &chat, json!({ "text": "of ada" })).await.expect(201);
@@ -144,7 +167,8 @@ async fn sixteen_repeats_at_once_make_one_message(server: TestServer) {
             assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
             assert_eq!(answer.body, first.body);
         }
-        let texts = (0..8).map(|number| json!({ "text": format!("{number}"), "client_id": format!("o{round}") }));
+        let texts = (0..8)
+            .map(|number| json!({ "text": format!("{number}"), "client_id": format!("o{round}") }));
         let answers = join_all(texts.map(|body| send(&bob, &chat, body))).await;
         assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
         assert_eq!(answers.iter().filter(|answer| answer.status == 409).count(), 7);
@@ -161,7 +185,10 @@ async fn a_key_is_shown_to_its_sender_only(server: TestServer) {
     for (user, key) in [(&ada, json!("k1")), (&bob, Value::Null)] {
         assert_eq!(user.get(&one).await.expect(200)["client_id"], key);
         assert_eq!(user.get(&path(&chat)).await.expect(200)["messages"][0]["client_id"], key);
-        assert_eq!(user.get(&format!("/chats/{chat}/changes")).await.expect(200)["messages"][0]["client_id"], key);
+        assert_eq!(
+            user.get(&format!("/chats/{chat}/changes")).await.expect(200)["messages"][0]["client_id"],
+            key
+        );
     }
     assert!(!bob.get("/chats").await.expect(200).to_string().contains("k1"));
 }
@@ -170,8 +197,16 @@ async fn a_text_has_1_to_4096_characters_after_trimming(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     let longest = "𝄞".repeat(4096);
     let padded = format!(" \n\u{3000}{longest}\t ");
-    let texts =
-        ["x", "  x  ", &longest, &padded, "a\r\nb\tc\u{1}", "\u{feff}", "👩‍👩‍👧‍👦 e\u{301} \u{202e}rtl", "<script>&amp;\"'"];
+    let texts = [
+        "x",
+        "  x  ",
+        &longest,
+        &padded,
+        "a\r\nb\tc\u{1}",
+        "\u{feff}",
+        "👩‍👩‍👧‍👦 e\u{301} \u{202e}rtl",
+        "<script>&amp;\"'",
+    ];
     for text in texts {
         assert_eq!(ada.say(&chat, text).await["text"], text.trim());
     }
@@ -179,7 +214,9 @@ async fn a_text_has_1_to_4096_characters_after_trimming(server: TestServer) {
     let too_long = "é".repeat(4097);
     for text in ["", "   ", "\n\t\r", "\u{3000}\u{a0}", &too_long] {
         send(&ada, &chat, json!({ "text": text })).await.refused_fields(&["text"]);
-        ada.patch(&format!("{}/1", path(&chat)), json!({ "text": text })).await.refused_fields(&["text"]);
+        ada.patch(&format!("{}/1", path(&chat)), json!({ "text": text }))
+            .await
+            .refused_fields(&["text"]);
     }
     assert_eq!(bob.texts(&chat, "").await.len(), texts.len());
 }
@@ -188,19 +225,28 @@ async fn what_can_be_no_text_or_key_is_refused(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     send(&ada, &chat, json!({ "text": "a\u{0}b" })).await.refused_fields(&["text"]);
     for key in ["", "a\u{0}", &"é".repeat(65)] {
-        send(&ada, &chat, json!({ "text": "x", "client_id": key })).await.refused_fields(&["client_id"]);
+        send(&ada, &chat, json!({ "text": "x", "client_id": key }))
+            .await
+            .refused_fields(&["client_id"]);
     }
-    send(&ada, &chat, json!({ "text": "", "client_id": "", "reply_to": 0 })).await.refused_fields(&[
-        "text",
-        "client_id",
-        "reply_to",
-    ]);
-    for raw in [r#"{"text":"\ud800"}"#, r#"{"text":"\udc00\ud800"}"#, r#"{"text":"a","client_id":"\ud800"}"#] {
-        let request = ada.request(reqwest::Method::POST, &path(&chat)).header("content-type", "application/json");
+    send(&ada, &chat, json!({ "text": "", "client_id": "", "reply_to": 0 }))
+        .await
+        .refused_fields(&["text", "client_id", "reply_to"]);
+    for raw in [
+        r#"{"text":"\ud800"}"#,
+        r#"{"text":"\udc00\ud800"}"#,
+        r#"{"text":"a","client_id":"\ud800"}"#,
+    ] {
+        let request = ada
+            .request(reqwest::Method::POST, &path(&chat))
+            .header("content-type", "application/json");
         ada.send(request.body(raw)).await.refused(400, "malformed_json");
     }
-    let request = ada.request(reqwest::Method::POST, &path(&chat)).header("content-type", "application/json");
-    ada.send(request.body(b"{\"text\":\"\xff\xfe\"}".to_vec())).await.refused(400, "malformed_json");
+    let request =
+        ada.request(reqwest::Method::POST, &path(&chat)).header("content-type", "application/json");
+    ada.send(request.body(b"{\"text\":\"\xff\xfe\"}".to_vec()))
+        .await
+        .refused(400, "malformed_json");
     send(&ada, &chat, json!({ "text": "x", "client_id": "é".repeat(64) })).await.expect(201);
     assert_eq!(ada.texts(&chat, "").await, ["x"]);
 }
@@ -212,10 +258,14 @@ async fn a_reply_names_a_message_that_is_there(server: TestServer) {
     assert_eq!(reply["reply_to"], 1);
     assert_eq!(ada.get(&path(&chat)).await.expect(200)["messages"][1], reply);
     for nothing in [3, 4, i64::MAX] {
-        send(&bob, &chat, json!({ "text": "x", "reply_to": nothing })).await.refused(404, "message_not_found");
+        send(&bob, &chat, json!({ "text": "x", "reply_to": nothing }))
+            .await
+            .refused(404, "message_not_found");
     }
     for bad in [json!(0), json!(-1), json!("1"), json!(1.5)] {
-        send(&bob, &chat, json!({ "text": "x", "reply_to": bad })).await.refused_fields(&["reply_to"]);
+        send(&bob, &chat, json!({ "text": "x", "reply_to": bad }))
+            .await
+            .refused_fields(&["reply_to"]);
     }
     ada.delete(&format!("{}/1", path(&chat))).await.expect(204);
     send(&bob, &chat, json!({ "text": "x", "reply_to": 1 })).await.expect(201);
@@ -243,7 +293,9 @@ async fn the_history_is_read_from_either_end(server: TestServer) {
     assert_eq!(texts("?before=9223372036854775807&max=1").await, "10");
     assert_eq!(texts("?after=9223372036854775807").await, "");
     assert_eq!(texts("?after=-9223372036854775808&max=1").await, "1");
-    for (query, field) in [("before=x", "before"), ("after=", "after"), ("max=0", "max"), ("after=1.5", "after")] {
+    for (query, field) in
+        [("before=x", "before"), ("after=", "after"), ("max=0", "max"), ("after=1.5", "after")]
+    {
         bob.get(&format!("{}?{query}", path(&chat))).await.refused_fields(&[field]);
     }
 }
@@ -255,10 +307,15 @@ async fn only_its_sender_edits_a_message(server: TestServer) {
     let one = format!("{}/1", path(&chat));
     ada.patch(&one, json!({ "text": "forged" })).await.refused(403, "not_allowed");
     let edited = bob.patch(&one, json!({ "text": " before " })).await.expect(200);
-    assert_eq!((&edited["text"], &edited["id"], &edited["rev"]), (&json!("before"), &json!(1), &json!(3)));
+    assert_eq!(
+        (&edited["text"], &edited["id"], &edited["rev"]),
+        (&json!("before"), &json!(1), &json!(3))
+    );
     assert!(edited["edited_at"].is_string());
     assert_eq!(ada.get(&one).await.expect(200), edited);
-    bob.patch(&one, json!({ "text": "x", "sender_id": ada.id })).await.refused_fields(&["sender_id"]);
+    bob.patch(&one, json!({ "text": "x", "sender_id": ada.id }))
+        .await
+        .refused_fields(&["sender_id"]);
     bob.patch(&one, json!({})).await.refused_fields(&["text"]);
     bob.delete(&one).await.expect(204);
     bob.patch(&one, json!({ "text": "risen" })).await.refused(409, "message_removed");
@@ -268,7 +325,8 @@ async fn only_its_sender_edits_a_message(server: TestServer) {
 async fn an_edit_to_the_same_text_is_no_change(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     let sent = ada.say(&chat, "same").await;
-    let edited = ada.patch(&format!("{}/1", path(&chat)), json!({ "text": " same " })).await.expect(200);
+    let edited =
+        ada.patch(&format!("{}/1", path(&chat)), json!({ "text": " same " })).await.expect(200);
     assert_eq!(edited, sent);
     assert_eq!(ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"], 2);
 }
@@ -281,16 +339,22 @@ async fn a_removed_message_keeps_its_place_and_loses_its_text(server: TestServer
     ada.patch(&two, json!({ "text": "another secret" })).await.expect(200);
     ada.delete(&two).await.expect(204);
     ada.delete(&two).await.expect(204);
-    assert_eq!(ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"], 5, "removing twice is one change");
+    assert_eq!(
+        ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"],
+        5,
+        "removing twice is one change"
+    );
     let left = bob.get(&two).await.expect(200);
     assert_eq!((&left["id"], &left["rev"], &left["text"]), (&json!(2), &json!(5), &Value::Null));
     assert_eq!(left["reply_to"], Value::Null);
     assert!(left["removed_at"].is_string());
     let history = bob.get(&path(&chat)).await.expect(200);
     assert_eq!(history["messages"][1], left);
-    for answer in
-        [history, bob.get("/chats").await.expect(200), ada.get(&format!("/chats/{chat}/changes")).await.expect(200)]
-    {
+    for answer in [
+        history,
+        bob.get("/chats").await.expect(200),
+        ada.get(&format!("/chats/{chat}/changes")).await.expect(200),
+    ] {
         assert!(!answer.to_string().contains("secret"), "{answer}");
     }
     assert_eq!(ada.say(&chat, "next").await["id"], 3);
@@ -299,7 +363,9 @@ async fn a_removed_message_keeps_its_place_and_loses_its_text(server: TestServer
 async fn who_may_remove_whose_message(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob, &cid]).await;
-    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" })).await.expect(200);
+    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" }))
+        .await
+        .expect(200);
     for user in [&ada, &bob, &cid, &cid, &cid] {
         user.say(&chat, "mine").await;
     }
@@ -319,7 +385,9 @@ async fn who_may_remove_whose_message(server: TestServer) {
 async fn in_a_channel_members_read_and_do_not_write(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.channel(&[&bob, &cid]).await;
-    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" })).await.expect(200);
+    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" }))
+        .await
+        .expect(200);
     for user in [&ada, &bob] {
         user.say(&chat, "news").await;
     }
@@ -336,7 +404,9 @@ async fn whoever_may_not_write_any_more_may_not_edit_either(server: TestServer) 
     ada.patch(&role, json!({ "role": "admin" })).await.expect(200);
     bob.say(&chat, "official").await;
     ada.patch(&role, json!({ "role": "member" })).await.expect(200);
-    bob.patch(&format!("{}/1", path(&chat)), json!({ "text": "forged" })).await.refused(403, "not_allowed");
+    bob.patch(&format!("{}/1", path(&chat)), json!({ "text": "forged" }))
+        .await
+        .refused(403, "not_allowed");
     bob.delete(&format!("{}/1", path(&chat))).await.expect(204);
 }
 
@@ -346,7 +416,9 @@ async fn the_read_marker_moves_forward_only_and_not_past_the_end(server: TestSer
         ada.say(&chat, "hello").await;
     }
     let read = format!("/chats/{chat}/read");
-    let marker = async || bob.get(&format!("/chats/{chat}")).await.expect(200)["last_read_message_id"].clone();
+    let marker = async || {
+        bob.get(&format!("/chats/{chat}")).await.expect(200)["last_read_message_id"].clone()
+    };
     for (asked, stands) in [(2, 2), (1, 2), (0, 2), (2, 2), (3, 3), (1, 3)] {
         bob.put(&read, json!({ "message_id": asked })).await.expect(204);
         assert_eq!(marker().await, json!(stands));
@@ -359,14 +431,24 @@ async fn the_read_marker_moves_forward_only_and_not_past_the_end(server: TestSer
     }
     assert_eq!(marker().await, 3);
     let members = ada.get(&format!("/chats/{chat}/members")).await.expect(200);
-    assert_eq!(column(&members["members"], "last_read_message_id"), [3, 3], "the other one sees how far");
-    assert_eq!(ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"], 4, "no durable change of the chat");
+    assert_eq!(
+        column(&members["members"], "last_read_message_id"),
+        [3, 3],
+        "the other one sees how far"
+    );
+    assert_eq!(
+        ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"],
+        4,
+        "no durable change of the chat"
+    );
 }
 
 async fn a_message_that_is_not_there_is_404(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     ada.say(&chat, "one").await;
-    for id in ["0", "2", "-1", "9223372036854775807", "9223372036854775808", "x", "1.0", "01x", "%00"] {
+    for id in
+        ["0", "2", "-1", "9223372036854775807", "9223372036854775808", "x", "1.0", "01x", "%00"]
+    {
         let message = format!("{}/{id}", path(&chat));
         ada.get(&message).await.refused(404, "message_not_found");
         ada.patch(&message, json!({ "text": "x" })).await.refused(404, "message_not_found");

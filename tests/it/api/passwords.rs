@@ -18,7 +18,9 @@ everywhere!(
 
 /// What is kept of a user's password; before that, what is to be kept from now on.
 async fn kept(server: &TestServer, user: &User, new: Option<&str>) -> String {
-    let set = new.map(|hash| format!("UPDATE users SET password_hash = '{hash}' WHERE login = '{}'", user.login));
+    let set = new.map(|hash| {
+        format!("UPDATE users SET password_hash = '{hash}' WHERE login = '{}'", user.login)
+    });
     let get = format!("SELECT password_hash FROM users WHERE login = '{}'", user.login);
     macro_rules! on {
         ($db:expr) => {{
@@ -32,7 +34,9 @@ async fn kept(server: &TestServer, user: &User, new: Option<&str>) -> String {
     match server.database_url() {
         Some(url) => on!(PgConnection::connect(&url).await.unwrap()),
         None => {
-            on!(SqliteConnection::connect(&server.dir().join("starling.db").display().to_string()).await.unwrap())
+            on!(SqliteConnection::connect(&server.dir().join("starling.db").display().to_string())
+                .await
+                .unwrap())
         }
     }
 }
@@ -54,7 +58,8 @@ async fn is_kept_as_argon2id(server: TestServer) {
 async fn a_hash_of_weaker_parameters_is_made_anew_at_the_next_login(server: TestServer) {
     let ada = server.user().await;
     let strong = kept(&server, &ada, None).await;
-    let weaker = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
+    let weaker =
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
     let weaker = weaker.hash_password(ada.password.as_bytes()).unwrap().to_string();
     assert_eq!(kept(&server, &ada, Some(&weaker)).await, weaker);
     let wrong = json!({ "login": ada.login, "password": "not the password" });

@@ -47,7 +47,10 @@ async fn sends_of_a_user_are_limited_and_nothing_is_half_done(server: TestServer
         let sends = (0..120).map(|_| ada.post(&path, json!({ "text": "spam" })));
         let answers = futures_util::future::join_all(sends).await;
         let accepted = answers.iter().filter(|answer| answer.status == 201).count();
-        assert!((60..120).contains(&accepted), "a burst of sixty, and what time earned: {accepted}");
+        assert!(
+            (60..120).contains(&accepted),
+            "a burst of sixty, and what time earned: {accepted}"
+        );
         let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status != 201).collect();
         let wait = refused.iter().map(|answer| too_many(answer)).max().unwrap();
         let end = bob.get(&format!("/chats/{chat}")).await.expect(200)["last_message_id"].clone();
@@ -69,8 +72,13 @@ async fn logins_to_an_account_are_limited_wherever_they_come_from(server: TestSe
                 let body = json!({ "login": ada.login, "password": format!("{PASSWORD}{guess}") });
                 let request = stranger.request(reqwest::Method::POST, "/sessions");
                 let address = format!("203.0.113.{guess}");
-                let answer = stranger.send(request.header("x-forwarded-for", address).json(&body)).await;
-                if answer.status == 401 { assert!(waits.is_empty()) } else { waits.push(too_many(&answer)) }
+                let answer =
+                    stranger.send(request.header("x-forwarded-for", address).json(&body)).await;
+                if answer.status == 401 {
+                    assert!(waits.is_empty())
+                } else {
+                    waits.push(too_many(&answer))
+                }
             }
             assert!(waits.len() >= 3, "fifty guesses, and those that time earned");
             waits.into_iter().max().unwrap()
@@ -91,7 +99,11 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
         let mut refused = 0;
         for _ in 0..40 {
             let answer = stranger.post("/users", newcomer("AAAAAAAAAAAAAAAAAAAAAA", "ada")).await;
-            if answer.status == 404 { assert_eq!(refused, 0) } else { refused += too_many(&answer).min(1) }
+            if answer.status == 404 {
+                assert_eq!(refused, 0)
+            } else {
+                refused += too_many(&answer).min(1)
+            }
         }
         assert!(refused >= 8, "{refused}");
         let code = server.invite(1).await;
@@ -102,12 +114,14 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
     .await;
 }
 
-/// How many of so many guesses at an invite are refused as too many, each with another address in its header.
+/// How many of so many guesses at an invite are refused as too many, each with another address in
+/// its header.
 async fn refused_from(server: &TestServer, addresses: impl Iterator<Item = String>) -> usize {
     let stranger = server.stranger();
     let mut refused = 0;
     for address in addresses {
-        let request = stranger.request(reqwest::Method::POST, "/users").header("x-forwarded-for", address);
+        let request =
+            stranger.request(reqwest::Method::POST, "/users").header("x-forwarded-for", address);
         let answer = stranger.send(request.json(&newcomer("AAAAAAAAAAAAAAAAAAAAAA", "ada"))).await;
         if answer.status != 404 {
             too_many(&answer);
@@ -140,10 +154,12 @@ async fn other_changes_of_a_user_are_limited(server: TestServer) {
         let (ada, bob) = (server.user().await, server.user().await);
         let changes = (0..100).map(|_| ada.post("/chats", json!({ "kind": "self" })));
         let answers = futures_util::future::join_all(changes).await;
-        let (done, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status < 300);
+        let (done, refused): (Vec<_>, Vec<_>) =
+            answers.iter().partition(|answer| answer.status < 300);
         assert!(done.len() >= 60 && !refused.is_empty());
         let wait = refused.into_iter().map(too_many).max().unwrap();
-        let others = futures_util::future::join_all((0..30).map(|_| ada.post("/invites", json!({})))).await;
+        let others =
+            futures_util::future::join_all((0..30).map(|_| ada.post("/invites", json!({})))).await;
         assert!(others.iter().any(|answer| answer.status == 429), "one bucket for all changes");
         ada.get("/chats").await.expect(200);
         bob.post("/invites", json!({})).await.expect(201);

@@ -22,7 +22,11 @@ everywhere!(
 /// A body as text; its status and type.
 async fn text(base: &str, path: &str) -> (u16, String, String) {
     let response = reqwest::get(format!("{base}{path}")).await.unwrap();
-    let kind = response.headers().get("content-type").map_or("", |value| value.to_str().unwrap()).to_owned();
+    let kind = response
+        .headers()
+        .get("content-type")
+        .map_or("", |value| value.to_str().unwrap())
+        .to_owned();
     (response.status().as_u16(), kind, response.text().await.unwrap())
 }
 
@@ -148,9 +152,12 @@ async fn every_operation_of_the_document_is_served(server: TestServer) {
 async fn every_problem_has_the_documented_shape(server: TestServer) {
     let ada = server.user().await;
     let mut codes = BTreeSet::new();
-    for (user, path) in
-        [(&ada, "/nothing"), (&ada, "/chats?limit=0"), (&server.stranger(), "/chats"), (&ada, "/users/x")]
-    {
+    for (user, path) in [
+        (&ada, "/nothing"),
+        (&ada, "/chats?limit=0"),
+        (&server.stranger(), "/chats"),
+        (&ada, "/users/x"),
+    ] {
         let answer = User::get(user, path).await;
         assert_eq!(answer.header("content-type"), Some("application/problem+json"));
         assert_eq!(answer.body["type"], "about:blank");

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    NOBODY, PASSWORD, column, granted, indistinguishable, log_in, on_another, on_another_at_full_cost, server_of,
+    NOBODY, PASSWORD, column, granted, indistinguishable, log_in, on_another,
+    on_another_at_full_cost, server_of,
 };
 use crate::support::{TestServer, User, everywhere};
 
@@ -48,11 +49,14 @@ async fn logging_in_gives_a_session_with_its_device_and_address(server: TestServ
     assert_eq!(grant["user"]["id"], json!(ada.id));
     let current = granted(&ada, &grant).get(CURRENT).await.expect(200);
     assert_eq!((&current["session"], &current["user"]), (&grant["session"], &grant["user"]));
-    let request = server_of(&ada).request(reqwest::Method::POST, "/sessions").header("user-agent", "a browser");
+    let request = server_of(&ada)
+        .request(reqwest::Method::POST, "/sessions")
+        .header("user-agent", "a browser");
     let unnamed = json!({ "login": ada.login, "password": ada.password });
     let grant = server_of(&ada).send(request.json(&unnamed)).await.expect(201);
     assert_eq!(grant["session"]["device"], "a browser");
-    let too_long = json!({ "login": ada.login, "password": ada.password, "device": "x".repeat(101) });
+    let too_long =
+        json!({ "login": ada.login, "password": ada.password, "device": "x".repeat(101) });
     server_of(&ada).post("/sessions", too_long).await.refused_fields(&["device"]);
 }
 
@@ -79,7 +83,8 @@ async fn a_session_that_is_not_ones_own_or_not_there_is_not_reused(server: TestS
     let ended = log_in(&ada).await;
     granted(&ada, &ended).delete(CURRENT).await.expect(204);
     for session_id in [&foreign, &json!(NOBODY), &ended["session"]["id"]] {
-        let body = json!({ "login": ada.login, "password": ada.password, "session_id": session_id });
+        let body =
+            json!({ "login": ada.login, "password": ada.password, "session_id": session_id });
         let grant = server_of(&ada).post("/sessions", body).await.expect(201);
         assert_ne!(&grant["session"]["id"], session_id);
     }
@@ -121,8 +126,10 @@ async fn over_the_limit_the_oldest_session_ends(server: TestServer) {
 async fn an_unknown_login_and_a_wrong_password_are_answered_alike(server: TestServer) {
     let ada = server.user().await;
     let stranger = server.stranger();
-    let wrong = stranger.post("/sessions", json!({ "login": ada.login, "password": PASSWORD })).await;
-    let unknown = stranger.post("/sessions", json!({ "login": "nobody", "password": PASSWORD })).await;
+    let wrong =
+        stranger.post("/sessions", json!({ "login": ada.login, "password": PASSWORD })).await;
+    let unknown =
+        stranger.post("/sessions", json!({ "login": "nobody", "password": PASSWORD })).await;
     wrong.refused(401, "invalid_credentials");
     assert_eq!(wrong.header("www-authenticate"), Some("Bearer"));
     indistinguishable(&wrong, &unknown);
@@ -139,11 +146,14 @@ async fn takes_as_long_as_a_wrong_password(server: TestServer) {
     for round in 0..500 {
         for (login, fastest) in [(ada.login.as_str(), &mut wrong), ("nobody", &mut unknown)] {
             let start = Instant::now();
-            stranger.post("/sessions", json!({ "login": login, "password": PASSWORD })).await.expect(401);
+            stranger
+                .post("/sessions", json!({ "login": login, "password": PASSWORD }))
+                .await
+                .expect(401);
             *fastest = start.elapsed().min(*fastest);
         }
-        // The fastest of each is the work itself, of which the hash is nearly all. On a busy machine it takes more tries
-        // to meet a quiet moment.
+        // The fastest of each is the work itself, of which the hash is nearly all. On a busy
+        // machine it takes more tries to meet a quiet moment.
         if round >= 15 && unknown < wrong * 2 && wrong < unknown * 2 {
             return;
         }
@@ -220,10 +230,19 @@ async fn a_refresh_token_two_generations_old_ends_the_session(server: TestServer
 async fn only_a_refresh_token_refreshes(server: TestServer) {
     let ada = server.user().await;
     let grant = log_in(&ada).await;
-    for token in [&grant["token"], &json!("sl_nonsense"), &json!(""), &json!("\u{0}"), &json!("x".repeat(10_000))] {
+    for token in [
+        &grant["token"],
+        &json!("sl_nonsense"),
+        &json!(""),
+        &json!("\u{0}"),
+        &json!("x".repeat(10_000)),
+    ] {
         refresh(&ada, token).await.refused(401, "invalid_refresh_token");
     }
-    ada.with_token(grant["refresh_token"].as_str().unwrap()).get(CURRENT).await.refused(401, "not_authenticated");
+    ada.with_token(grant["refresh_token"].as_str().unwrap())
+        .get(CURRENT)
+        .await
+        .refused(401, "not_authenticated");
     granted(&ada, &grant).get(CURRENT).await.expect(200);
 }
 
@@ -314,15 +333,18 @@ async fn without_a_valid_token_everything_says_how_to_authenticate(server: TestS
         format!("Bearer {}", "x".repeat(5000)),
     ];
     for value in values {
-        let request = stranger.request(reqwest::Method::GET, CURRENT).header("authorization", &value);
+        let request =
+            stranger.request(reqwest::Method::GET, CURRENT).header("authorization", &value);
         let answer = stranger.send(request).await;
         answer.refused(401, "not_authenticated");
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{value}");
     }
-    let request =
-        stranger.request(reqwest::Method::GET, CURRENT).header("authorization", format!("bearer {}", ada.token));
+    let request = stranger
+        .request(reqwest::Method::GET, CURRENT)
+        .header("authorization", format!("bearer {}", ada.token));
     stranger.send(request).await.expect(200);
-    let in_url = stranger.get(&format!("{CURRENT}?token={}&access_token={}", ada.token, ada.token)).await;
+    let in_url =
+        stranger.get(&format!("{CURRENT}?token={}&access_token={}", ada.token, ada.token)).await;
     in_url.refused(401, "not_authenticated");
 }
 
@@ -332,7 +354,8 @@ async fn no_token_is_stored_in_clear(server: TestServer) {
     let fresh = refresh(&ada, &grant["refresh_token"]).await.expect(200);
     let mut secrets: Vec<String> = vec![ada.token.clone(), ada.password.clone()];
     for grant in [&grant, &fresh] {
-        secrets.extend(["token", "refresh_token"].map(|key| grant[key].as_str().unwrap().to_owned()));
+        secrets
+            .extend(["token", "refresh_token"].map(|key| grant[key].as_str().unwrap().to_owned()));
     }
     let stored = super::stored_bytes(&server).await;
     let holds = |needle: &[u8]| stored.windows(needle.len()).any(|window| window == needle);

@@ -34,7 +34,10 @@ fn has_no_secrets(user: &Value) {
 
 /// The directory's path for a query of any characters.
 fn search(query: &str) -> String {
-    format!("/users?{}", form_urlencoded::Serializer::new(String::new()).append_pair("query", query).finish())
+    format!(
+        "/users?{}",
+        form_urlencoded::Serializer::new(String::new()).append_pair("query", query).finish()
+    )
 }
 
 async fn registering_gives_an_account_and_a_session(server: TestServer) {
@@ -42,7 +45,10 @@ async fn registering_gives_an_account_and_a_session(server: TestServer) {
     let body = json!({ "invite": code, "login": " Ada.L ", "password": PASSWORD, "name": "  Ada Lovelace\n" });
     let grant = stranger.post("/users", body).await.expect(201);
     has_no_secrets(&grant["user"]);
-    assert_eq!((&grant["user"]["login"], &grant["user"]["name"]), (&json!("ada.l"), &json!("Ada Lovelace")));
+    assert_eq!(
+        (&grant["user"]["login"], &grant["user"]["name"]),
+        (&json!("ada.l"), &json!("Ada Lovelace"))
+    );
     assert_eq!(grant["session"]["current"], true);
     assert!(grant["token"].as_str().unwrap().starts_with("sl_"), "secret scanners find it");
     let ada = stranger.with_token(grant["token"].as_str().unwrap());
@@ -60,7 +66,17 @@ async fn a_registration_out_of_bounds_names_every_field(server: TestServer) {
         body[field] = value;
         stranger.post("/users", body)
     };
-    for login in ["", " ", "-ada", "a da", "ädä", "a\u{0}b", "ada@example.org", "ada/../bob", &"a".repeat(65)] {
+    for login in [
+        "",
+        " ",
+        "-ada",
+        "a da",
+        "ädä",
+        "a\u{0}b",
+        "ada@example.org",
+        "ada/../bob",
+        &"a".repeat(65),
+    ] {
         with("login", json!(login)).await.refused_fields(&["login"]);
     }
     for name in ["", " \u{3000}\n", "a\u{0}b", "a\u{7}b", "a\nb", &"é".repeat(101)] {
@@ -69,7 +85,8 @@ async fn a_registration_out_of_bounds_names_every_field(server: TestServer) {
     for password in ["", "seven77", &"p".repeat(129), "password1", "QWERTYUIOP"] {
         with("password", json!(password)).await.refused_fields(&["password"]);
     }
-    let login_as_password = json!({ "invite": code, "login": "lovelace1", "password": "LoveLace1", "name": "Ada" });
+    let login_as_password =
+        json!({ "invite": code, "login": "lovelace1", "password": "LoveLace1", "name": "Ada" });
     stranger.post("/users", login_as_password).await.refused_fields(&["password"]);
     let all = json!({ "invite": code, "login": "-", "password": "short", "name": "" });
     stranger.post("/users", all).await.refused_fields(&["login", "name", "password"]);
@@ -151,7 +168,11 @@ async fn the_directory_is_read_page_by_page(server: TestServer) {
     assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
     let logins: Vec<&Value> = all.iter().flatten().map(|user| &user["login"]).collect();
     assert_eq!(logins, ["m1", "m2", "m3", "m4", "m5"]);
-    assert_eq!(pages(&ada, "/users?query=m&", "users", 5).await.len(), 1, "no empty page at the end");
+    assert_eq!(
+        pages(&ada, "/users?query=m&", "users", 5).await.len(),
+        1,
+        "no empty page at the end"
+    );
 }
 
 async fn somebody_is_shown_by_id(server: TestServer) {
@@ -189,7 +210,12 @@ async fn another_login_or_password_needs_the_current_one(server: TestServer) {
         ada.patch("/users/me", wrong).await.refused(403, "wrong_password");
     }
     let all = json!({ "name": "", "login": "-", "password": "short" });
-    ada.patch("/users/me", all).await.refused_fields(&["name", "login", "password", "current_password"]);
+    ada.patch("/users/me", all).await.refused_fields(&[
+        "name",
+        "login",
+        "password",
+        "current_password",
+    ]);
     log_in(&ada).await;
     assert_eq!(ada.get("/users/me").await.expect(200)["login"], ada.login);
 }
@@ -214,12 +240,17 @@ async fn another_password_ends_the_other_sessions(server: TestServer) {
 async fn a_change_of_nothing_is_refused(server: TestServer) {
     let ada = server.user().await;
     assert_eq!(ada.patch("/users/me", json!({})).await.status, 422);
-    assert_eq!(ada.patch("/users/me", json!({ "current_password": ada.password })).await.status, 422);
+    assert_eq!(
+        ada.patch("/users/me", json!({ "current_password": ada.password })).await.status,
+        422
+    );
 }
 
 async fn removing_the_account_needs_its_password(server: TestServer) {
     let ada = server.user().await;
-    ada.delete_with("/users/me", json!({ "password": "not it" })).await.refused(403, "wrong_password");
+    ada.delete_with("/users/me", json!({ "password": "not it" }))
+        .await
+        .refused(403, "wrong_password");
     ada.delete_with("/users/me", json!({})).await.refused_fields(&["password"]);
     assert_eq!(ada.delete("/users/me").await.status, 415, "without a body");
     ada.get("/users/me").await.expect(200);
@@ -238,12 +269,17 @@ async fn a_removed_account_is_logged_out_everywhere_and_its_login_is_free(server
     stranger.post("/sessions/refresh", refresh).await.refused(401, "invalid_refresh_token");
     let credentials = json!({ "login": "ada", "password": ada.password });
     stranger.post("/sessions", credentials).await.refused(401, "invalid_credentials");
-    stranger.get(&format!("/invites/{}", invite["code"].as_str().unwrap())).await.refused(404, "invite_not_found");
+    stranger
+        .get(&format!("/invites/{}", invite["code"].as_str().unwrap()))
+        .await
+        .refused(404, "invite_not_found");
     assert_eq!(bob.get("/users?query=ada").await.expect(200)["users"], json!([]));
     assert_eq!(bob.get("/users?query=removed").await.expect(200)["users"], json!([]));
     let shown = bob.get(&format!("/users/{}", ada.id)).await.expect(200);
     assert_eq!((&shown["name"], &shown["login"]), (&json!("removed account"), &Value::Null));
-    bob.post("/chats", json!({ "kind": "private", "member_ids": [ada.id] })).await.refused_fields(&["member_ids[0]"]);
+    bob.post("/chats", json!({ "kind": "private", "member_ids": [ada.id] }))
+        .await
+        .refused_fields(&["member_ids[0]"]);
     let again = stranger.post("/users", newcomer(&server.invite(1).await, "ada")).await.expect(201);
     assert_ne!(again["user"]["id"], json!(ada.id));
 }
@@ -251,17 +287,32 @@ async fn a_removed_account_is_logged_out_everywhere_and_its_login_is_free(server
 async fn a_removed_account_leaves_its_chats_to_an_heir_and_its_messages_stay(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let group = ada.group(&[&bob]).await;
-    ada.post(&format!("/chats/{group}/members"), json!({ "user_id": cid.id, "role": "admin" })).await.expect(201);
-    let (alone, own) = (ada.group(&[]).await, ada.post("/chats", json!({ "kind": "self" })).await.expect(201));
+    ada.post(&format!("/chats/{group}/members"), json!({ "user_id": cid.id, "role": "admin" }))
+        .await
+        .expect(201);
+    let (alone, own) =
+        (ada.group(&[]).await, ada.post("/chats", json!({ "kind": "self" })).await.expect(201));
     ada.say(&group, "I was here").await;
     let before = bob.get(&format!("/chats/{group}")).await.expect(200)["rev"].as_i64().unwrap();
     ada.delete_with("/users/me", json!({ "password": ada.password })).await.expect(204);
     let members = bob.get(&format!("/chats/{group}/members")).await.expect(200)["members"].clone();
-    let roles: Vec<(Value, Value)> =
-        members.as_array().unwrap().iter().map(|it| (it["user"]["id"].clone(), it["role"].clone())).collect();
-    assert_eq!(roles, [(json!(bob.id), json!("member")), (json!(cid.id), json!("owner"))], "the admin inherits");
+    let roles: Vec<(Value, Value)> = members
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["user"]["id"].clone(), it["role"].clone()))
+        .collect();
+    assert_eq!(
+        roles,
+        [(json!(bob.id), json!("member")), (json!(cid.id), json!("owner"))],
+        "the admin inherits"
+    );
     let chat = bob.get(&format!("/chats/{group}")).await.expect(200);
-    assert_eq!((&chat["member_count"], chat["rev"].as_i64()), (&json!(2), Some(before + 2)), "two changes");
+    assert_eq!(
+        (&chat["member_count"], chat["rev"].as_i64()),
+        (&json!(2), Some(before + 2)),
+        "two changes"
+    );
     let page = bob.get(&format!("/chats/{group}/messages")).await.expect(200);
     assert_eq!(page["messages"][0]["text"], "I was here");
     assert_eq!(page["messages"][0]["sender_id"], json!(ada.id));

@@ -55,7 +55,8 @@ async fn subscriptions_cut_five_times_a_second_during_fifty_thousand_sends_lose_
     let (_, report) = herd.end().await;
     println!("sent within {:.1} s; {cut} connections cut in {rounds} rounds", took.as_secs_f64());
     println!("checked after {:.1} s\n{report}", start.elapsed().as_secs_f64());
-    // A replica that was cut again and again waits a moment before it comes back, so not every round meets all three.
+    // A replica that was cut again and again waits a moment before it comes back, so not every
+    // round meets all three.
     assert!(cut > rounds / 3, "the cuts met connections: {cut} in {rounds} rounds");
     assert!(report.is_clean(), "{report}");
 }

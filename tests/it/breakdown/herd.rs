@@ -15,7 +15,8 @@ use crate::chaos::stage::{Stage, StageOptions};
 
 /// Users, in pairs with a chat each.
 const USERS: usize = 56;
-/// Devices of a user, nearly as many as one may have: while the dead replica counts as alive, their old places are taken.
+/// Devices of a user, nearly as many as one may have: while the dead replica counts as alive, their
+/// old places are taken.
 const DEVICES: usize = 18;
 /// Those who write meanwhile, each to one other.
 const WRITERS: usize = 10;
@@ -39,8 +40,8 @@ async fn a_thousand_that_lost_their_replica_are_back_within_thirty_seconds_and_s
     assert!(sends.len() > 100 && p99 < Duration::from_secs(1), "{p99:?}");
 }
 
-/// Everybody is on one replica, and it dies. After how long all are back on the other, and how long each send through
-/// that one took meanwhile, in order.
+/// Everybody is on one replica, and it dies. After how long all are back on the other, and how long
+/// each send through that one took meanwhile, in order.
 async fn fall() -> (Duration, Vec<Duration>) {
     let mut stage = Stage::set(2, &StageOptions::default()).await;
     let herd = Herd::of(&stage, &stage.bases(), (USERS, DEVICES), |_| 0).await;
@@ -49,7 +50,14 @@ async fn fall() -> (Duration, Vec<Duration>) {
         chats.push(herd.community.private(pair * 2, pair * 2 + 1).await.unwrap());
     }
     let over = CancellationToken::new();
-    let writers = herd.community.actors.iter().step_by(2).map(|actor| actor.account().clone()).zip(chats).collect();
+    let writers = herd
+        .community
+        .actors
+        .iter()
+        .step_by(2)
+        .map(|actor| actor.account().clone())
+        .zip(chats)
+        .collect();
     let history = herd.community.actors[0].history().clone();
     let writing = {
         let (base, over) = (stage.replicas[1].base(), over.clone());
@@ -94,7 +102,8 @@ fn write_all(
 async fn write(actor: &Actor, chat: &str, over: &CancellationToken) -> Vec<(Instant, Duration)> {
     let mut sends = Vec::new();
     while !over.is_cancelled() {
-        let (start, text) = (Instant::now(), format!("{} of {}", sends.len(), actor.account().login));
+        let (start, text) =
+            (Instant::now(), format!("{} of {}", sends.len(), actor.account().login));
         let sent = actor.send(0, chat, &text, None).await;
         assert!(sent.is_ok(), "{sent:?}");
         sends.push((start, start.elapsed()));

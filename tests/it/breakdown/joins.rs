@@ -22,7 +22,8 @@ const WRITERS: usize = 3;
 /// What one hears of the live stream before it goes.
 const HEARD: u32 = 3;
 
-/// Pauses where something could slip through: the chat is followed and not read, it is read and not told.
+/// Pauses where something could slip through: the chat is followed and not read, it is read and not
+/// told.
 const PAUSES: &str = "followed=wait:10/10,snapshot_read=wait:10/10";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,7 +32,10 @@ async fn joins_under_writers_at_full_speed_miss_nothing_and_hear_nothing_twice()
     let start = Instant::now();
     let joins = u32::try_from(variable("STARLING_JOINS").unwrap_or(JOINS)).unwrap();
     let sent = join_under_fire(joins).await;
-    println!("{joins} joins while {sent} messages were sent, in {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{joins} joins while {sent} messages were sent, in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
 }
 
 /// So many joins; how many messages came meanwhile.
@@ -46,7 +50,9 @@ async fn join_under_fire(joins: u32) -> u32 {
         let mut socket = Socket::connect(&through(writer, &stage, number % 2)).await;
         while !over.load(Ordering::Relaxed) {
             for _ in 0..10 {
-                socket.send(json!({ "type": "send_message", "chat_id": chat, "text": "over here" })).await;
+                socket
+                    .send(json!({ "type": "send_message", "chat_id": chat, "text": "over here" }))
+                    .await;
             }
             for _ in 0..10 {
                 let rev = socket.expect("ack").await["message"]["rev"].as_u64().unwrap();
@@ -57,7 +63,10 @@ async fn join_under_fire(joins: u32) -> u32 {
     let reading = async {
         join_all((0..AT_ONCE).map(async |number| {
             let user = through(&readers[number / 2], &stage, number % 2);
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            while left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+            {
                 join(&user, &chat, newest.load(Ordering::Relaxed)).await;
             }
         }))
@@ -70,7 +79,9 @@ async fn join_under_fire(joins: u32) -> u32 {
 
 /// Half of them know the chat, up to some rev of late.
 async fn join(user: &User, chat: &str, newest: u32) {
-    let known = rand::rng().random::<bool>().then(|| newest.saturating_sub(rand::rng().random_range(0..30)).max(1));
+    let known = rand::rng()
+        .random::<bool>()
+        .then(|| newest.saturating_sub(rand::rng().random_range(0..30)).max(1));
     let joining = async {
         let mut client = Light::connect(user, chat, known, false).await.expect("it is let in");
         assert!(client.until_synced().await, "it is brought up to date");

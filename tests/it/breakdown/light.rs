@@ -1,5 +1,5 @@
-//! A client that keeps nothing but how far it knows its one chat: a thousand of them cost little. In that chat there must
-//! be nothing but new messages, so that each rev is told once.
+//! A client that keeps nothing but how far it knows its one chat: a thousand of them cost little.
+//! In that chat there must be nothing but new messages, so that each rev is told once.
 
 use std::time::Duration;
 
@@ -36,7 +36,12 @@ impl Light {
     ///
     /// # Errors
     /// Why there is no connection, in words.
-    pub async fn connect(user: &User, chat: &str, rev: Option<u32>, narrow: bool) -> Result<Self, String> {
+    pub async fn connect(
+        user: &User,
+        chat: &str,
+        rev: Option<u32>,
+        narrow: bool,
+    ) -> Result<Self, String> {
         let receive_buffer_bytes = narrow.then_some(4096);
         let options = SocketOptions { timeout: FRAME_MAX, receive_buffer_bytes };
         let socket = Socket::connect(&user.base, &user.token, options).await;
@@ -47,7 +52,11 @@ impl Light {
         }
         let known = rev.map_or_else(|| json!({}), |rev| json!({ chat: rev }));
         let asked = socket.send(&json!({ "type": "sync", "chats": known })).await;
-        if asked { Ok(Self { socket, chat: chat.to_owned(), rev }) } else { Err("it is closed".to_owned()) }
+        if asked {
+            Ok(Self { socket, chat: chat.to_owned(), rev })
+        } else {
+            Err("it is closed".to_owned())
+        }
     }
 
     /// What comes next of the chat. Fails unless it goes on where it was.
@@ -68,11 +77,17 @@ impl Light {
                 }
                 FrameKind::ChatAdded => self.rev = frame.chat.map(|chat| chat.rev),
                 FrameKind::Synced => {
-                    assert_eq!(frame.chats.unwrap().get(&self.chat).copied(), self.rev, "it is told all up to here");
+                    assert_eq!(
+                        frame.chats.unwrap().get(&self.chat).copied(),
+                        self.rev,
+                        "it is told all up to here"
+                    );
                     return Step::Synced;
                 }
                 // Who can't be brought up to date is told so, and closed.
-                FrameKind::Error => assert_eq!(frame.code.as_deref(), Some("unavailable"), "{frame:?}"),
+                FrameKind::Error => {
+                    assert_eq!(frame.code.as_deref(), Some("unavailable"), "{frame:?}")
+                }
                 FrameKind::Presence | FrameKind::Reconnect | FrameKind::Pong => {}
                 _ => panic!("unexpected {frame:?}"),
             }

@@ -19,14 +19,16 @@ const DRAIN_MS: &str = "6000";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_in_a_second_at_most() {
+async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_in_a_second_at_most()
+ {
     let mut stage = Stage::set(3, &StageOptions::default()).await;
     for replica in &mut stage.replicas {
         replica.set("STARLING_DRAIN_MS", DRAIN_MS);
         replica.kill().await;
         replica.start();
     }
-    let addresses = stage.replicas.iter().map(|replica| ([127, 0, 0, 1], replica.port).into()).collect();
+    let addresses =
+        stage.replicas.iter().map(|replica| ([127, 0, 0, 1], replica.port).into()).collect();
     let balancer = Balancer::start(addresses, Choice::Fewest).await;
     for replica in &stage.replicas {
         replica.until_ready().await;
@@ -40,7 +42,11 @@ async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_
     ];
     let writing = herd.work.at_pace(Duration::from_millis(100));
     for (number, actor) in herd.community.actors[..WRITERS].iter().enumerate() {
-        let own = if number < 2 { vec![chats[0].clone(), chats[number + 1].clone()] } else { vec![chats[0].clone()] };
+        let own = if number < 2 {
+            vec![chats[0].clone(), chats[number + 1].clone()]
+        } else {
+            vec![chats[0].clone()]
+        };
         herd.work.spawn(workload::retry(writing.clone(), actor.clone(), own));
     }
     for restart in 0..RESTARTS {
@@ -56,7 +62,10 @@ async fn ten_rolling_restarts_lose_nothing_and_send_a_tenth_of_the_sockets_away_
     let (record, report) = herd.end().await;
     assert!(report.is_clean(), "{report}");
     let (all, most) = disconnects(&record);
-    println!("{report}\n{all} disconnects of {} sockets, {most} in the worst second", USERS * DEVICES);
+    println!(
+        "{report}\n{all} disconnects of {} sockets, {most} in the worst second",
+        USERS * DEVICES
+    );
     assert!(all >= USERS * DEVICES * 2, "each restart sent away who was there: {all}");
     assert!(most <= USERS * DEVICES / 10, "{most} of {} in a second", USERS * DEVICES);
 }
@@ -76,6 +85,7 @@ fn disconnects(record: &Record) -> (usize, usize) {
         }
     }
     ends.sort_unstable();
-    let within = |from: &u64| ends.iter().filter(|at| (*from..from + 1_000_000).contains(*at)).count();
+    let within =
+        |from: &u64| ends.iter().filter(|at| (*from..from + 1_000_000).contains(*at)).count();
     (ends.len(), ends.iter().map(within).max().unwrap_or(0))
 }

@@ -14,8 +14,8 @@ use crate::support::User;
 /// Clients, each user having as many as one may.
 const READERS: usize = 500;
 const OF_A_USER: usize = 20;
-/// What one of them may cost, in resident bytes. Twice as much is promised; but of what is sent no more than this would
-/// be in memory if nothing bounded it.
+/// What one of them may cost, in resident bytes. Twice as much is promised; but of what is sent no
+/// more than this would be in memory if nothing bounded it.
 const EACH_BYTES_MAX: u64 = 1024 * 1024;
 /// Messages of the longest text: more than a connection's bound and the sockets' own buffers hold.
 const SENDS: u32 = 130;
@@ -52,7 +52,9 @@ async fn five_hundred_stalled_readers_cost_two_mebibytes_each_at_most_and_come_b
     drop(clients);
     // They come back, ask for the rest, which is more than may wait for one, and stall again.
     assert!(known.iter().all(|known| *known < SENDS / 2), "{known:?}");
-    let clients = come(&chat, known.iter().enumerate().map(|(number, rev)| (owner(number), *rev)).collect()).await;
+    let clients =
+        come(&chat, known.iter().enumerate().map(|(number, rev)| (owner(number), *rev)).collect())
+            .await;
     tokio::time::sleep(STALL).await;
     let start = Instant::now();
     let reading = clients.into_iter().enumerate().map(async |(number, mut client)| {
@@ -88,8 +90,8 @@ async fn come_back(user: &User, chat: &str, known: Option<u32>, start: Instant) 
 
 /// Connections with small buffers that asked for what came after these revs.
 async fn come(chat: &str, known: Vec<(&User, u32)>) -> Vec<Light> {
-    let connecting = known
-        .into_iter()
-        .map(async |(user, rev)| Light::connect(user, chat, Some(rev), true).await.expect("it is let in"));
+    let connecting = known.into_iter().map(async |(user, rev)| {
+        Light::connect(user, chat, Some(rev), true).await.expect("it is let in")
+    });
     stream::iter(connecting).buffered(32).collect().await
 }

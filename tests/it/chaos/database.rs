@@ -1,5 +1,5 @@
-//! What only the database says of the log at the end: by which revision a message was sent and under which key, and since
-//! and until when somebody was a member.
+//! What only the database says of the log at the end: by which revision a message was sent and
+//! under which key, and since and until when somebody was a member.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,9 @@ async fn complete_chat(chat: &mut FinalChat, history: &History, connection: &mut
             .unwrap();
     let messages: HashMap<u32, (u32, Digest)> = messages
         .into_iter()
-        .map(|(id, sent_rev, key)| (number(id), (number(sent_rev), key.map_or(Digest::NONE, |key| Digest::of(&key)))))
+        .map(|(id, sent_rev, key)| {
+            (number(id), (number(sent_rev), key.map_or(Digest::NONE, |key| Digest::of(&key))))
+        })
         .collect();
     assert_eq!(messages.len(), chat.messages.len(), "the replicas show what the database holds");
     for message in &mut chat.messages {
@@ -39,16 +41,22 @@ async fn complete_chat(chat: &mut FinalChat, history: &History, connection: &mut
     .fetch_all(&mut *connection)
     .await
     .unwrap();
-    let member = |(user_id, joined_rev, rev, left_rev, last_read): (Uuid, i64, i64, Option<i64>, i64)| FinalMember {
-        user: history.name(&user_id.to_string()),
-        joined_rev: number(joined_rev),
-        rev: number(rev),
-        left_rev: left_rev.map(number),
-        last_read_message_id: number(last_read),
-    };
+    let member =
+        |(user_id, joined_rev, rev, left_rev, last_read): (Uuid, i64, i64, Option<i64>, i64)| {
+            FinalMember {
+                user: history.name(&user_id.to_string()),
+                joined_rev: number(joined_rev),
+                rev: number(rev),
+                left_rev: left_rev.map(number),
+                last_read_message_id: number(last_read),
+            }
+        };
     chat.members = members.into_iter().map(member).collect();
-    let renamed: i64 =
-        sqlx::query_scalar("SELECT renamed_rev FROM chats WHERE id = $1").bind(id).fetch_one(connection).await.unwrap();
+    let renamed: i64 = sqlx::query_scalar("SELECT renamed_rev FROM chats WHERE id = $1")
+        .bind(id)
+        .fetch_one(connection)
+        .await
+        .unwrap();
     chat.renamed_rev = number(renamed);
 }
 

@@ -99,7 +99,9 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
         | Fault::SubscriptionsCut => redis(fault, stage, span).await,
         Fault::RedisBlackHole => redis_way(stage, rng, Mode::BlackHole, span).await,
         Fault::RedisRefused => redis_way(stage, rng, Mode::Refuse, span).await,
-        Fault::RedisSlow => redis_way(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await,
+        Fault::RedisSlow => {
+            redis_way(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await
+        }
         Fault::PostgresStoppedAtOnce => {
             stage.postgres.stop_immediately();
             tokio::time::sleep(span / 2).await;
@@ -119,12 +121,16 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
         }
         Fault::MessagesLocked => {
             let s = span.as_secs_f64();
-            let lock = format!("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({s}); COMMIT");
+            let lock = format!(
+                "BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({s}); COMMIT"
+            );
             stage.postgres.execute(&lock).await;
         }
         Fault::PostgresBlackHole => postgres_way(stage, one, Mode::BlackHole, span).await,
         Fault::PostgresRefused => postgres_way(stage, one, Mode::Refuse, span).await,
-        Fault::PostgresSlow => postgres_way(stage, one, Mode::Delay(Duration::from_millis(30)), span).await,
+        Fault::PostgresSlow => {
+            postgres_way(stage, one, Mode::Delay(Duration::from_millis(30)), span).await
+        }
         Fault::AnswerOfCommitCut => {
             for _ in 0..5 {
                 // Every text of the run has these words: what was asked was to commit one of them.
@@ -150,7 +156,8 @@ async fn redis(fault: Fault, stage: &mut Stage, span: Duration) {
             let _: String = stage.redis.command(&["FLUSHALL"]).await;
         }
         Fault::RedisPaused => {
-            let _: String = stage.redis.command(&["CLIENT", "PAUSE", &span.as_millis().to_string()]).await;
+            let _: String =
+                stage.redis.command(&["CLIENT", "PAUSE", &span.as_millis().to_string()]).await;
             tokio::time::sleep(span).await;
         }
         Fault::RedisReadOnly => {

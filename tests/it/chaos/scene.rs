@@ -1,4 +1,5 @@
-//! Who lives through it: users who write, edit, remove, come, go, log in and out, read, and are cut off.
+//! Who lives through it: users who write, edit, remove, come, go, log in and out, read, and are cut
+//! off.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +37,13 @@ impl Scene {
     pub async fn set(stage: &Stage, seed: u64, pace: Duration) -> Self {
         let lines = stage.make_users(USERS).await;
         let accounts = workload::accounts_of_json_lines(&lines).unwrap();
-        let secrets = accounts.iter().flat_map(|account| [account.token.clone(), account.password.clone()]).collect();
+        let secrets = accounts
+            .iter()
+            .flat_map(|account| [account.token.clone(), account.password.clone()])
+            .collect();
         let history = History::new(Bounds::default());
-        let community = Community::gather(&stage.bases(), REQUEST_MAX, &history, accounts).await.unwrap();
+        let community =
+            Community::gather(&stage.bases(), REQUEST_MAX, &history, accounts).await.unwrap();
         let everybody: Vec<usize> = (0..WRITERS).collect();
         let hot = community.group(&everybody).await.unwrap();
         let churned = community.group(&[0, 1, 2]).await.unwrap();
@@ -48,8 +53,15 @@ impl Scene {
             private.push(community.private(number % WRITERS, peer).await.unwrap());
         }
         let watching = Work::new(seed, Duration::ZERO, CancellationToken::new());
-        let devices = workload::connect_all(&watching, &community.actors, DeviceOptions { seed, ..Default::default() });
-        assert!(workload::wait_until_live(&devices, Duration::from_secs(30)).await, "all devices connect");
+        let devices = workload::connect_all(
+            &watching,
+            &community.actors,
+            DeviceOptions { seed, ..Default::default() },
+        );
+        assert!(
+            workload::wait_until_live(&devices, Duration::from_secs(30)).await,
+            "all devices connect"
+        );
         let work = Work::new(seed, pace, CancellationToken::new());
         Self { history, community, devices, secrets, hot, churned, private, watching, work }
     }
@@ -66,25 +78,48 @@ impl Scene {
         work.spawn(workload::replay(work.at_pace(work.pace * 8), actors[13].clone(), hot()));
         let (editor, device) = (actors[14].clone(), Some(devices[14].clone()));
         work.spawn(workload::edit_and_remove(work.clone(), editor, device, self.hot.clone()));
-        work.spawn(workload::edit_and_remove(work.clone(), actors[1].clone(), None, self.churned.clone()));
+        work.spawn(workload::edit_and_remove(
+            work.clone(),
+            actors[1].clone(),
+            None,
+            self.churned.clone(),
+        ));
         for (number, actor) in actors[..8].iter().enumerate() {
-            let own: Vec<String> = self.private.iter().skip(number).step_by(WRITERS).cloned().collect();
+            let own: Vec<String> =
+                self.private.iter().skip(number).step_by(WRITERS).cloned().collect();
             work.spawn(workload::write(work.at_pace(work.pace * 2), actor.clone(), own.clone()));
-            work.spawn(workload::page(work.at_pace(work.pace * 4), actor.clone(), [own, hot()].concat()));
+            work.spawn(workload::page(
+                work.at_pace(work.pace * 4),
+                actor.clone(),
+                [own, hot()].concat(),
+            ));
             work.spawn(workload::mark_read(work.at_pace(work.pace * 4), actor.clone(), hot()));
         }
         let comers: Vec<Actor> = actors[WRITERS..].to_vec();
         let churn = work.at_pace(work.pace * 3);
-        work.spawn(workload::churn_membership(churn, actors[0].clone(), comers, self.churned.clone()));
-        let users: Vec<String> = actors.iter().map(|actor| actor.account().user_id.clone()).collect();
+        work.spawn(workload::churn_membership(
+            churn,
+            actors[0].clone(),
+            comers,
+            self.churned.clone(),
+        ));
+        let users: Vec<String> =
+            actors.iter().map(|actor| actor.account().user_id.clone()).collect();
         for device in &devices[4..7] {
             work.spawn(watch(work.at_pace(Duration::from_secs(3)), device.clone(), users.clone()));
         }
         let slow = work.at_pace(Duration::from_millis(1500));
         work.spawn(workload::churn_sessions(slow.clone(), actors[15].clone(), self.hot.clone()));
-        work.spawn(workload::cut_now_and_then(work.at_pace(Duration::from_millis(500)), devices.clone()));
+        work.spawn(workload::cut_now_and_then(
+            work.at_pace(Duration::from_millis(500)),
+            devices.clone(),
+        ));
         work.spawn(workload::stall_now_and_then(slow, devices[3].clone(), Duration::from_secs(4)));
-        work.spawn(workload::type_now_and_then(work.at_pace(work.pace * 4), devices.clone(), self.hot.clone()));
+        work.spawn(workload::type_now_and_then(
+            work.at_pace(work.pace * 4),
+            devices.clone(),
+            self.hot.clone(),
+        ));
     }
 
     /// Whether every replica takes a message now.

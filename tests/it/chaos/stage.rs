@@ -80,7 +80,11 @@ impl Stage {
 
     /// Makes one account with a session.
     pub async fn make_user(&self, login: &str) -> serde_json::Value {
-        let made = self.command(&["user", "create", "--login", login, "--with-session"]).output().await.unwrap();
+        let made = self
+            .command(&["user", "create", "--login", login, "--with-session"])
+            .output()
+            .await
+            .unwrap();
         serde_json::from_slice(&made.stdout).unwrap()
     }
 
@@ -91,19 +95,28 @@ impl Stage {
 
     /// Starts what died by itself.
     pub fn revive(&mut self) -> u64 {
-        let dead = self.replicas.iter_mut().filter_map(|replica| replica.has_died().then_some(replica));
+        let dead =
+            self.replicas.iter_mut().filter_map(|replica| replica.has_died().then_some(replica));
         dead.map(Replica::start).count() as u64
     }
 
     /// What all replicas logged.
     pub fn logs(&self) -> String {
-        let logs = self.replicas.iter().map(|replica| std::fs::read_to_string(&replica.log).unwrap_or_default());
+        let logs = self
+            .replicas
+            .iter()
+            .map(|replica| std::fs::read_to_string(&replica.log).unwrap_or_default());
         logs.collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Replica {
-    async fn new(postgres: &OwnPostgres, redis: &OwnRedis, options: &StageOptions, log: std::path::PathBuf) -> Self {
+    async fn new(
+        postgres: &OwnPostgres,
+        redis: &OwnRedis,
+        options: &StageOptions,
+        log: std::path::PathBuf,
+    ) -> Self {
         let to_postgres = Proxy::to(&Proxy::target_of(&postgres.url())).await;
         let to_redis = Proxy::to(&Proxy::target_of(&redis.url())).await;
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -114,7 +127,10 @@ impl Replica {
             ("STARLING_INTERNAL_LISTEN", "127.0.0.1:0".to_owned()),
             ("STARLING_RATE_LIMITS", "off".to_owned()),
             ("STARLING_DATABASE_CONNECTIONS_MAX", "12".to_owned()),
-            ("STARLING_HEARTBEAT_INTERVAL_MS", if options.quick_heartbeat { "3000" } else { "30000" }.to_owned()),
+            (
+                "STARLING_HEARTBEAT_INTERVAL_MS",
+                if options.quick_heartbeat { "3000" } else { "30000" }.to_owned(),
+            ),
             ("STARLING_UNREADY_MS", "200".to_owned()),
             ("STARLING_DRAIN_MS", "1000".to_owned()),
             ("STARLING_FAILPOINTS", options.failpoints.to_owned()),
@@ -134,7 +150,8 @@ impl Replica {
     }
 
     pub fn start(&mut self) {
-        let log = || Stdio::from(File::options().create(true).append(true).open(&self.log).unwrap());
+        let log =
+            || Stdio::from(File::options().create(true).append(true).open(&self.log).unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_starling"))
             .arg("serve")
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
@@ -150,16 +167,25 @@ impl Replica {
     pub async fn until_ready(&self) {
         let start = Instant::now();
         while !self.is_ready().await {
-            assert!(start.elapsed() < LIFE_MAX, "a replica does not get ready: {}", self.last_words());
+            assert!(
+                start.elapsed() < LIFE_MAX,
+                "a replica does not get ready: {}",
+                self.last_words()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// The same while it may crash at a failpoint: then it is started again, as an orchestrator does.
+    /// The same while it may crash at a failpoint: then it is started again, as an orchestrator
+    /// does.
     pub async fn until_ready_again(&mut self) {
         let start = Instant::now();
         while !self.is_ready().await {
-            assert!(start.elapsed() < LIFE_MAX, "a replica does not get ready: {}", self.last_words());
+            assert!(
+                start.elapsed() < LIFE_MAX,
+                "a replica does not get ready: {}",
+                self.last_words()
+            );
             if self.has_died() {
                 self.start();
             }
@@ -169,7 +195,10 @@ impl Replica {
 
     async fn is_ready(&self) -> bool {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).build().unwrap();
-        http.get(format!("{}/readyz", self.base())).send().await.is_ok_and(|answer| answer.status() == 200)
+        http.get(format!("{}/readyz", self.base()))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status() == 200)
     }
 
     fn last_words(&self) -> String {
@@ -204,6 +233,8 @@ impl Replica {
     }
 
     fn has_died(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+        self.child
+            .as_mut()
+            .is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 }

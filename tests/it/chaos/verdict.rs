@@ -1,4 +1,5 @@
-//! After the fire: everything mended, the log read from every replica, and all of it held against the invariants.
+//! After the fire: everything mended, the log read from every replica, and all of it held against
+//! the invariants.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ impl Verdict {
         if self.report.is_clean() {
             return;
         }
-        let path = std::env::temp_dir().join(format!("starling-chaos-{}.jsonl", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("starling-chaos-{}.jsonl", std::process::id()));
         history::dump(&self.record, std::fs::File::create(&path).unwrap()).unwrap();
         panic!("the record is in {}\n{}", path.display(), self.report);
     }
@@ -71,9 +73,20 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
         Exposed { place: "the replicas' logs".to_owned(), text: stage.logs() },
         Exposed { place: "the keys in Redis".to_owned(), text: keys.join("\n") },
     ];
-    let limits =
-        Limits { healed_us: Some(healed_us), heal, revoke, rss_bytes_max: Some(RSS_BYTES_MAX), ..Limits::default() };
+    let limits = Limits {
+        healed_us: Some(healed_us),
+        heal,
+        revoke,
+        rss_bytes_max: Some(RSS_BYTES_MAX),
+        ..Limits::default()
+    };
     let record = scene.history.take();
-    let report = check(&Evidence { record: &record, log: &log, secrets: &scene.secrets, exposed: &exposed, limits });
+    let report = check(&Evidence {
+        record: &record,
+        log: &log,
+        secrets: &scene.secrets,
+        exposed: &exposed,
+        limits,
+    });
     Verdict { report, record }
 }

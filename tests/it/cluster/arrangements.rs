@@ -10,22 +10,29 @@ use starling::model::{ChatId, Clock, Event, Topic, UserId};
 use super::{Replica, prefix, presence};
 use crate::support::{OwnRedis, eventually};
 
-const RATE: Rate = Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
+const RATE: Rate =
+    Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
 
 /// Whether the events of one replica on this many topics reach another within two seconds.
 async fn is_received(speaker: &Replica, listener: &mut Replica, topics: usize) -> bool {
-    let chats: Vec<ChatId> = (0..topics).map(|_| ChatId::new(Clock::system().now(), &mut rand::rng())).collect();
+    let chats: Vec<ChatId> =
+        (0..topics).map(|_| ChatId::new(Clock::system().now(), &mut rand::rng())).collect();
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     for chat_id in &chats {
-        speaker.cluster.bus.publish(Event::Typing { chat_id: *chat_id, user_id: UserId::default() });
+        speaker
+            .cluster
+            .bus
+            .publish(Event::Typing { chat_id: *chat_id, user_id: UserId::default() });
     }
     let mut received = 0;
     let listening = async {
         while received < topics {
-            if let Some(Arrival::Event(Event::Typing { chat_id, .. })) = listener.cluster.inbox.next().await {
+            if let Some(Arrival::Event(Event::Typing { chat_id, .. })) =
+                listener.cluster.inbox.next().await
+            {
                 received += usize::from(chats.contains(&chat_id));
             }
         }
@@ -56,7 +63,8 @@ async fn all_else_is_shared(one: &Replica, two: &Replica) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_a_redis_cluster() {
     let nodes = OwnRedis::cluster().await;
-    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
+    let url =
+        format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
     let prefix = prefix();
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("both are connected", async || {
@@ -85,7 +93,10 @@ async fn replicas_follow_a_failover_of_sentinels() {
     master.kill();
     let failed_at = std::time::Instant::now();
     while !is_received(&speaker, &mut listener, 3).await {
-        assert!(failed_at.elapsed() < Duration::from_secs(30), "a replica does not follow the failover");
+        assert!(
+            failed_at.elapsed() < Duration::from_secs(30),
+            "a replica does not follow the failover"
+        );
     }
     all_else_is_shared(&speaker, &listener).await;
 }

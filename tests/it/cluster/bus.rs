@@ -9,7 +9,8 @@ use starling::cluster::memory::MemoryBus;
 use starling::cluster::redis::Channel;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
-    Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId, Timestamp, Topic, UserId,
+    Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId,
+    Timestamp, Topic, UserId,
 };
 use tokio::task::JoinSet;
 
@@ -45,7 +46,10 @@ pub(super) fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
 }
 
 pub(super) async fn next(inbox: &mut BusInbox) -> Arrival {
-    tokio::time::timeout(ARRIVAL_MAX, inbox.next()).await.expect("something arrives").expect("the bus lives")
+    tokio::time::timeout(ARRIVAL_MAX, inbox.next())
+        .await
+        .expect("something arrives")
+        .expect("the bus lives")
 }
 
 /// The next event, after any number of resyncs.
@@ -154,7 +158,9 @@ async fn the_end_of_a_session_reaches_every_replica() {
     connected(&listener).await;
     let ended = SessionId::new(Clock::system().now(), &mut rand::rng());
     speaker.cluster.bus.publish(Event::SessionsEnded(vec![ended]));
-    assert!(matches!(next_event(&mut listener.cluster.inbox).await, Event::SessionsEnded(all) if all == [ended]));
+    assert!(
+        matches!(next_event(&mut listener.cluster.inbox).await, Event::SessionsEnded(all) if all == [ended])
+    );
 }
 
 #[tokio::test]
@@ -202,8 +208,9 @@ async fn a_replica_whose_subscription_is_cut_resyncs_everything_and_receives_aga
         while !matches!(next(&mut listener.cluster.inbox).await, Arrival::ResyncAll) {}
         connected(&listener).await;
         eventually("the subscription is back", async || {
-            let subscribed: Vec<(String, i64)> =
-                redis.command(&["PUBSUB", "NUMSUB", &Channel::of(Topic::Chat(chat_id)).name(&prefix)]).await;
+            let subscribed: Vec<(String, i64)> = redis
+                .command(&["PUBSUB", "NUMSUB", &Channel::of(Topic::Chat(chat_id)).name(&prefix)])
+                .await;
             subscribed[0].1 == 1
         })
         .await;
@@ -212,7 +219,8 @@ async fn a_replica_whose_subscription_is_cut_resyncs_everything_and_receives_aga
     }
 }
 
-/// The arrivals of a listener: the revs of its events, and the time of its last resync of everything.
+/// The arrivals of a listener: the revs of its events, and the time of its last resync of
+/// everything.
 #[derive(Default)]
 struct Received {
     revs: HashSet<Rev>,
@@ -230,10 +238,12 @@ async fn listen(mut inbox: BusInbox, received: Arc<Mutex<Received>>) {
     }
 }
 
-/// Follows more topics than one `SUBSCRIBE` names, and cuts the connection again wherever the resubscription is: each
-/// topic's name is somewhere in it, on the way there and on the way back, and the order is another each time.
+/// Follows more topics than one `SUBSCRIBE` names, and cuts the connection again wherever the
+/// resubscription is: each topic's name is somewhere in it, on the way there and on the way back,
+/// and the order is another each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_receives_every_topic() {
+async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_receives_every_topic()
+{
     const TOPICS: usize = 3_000;
     let (redis, prefix) = (OwnRedis::start().await, prefix());
     let way = Proxy::to(&Proxy::target_of(&redis.url())).await;
@@ -273,7 +283,10 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_rec
         for chat_id in &chats {
             say(&mut published, *chat_id);
         }
-        eventually("every topic is subscribed", async || subscribed(&redis, &prefix).await == channels).await;
+        eventually("every topic is subscribed", async || {
+            subscribed(&redis, &prefix).await == channels
+        })
+        .await;
         connected(&listener).await;
         let first = say(&mut published, chats[0]);
         let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
@@ -284,15 +297,20 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_rec
         .await;
         let received = received.lock();
         let resynced_at = received.resynced_at.expect("the listener resyncs everything");
-        let missing = published.iter().zip(1..).filter(|(_, rev)| !received.revs.contains(&Rev(*rev)));
+        let missing =
+            published.iter().zip(1..).filter(|(_, rev)| !received.revs.contains(&Rev(*rev)));
         let missed = missing.filter(|(at, _)| **at > resynced_at).count();
-        assert_eq!(missed, 0, "round {round}: every event that did not arrive was published before the resync");
+        assert_eq!(
+            missed, 0,
+            "round {round}: every event that did not arrive was published before the resync"
+        );
     }
 }
 
 /// The number of channels of topics with a subscriber.
 async fn subscribed(redis: &OwnRedis, prefix: &str) -> usize {
-    let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:topics:*")]).await;
+    let channels: Vec<String> =
+        redis.command(&["PUBSUB", "CHANNELS", &format!("{prefix}:topics:*")]).await;
     channels.len()
 }
 
@@ -340,7 +358,9 @@ async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_
     eventually("both are known", async || watcher.cluster.leases.listed().contains(&id)).await;
     connected(&watcher).await;
     // Arrivals until now are about the start.
-    while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await {}
+    while let Ok(Some(_)) =
+        tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await
+    {}
     drop(other);
     let start = Instant::now();
     while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::ResyncAll) {}
@@ -383,11 +403,18 @@ async fn a_deaf_replica_reconnects() {
     loop {
         rev += 1;
         speaker.cluster.bus.publish(sent(chat_id, rev, "can you hear me"));
-        let waiting = tokio::time::timeout(Duration::from_millis(500), next_event(&mut listener.cluster.inbox));
+        let waiting = tokio::time::timeout(
+            Duration::from_millis(500),
+            next_event(&mut listener.cluster.inbox),
+        );
         if waiting.await.is_ok() {
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(15), "it stays deaf");
     }
-    assert!(start.elapsed() > Duration::from_secs(1), "it was deaf for a while: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() > Duration::from_secs(1),
+        "it was deaf for a while: {:?}",
+        start.elapsed()
+    );
 }

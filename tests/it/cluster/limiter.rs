@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use super::{Replica, prefix};
 use crate::support::{OwnRedis, redis_url};
 
-const RATE: Rate = Rate { name: "test", burst: 40, every: Duration::from_mins(1), alone: Alone::AsEver };
+const RATE: Rate =
+    Rate { name: "test", burst: 40, every: Duration::from_mins(1), alone: Alone::AsEver };
 const STRICT: Rate = Rate { name: "strict", alone: Alone::Strict, ..RATE };
 
 /// How many of some takes under one key are granted.
@@ -70,14 +71,19 @@ async fn what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted
 #[tokio::test]
 async fn what_is_given_back_is_granted_again_in_memory() {
     let (limiter, clock) = (MemoryRateLimiter::default(), Clock::system());
-    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(&limiter, &clock).await;
+    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(&limiter, &clock)
+        .await;
 }
 
 #[tokio::test]
 async fn what_is_given_back_is_granted_again_over_redis() {
     let replica = Replica::join(&redis_url(), &prefix());
     let limiter = &*replica.cluster.limiter;
-    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(limiter, &replica.clock).await;
+    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(
+        limiter,
+        &replica.clock,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -86,7 +92,8 @@ async fn failures_on_two_replicas_at_once_are_counted_exactly_and_successes_are_
     let replicas = [Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix)];
     let mut attempts = JoinSet::new();
     for index in 0..200 {
-        let (limiter, clock) = (replicas[index % 2].cluster.limiter.clone(), replicas[0].clock.clone());
+        let (limiter, clock) =
+            (replicas[index % 2].cluster.limiter.clone(), replicas[0].clock.clone());
         attempts.spawn(async move {
             let permit = limiter.take(RATE, "ada", clock.now()).await.ok()?;
             let failed = index % 4 < 2;
@@ -96,7 +103,8 @@ async fn failures_on_two_replicas_at_once_are_counted_exactly_and_successes_are_
             Some(failed)
         });
     }
-    let failed = attempts.join_all().await.into_iter().filter(|attempt| *attempt == Some(true)).count();
+    let failed =
+        attempts.join_all().await.into_iter().filter(|attempt| *attempt == Some(true)).count();
     let left = granted(&*replicas[0].cluster.limiter, RATE, 50, &replicas[0].clock).await;
     assert_eq!(failed + left, 40);
 }
@@ -129,7 +137,8 @@ async fn who_is_limited_can_not_be_read_in_redis() {
 #[tokio::test]
 async fn a_wrong_clock_of_one_replica_changes_nothing() {
     let prefix = prefix();
-    let (right, wrong) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
+    let (right, wrong) =
+        (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
     let hour = wrong.clock.now().plus(Duration::from_hours(1));
     assert_eq!(granted(&*right.cluster.limiter, RATE, 40, &right.clock).await, 40);
     assert!(wrong.cluster.limiter.take(RATE, "ada", hour).await.is_err());
@@ -144,6 +153,10 @@ async fn without_redis_sends_go_on_and_guesses_get_fewer() {
     let start = std::time::Instant::now();
     assert_eq!(granted(&*replica.cluster.limiter, RATE, 50, &replica.clock).await, 40);
     assert_eq!(granted(&*replica.cluster.limiter, STRICT, 50, &replica.clock).await, 5);
-    assert!(start.elapsed() < Duration::from_secs(5), "nobody waits for a Redis that is away: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "nobody waits for a Redis that is away: {:?}",
+        start.elapsed()
+    );
     redis.restart().await;
 }

@@ -70,7 +70,10 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
     a_user_is_online_until_withdrawn_everywhere(a, b).await;
     a_user_is_online_until_withdrawn_everywhere(b, b).await;
     let ada = user();
-    assert_eq!((a.enter(ada, 9).await, b.enter(ada, 9).await), (Ok(Entered::First), Ok(Entered::First)));
+    assert_eq!(
+        (a.enter(ada, 9).await, b.enter(ada, 9).await),
+        (Ok(Entered::First), Ok(Entered::First))
+    );
     a.leave(ada);
     assert_eq!(a.withdraw(&[ada]).await, [ada]);
     assert!(is_online(a, ada).await, "there is the other replica");
@@ -80,7 +83,8 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
 pub async fn the_number_of_connection_slots_is_exact(a: &dyn Presence, b: &dyn Presence) {
     const MAX: usize = 20;
     let ada = user();
-    let all = join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;
+    let all =
+        join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;
     assert_eq!(all.iter().filter(|it| it.is_ok()).count(), MAX);
     let on_a = all.iter().step_by(2).filter(|it| it.is_ok()).count();
     // A slot that one replica gives back is free on the other in a moment.
@@ -143,7 +147,8 @@ async fn without_redis_each_replica_counts_its_own_connections_and_online_is_una
 async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
     let prefix = prefix();
     let living = Replica::join(&redis_url(), &prefix);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let doomed = {
         let _inside = runtime.enter();
         Replica::join(&redis_url(), &prefix)
@@ -179,7 +184,8 @@ async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_stops_leaves_its_users_the_time_to_come_back_elsewhere() {
     let prefix = prefix();
-    let (living, stopping) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
+    let (living, stopping) =
+        (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
     acquainted(&[&living, &stopping]).await;
     let (moving, leaving) = (user(), user());
     for user in [moving, leaving] {
@@ -199,7 +205,8 @@ async fn a_replica_that_stops_leaves_its_users_the_time_to_come_back_elsewhere()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_are_counted_again() {
+async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_are_counted_again()
+{
     let redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let (ada, bob, eve) = (user(), user(), user());
@@ -223,10 +230,12 @@ async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_wipe_of_redis_the_users_of_a_replica_that_is_cut_off_go_offline_only_if_it_stays_cut_off() {
+async fn after_a_wipe_of_redis_the_users_of_a_replica_that_is_cut_off_go_offline_only_if_it_stays_cut_off()
+ {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
-    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    let (a, b) =
+        (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
     let ada = user();
     a.cluster.presence.enter(ada, 2).await.unwrap();
@@ -240,7 +249,10 @@ async fn after_a_wipe_of_redis_the_users_of_a_replica_that_is_cut_off_go_offline
         assert!(!online.is_ok_and(|online| online == [false]), "{:?} after", start.elapsed());
     }
     way.set(Mode::Pass);
-    eventually("she is there", async || b.cluster.presence.online(&[ada]).await.is_ok_and(|it| it == [true])).await;
+    eventually("she is there", async || {
+        b.cluster.presence.online(&[ada]).await.is_ok_and(|it| it == [true])
+    })
+    .await;
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
     let start = Instant::now();
@@ -279,13 +291,15 @@ async fn changes_made_while_redis_was_away_are_known_once_it_is_back() {
 async fn a_replica_that_starts_right_after_a_wipe_of_redis_shows_no_online_user_offline() {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
-    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    let (a, b) =
+        (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
     let (ada, bob) = (user(), user());
     a.cluster.presence.enter(ada, 2).await.unwrap();
     b.cluster.presence.enter(bob, 2).await.unwrap();
 
-    // The replica of Ada can't say for itself that it lives: the replica of Bob puts it back into the set.
+    // The replica of Ada can't say for itself that it lives: the replica of Bob puts it back into
+    // the set.
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
     let c = Replica::join(&redis.url(), &prefix);
@@ -308,7 +322,8 @@ async fn a_replica_that_starts_right_after_a_wipe_of_redis_shows_no_online_user_
 async fn a_write_that_arrives_late_brings_no_user_back() {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
-    let (a, b) = (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
+    let (a, b) =
+        (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
     let (ada, bob) = (user(), user());
     a.cluster.presence.enter(bob, 2).await.unwrap();

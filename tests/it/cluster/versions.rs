@@ -9,7 +9,8 @@ use super::bus::{chat, follow, next, next_event, sent};
 use super::{Replica, next_version_message, prefix, publish_raw, sealed};
 use crate::support::redis_url;
 
-/// Counts what this test's replicas count, and nothing of other tests: all their tasks run on this thread.
+/// Counts what this test's replicas count, and nothing of other tests: all their tasks run on this
+/// thread.
 struct Counted {
     handle: PrometheusHandle,
     _recorder: metrics::LocalRecorderGuard<'static>,
@@ -39,14 +40,18 @@ async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery
     let friend = Replica::join(&redis_url(), &prefix);
     let user = UserId::new(Clock::system().now(), &mut rand::rng());
     let (first, second, stranger) = (chat(), chat(), chat());
-    for topic in [Topic::Chat(first), Topic::Chat(second), Topic::User(user), Topic::Presence(user)] {
+    for topic in [Topic::Chat(first), Topic::Chat(second), Topic::User(user), Topic::Presence(user)]
+    {
         follow(&mut listener, topic).await;
     }
 
     let topics_and_resyncs = [
         (vec![format!("chat:{first}")], vec![Topic::Chat(first)]),
         // Topics that the listener does not follow or does not know are no concern of it.
-        (vec![format!("chat:{first}"), format!("chat:{stranger}"), "planet:3".to_owned()], vec![Topic::Chat(first)]),
+        (
+            vec![format!("chat:{first}"), format!("chat:{stranger}"), "planet:3".to_owned()],
+            vec![Topic::Chat(first)],
+        ),
         (vec![format!("user:{user}")], vec![Topic::User(user)]),
         (vec![format!("presence:{user}")], vec![Topic::Presence(user)]),
     ];
@@ -54,14 +59,20 @@ async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery
         let channel = Channel::of(expected[0]).name(&prefix);
         publish_raw(&channel, &next_version_message([7; 32], topics)).await;
         let arrival = next(&mut listener.cluster.inbox).await;
-        assert!(matches!(&arrival, Arrival::Resync(resynced) if resynced == expected), "{topics:?}: {arrival:?}");
+        assert!(
+            matches!(&arrival, Arrival::Resync(resynced) if resynced == expected),
+            "{topics:?}: {arrival:?}"
+        );
     }
 
     // Nothing else arrived: not the other chat, and not everything.
     friend.cluster.bus.publish(sent(second, 1, "readable"));
     let arrival = next(&mut listener.cluster.inbox).await;
     assert!(matches!(arrival, Arrival::Event(Event::Chat(_))), "{arrival:?}");
-    assert_eq!((counted.count(UNREADABLE), counted.count(FORGED)), (topics_and_resyncs.len() as u64, 0));
+    assert_eq!(
+        (counted.count(UNREADABLE), counted.count(FORGED)),
+        (topics_and_resyncs.len() as u64, 0)
+    );
 }
 
 #[tokio::test]
@@ -111,7 +122,8 @@ async fn a_sealed_message_without_a_header_resyncs_everything() {
     assert_eq!((counted.count(UNREADABLE), counted.count(FORGED)), (1, 0));
 }
 
-/// Each event of the next version becomes a resync of its chat; the others arrive as they are, in order.
+/// Each event of the next version becomes a resync of its chat; the others arrive as they are, in
+/// order.
 #[tokio::test]
 async fn a_listener_misses_no_event_of_the_next_version_among_those_of_the_present_one() {
     let prefix = prefix();

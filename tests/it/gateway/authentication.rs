@@ -44,7 +44,8 @@ async fn a_token_in_the_header_authenticates(server: TestServer) {
 
 async fn a_token_in_the_subprotocol_authenticates_and_is_not_echoed(server: TestServer) {
     let ada = server.user().await;
-    let offers = [format!("starling.v1, bearer.{}", ada.token), format!("bearer.{},starling.v1", ada.token)];
+    let offers =
+        [format!("starling.v1, bearer.{}", ada.token), format!("bearer.{},starling.v1", ada.token)];
     for offer in offers {
         let request = with_header(&ada, "sec-websocket-protocol", &offer);
         let (mut socket, response) = Socket::open(request).await.unwrap();
@@ -78,7 +79,11 @@ async fn a_bad_token_refuses_the_upgrade(server: TestServer) {
     for user in [&unknown, &ada.with_token("nonsense")] {
         let header = with_header(user, "authorization", &format!("Bearer {}", user.token));
         assert_eq!(Socket::refused(header).await, 401);
-        let offer = with_header(user, "sec-websocket-protocol", &format!("starling.v1, bearer.{}", user.token));
+        let offer = with_header(
+            user,
+            "sec-websocket-protocol",
+            &format!("starling.v1, bearer.{}", user.token),
+        );
         assert_eq!(Socket::refused(offer).await, 401);
     }
     assert_eq!(Socket::refused(with_header(&ada, "authorization", "Basic YTpi")).await, 401);
@@ -121,7 +126,12 @@ async fn another_first_frame_closes(server: TestServer) {
         (Message::text(json!({ "type": "ping" }).to_string()), 4401),
         (Message::text(json!({ "type": "sync" }).to_string()), 4401),
         (Message::text(json!({ "type": "authenticate" }).to_string()), 4401),
-        (Message::text(json!({ "type": "authenticate", "token": ada.token, "x": 1 }).to_string()), 4401),
+        (
+            Message::text(
+                json!({ "type": "authenticate", "token": ada.token, "x": 1 }).to_string(),
+            ),
+            4401,
+        ),
         (Message::text("hello"), 4401),
         (Message::binary(vec![0]), 4400),
     ];
@@ -136,7 +146,8 @@ async fn a_token_in_the_url_is_not_accepted(server: TestServer) {
     let ada = server.user().await;
     for name in ["token", "access_token", "bearer", "authorization"] {
         let mut request = Socket::request(&ada);
-        *request.uri_mut() = format!("ws://{}/ws?{name}={}", server.address(), ada.token).parse().unwrap();
+        *request.uri_mut() =
+            format!("ws://{}/ws?{name}={}", server.address(), ada.token).parse().unwrap();
         let (mut socket, _) = Socket::open(request).await.unwrap();
         socket.expect_silence().await;
         socket.send(json!({ "type": "ping" })).await;
@@ -150,8 +161,14 @@ async fn an_origin_must_be_the_servers_own(server: TestServer) {
     for origin in [format!("http://{own}"), format!("https://{own}")] {
         let (_socket, _) = Socket::open(with_header(&ada, "origin", &origin)).await.unwrap();
     }
-    let foreign =
-        ["https://evil.example", "null", "http://127.0.0.1:1", &format!("http://{own}.evil.example"), &own, ""];
+    let foreign = [
+        "https://evil.example",
+        "null",
+        "http://127.0.0.1:1",
+        &format!("http://{own}.evil.example"),
+        &own,
+        "",
+    ];
     for origin in foreign {
         assert_eq!(Socket::refused(with_header(&ada, "origin", origin)).await, 403, "{origin:?}");
         let mut authenticated = with_header(&ada, "origin", origin);
@@ -164,18 +181,25 @@ async fn an_origin_must_be_the_servers_own(server: TestServer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listed_origin_may_connect_and_no_other() {
     let list = "https://app.example.org,https://two.example";
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.allowed_origins = Some(list.into())).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.allowed_origins = Some(list.into()))
+            .await;
     let ada = server.user().await;
     for origin in ["https://app.example.org", "https://two.example"] {
         let (_socket, _) = Socket::open(with_header(&ada, "origin", origin)).await.unwrap();
     }
-    for origin in ["http://app.example.org", "https://app.example.org.evil.example", "https://three.example"] {
+    for origin in
+        ["http://app.example.org", "https://app.example.org.evil.example", "https://three.example"]
+    {
         assert_eq!(Socket::refused(with_header(&ada, "origin", origin)).await, 403, "{origin}");
     }
     server.stop().await;
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.allowed_origins = Some("*".into())).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.allowed_origins = Some("*".into()))
+            .await;
     let ada = server.user().await;
-    let (_socket, _) = Socket::open(with_header(&ada, "origin", "https://anywhere.example")).await.unwrap();
+    let (_socket, _) =
+        Socket::open(with_header(&ada, "origin", "https://anywhere.example")).await.unwrap();
     server.stop().await;
 }
 
@@ -183,7 +207,10 @@ async fn a_second_authenticate_is_refused_and_the_connection_stays(server: TestS
     let (ada, bob) = (server.user().await, server.user().await);
     let mut socket = Socket::connect(&ada).await;
     let answer = socket.ask(json!({ "type": "authenticate", "token": bob.token })).await;
-    assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!("already_authenticated")));
+    assert_eq!(
+        (&answer["type"], &answer["code"]),
+        (&json!("error"), &json!("already_authenticated"))
+    );
     assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong");
 }
 
@@ -221,7 +248,8 @@ async fn the_ready_frame_tells_who_and_how_often(server: TestServer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_has_only_so_many_connections_and_a_closed_one_makes_room() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
-        let server = TestServer::with(backend, |settings| settings.connections_per_user_max = Some(3)).await;
+        let server =
+            TestServer::with(backend, |settings| settings.connections_per_user_max = Some(3)).await;
         let (ada, bob) = (server.user().await, server.user().await);
         let mut sockets = Vec::new();
         for _ in 0..3 {

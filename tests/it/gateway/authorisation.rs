@@ -1,4 +1,5 @@
-//! Who may do what by frame: every frame of the document times everyone who may come along. A frame without a row fails.
+//! Who may do what by frame: every frame of the document times everyone who may come along. A frame
+//! without a row fails.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -36,8 +37,8 @@ type Outcome = Result<(), &'static str>;
 const DONE: Outcome = Ok(());
 const NOT_ALLOWED: Outcome = Err("not_allowed");
 
-/// A row: a frame about a chat, and what members, admins and owners of a group and of a channel get. Others and
-/// ex-members get `chat_not_found`, always. The last: members of a private chat.
+/// A row: a frame about a chat, and what members, admins and owners of a group and of a channel
+/// get. Others and ex-members get `chat_not_found`, always. The last: members of a private chat.
 type Row = (&'static str, About, [Outcome; 3], [Outcome; 3], Outcome);
 
 const TABLE: &[Row] = &[
@@ -48,11 +49,24 @@ const TABLE: &[Row] = &[
     ("edit_message", About::Others, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3], NOT_ALLOWED),
     ("edit_message", About::Removed, [NOT_ALLOWED; 3], [NOT_ALLOWED; 3], NOT_ALLOWED),
     ("remove_message", About::Own, [DONE, DONE, DONE], [DONE, DONE, DONE], DONE),
-    ("remove_message", About::Others, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE], NOT_ALLOWED),
-    ("remove_message", About::Removed, [NOT_ALLOWED, DONE, DONE], [NOT_ALLOWED, DONE, DONE], NOT_ALLOWED),
+    (
+        "remove_message",
+        About::Others,
+        [NOT_ALLOWED, DONE, DONE],
+        [NOT_ALLOWED, DONE, DONE],
+        NOT_ALLOWED,
+    ),
+    (
+        "remove_message",
+        About::Removed,
+        [NOT_ALLOWED, DONE, DONE],
+        [NOT_ALLOWED, DONE, DONE],
+        NOT_ALLOWED,
+    ),
 ];
 
-/// Frames about the caller alone, or about users: what they tell of whom is tested with each of them.
+/// Frames about the caller alone, or about users: what they tell of whom is tested with each of
+/// them.
 const OWN: &[&str] = &["authenticate", "ping", "sync", "watch_presence"];
 
 fn frame(scene: &Scene, who: Who, row: &Row) -> Value {
@@ -110,7 +124,8 @@ async fn before_it_authenticates_nobody_is_answered_anything(server: TestServer)
     }
 }
 
-/// Plays the whole table in chats of one kind, each square that changes something in a scene of its own.
+/// Plays the whole table in chats of one kind, each square that changes something in a scene of its
+/// own.
 async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome; 3]) {
     let stage = Stage::of(server).await;
     let scene = stage.scene(kind).await;
@@ -126,8 +141,16 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome
             let what = format!("{kind}: {who:?} {row:?}");
             let rev = scene.owner.get(&scene.path("")).await.expect(200)["rev"].clone();
             if let Err(code) = expected {
-                assert_eq!(ask(&mut socket, frame(&scene, who, row)).await, Err(code.to_owned()), "{what}");
-                assert_eq!(scene.owner.get(&scene.path("")).await.expect(200)["rev"], rev, "{what}: changed something");
+                assert_eq!(
+                    ask(&mut socket, frame(&scene, who, row)).await,
+                    Err(code.to_owned()),
+                    "{what}"
+                );
+                assert_eq!(
+                    scene.owner.get(&scene.path("")).await.expect(200)["rev"],
+                    rev,
+                    "{what}: changed something"
+                );
             } else {
                 let own = stage.scene(kind).await;
                 assert_eq!(ask(&mut socket, frame(&own, who, row)).await, Ok(()), "{what}");
@@ -145,7 +168,9 @@ async fn in_a_channel_everyone_may_do_by_frame_what_the_table_says_and_no_more(s
     play(&server, "channel", |row| row.3).await;
 }
 
-async fn in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more(server: TestServer) {
+async fn in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more(
+    server: TestServer,
+) {
     // The group is only where the people come from.
     let mut scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {

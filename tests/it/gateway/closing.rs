@@ -97,7 +97,9 @@ async fn a_slow_reader_is_closed_and_comes_back_without_loss(server: TestServer)
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silence_for_two_intervals_closes_with_4408_whatever_is_sent_to_the_client() {
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let mut unsynced = Socket::connect(&ada).await;
@@ -120,16 +122,21 @@ async fn silence_for_two_intervals_closes_with_4408_whatever_is_sent_to_the_clie
     server.stop().await;
 }
 
-/// Packets go nowhere, either way; nobody hears of an end. Two intervals of the default are a minute.
+/// Packets go nowhere, either way; nobody hears of an end. Two intervals of the default are a
+/// minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_goes_dead_is_noticed_within_two_intervals_on_both_sides() {
     const INTERVAL: Duration = Duration::from_secs(1);
     assert!(Limits::default().heartbeat_interval * 2 <= Duration::from_mins(1));
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(1000)).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(1000))
+            .await;
     let ada = server.user().await;
     let line = Proxy::to(&server.address().to_string()).await;
-    let http = Http::new(&[format!("http://{}", line.address()), server.base()], INTERVAL * 2).unwrap();
-    let account = Account { user_id: ada.id.clone(), token: ada.token.clone(), ..Account::default() };
+    let http =
+        Http::new(&[format!("http://{}", line.address()), server.base()], INTERVAL * 2).unwrap();
+    let account =
+        Account { user_id: ada.id.clone(), token: ada.token.clone(), ..Account::default() };
     let actor = Actor::resolve(http, History::new(Bounds::default()), account).await.unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let device = Device::start(actor, DeviceOptions::default(), &tasks, stop.clone());
@@ -157,7 +164,9 @@ async fn a_line_that_goes_dead_is_noticed_within_two_intervals_on_both_sides() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pings_keep_a_connection_open() {
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500))
+            .await;
     let ada = server.user().await;
     let (mut first, mut second) = (Socket::live(&ada).await, Socket::live(&ada).await);
     for _ in 0..8 {
@@ -171,7 +180,8 @@ async fn pings_keep_a_connection_open() {
 
 async fn a_stopping_server_tells_when_to_come_back_and_closes_with_1012(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
-    let mut sockets = [Socket::live(&ada).await, Socket::live(&bob).await, Socket::connect(&bob).await];
+    let mut sockets =
+        [Socket::live(&ada).await, Socket::live(&bob).await, Socket::connect(&bob).await];
     let (mut nameless, _) = Socket::open(Socket::request(&ada)).await.unwrap();
     let start = Instant::now();
     let stopping = server.stop();
@@ -191,7 +201,9 @@ async fn connecting_to_a_stopping_server_does_not_hold_it_up(server: TestServer)
     let connecting = join_all((0..8).map(async |number| {
         tokio::time::sleep(Duration::from_millis(number * 5)).await;
         let mut request = Socket::request(&ada);
-        request.headers_mut().insert("authorization", format!("Bearer {}", ada.token).parse().unwrap());
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer {}", ada.token).parse().unwrap());
         if let Ok((mut socket, _)) = Socket::open(request).await {
             assert_eq!(socket.close_code().await, 1012);
         }

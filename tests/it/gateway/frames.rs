@@ -27,13 +27,19 @@ fn refused(answer: &Value, code: &str) {
 
 fn fields(answer: &Value) -> Vec<&str> {
     refused(answer, "invalid_fields");
-    answer["errors"].as_array().unwrap().iter().filter_map(|error| error["field"].as_str()).collect()
+    answer["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|error| error["field"].as_str())
+        .collect()
 }
 
 async fn a_ping_is_answered_with_its_id(server: TestServer) {
     let ada = server.user().await;
     let mut socket = Socket::connect(&ada).await;
-    for id in [json!("a"), json!(0), json!(-7), json!(i64::MAX), json!(""), json!("ü".repeat(32))] {
+    for id in [json!("a"), json!(0), json!(-7), json!(i64::MAX), json!(""), json!("ü".repeat(32))]
+    {
         socket.send(json!({ "type": "ping", "id": id })).await;
         assert_eq!(socket.expect("pong").await["id"], id);
     }
@@ -45,7 +51,8 @@ async fn a_send_is_acknowledged_with_the_message_as_it_is_stored(server: TestSer
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let mut socket = Socket::live(&ada).await;
-    let send = json!({ "type": "send_message", "chat_id": chat, "text": "  hi  ", "client_id": "k" });
+    let send =
+        json!({ "type": "send_message", "chat_id": chat, "text": "  hi  ", "client_id": "k" });
     let ack = socket.ask(send).await;
     let stored = ada.get(&format!("/chats/{chat}/messages/1")).await.expect(200);
     assert_eq!((&ack["type"], &ack["message"]), (&json!("ack"), &stored));
@@ -76,7 +83,10 @@ async fn a_repeated_client_id_sends_once_and_returns_the_first(server: TestServe
     }
     refused(&a.ask(send("two")).await, "client_id_reused");
     let over_http = json!({ "text": "one", "client_id": "once" });
-    assert_eq!(ada.post(&format!("/chats/{chat}/messages"), over_http).await.expect(200), first["message"]);
+    assert_eq!(
+        ada.post(&format!("/chats/{chat}/messages"), over_http).await.expect(200),
+        first["message"]
+    );
     b.expect("new_message").await;
     b.expect_silence().await;
     assert_eq!(ada.texts(&chat, "").await, ["one"]);
@@ -90,18 +100,25 @@ async fn pipelined_sends_keep_their_order_and_are_all_acknowledged(server: TestS
     let (mut a, mut b) = (Socket::connect(&ada).await, Socket::live(&bob).await);
     for number in 1..=200 {
         let text = number.to_string();
-        a.send(json!({ "type": "send_message", "chat_id": chat, "text": text, "id": number })).await;
+        a.send(json!({ "type": "send_message", "chat_id": chat, "text": text, "id": number }))
+            .await;
     }
     let mut acked = vec![false; 201];
     for _ in 1..=200 {
         let ack = a.expect("ack").await;
         let number = usize::try_from(ack["id"].as_u64().unwrap()).unwrap();
-        assert_eq!(ack["message"]["id"], number, "the {number}th sent is the {number}th in the chat: {ack}");
+        assert_eq!(
+            ack["message"]["id"], number,
+            "the {number}th sent is the {number}th in the chat: {ack}"
+        );
         assert!(!std::mem::replace(&mut acked[number], true), "{number} was acknowledged twice");
     }
     for number in 1..=200 {
         let event = b.expect("new_message").await;
-        assert_eq!((&event["rev"], &event["message"]["text"]), (&json!(number + 1), &json!(number.to_string())));
+        assert_eq!(
+            (&event["rev"], &event["message"]["text"]),
+            (&json!(number + 1), &json!(number.to_string()))
+        );
     }
 }
 
@@ -128,7 +145,11 @@ async fn a_refused_send_tells_the_code_and_the_fields(server: TestServer) {
     assert_eq!(fields(&ask(json!({ "text": 1, "reply_to": "x", "colour": "red" })).await).len(), 3);
     assert_eq!(fields(&ask(json!({ "chat_id": "x" })).await), ["chat_id"]);
     refused(&ask(json!({ "reply_to": 1 })).await, "message_not_found");
-    assert_eq!(ask(json!({ "text": "😀".repeat(4096) })).await["message"]["id"], 1, "nothing was sent before");
+    assert_eq!(
+        ask(json!({ "text": "😀".repeat(4096) })).await["message"]["id"],
+        1,
+        "nothing was sent before"
+    );
 }
 
 async fn edits_and_removals_are_acknowledged_and_announced(server: TestServer) {
@@ -183,7 +204,8 @@ async fn a_read_marker_reaches_the_members_and_ones_own_devices(server: TestServ
     for text in ["one", "two", "three"] {
         ada.say(&chat, text).await;
     }
-    let (mut a, mut b, mut other) = (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
+    let (mut a, mut b, mut other) =
+        (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
     let read = |id: i64| json!({ "type": "read", "chat_id": chat, "message_id": id });
     assert_eq!(b.ask(read(2)).await["type"], "ack");
     for socket in [&mut a, &mut other] {
@@ -206,8 +228,12 @@ async fn in_a_channel_a_read_marker_reaches_ones_own_devices_only(server: TestSe
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
     ada.say(&chat, "news").await;
-    let (mut a, mut b, mut other) = (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
-    assert_eq!(b.ask(json!({ "type": "read", "chat_id": chat, "message_id": 1 })).await["type"], "ack");
+    let (mut a, mut b, mut other) =
+        (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
+    assert_eq!(
+        b.ask(json!({ "type": "read", "chat_id": chat, "message_id": 1 })).await["type"],
+        "ack"
+    );
     assert_eq!(other.expect("read").await["user_id"], bob.id);
     a.expect_silence().await;
 }
@@ -231,7 +257,10 @@ async fn typing_is_refused_where_one_can_not_write(server: TestServer) {
     let chat = ada.channel(&[&bob]).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
     refused(&b.ask(json!({ "type": "typing", "chat_id": chat })).await, "not_allowed");
-    refused(&b.ask(json!({ "type": "send_message", "chat_id": chat, "text": "x" })).await, "not_allowed");
+    refused(
+        &b.ask(json!({ "type": "send_message", "chat_id": chat, "text": "x" })).await,
+        "not_allowed",
+    );
     a.expect_silence().await;
 }
 

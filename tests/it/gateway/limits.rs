@@ -94,8 +94,12 @@ async fn an_error_echoes_the_id_as_far_as_it_can_be_read(server: TestServer) {
 
 async fn ten_bad_frames_in_a_row_close(server: TestServer) {
     let ada = server.user().await;
-    for bad in [Message::text("x"), Message::binary(vec![1]), Message::text(r#"{"type":"dance"}"#), Message::text("[]")]
-    {
+    for bad in [
+        Message::text("x"),
+        Message::binary(vec![1]),
+        Message::text(r#"{"type":"dance"}"#),
+        Message::text("[]"),
+    ] {
         let mut socket = Socket::live(&ada).await;
         for _ in 0..10 {
             socket.send_raw(bad.clone()).await;
@@ -103,7 +107,9 @@ async fn ten_bad_frames_in_a_row_close(server: TestServer) {
         for _ in 0..10 {
             socket.expect("error").await;
         }
-        assert!(matches!(socket.next_raw().await, Some(Message::Close(Some(close))) if u16::from(close.code) == 4400));
+        assert!(
+            matches!(socket.next_raw().await, Some(Message::Close(Some(close))) if u16::from(close.code) == 4400)
+        );
     }
 }
 
@@ -124,7 +130,10 @@ async fn refusals_of_well_formed_frames_are_no_bad_frames(server: TestServer) {
     let mut socket = Socket::live(&ada).await;
     let chat = "01890000-0000-7000-8000-000000000000";
     for _ in 0..15 {
-        refused(&socket.ask(json!({ "type": "send_message", "chat_id": chat, "text": "x" })).await, "chat_not_found");
+        refused(
+            &socket.ask(json!({ "type": "send_message", "chat_id": chat, "text": "x" })).await,
+            "chat_not_found",
+        );
         refused(&socket.ask(json!({ "type": "sync" })).await, "already_synced");
     }
 }
@@ -156,13 +165,19 @@ async fn the_biggest_frame_is_taken_and_a_bigger_one_closes_with_1009(server: Te
     let text = "\\ud83d\\ude00".repeat(4096);
     let longest = format!(r#"{{"type":"send_message","chat_id":"{chat}","text":"{text}"}}"#);
     socket.send_raw(Message::text(longest)).await;
-    let kinds = [socket.next().await, socket.next().await].map(|frame| frame["type"].as_str().unwrap().to_owned());
-    assert!(kinds.contains(&"ack".to_owned()) && kinds.contains(&"new_message".to_owned()), "{kinds:?}");
+    let kinds = [socket.next().await, socket.next().await]
+        .map(|frame| frame["type"].as_str().unwrap().to_owned());
+    assert!(
+        kinds.contains(&"ack".to_owned()) && kinds.contains(&"new_message".to_owned()),
+        "{kinds:?}"
+    );
     let padded = |bytes: usize| format!(r#"{{"type":"ping"{}}}"#, " ".repeat(bytes - 15));
     assert_eq!(padded(MAX).len(), MAX);
     socket.send_raw(Message::text(padded(MAX))).await;
     socket.expect("pong").await;
-    let fragment = |opcode, last| Message::Frame(Frame::message(vec![b' '; MAX / 2 + 1], OpCode::Data(opcode), last));
+    let fragment = |opcode, last| {
+        Message::Frame(Frame::message(vec![b' '; MAX / 2 + 1], OpCode::Data(opcode), last))
+    };
     let bigger = [
         vec![Message::text(padded(MAX + 1))],
         vec![Message::binary(vec![0; MAX + 1])],
@@ -222,7 +237,9 @@ async fn a_client_that_vanishes_leaves_nothing_behind(server: TestServer) {
         ada.say(&chat, "is anybody there?").await;
         crate::support::eventually("the places are free again", async || {
             let mut request = Socket::request(&bob);
-            request.headers_mut().insert("authorization", format!("Bearer {}", bob.token).parse().unwrap());
+            request
+                .headers_mut()
+                .insert("authorization", format!("Bearer {}", bob.token).parse().unwrap());
             let (mut socket, _) = Socket::open(request).await.unwrap();
             matches!(socket.next_raw().await, Some(Message::Text(_)))
         })
@@ -232,7 +249,8 @@ async fn a_client_that_vanishes_leaves_nothing_behind(server: TestServer) {
 }
 
 async fn limited(backend: Backend) -> (TestServer, User) {
-    let server = TestServer::with(backend, |settings| settings.rate_limits = Some(Switch::On)).await;
+    let server =
+        TestServer::with(backend, |settings| settings.rate_limits = Some(Switch::On)).await;
     let ada = server.user().await;
     (server, ada)
 }
@@ -257,9 +275,16 @@ async fn too_many_frames_are_refused_with_the_time_to_wait_and_a_flood_closes() 
     }
     assert!((1..=90).contains(&refusals), "{refusals} were refused");
     server.advance(std::time::Duration::from_secs(10));
-    assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong", "the connection stays, and time heals");
+    assert_eq!(
+        socket.ask(json!({ "type": "ping" })).await["type"],
+        "pong",
+        "the connection stays, and time heals"
+    );
     for number in 0..5000 {
-        if !socket.try_send_raw(Message::text(json!({ "type": "ping", "id": number }).to_string())).await {
+        if !socket
+            .try_send_raw(Message::text(json!({ "type": "ping", "id": number }).to_string()))
+            .await
+        {
             break;
         }
     }
@@ -276,7 +301,8 @@ async fn too_many_sends_are_refused_and_nothing_of_them_is_kept() {
         let mut sockets = [Socket::connect(&ada).await, Socket::connect(&ada).await];
         let mut acked = 0;
         for number in 0..100 {
-            let send = json!({ "type": "send_message", "chat_id": chat, "text": number.to_string() });
+            let send =
+                json!({ "type": "send_message", "chat_id": chat, "text": number.to_string() });
             let answer = sockets[number % 2].ask(send).await;
             if answer["type"] == "ack" {
                 acked += 1;

@@ -62,15 +62,22 @@ async fn whoever_is_added_gets_the_chat_and_then_its_events(server: TestServer) 
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[]).await;
     ada.say(&chat, "before").await;
-    let (mut a, mut b1, mut b2) = (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
+    let (mut a, mut b1, mut b2) =
+        (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
     add(&ada, &chat, &bob).await;
     let joined = a.expect("member_joined").await;
     is(&joined, &chat, 3);
-    assert_eq!((&joined["member"]["user"]["id"], &joined["member"]["role"]), (&json!(bob.id), &json!("member")));
+    assert_eq!(
+        (&joined["member"]["user"]["id"], &joined["member"]["role"]),
+        (&json!(bob.id), &json!("member"))
+    );
     for socket in [&mut b1, &mut b2] {
         let added = socket.expect("chat_added").await;
         assert_eq!((&added["chat"]["id"], &added["chat"]["rev"]), (&json!(chat), &json!(3)));
-        assert_eq!((&added["chat"]["unread_count"], &added["chat"]["role"]), (&json!(0), &json!("member")));
+        assert_eq!(
+            (&added["chat"]["unread_count"], &added["chat"]["role"]),
+            (&json!(0), &json!("member"))
+        );
     }
     ada.say(&chat, "after").await;
     for socket in [&mut a, &mut b1, &mut b2] {
@@ -81,7 +88,8 @@ async fn whoever_is_added_gets_the_chat_and_then_its_events(server: TestServer) 
 async fn whoever_is_removed_hears_nothing_more_and_the_others_are_told(server: TestServer) {
     let (ada, bob, cleo) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob, &cleo]).await;
-    let (mut a, mut b, mut c) = (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&cleo).await);
+    let (mut a, mut b, mut c) =
+        (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&cleo).await);
     remove(&ada, &chat, &bob.id).await;
     ada.say(&chat, "without bob").await;
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Fewer" })).await.expect(200);
@@ -103,7 +111,8 @@ async fn whoever_is_removed_hears_nothing_more_and_the_others_are_told(server: T
 async fn leaving_ends_the_chat_on_all_of_ones_sockets(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
-    let (mut a, mut b1, mut b2) = (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
+    let (mut a, mut b1, mut b2) =
+        (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
     remove(&bob, &chat, "me").await;
     ada.say(&chat, "later").await;
     is(&a.expect("member_left").await, &chat, 2);
@@ -134,11 +143,16 @@ async fn another_role_is_told_to_all(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
-    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" })).await.expect(200);
+    ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" }))
+        .await
+        .expect(200);
     for socket in [&mut a, &mut b] {
         let changed = socket.expect("member_changed").await;
         is(&changed, &chat, 2);
-        assert_eq!((&changed["member"]["user"]["id"], &changed["member"]["role"]), (&json!(bob.id), &json!("admin")));
+        assert_eq!(
+            (&changed["member"]["user"]["id"], &changed["member"]["role"]),
+            (&json!(bob.id), &json!("admin"))
+        );
     }
     let send = json!({ "type": "send_message", "chat_id": chat, "text": "now I may" });
     assert_eq!(b.ask(send).await["type"], "ack");
@@ -183,7 +197,11 @@ async fn a_private_chat_removed_by_one_is_gone_for_that_one_alone(server: TestSe
     assert_eq!(a.expect("chat_gone").await["chat_id"], chat);
     b.expect_silence().await;
     let (_, told) = Socket::resumed(&ada, json!({ &chat: 1 })).await;
-    assert_eq!(told[0], json!({ "type": "chat_gone", "chat_id": chat }), "what is removed is not told again");
+    assert_eq!(
+        told[0],
+        json!({ "type": "chat_gone", "chat_id": chat }),
+        "what is removed is not told again"
+    );
     let (_, told) = Socket::resumed(&ada, json!({})).await;
     assert_eq!((told.len(), &told[0]["chats"]), (1, &json!({ &chat: 2 })));
     bob.say(&chat, "new").await;
@@ -198,7 +216,8 @@ async fn a_private_chat_opened_again_is_back_on_all_of_ones_sockets(server: Test
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     bob.say(&chat, "old").await;
-    let (mut a1, mut a2, mut b) = (Socket::live(&ada).await, Socket::live(&ada).await, Socket::live(&bob).await);
+    let (mut a1, mut a2, mut b) =
+        (Socket::live(&ada).await, Socket::live(&ada).await, Socket::live(&bob).await);
     ada.private_chat(&bob).await;
     a1.expect_silence().await;
     ada.delete(&format!("/chats/{chat}")).await.expect(204);

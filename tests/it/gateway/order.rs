@@ -1,6 +1,8 @@
-//! The hub on its own: whatever the bus does to the events, each connection gets them in order, each once.
+//! The hub on its own: whatever the bus does to the events, each connection gets them in order,
+//! each once.
 //!
-//! The hub under test has no bus. The tests commit to the store and deliver by hand what they like of it.
+//! The hub under test has no bus. The tests commit to the store and deliver by hand what they like
+//! of it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +20,8 @@ use starling::hub::connection::TakeOutcome;
 use starling::hub::{CloseReason, Connection, Hub};
 use starling::model::message::Draft;
 use starling::model::{
-    Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId, UserId,
+    Change, ChatEvent, ChatId, ChatKind, Clock, Event, Message, MessageId, Rev, Role, SessionId,
+    UserId,
 };
 use starling::presence::PresenceTracker;
 use starling::store::{AddMember, Creation, NewChat, Store};
@@ -66,12 +69,15 @@ impl Bench {
         let tasks = Tasks::default();
         let bus = Arc::new(MemoryBus::new().0);
         let shared = Arc::new(MemoryPresence::default());
-        let presence = PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), Duration::ZERO);
+        let presence =
+            PresenceTracker::new(shared, store.clone(), bus.clone(), clock.clone(), Duration::ZERO);
         let hub = Hub::new(store.clone(), bus, presence, clock.clone(), tasks.clone(), 1000);
-        let owner = server.services().accounts.make_user("owner", "owner", false).await.unwrap().user_id;
+        let owner =
+            server.services().accounts.make_user("owner", "owner", false).await.unwrap().user_id;
         let made = server.services().accounts.make_user("reader", "reader", true).await.unwrap();
         let reader = made.user_id;
-        let session = server.services().sessions.authenticate(&made.token.unwrap()).await.unwrap().session_id;
+        let session =
+            server.services().sessions.authenticate(&made.token.unwrap()).await.unwrap().session_id;
         let (numbers, chat) = (AtomicU64::new(1), ChatId::default());
         let mut bench = Self { hub, store, clock, tasks, numbers, owner, reader, session, chat };
         bench.chat = bench.group(vec![reader]).await;
@@ -82,7 +88,10 @@ impl Bench {
         let (now, name) = (self.clock.now(), "Crew".to_owned());
         let id = ChatId::new(now, &mut rand::rng());
         let kind = Creation::Shared { kind: ChatKind::Group, name, members };
-        self.store.create_chat(&NewChat { id, kind, creator: self.owner, now, chats_max: 100 }).await.unwrap();
+        self.store
+            .create_chat(&NewChat { id, kind, creator: self.owner, now, chats_max: 100 })
+            .await
+            .unwrap();
         id
     }
 
@@ -92,7 +101,13 @@ impl Bench {
     }
 
     async fn commit_many(&self, chat_id: ChatId, count: usize) -> Vec<Event> {
-        let draft = Draft { chat_id, sender_id: self.owner, text: "hello".into(), reply_to: None, client_id: None };
+        let draft = Draft {
+            chat_id,
+            sender_id: self.owner,
+            text: "hello".into(),
+            reply_to: None,
+            client_id: None,
+        };
         let sent = self.store.append(&vec![draft; count], self.clock.now()).await.unwrap();
         sent.into_iter().map(|sent| event(sent.unwrap().into_message())).collect()
     }
@@ -106,7 +121,8 @@ impl Bench {
     }
 
     fn connection_of(&self, user_id: UserId, session_id: SessionId) -> Arc<Connection> {
-        let connection = Connection::new(self.numbers.fetch_add(1, Ordering::Relaxed), user_id, session_id, 0);
+        let connection =
+            Connection::new(self.numbers.fetch_add(1, Ordering::Relaxed), user_id, session_id, 0);
         self.hub.register(&connection, 100).now_or_never().unwrap().unwrap();
         connection
     }
@@ -152,7 +168,10 @@ fn frames(connection: &Connection) -> Vec<Value> {
 }
 
 fn revs(connection: &Connection) -> Vec<i64> {
-    frames(connection).iter().map(|frame| frame["rev"].as_i64().unwrap_or_else(|| panic!("{frame}"))).collect()
+    frames(connection)
+        .iter()
+        .map(|frame| frame["rev"].as_i64().unwrap_or_else(|| panic!("{frame}")))
+        .collect()
 }
 
 /// Reads until this many frames are there; fails after the time in which a hub must have healed.
@@ -214,13 +233,18 @@ async fn a_lost_event_is_fetched_within_a_second(server: TestServer) {
     assert_eq!(revs(&first), [5], "late ones are known, and it goes on as ever");
 }
 
-async fn a_lost_message_that_was_edited_since_is_new_only_to_who_did_not_know_it(server: TestServer) {
+async fn a_lost_message_that_was_edited_since_is_new_only_to_who_did_not_know_it(
+    server: TestServer,
+) {
     let bench = Bench::new(&server).await;
     let behind = bench.live(1);
     bench.commit(bench.chat).await;
     // Its sync told of the message, of which no event ever came.
     let ahead = bench.live(2);
-    let edited = bench.store.edit_message(bench.chat, MessageId(1), bench.owner, "anew", bench.clock.now()).await;
+    let edited = bench
+        .store
+        .edit_message(bench.chat, MessageId(1), bench.owner, "anew", bench.clock.now())
+        .await;
     assert_eq!(edited.unwrap().0.rev, Rev(3));
     let told = [within_a_second(&behind, 1).await, within_a_second(&ahead, 1).await];
     let told = told.map(|frames| (frames[0]["type"].clone(), revs_of(&frames)));
@@ -270,7 +294,9 @@ async fn a_sync_with_an_older_snapshot_misses_nothing_of_a_newer_one(server: Tes
     assert_eq!(revs_of(&within_a_second(&newer, 1).await), [5]);
 }
 
-async fn an_event_that_the_log_does_not_hold_delivers_nothing_and_holds_nothing_up(server: TestServer) {
+async fn an_event_that_the_log_does_not_hold_delivers_nothing_and_holds_nothing_up(
+    server: TestServer,
+) {
     let bench = Bench::new(&server).await;
     let connection = bench.live(1);
     let Event::Chat(real) = bench.commit(bench.chat).await else { panic!() };
@@ -325,7 +351,8 @@ async fn a_join_that_a_newer_snapshot_overtook_is_told_to_the_others(server: Tes
     let live = bench.live(1);
     let other = bench.group(Vec::new()).await;
     let joined = join(&bench, other).await;
-    // Another of the user's devices syncs, and so opens the subscription, before the event of the join arrives.
+    // Another of the user's devices syncs, and so opens the subscription, before the event of the
+    // join arrives.
     let newer = bench.connection(bench.reader);
     assert!(newer.hold());
     bench.hub.follow(&newer, &[(other, Rev(2))]);
@@ -357,13 +384,20 @@ async fn a_lost_removal_ends_the_stream(server: TestServer) {
     assert!(owners.hold());
     bench.hub.follow(&owners, &[(bench.chat, Rev(1))]);
     bench.settle(&owners, 1);
-    bench.store.remove_member(bench.chat, bench.owner, bench.reader, bench.clock.now()).await.unwrap();
+    bench
+        .store
+        .remove_member(bench.chat, bench.owner, bench.reader, bench.clock.now())
+        .await
+        .unwrap();
     let after = bench.commit(bench.chat).await;
     bench.deliver(&after);
     let told = within_a_second(&connection, 1).await;
     assert_eq!(told[0]["type"], "chat_gone");
     let told = within_a_second(&owners, 2).await;
-    assert_eq!((&told[0]["type"], &told[1]["type"]), (&"member_left".into(), &"new_message".into()));
+    assert_eq!(
+        (&told[0]["type"], &told[1]["type"]),
+        (&"member_left".into(), &"new_message".into())
+    );
     bench.deliver(&bench.commit(bench.chat).await);
     assert!(frames(&connection).is_empty());
     // Gone and back in the gap: gone first, then the chat anew, and nothing of what was in between.
@@ -384,7 +418,10 @@ async fn a_lost_end_of_a_session_is_found_by_the_slow_check(server: TestServer) 
     let _bus = bench.check();
     tokio::time::timeout(HEALED, connection.closing()).await.unwrap();
     let mut taken = Vec::new();
-    assert!(matches!(connection.take(&mut taken, usize::MAX), TakeOutcome::Close(CloseReason::SessionEnded)));
+    assert!(matches!(
+        connection.take(&mut taken, usize::MAX),
+        TakeOutcome::Close(CloseReason::SessionEnded)
+    ));
     assert!(taken.is_empty());
     bench.deliver(&bench.commit(bench.chat).await);
     assert_eq!(revs(&kept), [2]);
@@ -429,9 +466,11 @@ async fn any_order_loss_and_repetition_ends_in_the_whole_log(server: TestServer)
     const LOG: usize = 12;
     let bench = Bench::new(&server).await;
     let handle = tokio::runtime::Handle::current();
-    let mut runner = TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
-    let outcome =
-        tokio::task::block_in_place(|| runner.run(&steps(LOG), |steps| handle.block_on(any_case(&bench, LOG, steps))));
+    let mut runner =
+        TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+    let outcome = tokio::task::block_in_place(|| {
+        runner.run(&steps(LOG), |steps| handle.block_on(any_case(&bench, LOG, steps)))
+    });
     outcome.unwrap();
 }
 
@@ -447,12 +486,13 @@ async fn any_case(bench: &Bench, log: usize, steps: Vec<Step>) -> Result<(), Tes
         bench.hub.follow(&connection, &[(chat, Rev(i64::try_from(rev).unwrap() + 1))]);
         syncing.push(connection);
     };
-    let settle = |connection: Arc<Connection>, rev: usize, synced: &mut Vec<(Arc<Connection>, i64)>| {
-        let rev = i64::try_from(rev).unwrap() + 1;
-        bench.hub.settle(&connection, chat, Some(Rev(rev).into()));
-        connection.go_live(&HashMap::from([(chat, Rev(rev))]));
-        synced.push((connection, rev));
-    };
+    let settle =
+        |connection: Arc<Connection>, rev: usize, synced: &mut Vec<(Arc<Connection>, i64)>| {
+            let rev = i64::try_from(rev).unwrap() + 1;
+            bench.hub.settle(&connection, chat, Some(Rev(rev).into()));
+            connection.go_live(&HashMap::from([(chat, Rev(rev))]));
+            synced.push((connection, rev));
+        };
     for step in steps {
         match step {
             Step::Deliver(index) => {
@@ -463,7 +503,9 @@ async fn any_case(bench: &Bench, log: usize, steps: Vec<Step>) -> Result<(), Tes
                 bench.deliver(&events[index]);
             }
             Step::Follow => follow(&mut syncing, events.len()),
-            Step::Settle if !syncing.is_empty() => settle(syncing.remove(0), events.len(), &mut synced),
+            Step::Settle if !syncing.is_empty() => {
+                settle(syncing.remove(0), events.len(), &mut synced)
+            }
             Step::Settle => {}
             Step::Wait => tokio::time::sleep(Duration::from_millis(20)).await,
         }

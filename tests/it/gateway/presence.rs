@@ -1,4 +1,5 @@
-//! The presence of users: sent to the connections that watch them and share a chat, and to no others.
+//! The presence of users: sent to the connections that watch them and share a chat, and to no
+//! others.
 
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,11 @@ async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
     let mut e = Socket::connect(&eve).await;
     let nobody = "01890000-0000-7000-8000-000000000000";
     let frame = json!({ "type": "watch_presence", "user_ids": [ada.id, bob.id, nobody] });
-    assert_eq!(e.ask(frame.clone()).await["type"], "ack", "the answer does not show which of them exist");
+    assert_eq!(
+        e.ask(frame.clone()).await["type"],
+        "ack",
+        "the answer does not show which of them exist"
+    );
     let b = Socket::connect(&bob).await;
     quiet(&mut e).await;
     // From when they share a chat, Eve may ask and gets the answer.
@@ -117,7 +122,11 @@ async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
     quiet(&mut e).await;
     e.send(frame).await;
     let (first, second) = (e.expect("presence").await, e.expect("presence").await);
-    assert!(first["online"] == false && second["online"] == false && first["user_id"] != second["user_id"]);
+    assert!(
+        first["online"] == false
+            && second["online"] == false
+            && first["user_id"] != second["user_id"]
+    );
     let _b = Socket::connect(&bob).await;
     expect(&mut e, &bob, true).await;
 }
@@ -125,7 +134,8 @@ async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
 async fn a_watcher_that_shares_no_chat_any_more_gets_nothing_more(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let (one, two) = (ada.group(&[&bob]).await, ada.group(&[&bob, &eve]).await);
-    let (mut a, mut b, mut e) = (Socket::connect(&ada).await, Socket::connect(&bob).await, Socket::connect(&eve).await);
+    let (mut a, mut b, mut e) =
+        (Socket::connect(&ada).await, Socket::connect(&bob).await, Socket::connect(&eve).await);
     watch(&mut a, &[&eve]).await;
     expect(&mut a, &eve, true).await;
     watch(&mut b, &[&ada]).await;
@@ -197,7 +207,11 @@ async fn the_acknowledgement_comes_behind_the_presence_of_each_user(server: Test
 }
 
 fn refused(answer: &Value, field: &str) {
-    assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!("invalid_fields")), "{answer}");
+    assert_eq!(
+        (&answer["type"], &answer["code"]),
+        (&json!("error"), &json!("invalid_fields")),
+        "{answer}"
+    );
     assert_eq!(answer["errors"][0]["field"], field, "{answer}");
 }
 
@@ -208,10 +222,20 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
     for number in 0..1001 {
         let id = UserId::new(now, &mut rand::rng());
         let (login, name) = (format!("m{number}"), format!("m{number}"));
-        store.create_user(&NewUser { id, login, name, password_hash: String::new(), created_at: now }).await.unwrap();
+        store
+            .create_user(&NewUser {
+                id,
+                login,
+                name,
+                password_hash: String::new(),
+                created_at: now,
+            })
+            .await
+            .unwrap();
         members.push(id);
     }
-    let kind = Creation::Shared { kind: ChatKind::Channel, name: "all".into(), members: members.clone() };
+    let kind =
+        Creation::Shared { kind: ChatKind::Channel, name: "all".into(), members: members.clone() };
     let id = ChatId::new(now, &mut rand::rng());
     let creator = ada.id.parse().unwrap();
     store.create_chat(&NewChat { id, kind, creator, now, chats_max: 100 }).await.unwrap();
@@ -228,7 +252,11 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
         assert_eq!(socket.ask(frame(part)).await["type"], "ack");
     }
     refused(&socket.ask(frame(&members[1000..])).await, "user_ids");
-    assert_eq!(socket.ask(frame(&members[..200])).await["type"], "ack", "these are watched already");
+    assert_eq!(
+        socket.ask(frame(&members[..200])).await["type"],
+        "ack",
+        "these are watched already"
+    );
     assert_eq!(socket.ask(frame(&[])).await["type"], "ack");
     assert_eq!(socket.ask(frame(&members[1000..])).await["type"], "ack", "there is room again");
     for wrong in [json!(null), json!("x"), json!([1]), json!(["x"]), json!([null])] {
@@ -271,7 +299,10 @@ async fn last_seen_never_moves_back(server: TestServer) {
     ada.private_chat(&bob).await;
     let at = Timestamp::from_ms;
     store.note_seen(&[(id(&ada), at(5)), (id(&bob), at(7))]).await.unwrap();
-    store.note_seen(&[(id(&bob), at(6)), (id(&ada), at(8)), (UserId::default(), at(9))]).await.unwrap();
+    store
+        .note_seen(&[(id(&bob), at(6)), (id(&ada), at(8)), (UserId::default(), at(9))])
+        .await
+        .unwrap();
     store.note_seen(&[]).await.unwrap();
     let (a, b) = (id(&ada), id(&bob));
     let mut found = store.acquaintances(&[(a, b), (b, a), (a, UserId::default())]).await.unwrap();
@@ -292,7 +323,9 @@ async fn a_session_that_ends_takes_its_user_offline(server: TestServer) {
     expect(&mut a, &bob, false).await;
 }
 
-async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(server: TestServer) {
+async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(
+    server: TestServer,
+) {
     let (bob, eve) = (server.user().await, server.user().await);
     let mut sockets = Vec::new();
     let mut users = Vec::new();
@@ -324,8 +357,10 @@ async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_default_settings_a_flap_of_a_second_sends_nothing_and_absence_is_sent_after_five() {
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.presence_linger_ms = None).await;
+async fn with_the_default_settings_a_flap_of_a_second_sends_nothing_and_absence_is_sent_after_five()
+{
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.presence_linger_ms = None).await;
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut a = Socket::connect(&ada).await;
@@ -347,7 +382,9 @@ async fn with_the_default_settings_a_flap_of_a_second_sends_nothing_and_absence_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_client_is_shown_offline() {
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(300)).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(300))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut b = Socket::connect(&bob).await;

@@ -20,7 +20,10 @@ everywhere!(
 const QUICK: Duration = Duration::from_secs(2);
 
 async fn log_in(user: &User) -> (User, Value) {
-    let grant = user.post("/sessions", json!({ "login": user.login, "password": user.password })).await.expect(201);
+    let grant = user
+        .post("/sessions", json!({ "login": user.login, "password": user.password }))
+        .await
+        .expect(201);
     (user.with_token(grant["token"].as_str().unwrap()), grant)
 }
 
@@ -62,7 +65,8 @@ async fn ending_a_session_closes_its_sockets(server: TestServer) {
 async fn ending_all_others_keeps_ones_own(server: TestServer) {
     let ada = server.user().await;
     let (second, third) = (log_in(&ada).await.0, log_in(&ada).await.0);
-    let (mut a, mut b, mut c) = (Socket::live(&ada).await, Socket::live(&second).await, Socket::live(&third).await);
+    let (mut a, mut b, mut c) =
+        (Socket::live(&ada).await, Socket::live(&second).await, Socket::live(&third).await);
     second.delete("/sessions").await.expect(204);
     closes(&mut a).await;
     closes(&mut c).await;
@@ -83,10 +87,12 @@ async fn a_refresh_token_used_twice_closes_the_session(server: TestServer) {
     let ada = server.user().await;
     let (other, grant) = log_in(&ada).await;
     let (mut own, mut stolen) = (Socket::live(&ada).await, Socket::live(&other).await);
-    let refresh = || ada.post("/sessions/refresh", json!({ "refresh_token": grant["refresh_token"] }));
+    let refresh =
+        || ada.post("/sessions/refresh", json!({ "refresh_token": grant["refresh_token"] }));
     let rotated = refresh().await.expect(200);
     stays(&mut stolen).await;
-    let mut after_rotation = Socket::live(&ada.with_token(rotated["token"].as_str().unwrap())).await;
+    let mut after_rotation =
+        Socket::live(&ada.with_token(rotated["token"].as_str().unwrap())).await;
     server.advance(Duration::from_mins(1));
     refresh().await.refused(401, "invalid_refresh_token");
     closes(&mut stolen).await;
@@ -115,7 +121,10 @@ async fn removing_the_account_closes_all_its_sockets(server: TestServer) {
     closes(&mut first).await;
     closes(&mut second).await;
     let left = bobs.expect("member_left").await;
-    assert_eq!((&left["user_id"], &left["chat_id"], &left["rev"]), (&json!(ada.id), &json!(chat), &json!(2)));
+    assert_eq!(
+        (&left["user_id"], &left["chat_id"], &left["rev"]),
+        (&json!(ada.id), &json!(chat), &json!(2))
+    );
     let heir = bobs.expect("member_changed").await;
     assert_eq!((&heir["member"]["role"], &heir["rev"]), (&json!("owner"), &json!(3)));
     bobs.expect_silence().await;
@@ -124,7 +133,8 @@ async fn removing_the_account_closes_all_its_sockets(server: TestServer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_session_too_many_closes_the_oldest() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
-        let server = TestServer::with(backend, |settings| settings.sessions_per_user_max = Some(2)).await;
+        let server =
+            TestServer::with(backend, |settings| settings.sessions_per_user_max = Some(2)).await;
         let ada = server.user().await;
         server.advance(Duration::from_secs(1));
         let second = log_in(&ada).await.0;

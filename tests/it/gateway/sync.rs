@@ -60,9 +60,15 @@ async fn chats_that_are_not_named_are_added(server: TestServer) {
     assert_eq!(told.len(), 3, "{told:?}");
     for frame in &told[..2] {
         let path = format!("/chats/{}", frame["chat"]["id"].as_str().unwrap());
-        assert_eq!((&frame["type"], &frame["chat"]), (&json!("chat_added"), &bob.get(&path).await.expect(200)));
+        assert_eq!(
+            (&frame["type"], &frame["chat"]),
+            (&json!("chat_added"), &bob.get(&path).await.expect(200))
+        );
     }
-    assert_eq!(told[2], json!({ "type": "synced", "id": "s", "chats": { &chats[0]: 2, &chats[1]: 1 } }));
+    assert_eq!(
+        told[2],
+        json!({ "type": "synced", "id": "s", "chats": { &chats[0]: 2, &chats[1]: 1 } })
+    );
 }
 
 async fn named_chats_that_are_not_the_callers_are_gone(server: TestServer) {
@@ -72,7 +78,8 @@ async fn named_chats_that_are_not_the_callers_are_gone(server: TestServer) {
     ada.delete(&format!("/chats/{left}/members/{}", bob.id)).await.expect(204);
     ada.say(&left, "among us").await;
     let (_, told) = Socket::resumed(&bob, json!({ &left: 1, &foreign: 1, unknown: 0 })).await;
-    let mut gone: Vec<&str> = told[..3].iter().filter_map(|frame| frame["chat_id"].as_str()).collect();
+    let mut gone: Vec<&str> =
+        told[..3].iter().filter_map(|frame| frame["chat_id"].as_str()).collect();
     gone.sort_unstable();
     let mut expected = vec![left.as_str(), foreign.as_str(), unknown];
     expected.sort_unstable();
@@ -99,7 +106,9 @@ async fn what_was_missed_comes_in_order_with_its_latest_state(server: TestServer
     let (_, told) = Socket::resumed(&bob, json!({ &chat: 4 })).await;
     let brief: Vec<Value> = told
         .iter()
-        .map(|frame| json!([frame["type"], frame["rev"], frame["message"]["id"], frame["message"]["text"]]))
+        .map(|frame| {
+            json!([frame["type"], frame["rev"], frame["message"]["id"], frame["message"]["text"]])
+        })
         .collect();
     assert_eq!(
         json!(brief[..4]),
@@ -128,7 +137,12 @@ async fn members_and_names_that_changed_are_told_too(server: TestServer) {
     let brief: Vec<Value> = told.iter().map(|frame| json!([frame["type"], frame["rev"]])).collect();
     assert_eq!(
         json!(brief[..4]),
-        json!([["member_left", 2], ["member_joined", 3], ["member_changed", 4], ["chat_changed", 5]])
+        json!([
+            ["member_left", 2],
+            ["member_joined", 3],
+            ["member_changed", 4],
+            ["chat_changed", 5]
+        ])
     );
     assert_eq!(told[0]["user_id"], cleo.id);
     assert_eq!(told[1]["member"]["user"]["id"], eve.id);
@@ -159,7 +173,9 @@ async fn live_events_go_on_where_sync_ended(server: TestServer) {
 async fn fill(user: &User, chat: &str, count: usize) {
     let mut socket = Socket::connect(user).await;
     for number in 0..count {
-        socket.send(json!({ "type": "send_message", "chat_id": chat, "text": number.to_string() })).await;
+        socket
+            .send(json!({ "type": "send_message", "chat_id": chat, "text": number.to_string() }))
+            .await;
     }
     for _ in 0..count {
         socket.expect("ack").await;
@@ -215,7 +231,8 @@ async fn a_client_may_follow_from_the_very_beginning(server: TestServer) {
     let chat = ada.group(&[&bob]).await;
     ada.say(&chat, "one").await;
     let (_, told) = Socket::resumed(&bob, json!({ &chat: 0 })).await;
-    let mut brief: Vec<String> = told.iter().map(|frame| format!("{} {}", frame["type"], frame["rev"])).collect();
+    let mut brief: Vec<String> =
+        told.iter().map(|frame| format!("{} {}", frame["type"], frame["rev"])).collect();
     brief[..3].sort_unstable();
     let expected = [
         r#""chat_changed" 1"#,
@@ -274,9 +291,14 @@ async fn many_chats_are_told_at_once(server: TestServer) {
 
 /// Checks that each chat's frames go on by one from what `synced` said, up to `last`.
 fn contiguous(chat: &str, synced: &Value, live: &[Value], last: i64, who: &str) {
-    let from = synced["chats"][chat].as_i64().unwrap_or_else(|| panic!("{who}: {chat} is not in {synced}"));
-    let revs: Vec<i64> =
-        live.iter().filter(|frame| frame["chat_id"] == chat).filter_map(|frame| frame["rev"].as_i64()).collect();
+    let from = synced["chats"][chat]
+        .as_i64()
+        .unwrap_or_else(|| panic!("{who}: {chat} is not in {synced}"));
+    let revs: Vec<i64> = live
+        .iter()
+        .filter(|frame| frame["chat_id"] == chat)
+        .filter_map(|frame| frame["rev"].as_i64())
+        .collect();
     assert_eq!(revs, (from + 1..=last).collect::<Vec<_>>(), "{who}, synced at {from}");
 }
 
@@ -295,10 +317,12 @@ async fn read_up_to(socket: &mut Socket, chat: &str, last: i64) -> Vec<Value> {
 
 async fn syncs_under_fire_neither_miss_nor_double_an_event(server: TestServer) {
     const SENDS: i64 = 150;
-    let writers = [server.user().await, server.user().await, server.user().await, server.user().await];
+    let writers =
+        [server.user().await, server.user().await, server.user().await, server.user().await];
     let reader = server.user().await;
     let chat = writers[0].group(&[&writers[1], &writers[2], &writers[3], &reader]).await;
-    // The last rev: the chat, all that the writers send, and one more after every reader has synced.
+    // The last rev: the chat, all that the writers send, and one more after every reader has
+    // synced.
     let last = 1 + SENDS * 4 + 1;
     let writing = join_all(writers.iter().map(async |writer| {
         let mut socket = Socket::connect(writer).await;
@@ -312,7 +336,8 @@ async fn syncs_under_fire_neither_miss_nor_double_an_event(server: TestServer) {
             }
         }
     }));
-    // Readers come all the time; several at once, so that some follow first and others find the chat followed.
+    // Readers come all the time; several at once, so that some follow first and others find the
+    // chat followed.
     let reading = async {
         let mut synced = Vec::new();
         for round in 0..6 {
@@ -323,7 +348,8 @@ async fn syncs_under_fire_neither_miss_nor_double_an_event(server: TestServer) {
                 (socket, told, known)
             }));
             let mut joined = joins.await;
-            // One stays to the end, the others leave, so that the chat is now and then followed by nobody.
+            // One stays to the end, the others leave, so that the chat is now and then followed by
+            // nobody.
             for (socket, _, _) in joined.drain(usize::from(round % 2 == 0)..) {
                 socket.close().await;
             }
@@ -355,7 +381,9 @@ async fn chats_made_and_joined_under_fire_are_followed_without_a_gap(server: Tes
         let existing = ada.group(&[]).await;
         // Bob syncs while he is added to one chat, another is made, and both are written to.
         let adding = async {
-            ada.post(&format!("/chats/{existing}/members"), json!({ "user_id": bob.id })).await.expect(201);
+            ada.post(&format!("/chats/{existing}/members"), json!({ "user_id": bob.id }))
+                .await
+                .expect(201);
             for text in ["one", "two", "three"] {
                 ada.say(&existing, text).await;
             }
@@ -373,10 +401,9 @@ async fn chats_made_and_joined_under_fire_are_followed_without_a_gap(server: Tes
         ada.say(&made, "the end").await;
         for (index, (mut socket, told)) in sockets.into_iter().enumerate() {
             let mut frames = told.clone();
-            while [(&existing, 6), (&made, 5)]
-                .iter()
-                .any(|(chat, last)| !frames.iter().any(|frame| frame["chat_id"] == **chat && frame["rev"] == *last))
-            {
+            while [(&existing, 6), (&made, 5)].iter().any(|(chat, last)| {
+                !frames.iter().any(|frame| frame["chat_id"] == **chat && frame["rev"] == *last)
+            }) {
                 frames.push(socket.next().await);
             }
             for (chat, last) in [(&existing, 6), (&made, 5)] {
@@ -411,7 +438,9 @@ async fn coming_and_going_under_fire_never_leaks_nor_loses(server: TestServer) {
         for _ in 0..ROUNDS {
             ada.delete(&member).await.expect(204);
             ada.say(&chat, "secret").await;
-            ada.post(&format!("/chats/{chat}/members"), json!({ "user_id": bob.id })).await.expect(201);
+            ada.post(&format!("/chats/{chat}/members"), json!({ "user_id": bob.id }))
+                .await
+                .expect(201);
             ada.say(&chat, "welcome").await;
         }
     };
@@ -443,7 +472,9 @@ async fn coming_and_going_under_fire_never_leaks_nor_loses(server: TestServer) {
                 "chat_added" => at = frame["chat"]["rev"].as_i64(),
                 "reset" => at = frame["rev"].as_i64(),
                 "chat_gone" => at = None,
-                "synced" => assert_eq!(at, frame["chats"][&chat].as_i64(), "socket {index}: {frames:?}"),
+                "synced" => {
+                    assert_eq!(at, frame["chats"][&chat].as_i64(), "socket {index}: {frames:?}")
+                }
                 _ => {
                     let rev = frame["rev"].as_i64().unwrap();
                     assert_eq!(at.map(|at| at + 1), Some(rev), "socket {index}: {frames:?}");

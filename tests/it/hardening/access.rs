@@ -1,7 +1,9 @@
-//! Whether a caller may read is decided by the statement that reads: nobody reads what came after their removal.
+//! Whether a caller may read is decided by the statement that reads: nobody reads what came after
+//! their removal.
 //!
-//! The table that a read needs last is locked while the read is on its way. A read that looked at the membership first
-//! has passed that by then, and waits. Meanwhile the caller is removed and something new comes.
+//! The table that a read needs last is locked while the read is on its way. A read that looked at
+//! the membership first has passed that by then, and waits. Meanwhile the caller is removed and
+//! something new comes.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -17,7 +19,8 @@ async fn execute(db: &mut PgConnection, sql: &str) {
     db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
 }
 
-/// Reads while `table` is locked, and lets it go once the reader is removed and `news` has been written.
+/// Reads while `table` is locked, and lets it go once the reader is removed and `news` has been
+/// written.
 async fn read_across_a_removal(
     server: &TestServer,
     (owner, reader): (&User, &User),
@@ -60,7 +63,8 @@ async fn a_member_removed_while_a_read_is_under_way_reads_nothing_that_came_afte
              VALUES ('{chat}', 2, 4, 4, '{}', 'text', 'secret', 1)",
             ada.id
         );
-        let answer = read_across_a_removal(&server, (&ada, &bob), (&chat, &path), ("messages", news)).await;
+        let answer =
+            read_across_a_removal(&server, (&ada, &bob), (&chat, &path), ("messages", news)).await;
         assert!(!answer.body.to_string().contains("secret"), "{path}: {}", answer.body);
         if round < 3 {
             answer.refused(404, "chat_not_found");
@@ -82,14 +86,17 @@ async fn a_member_removed_while_the_members_are_read_reads_no_later_member() {
             cid.id
         );
         let path = format!("/chats/{chat}/members{after}");
-        let answer = read_across_a_removal(&server, (&ada, &bob), (&chat, &path), ("users", news)).await;
+        let answer =
+            read_across_a_removal(&server, (&ada, &bob), (&chat, &path), ("users", news)).await;
         assert!(!answer.body.to_string().contains(&cid.id), "{}", answer.body);
         answer.refused(404, "chat_not_found");
     }
     server.stop().await;
 }
 
-async fn an_ex_member_and_a_stranger_read_nothing_and_a_member_reads_an_empty_page(server: TestServer) {
+async fn an_ex_member_and_a_stranger_read_nothing_and_a_member_reads_an_empty_page(
+    server: TestServer,
+) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let (messages, members) = (format!("/chats/{chat}/messages"), format!("/chats/{chat}/members"));
@@ -106,9 +113,12 @@ async fn an_ex_member_and_a_stranger_read_nothing_and_a_member_reads_an_empty_pa
     let cursor = last["next_cursor"].as_str().unwrap();
     ada.delete(&format!("/chats/{chat}/members/{}", bob.id)).await.expect(204);
     for reader in [&bob, &eve] {
-        for path in
-            [&messages, &format!("{messages}?after=0"), &format!("{messages}?after=1"), &format!("{messages}/1")]
-        {
+        for path in [
+            &messages,
+            &format!("{messages}?after=0"),
+            &format!("{messages}?after=1"),
+            &format!("{messages}/1"),
+        ] {
             reader.get(path).await.refused(404, "chat_not_found");
         }
         for path in [&members, &format!("{members}?limit=1&after={cursor}")] {

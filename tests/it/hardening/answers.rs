@@ -35,17 +35,25 @@ async fn long_chat(ada: &User, bob: &User) -> String {
 
 fn ids(page: &Value) -> Vec<usize> {
     let messages = page["messages"].as_array().unwrap();
-    messages.iter().map(|message| usize::try_from(message["id"].as_u64().unwrap()).unwrap()).collect()
+    messages
+        .iter()
+        .map(|message| usize::try_from(message["id"].as_u64().unwrap()).unwrap())
+        .collect()
 }
 
-async fn a_page_of_history_stops_at_its_bytes_and_the_pages_together_hold_everything(server: TestServer) {
+async fn a_page_of_history_stops_at_its_bytes_and_the_pages_together_hold_everything(
+    server: TestServer,
+) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
     let page = async |query: &str| {
         let page = bob.get(&format!("/chats/{chat}/messages?max=100{query}")).await.expect(200);
         let ids = ids(&page);
         assert!(!ids.is_empty() && ids.len() <= OF_A_PAGE + 1, "{ids:?}");
-        assert!(ids.windows(2).all(|two| two[0] + 1 == two[1]), "ascending, without a hole: {ids:?}");
+        assert!(
+            ids.windows(2).all(|two| two[0] + 1 == two[1]),
+            "ascending, without a hole: {ids:?}"
+        );
         ids
     };
     assert_eq!(page("").await.last(), Some(&MESSAGES), "the newest page drops the oldest");
@@ -72,10 +80,12 @@ async fn a_page_of_changes_stops_at_its_bytes_and_says_how_far_it_goes(server: T
     let end = bob.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_u64().unwrap();
     let (mut rev, mut seen, mut pages, mut members) = (0, Vec::new(), 0, 0);
     loop {
-        let page = bob.get(&format!("/chats/{chat}/changes?after_rev={rev}&max=100")).await.expect(200);
+        let page =
+            bob.get(&format!("/chats/{chat}/changes?after_rev={rev}&max=100")).await.expect(200);
         let of_page = ids(&page);
         assert!(of_page.len() <= OF_A_PAGE + 1, "{of_page:?}");
-        let (reached, complete) = (page["rev"].as_u64().unwrap(), page["complete"].as_bool().unwrap());
+        let (reached, complete) =
+            (page["rev"].as_u64().unwrap(), page["complete"].as_bool().unwrap());
         assert!(reached > rev, "every page goes on");
         if let Some(last) = page["messages"].as_array().unwrap().last() {
             assert!(complete || last["rev"] == reached, "no further than what it holds");
@@ -128,7 +138,10 @@ async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_t
     assert!(metrics.contains(r#"starling_connections_closed_total{reason="answer_stalled"}"#));
     assert!(metrics.contains(r#"starling_requests_refused_total{bound="requests_per_user"}"#));
     eventually("the account has its requests back", async || {
-        join_all((0..AT_ONCE).map(|_| ada.get("/users/me"))).await.iter().all(|answer| answer.status == 200)
+        join_all((0..AT_ONCE).map(|_| ada.get("/users/me")))
+            .await
+            .iter()
+            .all(|answer| answer.status == 200)
     })
     .await;
     server.stop().await;
@@ -143,7 +156,8 @@ async fn a_client_that_takes_its_answers_slowly_gets_them_whole_and_many_at_once
     let path = format!("/chats/{chat}/messages?max=100");
     let mut http2 = Http2::connect(server.address(), 16 * 1024).await;
     let response = http2.get(&ada, &path).await.unwrap().await.unwrap();
-    let (expected, mut body, mut taken) = (response.headers()["content-length"].clone(), response.into_body(), 0);
+    let (expected, mut body, mut taken) =
+        (response.headers()["content-length"].clone(), response.into_body(), 0);
     while let Some(piece) = body.data().await {
         let piece = piece.unwrap();
         taken += piece.len();
@@ -155,7 +169,10 @@ async fn a_client_that_takes_its_answers_slowly_gets_them_whole_and_many_at_once
     let asked = join_all((0..60).map(|_| async {
         let mut http2 = Http2::connect(server.address(), 65_535).await;
         let response = http2.get(&bob, "/users/me").await.unwrap().await.unwrap();
-        (response.status().as_u16(), serde_json::from_slice::<Value>(&whole(response).await).unwrap()["id"].clone())
+        (
+            response.status().as_u16(),
+            serde_json::from_slice::<Value>(&whole(response).await).unwrap()["id"].clone(),
+        )
     }));
     assert!(asked.await.iter().all(|answer| *answer == (200, json!(bob.id))));
     server.stop().await;

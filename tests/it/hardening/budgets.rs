@@ -1,4 +1,5 @@
-//! What one user may take: rates of reads and arrivals, frames worked on at once, and the queue for the database.
+//! What one user may take: rates of reads and arrivals, frames worked on at once, and the queue for
+//! the database.
 
 use std::time::{Duration, Instant};
 
@@ -50,8 +51,14 @@ fn too_many(answer: &Answer) {
 
 /// What `starling_…{…} n` adds up to on the internal port.
 async fn metric(server: &TestServer, name: &str) -> u64 {
-    let text = reqwest::get(format!("{}/metrics", server.internal_base())).await.unwrap().text().await.unwrap();
-    let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
+    let text = reqwest::get(format!("{}/metrics", server.internal_base()))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let values =
+        text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
     values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 
@@ -65,12 +72,18 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
     let burst = READS.burst as usize;
     let paths = ["/chats".to_owned(), format!("/chats/{chat}/messages"), "/users/me".to_owned()];
     let mut answers = Vec::new();
-    while answers.len() < burst + 200 || answers.iter().all(|answer: &Answer| answer.status == 200) {
+    while answers.len() < burst + 200 || answers.iter().all(|answer: &Answer| answer.status == 200)
+    {
         answers.extend(join_all((0..40).map(|n| bob.get(&paths[n % paths.len()]))).await);
         assert!(answers.len() < 20_000, "the budget ends");
     }
     let (done, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
-    assert!(done.len() >= burst && !refused.is_empty(), "{} done, {} refused", done.len(), refused.len());
+    assert!(
+        done.len() >= burst && !refused.is_empty(),
+        "{} done, {} refused",
+        done.len(),
+        refused.len()
+    );
     refused.into_iter().for_each(too_many);
 
     // Time earns more meanwhile, so each look is right behind a refusal. Markers share the budget.
@@ -79,7 +92,11 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
     let mut refused_for_nothing = 0;
     while refused_for_nothing < 20 {
         let before = server.store().statements();
-        let answers = [bob.get("/chats").await, bob.put(&path, marker.clone()).await, bob.get("/users?query=u").await];
+        let answers = [
+            bob.get("/chats").await,
+            bob.put(&path, marker.clone()).await,
+            bob.get("/users?query=u").await,
+        ];
         if answers.iter().all(|answer| answer.status == 429) {
             answers.iter().for_each(too_many);
             assert_eq!(server.store().statements(), before, "a refusal asks no database");
@@ -222,7 +239,11 @@ async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestS
     let asked = server.store().statements() - before;
     assert!(asked < 10, "a hundred repetitions cost no look-up: {asked} statements");
     watcher.expect("typing").await;
-    assert_eq!(until_said(&mut watcher, "first").await, 0, "one was passed on, by both devices together");
+    assert_eq!(
+        until_said(&mut watcher, "first").await,
+        0,
+        "one was passed on, by both devices together"
+    );
 
     devices[0].send(json!({ "type": "typing", "chat_id": other })).await;
     assert_eq!(watcher.expect("typing").await["chat_id"], json!(other), "another chat has its own");
@@ -291,7 +312,8 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
     let statuses = statuses.concat();
     assert!(statuses.iter().all(|status| [101, 200, 204, 429].contains(status)), "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status == 429).count() > 50, "{}", statuses.len());
-    // A read is two statements at most and an arrival four; a send of the others about ten on SQLite.
+    // A read is two statements at most and an arrival four; a send of the others about ten on
+    // SQLite.
     let earned = |rate: starling::model::limits::Rate| {
         u64::from(rate.burst) + seconds * 1000 / u64::try_from(rate.every.as_millis()).unwrap()
     };
@@ -392,7 +414,9 @@ async fn a_sync_behind_frames_that_wait_for_permits_gets_its_turn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let bob = server.user().await;
     bob.get("/chats").await.expect(200);
     let mut holder = direct(&server).await;
@@ -409,17 +433,23 @@ async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
     }))
     .await;
     let at_once = reads.iter().filter(|took| **took < Duration::from_secs(1)).count();
-    assert_eq!(at_once, 100, "two hold a connection, a bounded number waits, the rest hear it at once");
+    assert_eq!(
+        at_once, 100,
+        "two hold a connection, a bounded number waits, the rest hear it at once"
+    );
     // Other tests of this process may count here, too.
     assert!(metric(&server, "starling_store_refused_total").await >= refused_before + 100);
     execute(&mut holder, "ROLLBACK").await;
-    crate::support::eventually("it works again", async || bob.get("/chats").await.status == 200).await;
+    crate::support::eventually("it works again", async || bob.get("/chats").await.status == 200)
+        .await;
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_are_recognised_and_log_in_while_every_connection_of_requests_is_taken() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let store = server.store();
     let user_id: UserId = bob.id.parse().unwrap();

@@ -1,4 +1,5 @@
-//! Large channels: the cost of a join does not grow with the members, and no client misses a revision unexplained.
+//! Large channels: the cost of a join does not grow with the members, and no client misses a
+//! revision unexplained.
 
 use serde_json::{Value, json};
 
@@ -32,8 +33,12 @@ on_servers_with_a_low_bound!(
     up_to_the_bound_every_member_gets_every_join,
 );
 
-async fn with_a_low_bound<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(TestServer) -> F) {
-    run_with(backend, |settings| settings.channel_events_members_max = Some(EVENTS_MAX), test).await;
+async fn with_a_low_bound<F: Future<Output = ()>>(
+    backend: Backend,
+    test: impl FnOnce(TestServer) -> F,
+) {
+    run_with(backend, |settings| settings.channel_events_members_max = Some(EVENTS_MAX), test)
+        .await;
 }
 
 async fn add(owner: &User, chat: &str, user: &User) {
@@ -64,11 +69,14 @@ fn kinds(frames: &[Value]) -> Vec<&str> {
     frames.iter().map(|frame| frame["type"].as_str().unwrap()).collect()
 }
 
-async fn members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders_get_each_join(server: TestServer) {
+async fn members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders_get_each_join(
+    server: TestServer,
+) {
     let (owner, reader, chat) = large_channel(&server).await;
     let (mut leads, mut reads) = (Socket::live(&owner).await, Socket::live(&reader).await);
     let before = owner.get(&format!("/chats/{chat}")).await.expect(200);
-    let (rev, members) = (before["rev"].as_i64().unwrap(), before["member_count"].as_i64().unwrap());
+    let (rev, members) =
+        (before["rev"].as_i64().unwrap(), before["member_count"].as_i64().unwrap());
 
     for _ in 0..20 {
         add(&owner, &chat, &server.user().await).await;
@@ -78,7 +86,10 @@ async fn members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders
     assert_eq!(kinds(&events), ["member_joined"; 20]);
     // How many counts there are depends on when the clock strikes; each join alone would be twenty.
     let counts = up_to(&mut reads, rev + 20).await;
-    assert!(counts.iter().all(|frame| frame["type"] == "member_count" && frame["chat_id"] == chat), "{counts:?}");
+    assert!(
+        counts.iter().all(|frame| frame["type"] == "member_count" && frame["chat_id"] == chat),
+        "{counts:?}"
+    );
     assert!(counts.len() < 20, "{}", counts.len());
     assert_eq!(counts.last().unwrap()["member_count"], members + 20);
 }
@@ -97,10 +108,16 @@ async fn a_count_comes_before_the_next_message_so_that_no_revision_is_missing(se
     let (message, counts) = frames.split_last().unwrap();
     assert_eq!(message["type"], "new_message");
     assert!(kinds(counts).iter().all(|kind| *kind == "member_count"), "{counts:?}");
-    assert_eq!(counts.last().unwrap()["rev"], rev + 2, "the count reaches to the message: {counts:?}");
+    assert_eq!(
+        counts.last().unwrap()["rev"],
+        rev + 2,
+        "the count reaches to the message: {counts:?}"
+    );
 }
 
-async fn a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count(server: TestServer) {
+async fn a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count(
+    server: TestServer,
+) {
     let (owner, reader, chat) = large_channel(&server).await;
     let known = owner.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_i64().unwrap();
     owner.say(&chat, "first").await;
@@ -111,7 +128,10 @@ async fn a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count
     let (_socket, missed) = Socket::resumed(&reader, json!({ chat.clone(): known })).await;
     let of_chat: Vec<Value> = missed.into_iter().filter(|frame| frame["chat_id"] == chat).collect();
     assert_eq!(kinds(&of_chat), ["new_message", "member_count"]);
-    assert_eq!((&of_chat[1]["rev"], &of_chat[1]["member_count"]), (&json!(known + 6), &json!(EVENTS_MAX + 6)));
+    assert_eq!(
+        (&of_chat[1]["rev"], &of_chat[1]["member_count"]),
+        (&json!(known + 6), &json!(EVENTS_MAX + 6))
+    );
 
     let (_socket, missed) = Socket::resumed(&owner, json!({ chat.clone(): known })).await;
     let joins = missed.iter().filter(|frame| frame["type"] == "member_joined").count();
@@ -130,8 +150,14 @@ async fn a_member_who_becomes_an_admin_gets_the_events_from_then_on(server: Test
 
     let frames = up_to(&mut reads, rev + 3).await;
     let [counts @ .., changed, joined] = frames.as_slice() else { panic!("{frames:?}") };
-    assert!(kinds(counts).iter().all(|kind| *kind == "member_count") && counts.last().unwrap()["rev"] == rev + 1);
-    assert_eq!((&changed["type"], &changed["member"]["role"]), (&json!("member_changed"), &json!("admin")));
+    assert!(
+        kinds(counts).iter().all(|kind| *kind == "member_count")
+            && counts.last().unwrap()["rev"] == rev + 1
+    );
+    assert_eq!(
+        (&changed["type"], &changed["member"]["role"]),
+        (&json!("member_changed"), &json!("admin"))
+    );
     assert_eq!((&joined["type"], &joined["rev"]), (&json!("member_joined"), &json!(rev + 3)));
 }
 

@@ -1,4 +1,5 @@
-//! Connections without a login: how long they last, how many an address has, and that newcomers are served beside them.
+//! Connections without a login: how long they last, how many an address has, and that newcomers are
+//! served beside them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,10 +19,14 @@ use crate::support::{Backend, Socket, TestServer, User, eventually};
 /// What opens HTTP/2: the preface and an empty frame of settings.
 const HTTP2_OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Ways to be silent: nothing, half a preface, half a head, HTTP/2 without a request.
-const SILENT: [&[u8]; 4] = [b"", b"PRI * HTTP/2.0\r\n", b"GET /livez HTTP/1.1\r\nhost:", HTTP2_OPENING];
+const SILENT: [&[u8]; 4] =
+    [b"", b"PRI * HTTP/2.0\r\n", b"GET /livez HTTP/1.1\r\nhost:", HTTP2_OPENING];
 
 /// A server with these deadlines.
-async fn with_patience(change: impl FnOnce(&mut Settings), tune: impl FnOnce(&mut Config)) -> TestServer {
+async fn with_patience(
+    change: impl FnOnce(&mut Settings),
+    tune: impl FnOnce(&mut Config),
+) -> TestServer {
     let server = TestServer::tuned(Backend::Sqlite, change, tune).await;
     // Counting begins with the first look.
     metrics(&server).await;
@@ -52,10 +57,17 @@ async fn a_connection_that_sends_nothing_is_closed_and_gives_its_slot_back() {
                 until_closed(connection).await;
             }
             // With so little patience a head may come too late on a busy machine.
-            eventually("the slots are free again", async || ask_once(address, "/livez", "").await == Some(200)).await;
+            eventually("the slots are free again", async || {
+                ask_once(address, "/livez", "").await == Some(200)
+            })
+            .await;
         }
     }
-    assert!(metrics(&server).await.contains(r#"starling_connections_closed_total{reason="no_request"}"#));
+    assert!(
+        metrics(&server)
+            .await
+            .contains(r#"starling_connections_closed_total{reason="no_request"}"#)
+    );
     server.stop().await;
 }
 
@@ -80,7 +92,11 @@ async fn a_connection_without_a_request_in_progress_is_closed_after_its_time_and
     assert_eq!(super::raw::whole(answer).await.first(), Some(&b'{'));
     until_closed(&mut kept).await;
     http2.until_closed().await;
-    assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong", "sockets have a heartbeat of their own");
+    assert_eq!(
+        socket.ask(json!({ "type": "ping" })).await["type"],
+        "pong",
+        "sockets have a heartbeat of their own"
+    );
     assert!(metrics(&server).await.contains(r#"starling_connections_closed_total{reason="idle"}"#));
     server.stop().await;
 }
@@ -96,8 +112,14 @@ async fn newcomers_are_served_while_silent_connections_hold_every_slot() {
     }
     let mut socket = Socket::live(&ada).await;
     held.extend(silent(server.address(), 30).await);
-    assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong", "what had a request is not evicted");
-    assert!(metrics(&server).await.contains(r#"starling_connections_closed_total{reason="evicted"}"#));
+    assert_eq!(
+        socket.ask(json!({ "type": "ping" })).await["type"],
+        "pong",
+        "what had a request is not evicted"
+    );
+    assert!(
+        metrics(&server).await.contains(r#"starling_connections_closed_total{reason="evicted"}"#)
+    );
     drop(held);
     server.stop().await;
 }
@@ -110,7 +132,8 @@ async fn two_thousand_silent_connections_keep_neither_newcomers_nor_the_internal
     };
     let server = with_patience(many, |_| {}).await;
     let ada = server.user().await;
-    let (public, internal) = (silent(server.address(), 2100).await, silent(internal(&server), 600).await);
+    let (public, internal) =
+        (silent(server.address(), 2100).await, silent(internal(&server), 600).await);
     for _ in 0..5 {
         ada.get("/chats").await.expect(200);
         ada.get("/livez").await.expect(200);
@@ -155,7 +178,10 @@ async fn an_address_has_so_many_connections_until_they_authenticate() {
     );
     assert!(metrics(&server).await.contains(r#"bound="connections_per_address""#));
     nameless.pop();
-    eventually("a place is free", async || ask_once(server.address(), "/livez", "").await == Some(200)).await;
+    eventually("a place is free", async || {
+        ask_once(server.address(), "/livez", "").await == Some(200)
+    })
+    .await;
     drop((known, sockets, named));
     server.stop().await;
 }
@@ -196,7 +222,11 @@ async fn behind_a_trusted_proxy_its_clients_are_counted_and_not_its_connections(
     assert_eq!(socket_of(&server, crowded).await.err(), Some(429));
     let header = |client: &str| format!("x-forwarded-for: {client}\r\n");
     assert_eq!(ask(&mut of_proxy[0], "/livez", &header(crowded)).await, Some(429));
-    assert_eq!(ask(&mut of_proxy[0], "/livez", &header(other)).await, Some(200), "another client, the same connection");
+    assert_eq!(
+        ask(&mut of_proxy[0], "/livez", &header(other)).await,
+        Some(200),
+        "another client, the same connection"
+    );
     sockets[0].send(json!({ "type": "authenticate", "token": ada.token })).await;
     sockets[0].expect("ready").await;
     eventually("a client that is known gives its place back", async || {
@@ -208,7 +238,8 @@ async fn behind_a_trusted_proxy_its_clients_are_counted_and_not_its_connections(
 }
 
 async fn forwarded(user: &User) {
-    let request = user.request(reqwest::Method::GET, "/livez").header("x-forwarded-for", "203.0.113.77");
+    let request =
+        user.request(reqwest::Method::GET, "/livez").header("x-forwarded-for", "203.0.113.77");
     user.send(request).await.expect(200);
 }
 
@@ -220,11 +251,18 @@ async fn a_proxy_that_is_not_trusted_is_warned_of_once_and_without_its_address()
         forwarded(&server.stranger()).await;
     }
     server.stop().await;
-    let warnings: Vec<_> =
-        home.log().lines().filter(|line| line.contains("X-Forwarded-For")).map(str::to_owned).collect();
+    let warnings: Vec<_> = home
+        .log()
+        .lines()
+        .filter(|line| line.contains("X-Forwarded-For"))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("STARLING_TRUSTED_PROXIES"), "{warnings:?}");
-    assert!(!warnings[0].contains("203.0.113") && !warnings[0].contains("127.0.0.1"), "{warnings:?}");
+    assert!(
+        !warnings[0].contains("203.0.113") && !warnings[0].contains("127.0.0.1"),
+        "{warnings:?}"
+    );
     let trusting = home.with("STARLING_TRUSTED_PROXIES", "127.0.0.1");
     let server = trusting.serve().await;
     forwarded(&server.stranger()).await;
@@ -243,8 +281,16 @@ async fn the_soft_limit_of_open_files_is_raised_and_one_that_stays_too_low_is_wa
     drop(open);
     server.stop().await;
     assert_eq!(home.log(), "");
-    assert!(!home.run_with_files(Files::Soft(100), &["doctor"]).await.fine().contains("files open"));
+    assert!(
+        !home.run_with_files(Files::Soft(100), &["doctor"]).await.fine().contains("files open")
+    );
     home.serve_with_files(Files::Hard(500)).await.stop().await;
-    assert!(home.log().contains("500 files open") && home.log().contains("STARLING_CONNECTIONS_MAX"), "{}", home.log());
-    assert!(home.run_with_files(Files::Hard(500), &["doctor"]).await.fine().contains("500 files open"));
+    assert!(
+        home.log().contains("500 files open") && home.log().contains("STARLING_CONNECTIONS_MAX"),
+        "{}",
+        home.log()
+    );
+    assert!(
+        home.run_with_files(Files::Hard(500), &["doctor"]).await.fine().contains("500 files open")
+    );
 }

@@ -1,4 +1,5 @@
-//! The directory of a large community: a page costs its own rows, and all pages together list everybody once.
+//! The directory of a large community: a page costs its own rows, and all pages together list
+//! everybody once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +20,8 @@ on_both_databases!(
 async fn walk(user: &User, query: &str, limit: usize) -> (Vec<Value>, Vec<usize>) {
     let (mut all, mut lengths, mut after) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let page = user.get(&format!("/users?query={query}&limit={limit}{after}")).await.expect(200);
+        let page =
+            user.get(&format!("/users?query={query}&limit={limit}{after}")).await.expect(200);
         let users = page["users"].as_array().unwrap();
         assert!(users.len() <= limit);
         all.extend(users.iter().cloned());
@@ -36,7 +38,9 @@ fn logins(users: &[Value]) -> Vec<&str> {
     users.iter().map(|user| user["login"].as_str().unwrap()).collect()
 }
 
-async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twice(server: TestServer) {
+async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twice(
+    server: TestServer,
+) {
     let accounts = &server.services().accounts;
     let people = [
         ("ann", "Ann"),
@@ -56,7 +60,11 @@ async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twi
         let (found, lengths) = walk(&reader, "Ann", limit).await;
         let found = logins(&found);
         // By login, then by name; of one name the older account first.
-        assert_eq!(found, ["ann", "anna", "annb", "cid", "an", "bob", "dan"][..].to_vec(), "limit {limit}");
+        assert_eq!(
+            found,
+            ["ann", "anna", "annb", "cid", "an", "bob", "dan"][..].to_vec(),
+            "limit {limit}"
+        );
         assert!(lengths.iter().all(|length| *length > 0), "no page is empty: {lengths:?}");
     }
     let (all, _) = walk(&reader, "", 3).await;
@@ -71,15 +79,21 @@ async fn a_cursor_of_before_goes_on_and_a_forged_one_is_refused_or_harmless(serv
     }
     let reader = server.user_named("reader").await;
     // As the version before wrote it.
-    let page = reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"bea"}"#))).await.expect(200);
+    let page =
+        reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"bea"}"#))).await.expect(200);
     assert_eq!(logins(page["users"].as_array().unwrap()), ["ben"]);
     // From before the range: it begins where the range does.
-    let page = reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"a"}"#))).await.expect(200);
+    let page =
+        reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"a"}"#))).await.expect(200);
     assert_eq!(logins(page["users"].as_array().unwrap()), ["bea", "ben"]);
     let nil = "00000000-0000-0000-0000-000000000000";
     let from_before = words(&format!(r#"{{"n":"a","u":"{nil}"}}"#));
     let page = reader.get(&format!("/users?query=be&after={from_before}")).await.expect(200);
-    assert_eq!(logins(page["users"].as_array().unwrap()), Vec::<&str>::new(), "both were listed by their logins");
+    assert_eq!(
+        logins(page["users"].as_array().unwrap()),
+        Vec::<&str>::new(),
+        "both were listed by their logins"
+    );
     for forged in [
         r#"{"l":"a","u":"x"}"#.to_owned(),
         r#"{"n":"a"}"#.to_owned(),
@@ -92,9 +106,14 @@ async fn a_cursor_of_before_goes_on_and_a_forged_one_is_refused_or_harmless(serv
     }
 }
 
-/// A hundred thousand users: of 89,000 the login begins with `common`, of every third of all the name, too.
+/// A hundred thousand users: of 89,000 the login begins with `common`, of every third of all the
+/// name, too.
 fn crowd(postgres: bool) -> String {
-    let id = if postgres { "lpad(to_hex(i), 32, '0')::uuid" } else { "CAST(printf('%016d', i) AS BLOB)" };
+    let id = if postgres {
+        "lpad(to_hex(i), 32, '0')::uuid"
+    } else {
+        "CAST(printf('%016d', i) AS BLOB)"
+    };
     let name = "CASE WHEN i % 3 = 0 THEN 'common ' || (i % 500) ELSE 'rare ' || i END";
     format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
@@ -108,7 +127,8 @@ fn of_directory() -> Vec<String> {
     let found: Vec<String> = statements()
         .into_iter()
         .filter(|sql| {
-            sql.contains("FROM users") && (sql.contains("ORDER BY login") || sql.contains("ORDER BY name_key"))
+            sql.contains("FROM users")
+                && (sql.contains("ORDER BY login") || sql.contains("ORDER BY name_key"))
         })
         .collect();
     assert_eq!(found.len(), 2, "{found:#?}");
@@ -123,7 +143,10 @@ fn filled(sql: &str, nil: &str) -> String {
     } else {
         &["'common 3'", nil, "'common\u{10FFFF}'", "101"]
     };
-    values.iter().enumerate().fold(sql.to_owned(), |sql, (index, value)| sql.replace(&format!("${}", index + 1), value))
+    values
+        .iter()
+        .enumerate()
+        .fold(sql.to_owned(), |sql, (index, value)| sql.replace(&format!("${}", index + 1), value))
 }
 
 async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(server: TestServer) {
@@ -134,19 +157,25 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
         db.execute("VACUUM ANALYZE users").await.unwrap();
         for sql in of_directory() {
             let sql = filled(&sql, "'00000000-0000-0000-0000-000000000000'::uuid");
-            let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}"))).await;
-            let plan: Vec<String> = plan.unwrap().iter().map(|row| row.get::<String, _>(0)).collect();
+            let plan = db
+                .fetch_all(AssertSqlSafe(format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}")))
+                .await;
+            let plan: Vec<String> =
+                plan.unwrap().iter().map(|row| row.get::<String, _>(0)).collect();
             let plan = plan.join("\n");
             assert!(plan.contains("Index Scan using"), "{plan}");
             assert!(!plan.contains("Sort") && !plan.contains("Filter"), "{plan}");
             assert!(plan.contains("rows=101"), "{plan}");
         }
     } else {
-        let mut db = SqliteConnection::connect(server.dir().join("starling.db").to_str().unwrap()).await.unwrap();
+        let mut db = SqliteConnection::connect(server.dir().join("starling.db").to_str().unwrap())
+            .await
+            .unwrap();
         db.execute(AssertSqlSafe(crowd(false))).await.unwrap();
         for sql in of_directory() {
             let sql = filled(&sql, "x'00'");
-            let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).await.unwrap();
+            let plan =
+                db.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).await.unwrap();
             let plan: Vec<String> = plan.iter().map(|row| row.get::<String, _>("detail")).collect();
             assert!(plan.len() == 1 && plan[0].starts_with("SEARCH users USING INDEX"), "{plan:?}");
         }
@@ -154,19 +183,22 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
     }
 
     let store = server.store();
-    for (path, pages) in [("/users?query=common&limit=100", 3), ("/users?query=rare&limit=100", 3)] {
+    for (path, pages) in [("/users?query=common&limit=100", 3), ("/users?query=rare&limit=100", 3)]
+    {
         let mut after = String::new();
         for _ in 0..pages {
             let before = store.statements();
             let page = reader.get(&format!("{path}{after}")).await.expect(200);
             assert_eq!(page["users"].as_array().map(Vec::len), Some(100));
-            // At most the look-up of the token, the end of one range and the beginning of the other.
+            // At most the look-up of the token, the end of one range and the beginning of the
+            // other.
             assert!(store.statements() - before <= 3, "{}", store.statements() - before);
             after = format!("&after={}", page["next_cursor"].as_str().unwrap());
         }
     }
 
-    // Everybody, over all pages: 89,000 by their login and, of the others, those whose name begins with it.
+    // Everybody, over all pages: 89,000 by their login and, of the others, those whose name begins
+    // with it.
     let expected = 89_000 + (89_001..=100_000).filter(|i| i % 3 == 0).count();
     let start = std::time::Instant::now();
     let (all, lengths) = walk(&reader, "common", 100).await;

@@ -11,7 +11,8 @@ use starling::server::Server;
 
 use crate::process::harness::Home;
 use crate::support::{
-    Backend, Database, Mode, OwnPostgres, Proxy, Socket, TestServer, User, everywhere, redis_url, settings,
+    Backend, Database, Mode, OwnPostgres, Proxy, Socket, TestServer, User, everywhere, redis_url,
+    settings,
 };
 
 everywhere!(
@@ -29,7 +30,11 @@ pub async fn serve(dir: &Path, database_url: Option<String>) -> Server {
 }
 
 /// The same, in a fleet by this prefix in Redis.
-pub async fn serve_with(dir: &Path, database_url: Option<String>, redis: Option<(String, String)>) -> Server {
+pub async fn serve_with(
+    dir: &Path,
+    database_url: Option<String>,
+    redis: Option<(String, String)>,
+) -> Server {
     let mut settings = settings(dir, database_url);
     (settings.redis_url, settings.redis_prefix) = redis.unzip();
     Server::start(Config::resolve(settings, None).unwrap(), Clock::system()).await.unwrap()
@@ -52,7 +57,9 @@ pub fn through(user: &User, server: &Server) -> User {
 /// An authenticated connection, and the epoch that `ready` names.
 pub async fn connect(user: &User) -> (Socket, String) {
     let mut request = Socket::request(user);
-    request.headers_mut().insert("authorization", format!("Bearer {}", user.token).parse().unwrap());
+    request
+        .headers_mut()
+        .insert("authorization", format!("Bearer {}", user.token).parse().unwrap());
     let (mut socket, _) = Socket::open(request).await.expect("the handshake succeeds");
     let ready = socket.expect("ready").await;
     let epoch = ready["epoch"].as_str().unwrap_or_else(|| panic!("no epoch in {ready}")).to_owned();
@@ -69,12 +76,15 @@ fn of_kind<'a>(frames: &'a [Value], kind: &str) -> Vec<&'a Value> {
     frames.iter().filter(|frame| frame["type"] == kind).collect()
 }
 
-/// Reads to the end of a connection, which must be a restart announced by `reconnect`. The texts that came before it.
+/// Reads to the end of a connection, which must be a restart announced by `reconnect`. The texts
+/// that came before it.
 pub async fn sent_away(socket: &mut Socket) -> Vec<String> {
     let (start, mut texts, mut announced) = (Instant::now(), Vec::new(), false);
     loop {
         assert!(start.elapsed() < NOTICED_MAX, "the connection goes on");
-        let Some(message) = socket.next_raw_in(NOTICED_MAX).await else { panic!("it ended without a code") };
+        let Some(message) = socket.next_raw_in(NOTICED_MAX).await else {
+            panic!("it ended without a code")
+        };
         match message {
             tokio_tungstenite::tungstenite::Message::Text(text) => {
                 let frame: Value = serde_json::from_str(&text).unwrap();
@@ -141,7 +151,8 @@ async fn a_revision_that_the_chat_never_had_is_reset(server: TestServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_sqlite_file_that_was_replaced_by_an_older_copy_has_another_epoch_and_resets_its_clients() {
+async fn an_sqlite_file_that_was_replaced_by_an_older_copy_has_another_epoch_and_resets_its_clients()
+ {
     // Into the same file, whose inode stays; and by another one in its place.
     for in_place in [true, false] {
         let (dir, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -230,7 +241,9 @@ async fn a_chat_that_steps_back_under_its_subscribers_renews_the_epoch() {
     let (mut socket, before) = connect(&bob).await;
     sync(&mut socket, &before, json!({})).await;
     let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
-    for sql in ["DELETE FROM messages WHERE id > 1", "UPDATE chats SET rev = 2, last_message_id = 1"] {
+    for sql in
+        ["DELETE FROM messages WHERE id > 1", "UPDATE chats SET rev = 2, last_message_id = 1"]
+    {
         db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
     }
     redis.set(Mode::Refuse);

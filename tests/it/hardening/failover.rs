@@ -13,13 +13,16 @@ use tempfile::TempDir;
 use super::epoch::{account, connect, sent_away, serve, serve_with, sync, through};
 use crate::breakdown::Herd;
 use crate::outages::send;
-use crate::support::{Backend, Mode, OwnPostgres, Proxy, Socket, TestServer, User, eventually, redis_url};
+use crate::support::{
+    Backend, Mode, OwnPostgres, Proxy, Socket, TestServer, User, eventually, redis_url,
+};
 
 /// Makes the database `chat` of the ordinary user `starling`, with its schema.
 pub async fn prepare(postgres: &OwnPostgres) {
     postgres.execute("CREATE ROLE starling LOGIN").await;
     postgres.execute("CREATE DATABASE chat OWNER starling").await;
-    let options = StoreOptions::Postgres { url: postgres.url_of("starling", "chat"), connections_max: 2 };
+    let options =
+        StoreOptions::Postgres { url: postgres.url_of("starling", "chat"), connections_max: 2 };
     let store = Store::open(&options).await.unwrap();
     store.migrate().await.unwrap();
     store.close().await;
@@ -69,11 +72,15 @@ impl Pair {
         let standby = primary.standby(Some(replication.address())).await;
         let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
 
-        let (dir, prefix) = (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
+        let (dir, prefix) =
+            (tempfile::tempdir().unwrap(), format!("test-{:016x}", rand::random::<u64>()));
         let url = name.in_url(&primary.url_of("starling", "chat"));
         let mut replicas = Vec::new();
         for _ in 0..2 {
-            replicas.push(serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone()))).await);
+            replicas.push(
+                serve_with(dir.path(), Some(url.clone()), Some((redis_url(), prefix.clone())))
+                    .await,
+            );
         }
         Self { primary, standby, replication, name, replicas, dir }
     }
@@ -143,17 +150,24 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
     }
 }
 
-/// The devices and the log, held against every invariant of the checker, of which I20 is about such a change.
+/// The devices and the log, held against every invariant of the checker, of which I20 is about such
+/// a change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_does_not() {
     let Pair { mut primary, standby, replication, name, replicas, dir: _dir } = Pair::start().await;
     let mut accounts = Vec::new();
     for login in ["ada", "bob", "eve"] {
         let user = account(&replicas[0], login).await;
-        accounts.push(Account { user_id: user.id, login: user.login, token: user.token, ..Account::default() });
+        accounts.push(Account {
+            user_id: user.id,
+            login: user.login,
+            token: user.token,
+            ..Account::default()
+        });
     }
 
-    let bases: Vec<String> = replicas.iter().map(|replica| format!("http://{}", replica.address)).collect();
+    let bases: Vec<String> =
+        replicas.iter().map(|replica| format!("http://{}", replica.address)).collect();
     let herd = Herd::with(accounts, &bases, 2, |number| number).await;
     let chat = herd.community.group(&[0, 1, 2]).await.unwrap();
     for actor in &herd.community.actors {
@@ -168,7 +182,8 @@ async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_
     primary.stop_immediately();
     standby.promote().await;
     name.lead_to(&Proxy::target_of(&standby.url()));
-    eventually("more is sent than was lost", || async { messages(&standby).await >= kept + 40 }).await;
+    eventually("more is sent than was lost", || async { messages(&standby).await >= kept + 40 })
+        .await;
 
     let (_, report) = herd.end().await;
     assert!(report.is_clean(), "{report}");
@@ -197,7 +212,8 @@ async fn a_name_that_leads_to_a_standby_for_a_while_is_an_outage_and_nothing_of_
     name.cut_all().await;
     for _ in 0..10 {
         send(&ada, &chat, "meanwhile").await.refused(503, "unavailable");
-        // Once the ping of each second has met the standby, and not ready again before the primary is back.
+        // Once the ping of each second has met the standby, and not ready again before the primary
+        // is back.
         eventually("it is unready", || async { bob.get("/readyz").await.status == 503 }).await;
         bob.get(&format!("/chats/{chat}/messages")).await.refused(503, "unavailable");
     }
@@ -211,14 +227,20 @@ async fn a_name_that_leads_to_a_standby_for_a_while_is_an_outage_and_nothing_of_
         send(&ada, &chat, &format!("after {n}")).await.expect(201);
         bob.get("/chats").await.expect(200);
     }
-    assert_eq!(socket.expect("new_message").await["message"]["text"], "after", "the connection lived on");
+    assert_eq!(
+        socket.expect("new_message").await["message"]["text"],
+        "after",
+        "the connection lived on"
+    );
     assert_eq!(connect(&bob).await.1, epoch, "the log is the same");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_refuses_writes_is_given_up() {
-    let server = TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2)).await;
+    let server =
+        TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let url = server.database_url().unwrap();

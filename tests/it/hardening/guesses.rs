@@ -21,7 +21,8 @@ on_both_databases!(
 
 const WRONG: &str = "a wrong password, surely";
 
-/// Runs the rest of a test on a server with its limits on, behind a proxy whose header names the client's address.
+/// Runs the rest of a test on a server with its limits on, behind a proxy whose header names the
+/// client's address.
 async fn limited<F: Future<Output = ()>>(server: &TestServer, test: impl FnOnce(TestServer) -> F) {
     let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
     let other = TestServer::with(backend, |settings| {
@@ -35,12 +36,14 @@ async fn limited<F: Future<Output = ()>>(server: &TestServer, test: impl FnOnce(
 }
 
 async fn post_from(user: &User, address: &str, path: &str, body: Value) -> Answer {
-    let request = user.with_token("").request(reqwest::Method::POST, path).header("x-forwarded-for", address);
+    let request =
+        user.with_token("").request(reqwest::Method::POST, path).header("x-forwarded-for", address);
     user.send(request.json(&body)).await
 }
 
 async fn log_in_from(user: &User, address: &str, password: &str) -> Answer {
-    post_from(user, address, "/sessions", json!({ "login": user.login, "password": password })).await
+    post_from(user, address, "/sessions", json!({ "login": user.login, "password": password }))
+        .await
 }
 
 async fn right_logins_are_not_counted(server: TestServer) {
@@ -66,7 +69,10 @@ async fn wrong_logins_at_once_are_counted_exactly(server: TestServer) {
         let looked_at = answers.iter().filter(|answer| answer.status == 401).count();
         let refused = answers.iter().filter(|answer| answer.status == 429).count();
         let earned = usize::try_from(start.elapsed().as_secs() / 10).unwrap() + 1;
-        assert!(looked_at <= 10 + earned && refused >= 20 - earned, "{looked_at} guesses, {refused} refused");
+        assert!(
+            looked_at <= 10 + earned && refused >= 20 - earned,
+            "{looked_at} guesses, {refused} refused"
+        );
     })
     .await;
 }
@@ -98,7 +104,8 @@ async fn guesses_from_one_address_do_not_lock_the_owner_out_elsewhere(server: Te
     .await;
 }
 
-/// Guesses at a login from ever another network until the account's own bound refuses them for some seconds.
+/// Guesses at a login from ever another network until the account's own bound refuses them for some
+/// seconds.
 async fn guess_from_many_networks(server: &TestServer, login: &str) {
     let stranger = server.stranger();
     for _ in 0..150 {
@@ -116,8 +123,13 @@ async fn guess_from_many_networks(server: &TestServer, login: &str) {
     panic!("a hundred and fifty guesses from as many networks passed");
 }
 
-/// What an attempt is refused with once the account's bound is used up, which time may undo in between.
-async fn refused_beyond_the_bound(server: &TestServer, login: &str, attempt: impl AsyncFn() -> Answer) -> Answer {
+/// What an attempt is refused with once the account's bound is used up, which time may undo in
+/// between.
+async fn refused_beyond_the_bound(
+    server: &TestServer,
+    login: &str,
+    attempt: impl AsyncFn() -> Answer,
+) -> Answer {
     for _ in 0..4 {
         guess_from_many_networks(server, login).await;
         let answer = attempt().await;
@@ -130,7 +142,11 @@ async fn refused_beyond_the_bound(server: &TestServer, login: &str, attempt: imp
 
 /// An address in a network that nobody was in.
 fn elsewhere() -> String {
-    format!("2001:db8:{:x}:{:x}::1", rand::random_range(0x2000..0x9000), rand::random_range(1..0x1000))
+    format!(
+        "2001:db8:{:x}:{:x}::1",
+        rand::random_range(0x2000..0x9000),
+        rand::random_range(1..0x1000)
+    )
 }
 
 async fn guesses_from_many_networks_never_lock_out_a_user_who_is_logged_in(server: TestServer) {
@@ -150,8 +166,9 @@ async fn guesses_from_many_networks_never_lock_out_a_user_who_is_logged_in(serve
         let foreign = async || post_from(&ada, &elsewhere(), "/sessions", naming.clone()).await;
         refused_beyond_the_bound(&server, &ada.login, foreign).await.refused(429, "rate_limited");
 
-        // A wrong password from where the account is logged in is answered as an unknown login is, after a hash as well. On
-        // a busy machine each takes longer than a hash, and none takes less.
+        // A wrong password from where the account is logged in is answered as an unknown login is,
+        // after a hash as well. On a busy machine each takes longer than a hash, and none takes
+        // less.
         let (mut times, mut hash) = (Vec::new(), Duration::MAX);
         for _ in 0..3 {
             let start = Instant::now();
@@ -180,7 +197,9 @@ async fn guesses_from_many_networks_never_lock_out_a_user_who_is_logged_in(serve
     .await;
 }
 
-async fn unknown_refresh_tokens_keep_nobody_at_the_same_address_from_refreshing(server: TestServer) {
+async fn unknown_refresh_tokens_keep_nobody_at_the_same_address_from_refreshing(
+    server: TestServer,
+) {
     limited(&server, async |server| {
         let mut grants = Vec::new();
         for _ in 0..3 {
@@ -189,12 +208,19 @@ async fn unknown_refresh_tokens_keep_nobody_at_the_same_address_from_refreshing(
         }
         let stranger = server.stranger();
         let refresh = async |token: &Value| {
-            post_from(&stranger, "203.0.113.1", "/sessions/refresh", json!({ "refresh_token": token })).await
+            post_from(
+                &stranger,
+                "203.0.113.1",
+                "/sessions/refresh",
+                json!({ "refresh_token": token }),
+            )
+            .await
         };
         let mut refused = 0;
         for number in 0..400 {
             // Of the form of a token, and not; none is any session's.
-            let garbage = if number % 2 == 0 { json!("nonsense") } else { grants[0]["token"].clone() };
+            let garbage =
+                if number % 2 == 0 { json!("nonsense") } else { grants[0]["token"].clone() };
             let answer = refresh(&garbage).await;
             if answer.status == 429 {
                 refused += 1;

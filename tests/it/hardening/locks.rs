@@ -41,7 +41,12 @@ async fn release(mut holder: PgConnection) {
 }
 
 /// The times of sends into a chat, one after another, until the end.
-async fn keep_sending(sender: &User, chat: &str, prefix: &str, end: watch::Receiver<bool>) -> Vec<Duration> {
+async fn keep_sending(
+    sender: &User,
+    chat: &str,
+    prefix: &str,
+    end: watch::Receiver<bool>,
+) -> Vec<Duration> {
     let mut times = Vec::new();
     while !*end.borrow() {
         let start = Instant::now();
@@ -52,7 +57,12 @@ async fn keep_sending(sender: &User, chat: &str, prefix: &str, end: watch::Recei
 }
 
 /// The times of sends into all these chats at once while something goes on, shortest first.
-async fn times_during(ada: &User, chats: &[String], prefix: &str, work: impl Future<Output = ()>) -> Vec<Duration> {
+async fn times_during(
+    ada: &User,
+    chats: &[String],
+    prefix: &str,
+    work: impl Future<Output = ()>,
+) -> Vec<Duration> {
     let (end, ended) = watch::channel(false);
     let sending = join_all(chats.iter().map(|chat| keep_sending(ada, chat, prefix, ended.clone())));
     let working = async {
@@ -78,7 +88,8 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
     for _ in 0..8 {
         others.push(ada.group(&[&bob]).await);
     }
-    let quiet = times_during(&ada, &others, "quiet", tokio::time::sleep(Duration::from_secs(4))).await;
+    let quiet =
+        times_during(&ada, &others, "quiet", tokio::time::sleep(Duration::from_secs(4))).await;
 
     let mut socket = Socket::live(&bob).await;
     let holder = hold(&server, std::slice::from_ref(&held)).await;
@@ -101,7 +112,8 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
         };
         tokio::join!(release, sending);
 
-        // Held for longer than a statement may take: those who wait are answered, the others never notice.
+        // Held for longer than a statement may take: those who wait are answered, the others never
+        // notice.
         let holder = hold(&server, std::slice::from_ref(&held)).await;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(4) {
@@ -116,11 +128,16 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
     assert!(busy.len() > 100, "{}", busy.len());
     let (median, high) = (percentile(&busy, 50), percentile(&busy, 99));
     assert!(median < percentile(&quiet, 50) * 2 + Duration::from_millis(50), "{median:?}");
-    assert!(high < percentile(&quiet, 99) * 2 + Duration::from_millis(100), "{high:?} {:?}", percentile(&quiet, 99));
+    assert!(
+        high < percentile(&quiet, 99) * 2 + Duration::from_millis(100),
+        "{high:?} {:?}",
+        percentile(&quiet, 99)
+    );
     let answer = send(&bob, &held, "too late").await;
     assert!([200, 201].contains(&answer.status), "{}", answer.body);
     let texts = bob.texts(&held, "?after=0").await;
-    let expected: Vec<String> = (0..20).map(|number| number.to_string()).chain(["too late".to_owned()]).collect();
+    let expected: Vec<String> =
+        (0..20).map(|number| number.to_string()).chain(["too late".to_owned()]).collect();
     assert_eq!(texts, expected, "each once, in order");
     server.stop().await;
 }
@@ -224,7 +241,8 @@ async fn a_stranger_does_not_slow_down_the_others_of_the_chat(bench: Arc<Bench>)
     let (ada, bob, eve) = (bench.user().await, bench.user().await, bench.user().await);
     let chat = bench.group(ada, &[bob]).await;
     let nowhere = Draft { reply_to: Some(MessageId(99)), ..draft(chat, eve, "a reply to nothing") };
-    let drafts = [draft(chat, eve, "let me in"), draft(chat, ada, "a1"), nowhere, draft(chat, bob, "b1")];
+    let drafts =
+        [draft(chat, eve, "let me in"), draft(chat, ada, "a1"), nowhere, draft(chat, bob, "b1")];
     let before = bench.store.statements();
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     let statements = bench.store.statements() - before;
@@ -233,19 +251,29 @@ async fn a_stranger_does_not_slow_down_the_others_of_the_chat(bench: Arc<Bench>)
     }
     assert_eq!((new(&sent[1]).id, new(&sent[3]).id), (MessageId(1), MessageId(2)));
     if !bench.store.is_embedded() {
-        assert_eq!(statements, 4, "placed at once, and three reads of the careful path, which writes nothing");
+        assert_eq!(
+            statements, 4,
+            "placed at once, and three reads of the careful path, which writes nothing"
+        );
     }
 }
 
 async fn what_one_member_may_not_send_leaves_the_order_of_the_chat_as_it_is(bench: Arc<Bench>) {
     let (ada, bob) = (bench.user().await, bench.user().await);
     let chat = bench.group(ada, &[bob]).await;
-    let reply = |to: i64, text: &str| Draft { reply_to: Some(MessageId(to)), ..draft(chat, bob, text) };
-    let drafts =
-        [draft(chat, ada, "a1"), reply(3, "too early"), draft(chat, ada, "a2"), reply(2, "b1"), draft(chat, bob, "b2")];
+    let reply =
+        |to: i64, text: &str| Draft { reply_to: Some(MessageId(to)), ..draft(chat, bob, text) };
+    let drafts = [
+        draft(chat, ada, "a1"),
+        reply(3, "too early"),
+        draft(chat, ada, "a2"),
+        reply(2, "b1"),
+        draft(chat, bob, "b2"),
+    ];
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     refused(&sent[1], Code::MessageNotFound);
-    let texts: Vec<String> = bench.log(chat, ada).await.into_iter().filter_map(|it| it.text).collect();
+    let texts: Vec<String> =
+        bench.log(chat, ada).await.into_iter().filter_map(|it| it.text).collect();
     assert_eq!(texts, ["a1", "a2", "b1", "b2"]);
 }
 
@@ -275,7 +303,10 @@ async fn a_key_that_comes_again_is_found_without_a_second_try_of_the_batch(bench
     assert_eq!(repeated(&sent[0]), new(&first[0]));
     new(&sent[1]);
     if !bench.store.is_embedded() {
-        assert_eq!(statements, 4, "placed at once, and three reads of the careful path, which writes nothing");
+        assert_eq!(
+            statements, 4,
+            "placed at once, and three reads of the careful path, which writes nothing"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a login ends, and what is decided on old knowledge: passwords verified before they changed, tokens from before.
+//! What a login ends, and what is decided on old knowledge: passwords verified before they changed,
+//! tokens from before.
 
 use std::time::Duration;
 
@@ -63,7 +64,8 @@ async fn a_refresh_and_the_expiry_of_the_token_leave_the_socket_open(server: Tes
     let (phone, grant) = log_in(&ada, None).await;
     let mut refreshed = Socket::live(&phone).await;
     let mut expired = Socket::live(&ada).await;
-    let session = bob.get(CURRENT).await.expect(200)["session"]["id"].as_str().unwrap().parse().unwrap();
+    let session =
+        bob.get(CURRENT).await.expect(200)["session"]["id"].as_str().unwrap().parse().unwrap();
     // One on each replica, where there are two.
     let mut bobs = [Socket::live(&bob).await, Socket::live(&bob).await];
     refresh(&ada, &grant).await.expect(200);
@@ -71,7 +73,8 @@ async fn a_refresh_and_the_expiry_of_the_token_leave_the_socket_open(server: Tes
     phone.get(CURRENT).await.refused(401, "not_authenticated");
     ada.get(CURRENT).await.refused(401, "not_authenticated");
 
-    // Nobody announces this end: each replica finds it when it compares all of its sessions with the store.
+    // Nobody announces this end: each replica finds it when it compares all of its sessions with
+    // the store.
     let bob = bob.id.parse().unwrap();
     server.store().end_session(bob, session).await.unwrap().unwrap();
     for socket in &mut bobs {
@@ -81,7 +84,9 @@ async fn a_refresh_and_the_expiry_of_the_token_leave_the_socket_open(server: Tes
     stays(&mut expired).await;
 }
 
-async fn a_login_while_a_socket_of_the_login_before_authenticates_leaves_no_such_socket(server: TestServer) {
+async fn a_login_while_a_socket_of_the_login_before_authenticates_leaves_no_such_socket(
+    server: TestServer,
+) {
     let ada = server.user().await;
     let (mut phone, grant) = log_in(&ada, None).await;
     for _ in 0..20 {
@@ -92,7 +97,8 @@ async fn a_login_while_a_socket_of_the_login_before_authenticates_leaves_no_such
             request.headers_mut().insert("authorization", bearer);
             Socket::open(request).await
         };
-        let (opened, (next, _)) = tokio::join!(connecting, log_in(&ada, Some(&grant["session"]["id"])));
+        let (opened, (next, _)) =
+            tokio::join!(connecting, log_in(&ada, Some(&grant["session"]["id"])));
         if let Ok((mut socket, _)) = opened {
             assert_eq!(socket.close_code().await, 4401);
         }
@@ -101,7 +107,8 @@ async fn a_login_while_a_socket_of_the_login_before_authenticates_leaves_no_such
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_login_into_the_same_session_closes_the_sockets_on_another_replica_whatever_became_of_redis() {
+async fn a_login_into_the_same_session_closes_the_sockets_on_another_replica_whatever_became_of_redis()
+ {
     let mut stage = Stage::set(2, &StageOptions::default()).await;
     for trouble in ["none", "flushed", "deaf", "down"] {
         let made = stage.make_user(trouble).await;
@@ -122,18 +129,26 @@ async fn a_login_into_the_same_session_closes_the_sockets_on_another_replica_wha
         assert_eq!(socket.close_code().await, 4401, "{trouble}");
         stays(&mut other).await;
         stays(&mut Socket::live(&again).await).await;
-        eventually("the token before is refused", async || phone.get("/users/me").await.status == 401).await;
+        eventually("the token before is refused", async || {
+            phone.get("/users/me").await.status == 401
+        })
+        .await;
         stage.replicas[1].to_redis.set(Mode::Pass);
     }
 }
 
-async fn a_refresh_token_two_generations_old_ends_the_session_within_the_grace_too(server: TestServer) {
+async fn a_refresh_token_two_generations_old_ends_the_session_within_the_grace_too(
+    server: TestServer,
+) {
     let ada = server.user().await;
     let (_, first) = log_in(&ada, None).await;
     let second = refresh(&ada, &first).await.expect(200);
     let third = refresh(&ada, &second).await.expect(200);
     refresh(&ada, &first).await.refused(401, "invalid_refresh_token");
-    ada.with_token(third["token"].as_str().unwrap()).get(CURRENT).await.refused(401, "not_authenticated");
+    ada.with_token(third["token"].as_str().unwrap())
+        .get(CURRENT)
+        .await
+        .refused(401, "not_authenticated");
     refresh(&ada, &third).await.refused(401, "invalid_refresh_token");
     ada.get(CURRENT).await.expect(200);
 }
@@ -160,10 +175,17 @@ async fn the_refresh_token_before_a_login_into_the_session_has_no_grace(server: 
 async fn logins_at_once_with_an_outdated_hash_all_succeed(server: TestServer) {
     use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
     let ada = server.user().await;
-    let weaker = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
+    let weaker =
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
     let weaker = weaker.hash_password(ada.password.as_bytes()).unwrap().to_string();
-    let url = server.database_url().unwrap_or_else(|| server.dir().join("starling.db").display().to_string());
-    execute(&url, &format!("UPDATE users SET password_hash = '{weaker}' WHERE login = '{}'", ada.login)).await;
+    let url = server
+        .database_url()
+        .unwrap_or_else(|| server.dir().join("starling.db").display().to_string());
+    execute(
+        &url,
+        &format!("UPDATE users SET password_hash = '{weaker}' WHERE login = '{}'", ada.login),
+    )
+    .await;
     let logins = join_all((0..6).map(|_| log_in(&ada, None))).await;
     assert_eq!(logins.len(), 6);
 }
@@ -176,7 +198,8 @@ async fn tokens_are_256_random_bits_with_a_prefix_and_never_the_same(server: Tes
     let mut seen = std::collections::HashSet::new();
     for grant in [&first, &second, &third] {
         for key in ["token", "refresh_token"] {
-            let random = grant[key].as_str().unwrap().strip_prefix("sl_").expect("secret scanners find it");
+            let random =
+                grant[key].as_str().unwrap().strip_prefix("sl_").expect("secret scanners find it");
             let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(random).unwrap();
             assert!(bytes.len() == 32 && seen.insert(bytes), "{key}");
         }
@@ -193,8 +216,8 @@ pub async fn execute(url: &str, sql: &str) {
     }
 }
 
-/// Answers what `act` is answered whose password is verified before, and whose turn comes after, the password of `user`
-/// became that of `other`.
+/// Answers what `act` is answered whose password is verified before, and whose turn comes after,
+/// the password of `user` became that of `other`.
 async fn while_the_password_changes<F: Future<Output = Answer>>(
     server: &TestServer,
     (user, other): (&User, &User),
@@ -205,9 +228,15 @@ async fn while_the_password_changes<F: Future<Output = Answer>>(
     for _ in 0..5 {
         let mut changing = PgConnection::connect(&url).await.unwrap();
         let mut change = changing.begin().await.unwrap();
-        let taking = "UPDATE users SET password_hash = (SELECT password_hash FROM users WHERE login = $2)
+        let taking =
+            "UPDATE users SET password_hash = (SELECT password_hash FROM users WHERE login = $2)
                       WHERE login = $1";
-        sqlx::query(taking).bind(&user.login).bind(&other.login).execute(&mut *change).await.unwrap();
+        sqlx::query(taking)
+            .bind(&user.login)
+            .bind(&other.login)
+            .execute(&mut *change)
+            .await
+            .unwrap();
         let changing = async {
             eventually("it waits for the user's row", async || {
                 let waiting: i64 = sqlx::query_scalar(
@@ -227,9 +256,15 @@ async fn while_the_password_changes<F: Future<Output = Answer>>(
             return answer;
         }
         // The machine was so busy that Postgres gave the waiting statement up. Once more.
-        let back = "UPDATE users SET password_hash = (SELECT password_hash FROM users WHERE login = $2)
+        let back =
+            "UPDATE users SET password_hash = (SELECT password_hash FROM users WHERE login = $2)
                     WHERE login = $1";
-        sqlx::query(back).bind(&user.login).bind(format!("{}-kept", user.login)).execute(&mut watcher).await.unwrap();
+        sqlx::query(back)
+            .bind(&user.login)
+            .bind(format!("{}-kept", user.login))
+            .execute(&mut watcher)
+            .await
+            .unwrap();
     }
     panic!("five times the statement was given up");
 }
@@ -253,7 +288,9 @@ async fn a_login_that_began_before_the_password_changed_is_refused() {
     let (ada, bob) = cast(&server).await;
     let session = ada.get(CURRENT).await.expect(200)["session"]["id"].clone();
     let body = json!({ "login": ada.login, "password": ada.password });
-    let answer = while_the_password_changes(&server, (&ada, &bob), || ada.post("/sessions", body.clone())).await;
+    let answer =
+        while_the_password_changes(&server, (&ada, &bob), || ada.post("/sessions", body.clone()))
+            .await;
     answer.refused(401, "invalid_credentials");
     let sessions = ada.get("/sessions").await.expect(200);
     assert_eq!(sessions["sessions"].as_array().unwrap().len(), 1);
@@ -262,7 +299,9 @@ async fn a_login_that_began_before_the_password_changed_is_refused() {
     let (ada, bob) = cast(&server).await;
     let session = ada.get(CURRENT).await.expect(200)["session"]["id"].clone();
     let body = json!({ "login": ada.login, "password": ada.password, "session_id": session });
-    let answer = while_the_password_changes(&server, (&ada, &bob), || ada.post("/sessions", body.clone())).await;
+    let answer =
+        while_the_password_changes(&server, (&ada, &bob), || ada.post("/sessions", body.clone()))
+            .await;
     answer.refused(401, "invalid_credentials");
     ada.get(CURRENT).await.expect(200);
     server.stop().await;
@@ -273,12 +312,17 @@ async fn a_change_and_a_removal_that_began_before_the_password_changed_are_refus
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = cast(&server).await;
     let body = json!({ "password": "chosen by a thief", "current_password": ada.password });
-    let answer = while_the_password_changes(&server, (&ada, &bob), || ada.patch("/users/me", body.clone())).await;
+    let answer =
+        while_the_password_changes(&server, (&ada, &bob), || ada.patch("/users/me", body.clone()))
+            .await;
     answer.refused(403, "wrong_password");
 
     let (ada, bob) = cast(&server).await;
     let body = json!({ "password": ada.password });
-    let answer = while_the_password_changes(&server, (&ada, &bob), || ada.delete_with("/users/me", body.clone())).await;
+    let answer = while_the_password_changes(&server, (&ada, &bob), || {
+        ada.delete_with("/users/me", body.clone())
+    })
+    .await;
     answer.refused(403, "wrong_password");
     ada.get("/users/me").await.expect(200);
     server.stop().await;

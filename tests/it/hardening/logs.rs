@@ -12,7 +12,11 @@ async fn no_request_puts_a_line_of_its_own_into_a_log_for_people() {
     let user = home.users(&server.base, "u", 1).await.remove(0);
     let forged = "\n2026-01-01T00:00:00.000000Z ERROR forged: line\r\nforged: line";
     user.post("/sessions", json!({ "login": forged, "password": forged })).await.expect(401);
-    user.post("/sessions", json!({ "login": user.login, "password": user.password, "device": forged })).await;
+    user.post(
+        "/sessions",
+        json!({ "login": user.login, "password": user.password, "device": forged }),
+    )
+    .await;
     user.post("/chats", json!({ "kind": "group", "name": forged, "member_ids": [] })).await;
     user.post("/chats", json!({ "kind": forged })).await.refused_fields(&["kind"]);
     user.get("/users/me%0Aforged:%20line").await;
@@ -20,7 +24,9 @@ async fn no_request_puts_a_line_of_its_own_into_a_log_for_people() {
     let mut socket = Socket::live(&user).await;
     socket.send(json!({ "type": forged, "id": forged })).await;
     socket.expect("error").await;
-    socket.send(json!({ "type": "send_message", "chat_id": forged, "text": forged, "id": 1 })).await;
+    socket
+        .send(json!({ "type": "send_message", "chat_id": forged, "text": forged, "id": 1 }))
+        .await;
     socket.expect("error").await;
     socket.close().await;
     server.stop().await;
@@ -28,6 +34,9 @@ async fn no_request_puts_a_line_of_its_own_into_a_log_for_people() {
     let log = home.log();
     assert!(log.lines().count() > 5, "{log}");
     for line in log.lines() {
-        assert!(!line.starts_with("2026-01-01T") && !line.trim_start().starts_with("forged"), "{line}");
+        assert!(
+            !line.starts_with("2026-01-01T") && !line.trim_start().starts_with("forged"),
+            "{line}"
+        );
     }
 }

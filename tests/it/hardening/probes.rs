@@ -13,7 +13,9 @@ async fn readiness_costs_the_database_nothing(server: TestServer) {
     let store = server.store();
     let (before, start) = (store.statements(), std::time::Instant::now());
     for _ in 0..10 {
-        let asking = join_all((0..40).map(|_| async { reqwest::get(format!("{}/readyz", server.base())).await }));
+        let asking = join_all(
+            (0..40).map(|_| async { reqwest::get(format!("{}/readyz", server.base())).await }),
+        );
         for answer in asking.await {
             assert_eq!(answer.unwrap().status(), 200);
         }
@@ -28,10 +30,15 @@ async fn readiness_costs_the_database_nothing(server: TestServer) {
 async fn strangers_who_ask_for_readiness_do_not_make_a_replica_unready() {
     let server = TestServer::start(Backend::Postgres).await;
     let flood = async {
-        let wave = || join_all((0..300).map(|_| async { reqwest::get(format!("{}/readyz", server.base())).await }));
+        let wave = || {
+            join_all(
+                (0..300).map(|_| async { reqwest::get(format!("{}/readyz", server.base())).await }),
+            )
+        };
         let mut statuses = Vec::new();
         for _ in 0..4 {
-            statuses.extend(wave().await.into_iter().flatten().map(|answer| answer.status().as_u16()));
+            statuses
+                .extend(wave().await.into_iter().flatten().map(|answer| answer.status().as_u16()));
         }
         statuses
     };
@@ -53,8 +60,11 @@ async fn both_ports_are_unready_while_the_database_is_away_and_ready_again_after
     let url = server.database_url().unwrap();
     let (base, name) = url.rsplit_once('/').unwrap();
     let mut db = PgConnection::connect(&format!("{base}/postgres")).await.unwrap();
-    let allow = |allowed: bool| sqlx::AssertSqlSafe(format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {allowed}"));
-    let kill = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    let allow = |allowed: bool| {
+        sqlx::AssertSqlSafe(format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {allowed}"))
+    };
+    let kill =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
     let both = async |expected: u16| {
         let mut statuses = Vec::new();
         for base in [server.base(), server.internal_base()] {

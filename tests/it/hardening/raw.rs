@@ -36,7 +36,8 @@ pub async fn until_closed(stream: &mut TcpStream) {
     tokio::time::timeout(IN_TIME, reading).await.expect("the server closes it in time");
 }
 
-/// The status of `GET path`, asked on a connection that is kept. `None` if the connection ends without an answer.
+/// The status of `GET path`, asked on a connection that is kept. `None` if the connection ends
+/// without an answer.
 pub async fn ask(stream: &mut TcpStream, path: &str, headers: &str) -> Option<u16> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
@@ -73,7 +74,8 @@ impl Http2 {
     pub async fn connect(address: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let mut builder = h2::client::Builder::new();
-        let (requests, connection) = builder.initial_window_size(window).handshake(stream).await.unwrap();
+        let (requests, connection) =
+            builder.initial_window_size(window).handshake(stream).await.unwrap();
         #[expect(clippy::disallowed_methods, reason = "a client's task, waited for by the test")]
         let connection = tokio::spawn(async move { drop(connection.await) });
         Self { requests, connection }
@@ -90,10 +92,14 @@ impl Http2 {
         Ok(requests.send_request(request.body(()).unwrap(), true)?.0)
     }
 
-    /// Waits until the server closes it: a client that wants no more requests would close it by itself.
+    /// Waits until the server closes it: a client that wants no more requests would close it by
+    /// itself.
     pub async fn until_closed(self) {
         let Self { requests, connection } = self;
-        tokio::time::timeout(IN_TIME, connection).await.expect("the server closes it in time").unwrap();
+        tokio::time::timeout(IN_TIME, connection)
+            .await
+            .expect("the server closes it in time")
+            .unwrap();
         drop(requests);
     }
 }

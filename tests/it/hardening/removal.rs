@@ -1,4 +1,5 @@
-//! An account that is removed: nothing is made in its name after its end, and the number of its chats is no obstacle.
+//! An account that is removed: nothing is made in its name after its end, and the number of its
+//! chats is no obstacle.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use tempfile::TempDir;
 
 use crate::outages::send;
 use crate::support::{
-    Answer, Backend, Database, Mode, Proxy, Socket, TestServer, User, eventually, everywhere, postgres_url, settings,
+    Answer, Backend, Database, Mode, Proxy, Socket, TestServer, User, eventually, everywhere,
+    postgres_url, settings,
 };
 
 everywhere!(
@@ -31,7 +33,10 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), database: Database::create(Backend::Postgres).await }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            database: Database::create(Backend::Postgres).await,
+        }
     }
 
     fn url(&self) -> String {
@@ -77,7 +82,12 @@ async fn count(db: &mut PgConnection, sql: &str, user: &User) -> i64 {
 const MEMBERSHIPS: &str = "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL";
 
 /// The time of each send, one after another, until the future is over.
-async fn sends_until(sender: &User, chat: &str, prefix: &str, over: impl Future<Output = ()>) -> Vec<Duration> {
+async fn sends_until(
+    sender: &User,
+    chat: &str,
+    prefix: &str,
+    over: impl Future<Output = ()>,
+) -> Vec<Duration> {
     tokio::pin!(over);
     let mut times = Vec::new();
     loop {
@@ -99,7 +109,8 @@ async fn an_account_in_a_thousand_groups_ends_at_once_and_leaves_them_all_even_a
     let (cid, dan) = (user(&server, "cid").await, user(&server, "dan").await);
     let mut db = site.direct().await;
     make_groups(&mut db, &ada, &bob, GROUPS).await;
-    let shared: ChatId = sqlx::query_scalar("SELECT id FROM chats LIMIT 1").fetch_one(&mut db).await.unwrap();
+    let shared: ChatId =
+        sqlx::query_scalar("SELECT id FROM chats LIMIT 1").fetch_one(&mut db).await.unwrap();
     let (shared, unrelated) = (shared.to_string(), cid.private_chat(&dan).await);
     let mut socket = Socket::live(&ada).await;
 
@@ -125,25 +136,38 @@ async fn an_account_in_a_thousand_groups_ends_at_once_and_leaves_them_all_even_a
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(socket.close_code().await, 4401);
     let slowest = alone.iter().chain(&beside).max().unwrap();
-    assert!(*slowest < Duration::from_secs(2), "nobody waits for a thousand chats to be left: {slowest:?}");
+    assert!(
+        *slowest < Duration::from_secs(2),
+        "nobody waits for a thousand chats to be left: {slowest:?}"
+    );
     cid.get(&format!("/users/{}", ada.id)).await.expect(200);
 
     server.stop().await;
     let rest = count(&mut db, MEMBERSHIPS, &ada).await;
     let total = i64::try_from(GROUPS).unwrap();
     assert!((1..total).contains(&rest), "the process ended in the middle of it: {rest}");
-    assert_eq!(count(&mut db, "SELECT COUNT(*) FROM account_removals WHERE user_id = $1", &ada).await, 1);
+    assert_eq!(
+        count(&mut db, "SELECT COUNT(*) FROM account_removals WHERE user_id = $1", &ada).await,
+        1
+    );
 
     let one = site.serve(site.url()).await;
     let start = Instant::now();
-    while count(&mut db, "SELECT COUNT(*) FROM account_removals WHERE user_id = $1", &ada).await > 0 {
-        assert!(start.elapsed() < Duration::from_mins(2), "{} left", count(&mut db, MEMBERSHIPS, &ada).await);
+    while count(&mut db, "SELECT COUNT(*) FROM account_removals WHERE user_id = $1", &ada).await > 0
+    {
+        assert!(
+            start.elapsed() < Duration::from_mins(2),
+            "{} left",
+            count(&mut db, MEMBERSHIPS, &ada).await
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(count(&mut db, MEMBERSHIPS, &ada).await, 0);
-    let owned = "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND role = 'owner'";
+    let owned =
+        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND role = 'owner'";
     assert_eq!(count(&mut db, owned, &bob).await, total, "each group has an owner again");
-    let bob = User::new(format!("http://{}", one.address), bob.id, bob.login, bob.password, bob.token);
+    let bob =
+        User::new(format!("http://{}", one.address), bob.id, bob.login, bob.password, bob.token);
     let shown = bob.get(&format!("/chats/{shared}/members")).await.expect(200);
     assert_eq!(shown["members"].as_array().unwrap().len(), 1, "{shown}");
     one.stop().await;
@@ -170,9 +194,12 @@ async fn nothing_is_made_in_the_name_of_an_account_that_ends_meanwhile(server: T
     for _ in 0..5 {
         let ada = server.user().await;
         let making = async {
-            let chats = join_all(
-                (0..8).map(|_| ada.post("/chats", json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id] }))),
-            );
+            let chats = join_all((0..8).map(|_| {
+                ada.post(
+                    "/chats",
+                    json!({ "kind": "group", "name": "Crew", "member_ids": [bob.id] }),
+                )
+            }));
             let invites = join_all((0..8).map(|_| ada.post("/invites", json!({}))));
             let (chats, invites) = tokio::join!(chats, invites);
             chats.iter().chain(&invites).for_each(made_or_refused);

@@ -1,5 +1,5 @@
-//! A committed change reaches its readers although its answer was lost, its event was lost, or the event is of another
-//! version.
+//! A committed change reaches its readers although its answer was lost, its event was lost, or the
+//! event is of another version.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use crate::cluster::{next_version_message, publish_to_any};
 use crate::outages::send;
 use crate::support::{Backend, Mode, Proxy, Socket, TestServer, postgres_url, redis_url};
 
-/// How long a committed change may take to its readers: much less than the 30 s until the next unconditional resync.
+/// How long a committed change may take to its readers: much less than the 30 s until the next
+/// unconditional resync.
 const DELIVERED_MAX: Duration = Duration::from_secs(10);
 
 /// Two replicas that reach their database through a proxy.
@@ -40,7 +41,8 @@ async fn until(socket: &mut Socket, what: &str, mut holds: impl FnMut(&Value) ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_whose_commit_was_not_answered_reaches_the_members_on_every_replica_without_a_retry() {
+async fn a_message_whose_commit_was_not_answered_reaches_the_members_on_every_replica_without_a_retry()
+ {
     let (server, proxy) = fleet_behind_proxy().await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
@@ -69,14 +71,24 @@ async fn a_change_whose_commit_was_not_answered_reaches_the_members_on_every_rep
     let mut of_eve = [Socket::live(&eve).await, Socket::live(&eve).await];
     let path = format!("/chats/{chat}");
     let member = format!("{path}/members/{}", eve.id);
-    for step in ["message_edited", "message_removed", "chat_changed", "member_joined", "member_changed", "member_left"]
-    {
+    for step in [
+        "message_edited",
+        "message_removed",
+        "chat_changed",
+        "member_joined",
+        "member_changed",
+        "member_left",
+    ] {
         proxy.set(Mode::CutAnswerTo(b"COMMIT\0".to_vec()));
         let answer = match step {
-            "message_edited" => ada.patch(&format!("{path}/messages/1"), json!({ "text": "edited" })).await,
+            "message_edited" => {
+                ada.patch(&format!("{path}/messages/1"), json!({ "text": "edited" })).await
+            }
             "message_removed" => ada.delete(&format!("{path}/messages/2")).await,
             "chat_changed" => ada.patch(&path, json!({ "name": "Renamed" })).await,
-            "member_joined" => ada.post(&format!("{path}/members"), json!({ "user_id": eve.id })).await,
+            "member_joined" => {
+                ada.post(&format!("{path}/members"), json!({ "user_id": eve.id })).await
+            }
             "member_changed" => ada.patch(&member, json!({ "role": "admin" })).await,
             _ => ada.delete(&member).await,
         };
@@ -108,7 +120,9 @@ async fn a_change_whose_commit_was_not_answered_reaches_the_members_on_every_rep
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_reads_slowly_and_pings_in_time_is_not_silent() {
-    let server = TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500)).await;
+    let server =
+        TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(500))
+            .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     // Four bytes a character: far more than the system takes for a client that does not read.
@@ -152,7 +166,9 @@ async fn without_redis_another_replicas_changes_joins_and_removals_are_found_by_
         let text = format!("blind {round}");
         ada.say(&chat, &text).await;
         let joined = ada.channel(&[]).await;
-        ada.post(&format!("/chats/{joined}/members"), json!({ "user_id": bob.id })).await.expect(201);
+        ada.post(&format!("/chats/{joined}/members"), json!({ "user_id": bob.id }))
+            .await
+            .expect(201);
         let made = ada.group(&[&bob]).await;
         for socket in &mut sockets {
             let mut missing = vec![text.clone(), joined.clone(), made.clone()];
@@ -182,10 +198,16 @@ async fn a_resync_of_changed_chats_reads_an_index_and_finds_the_changes_of_the_l
     let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
     let seed = "INSERT INTO chats (id, kind, created_at_ms, rev, renamed_rev, member_count, activity_at_ms) \
                 SELECT gen_random_uuid(), 'group', 1, 1, 1, 1, 1 FROM generate_series(1, 20000)";
-    for sql in [seed, "ALTER TABLE chats DISABLE TRIGGER chats_changed", "UPDATE chats SET changed_slot = 7"] {
+    for sql in [
+        seed,
+        "ALTER TABLE chats DISABLE TRIGGER chats_changed",
+        "UPDATE chats SET changed_slot = 7",
+    ] {
         db.execute(sql).await.unwrap();
     }
-    for sql in ["ALTER TABLE chats ENABLE TRIGGER chats_changed", "VACUUM FULL chats", "ANALYZE chats"] {
+    for sql in
+        ["ALTER TABLE chats ENABLE TRIGGER chats_changed", "VACUUM FULL chats", "ANALYZE chats"]
+    {
         db.execute(sql).await.unwrap();
     }
     let resync = "EXPLAIN SELECT changed_slot, id, rev, removed_at_ms IS NOT NULL AS removed FROM chats \
@@ -193,7 +215,10 @@ async fn a_resync_of_changed_chats_reads_an_index_and_finds_the_changes_of_the_l
                 ORDER BY changed_slot, id LIMIT 1000";
     let plan: Vec<String> = sqlx::query_scalar(resync).fetch_all(&mut db).await.unwrap();
     let plan = plan.join("\n");
-    assert!(plan.contains("Index Scan using chats_by_change") && !plan.contains("Seq Scan"), "{plan}");
+    assert!(
+        plan.contains("Index Scan using chats_by_change") && !plan.contains("Seq Scan"),
+        "{plan}"
+    );
 
     let store = server.store();
     assert_eq!(store.chats_changed(100, ChatId::default(), 1000).await.unwrap(), []);
@@ -207,7 +232,8 @@ async fn a_resync_of_changed_chats_reads_an_index_and_finds_the_changes_of_the_l
     server.stop().await;
 }
 
-/// A replica of the next version, as the others see it: it commits to their database, and they cannot read its events.
+/// A replica of the next version, as the others see it: it commits to their database, and they
+/// cannot read its events.
 struct NextVersion<'a> {
     server: &'a TestServer,
     key: [u8; 32],
@@ -232,7 +258,8 @@ impl NextVersion<'_> {
     }
 
     async fn send(&self, chat_id: ChatId, sender_id: UserId, text: &str) {
-        let draft = Draft { chat_id, sender_id, text: text.to_owned(), reply_to: None, client_id: None };
+        let draft =
+            Draft { chat_id, sender_id, text: text.to_owned(), reply_to: None, client_id: None };
         let sent = self.server.store().append(&[draft], Clock::system().now()).await.unwrap();
         assert!(sent.iter().all(Result::is_ok));
         self.publish(&[Topic::Chat(chat_id)]).await;
@@ -241,7 +268,11 @@ impl NextVersion<'_> {
     async fn create_group(&self, creator: UserId, member: UserId) -> ChatId {
         let now = Clock::system().now();
         let id = ChatId::new(now, &mut rand::rng());
-        let kind = Creation::Shared { kind: ChatKind::Group, name: "Crew".to_owned(), members: vec![member] };
+        let kind = Creation::Shared {
+            kind: ChatKind::Group,
+            name: "Crew".to_owned(),
+            members: vec![member],
+        };
         let new = NewChat { id, kind, creator, now, chats_max: 100 };
         self.server.store().create_chat(&new).await.unwrap();
         self.publish(&[Topic::Chat(id), Topic::User(member)]).await;

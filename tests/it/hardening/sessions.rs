@@ -29,7 +29,8 @@ async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_not
     .await;
     let ada = server.user().await;
     ada.get(CURRENT).await.expect(200);
-    let entries: Vec<String> = redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap();
+    let entries: Vec<String> =
+        redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap();
     let [entry] = entries.as_slice() else { panic!("one session was cached: {entries:?}") };
     let kept = format!("{entry}:kept");
     copy(entry, &kept).await;
@@ -54,8 +55,9 @@ async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed()
     })
     .await;
     let (ada, bob) = (server.user().await, server.user().await);
-    let entries =
-        async || -> Vec<String> { redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap() };
+    let entries = async || -> Vec<String> {
+        redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap()
+    };
     ada.get(CURRENT).await.expect(200);
     let of_ada = entries().await.remove(0);
     bob.get(CURRENT).await.expect(200);
@@ -73,19 +75,25 @@ async fn copy_of_message(channel: &str, publish: impl Fn()) -> Vec<u8> {
     let mut listening = redis::Client::open(redis_url()).unwrap().get_async_pubsub().await.unwrap();
     listening.subscribe(channel).await.unwrap();
     publish();
-    let message = tokio::time::timeout(Duration::from_secs(30), listening.on_message().next()).await;
+    let message =
+        tokio::time::timeout(Duration::from_secs(30), listening.on_message().next()).await;
     message.expect("it is published in time").unwrap().get_payload().unwrap()
 }
 
 async fn next(inbox: &mut BusInbox) -> Arrival {
-    tokio::time::timeout(Duration::from_secs(30), inbox.next()).await.expect("something arrives").unwrap()
+    tokio::time::timeout(Duration::from_secs(30), inbox.next())
+        .await
+        .expect("something arrives")
+        .unwrap()
 }
 
 /// Waits until the replica's subscription to a topic is in force.
 async fn follow(replica: &mut Replica, topic: Topic) {
     eventually("the bus is connected", async || replica.cluster.health.is_connected()).await;
     replica.cluster.bus.follow(topic);
-    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Resync(topics) if topics.contains(&topic)) {}
+    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Resync(topics) if topics.contains(&topic))
+    {
+    }
 }
 
 #[tokio::test]
@@ -98,18 +106,27 @@ async fn a_copy_of_an_event_replayed_after_a_minute_causes_a_resync_and_is_not_d
     follow(&mut listener, Topic::Chat(chat_id)).await;
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     let body = copy_of_message(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
-    assert!(matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::Typing { .. })));
+    assert!(matches!(
+        next(&mut listener.cluster.inbox).await,
+        Arrival::Event(Event::Typing { .. })
+    ));
 
     publish_raw(&channel, &body).await;
     let arrival = next(&mut listener.cluster.inbox).await;
-    assert!(matches!(arrival, Arrival::Event(Event::Typing { .. })), "a fresh copy passes: {arrival:?}");
+    assert!(
+        matches!(arrival, Arrival::Event(Event::Typing { .. })),
+        "a fresh copy passes: {arrival:?}"
+    );
 
     listener.clock.advance(Duration::from_secs(61));
     for _ in 0..100 {
         publish_raw(&channel, &body).await;
     }
     let arrival = next(&mut listener.cluster.inbox).await;
-    assert!(matches!(&arrival, Arrival::Resync(topics) if *topics == [Topic::Chat(chat_id)]), "{arrival:?}");
+    assert!(
+        matches!(&arrival, Arrival::Resync(topics) if *topics == [Topic::Chat(chat_id)]),
+        "{arrival:?}"
+    );
 
     speaker.clock.advance(Duration::from_secs(61));
     speaker.cluster.bus.publish(typing);
@@ -121,7 +138,8 @@ async fn a_copy_of_an_event_replayed_after_a_minute_causes_a_resync_and_is_not_d
 }
 
 #[tokio::test]
-async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_resync_everything() {
+async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_resync_everything()
+ {
     let prefix = prefix();
     let speaker = Replica::join(&redis_url(), &prefix);
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -129,7 +147,10 @@ async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replic
     let channel = format!("{prefix}:everyone:{{}}");
     let ended = Event::SessionsEnded(vec![SessionId::new(Clock::system().now(), &mut rand::rng())]);
     let body = copy_of_message(&channel, || speaker.cluster.bus.publish(ended.clone())).await;
-    while !matches!(next(&mut listener.cluster.inbox).await, Arrival::Event(Event::SessionsEnded(_))) {}
+    while !matches!(
+        next(&mut listener.cluster.inbox).await,
+        Arrival::Event(Event::SessionsEnded(_))
+    ) {}
     listener.clock.advance(Duration::from_secs(61));
     publish_raw(&channel, &body).await;
     let arrival = next(&mut listener.cluster.inbox).await;

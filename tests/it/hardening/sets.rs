@@ -36,7 +36,9 @@ async fn a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two(server:
     assert_eq!(shown["chats"][0]["role"], "member", "{shown}");
 }
 
-async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_back(server: TestServer) {
+async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_back(
+    server: TestServer,
+) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let path = format!("/chats/{chat}");
@@ -62,7 +64,11 @@ async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_
     };
     let (count, ()) = tokio::join!(sending, clearing);
     let shown = ada.get(&path).await.expect(200);
-    assert_eq!((&shown["last_read_message_id"], &shown["unread_count"]), (&json!(count), &json!(0)), "{shown}");
+    assert_eq!(
+        (&shown["last_read_message_id"], &shown["unread_count"]),
+        (&json!(count), &json!(0)),
+        "{shown}"
+    );
 }
 
 /// A send has written the marker and not yet committed when the history is cleared.
@@ -79,8 +85,7 @@ async fn a_send_that_commits_while_the_history_is_cleared_keeps_its_read_marker(
     db.execute(AssertSqlSafe(marker)).await.unwrap();
     let path = format!("/chats/{chat}");
     let committing = async {
-        let waiting =
-            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         eventually("clearing waits for the marker", async || {
             sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut look).await.unwrap() > 0
         })
@@ -97,6 +102,10 @@ async fn a_send_that_commits_while_the_history_is_cleared_keeps_its_read_marker(
     let (cleared, ()) = tokio::join!(clearing, committing);
     cleared.unwrap().expect(204);
     let shown = ada.get(&path).await.expect(200);
-    assert_eq!((&shown["last_read_message_id"], &shown["unread_count"]), (&json!(2), &json!(0)), "{shown}");
+    assert_eq!(
+        (&shown["last_read_message_id"], &shown["unread_count"]),
+        (&json!(2), &json!(0)),
+        "{shown}"
+    );
     server.stop().await;
 }

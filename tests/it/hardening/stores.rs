@@ -18,11 +18,19 @@ on_both_stores!(
 
 async fn the_first_members_see_a_new_chat_as_they_see_it_later(bench: Arc<Bench>) {
     let users = bench.users(4).await;
-    let shared = |kind| Creation::Shared { kind, name: "Crew".to_owned(), members: users[1..].to_vec() };
-    let kinds = [shared(ChatKind::Group), shared(ChatKind::Channel), Creation::Private(users[1]), Creation::SelfChat];
+    let shared =
+        |kind| Creation::Shared { kind, name: "Crew".to_owned(), members: users[1..].to_vec() };
+    let kinds = [
+        shared(ChatKind::Group),
+        shared(ChatKind::Channel),
+        Creation::Private(users[1]),
+        Creation::SelfChat,
+    ];
     for kind in kinds {
         let new = bench.new_chat(users[0], kind.clone());
-        let Opened::New(views) = bench.store.create_chat(&new).await.unwrap() else { panic!("{kind:?} is new") };
+        let Opened::New(views) = bench.store.create_chat(&new).await.unwrap() else {
+            panic!("{kind:?} is new")
+        };
         assert!(!views.is_empty());
         for (user_id, view) in views {
             let later = bench.store.chat(new.id, user_id).await.unwrap().unwrap();
@@ -44,7 +52,8 @@ async fn sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it(bench: Arc<Ben
         bench.store.remove_chat(chat, owner, bench.now()).await.unwrap();
         chats.push(chat);
     }
-    let sweepers = [bench.another_store().await, bench.another_store().await, bench.another_store().await];
+    let sweepers =
+        [bench.another_store().await, bench.another_store().await, bench.another_store().await];
     let mut total = 0;
     loop {
         let rounds = join_all(sweepers.iter().map(Store::sweep_removed)).await;
@@ -68,7 +77,8 @@ async fn a_login_over_the_limit_ends_an_expired_session_before_a_live_one(bench:
     let expired = bench.new_session(ada, 1_000);
     bench.store.log_in(&expired, NO_HASH, None, 2).await.unwrap();
     bench.clock.advance(Duration::from_mins(1));
-    let third = bench.store.log_in(&bench.new_session(ada, 10_000_000), NO_HASH, None, 2).await.unwrap();
+    let third =
+        bench.store.log_in(&bench.new_session(ada, 10_000_000), NO_HASH, None, 2).await.unwrap();
     assert_eq!(third.ended.iter().map(|session| session.id).collect::<Vec<_>>(), [expired.id]);
     assert!(bench.store.resolve(live.tokens.token, bench.now()).await.unwrap().is_some());
 }

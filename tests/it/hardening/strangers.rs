@@ -50,7 +50,11 @@ async fn a_user_that_refuses_strangers_is_reached_by_acquaintances_alone(server:
     for answer in [&in_a_group, &added, &among_others] {
         assert_eq!(answer.body, refused.body, "the words are the same and name nobody");
     }
-    assert_eq!(ada.get("/chats").await.expect(200)["chats"].as_array().map(Vec::len), Some(1), "nothing came of it");
+    assert_eq!(
+        ada.get("/chats").await.expect(200)["chats"].as_array().map(Vec::len),
+        Some(1),
+        "nothing came of it"
+    );
 
     // Bob shares a chat with Ada, and Ada reaches whom she likes.
     let private = open(&bob, &ada).await.expect(201);
@@ -59,7 +63,8 @@ async fn a_user_that_refuses_strangers_is_reached_by_acquaintances_alone(server:
     add(&bob, &of_bob, &ada).await.expect(201);
     let to_eve = open(&ada, &eve).await.expect(201);
 
-    // By that Eve is no stranger any more: the one chat of the pair is found, and others may follow.
+    // By that Eve is no stranger any more: the one chat of the pair is found, and others may
+    // follow.
     assert_eq!(open(&eve, &ada).await.expect(200)["id"], to_eve["id"]);
     add(&eve, &of_eve, &ada).await.expect(201);
 
@@ -85,7 +90,9 @@ async fn the_refusal_of_strangers_is_shown_to_its_owner_alone(server: TestServer
     let renamed = ada.patch("/users/me", json!({ "name": "Ada" })).await.expect(200);
     assert_eq!(renamed["refuse_strangers"], true, "another change leaves it");
     for value in [json!(1), json!("yes")] {
-        ada.patch("/users/me", json!({ "refuse_strangers": value })).await.refused_fields(&["refuse_strangers"]);
+        ada.patch("/users/me", json!({ "refuse_strangers": value }))
+            .await
+            .refused_fields(&["refuse_strangers"]);
     }
 
     let shown = bob.get(&format!("/users/{}", ada.id)).await.expect(200);
@@ -109,7 +116,11 @@ impl<'a> Maker<'a> {
         let now = self.server.clock().now();
         let id = ChatId::new(now, &mut rand::rng());
         let new = NewChat { id, kind, creator: user_id(creator), now, chats_max: 1000 };
-        self.store.create_chat(&new).await.map(|_| id).map_err(|error| error.code.as_str().to_owned())
+        self.store
+            .create_chat(&new)
+            .await
+            .map(|_| id)
+            .map_err(|error| error.code.as_str().to_owned())
     }
 
     async fn group(&self, creator: &User, members: &[&User]) -> Result<ChatId, String> {
@@ -123,7 +134,9 @@ fn user_id(user: &User) -> UserId {
     user.id.parse().unwrap()
 }
 
-async fn others_bring_a_user_into_a_bounded_number_of_chats_and_their_own_are_counted_apart(server: TestServer) {
+async fn others_bring_a_user_into_a_bounded_number_of_chats_and_their_own_are_counted_apart(
+    server: TestServer,
+) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let maker = Maker::new(&server);
     let left = maker.group(&bob, &[&ada]).await.unwrap();
@@ -156,7 +169,8 @@ async fn all_chats_that_others_brought_fit_in_one_sync(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let maker = Maker::new(&server);
     while maker.group(&bob, &[&ada]).await.is_ok() {}
-    // The default bound of one's own is 1000: half of them show as well that the frame is far from its bound.
+    // The default bound of one's own is 1000: half of them show as well that the frame is far from
+    // its bound.
     for _ in 0..200 {
         maker.group(&ada, &[]).await.unwrap();
     }
@@ -205,6 +219,10 @@ async fn nobody_is_added_who_has_as_many_chats_altogether_as_one_may() {
     maker.store.add_member(&add).await.unwrap();
     let full = maker.group(&bob, &[]).await.unwrap();
     let refused = maker.store.add_member(&AddMember { chat_id: full, ..add }).await.unwrap_err();
-    assert_eq!(refused.code.as_str(), "chat_limit_reached", "altogether the user has as many as one may");
+    assert_eq!(
+        refused.code.as_str(),
+        "chat_limit_reached",
+        "altogether the user has as many as one may"
+    );
     server.stop().await;
 }

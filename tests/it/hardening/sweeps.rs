@@ -23,7 +23,8 @@ async fn count(db: &mut PgConnection, sql: &str, chat: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_of_a_hundred_thousand_is_removed_at_once_and_cleared_in_steps_without_waiting_for_the_clock() {
+async fn a_channel_of_a_hundred_thousand_is_removed_at_once_and_cleared_in_steps_without_waiting_for_the_clock()
+ {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let channel = ada.channel(&[&bob]).await;
@@ -47,7 +48,8 @@ async fn a_channel_of_a_hundred_thousand_is_removed_at_once_and_cleared_in_steps
     assert_eq!(bob.get("/chats").await.expect(200)["chats"], json!([]));
 
     // Long before the job's own minute is over it is under way.
-    while count(&mut db, "SELECT COUNT(*) FROM members WHERE chat_id = $1", &channel).await > 90_000 {
+    while count(&mut db, "SELECT COUNT(*) FROM members WHERE chat_id = $1", &channel).await > 90_000
+    {
         assert!(start.elapsed() < Duration::from_secs(45), "the removal asks for the job");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -56,7 +58,11 @@ async fn a_channel_of_a_hundred_thousand_is_removed_at_once_and_cleared_in_steps
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let row = "SELECT COUNT(*) FROM chats WHERE id = $1 AND removed_at_ms IS NOT NULL";
-    assert_eq!(count(&mut db, row, &channel).await, 1, "replicas that missed the removal find out by the row");
+    assert_eq!(
+        count(&mut db, row, &channel).await,
+        1,
+        "replicas that missed the removal find out by the row"
+    );
     server.stop().await;
 }
 
@@ -81,8 +87,11 @@ async fn a_removed_chat_counts_for_nobody_even_before_its_members_are_cleared(se
     let pair = [(id_of(&ada), id_of(&bob))];
     assert_eq!(store.acquaintances(&pair).await.unwrap().len(), 1);
     // As it is between the removal and the job.
-    let id =
-        if server.database_url().is_some() { format!("'{chat}'") } else { format!("x'{}'", chat.replace('-', "")) };
+    let id = if server.database_url().is_some() {
+        format!("'{chat}'")
+    } else {
+        format!("x'{}'", chat.replace('-', ""))
+    };
     execute(&server, format!("UPDATE chats SET removed_at_ms = 1 WHERE id = {id}")).await;
 
     assert!(store.acquaintances(&pair).await.unwrap().is_empty());
@@ -105,7 +114,11 @@ async fn what_has_expired_is_kept_for_a_day_and_then_goes(server: TestServer) {
     ada.post("/invites", json!({ "expires_in_s": 60 })).await.expect(201);
     server.advance(Duration::from_mins(10));
     assert_eq!(server.services().cleanup.run_once().await.unwrap().invites, 0, "a day of grace");
-    assert_eq!(ada.get("/invites").await.expect(200)["invites"], json!([]), "and closed all the same");
+    assert_eq!(
+        ada.get("/invites").await.expect(200)["invites"],
+        json!([]),
+        "and closed all the same"
+    );
     server.advance(CLEANUP_GRACE);
     assert_eq!(server.services().cleanup.run_once().await.unwrap().invites, 1);
 }

@@ -15,7 +15,8 @@ use tokio::process::Command;
 use crate::process::harness::Home;
 use crate::support::{eventually, settings};
 
-/// A folder with an authority, a certificate that it signed for this machine, and another authority.
+/// A folder with an authority, a certificate that it signed for this machine, and another
+/// authority.
 struct Certificates(TempDir);
 
 impl Certificates {
@@ -25,22 +26,26 @@ impl Certificates {
         // Postgres runs as a user of its own.
         std::fs::set_permissions(made.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         for name in ["ca", "other"] {
-            let (key, cert) = (made.file(&format!("{name}.key")), made.file(&format!("{name}.pem")));
+            let (key, cert) =
+                (made.file(&format!("{name}.key")), made.file(&format!("{name}.pem")));
             let fixed = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
             let subject = format!("/CN={name}");
             let own = ["-subj", &subject, "-addext", "keyUsage=critical,keyCertSign"];
             openssl(fixed, &[&own[..], &["-keyout", &key, "-out", &cert]].concat()).await;
         }
-        std::fs::write(made.file("extensions"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
+        std::fs::write(made.file("extensions"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+            .unwrap();
         let (key, request) = (made.file("own.key"), made.file("own.csr"));
         let fixed = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
         // Postgres takes the name in a client's certificate for the user's.
         openssl(fixed, &["-subj", "/CN=postgres", "-keyout", &key, "-out", &request]).await;
-        let signing = ["-in", &request, "-CA", &made.file("ca.pem"), "-CAkey", &made.file("ca.key")];
+        let signing =
+            ["-in", &request, "-CA", &made.file("ca.pem"), "-CAkey", &made.file("ca.key")];
         let into = ["-extfile", &made.file("extensions"), "-out", &made.file("own.pem")];
         openssl("x509 -req -days 2 -CAcreateserial", &[&signing[..], &into[..]].concat()).await;
         std::fs::copy(&key, made.file("postgres.key")).unwrap();
-        std::fs::set_permissions(made.file("postgres.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(made.file("postgres.key"), std::fs::Permissions::from_mode(0o600))
+            .unwrap();
         // Only root may, and only root must.
         let _ = Command::new("chown").args(["postgres", &made.file("postgres.key")]).output().await;
         made
@@ -81,10 +86,20 @@ async fn opens(options: &StoreOptions) -> bool {
 async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certificate() {
     let certificates = Certificates::make().await;
     let hba = certificates.path("hba.conf");
-    std::fs::write(&hba, "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n").unwrap();
-    let files = [("ssl_cert_file", "own.pem"), ("ssl_key_file", "postgres.key"), ("ssl_ca_file", "ca.pem")];
-    let mut given: Vec<String> = files.map(|(key, name)| format!("{key}={}", certificates.file(name))).to_vec();
-    given.extend(["ssl=on".to_owned(), "fsync=off".to_owned(), format!("hba_file={}", hba.display())]);
+    std::fs::write(
+        &hba,
+        "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n",
+    )
+    .unwrap();
+    let files =
+        [("ssl_cert_file", "own.pem"), ("ssl_key_file", "postgres.key"), ("ssl_ca_file", "ca.pem")];
+    let mut given: Vec<String> =
+        files.map(|(key, name)| format!("{key}={}", certificates.file(name))).to_vec();
+    given.extend([
+        "ssl=on".to_owned(),
+        "fsync=off".to_owned(),
+        format!("hba_file={}", hba.display()),
+    ]);
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
     let postgres = Postgres::start(&given).await.unwrap();
 
@@ -97,9 +112,14 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
         });
         config.unwrap().store
     };
-    for query in ["", "?sslmode=prefer", "?sslmode=require", "?sslmode=verify-ca", "?sslmode=verify-full"] {
+    for query in
+        ["", "?sslmode=prefer", "?sslmode=require", "?sslmode=verify-ca", "?sslmode=verify-full"]
+    {
         assert!(opens(&options(query, Some("ca.pem"), true)).await, "{query}");
-        assert!(!opens(&options(query, Some("other.pem"), true)).await, "{query}: signed by another authority");
+        assert!(
+            !opens(&options(query, Some("other.pem"), true)).await,
+            "{query}: signed by another authority"
+        );
     }
     assert!(!opens(&options("", None, true)).await, "signed by no public authority");
     assert!(!opens(&options("", Some("ca.pem"), false)).await, "it asks for a certificate");
@@ -115,7 +135,8 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
 async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certificate() {
     let certificates = Certificates::make().await;
     let port = free_port().unwrap();
-    let (cert, key, ca) = (certificates.file("own.pem"), certificates.file("own.key"), certificates.file("ca.pem"));
+    let (cert, key, ca) =
+        (certificates.file("own.pem"), certificates.file("own.key"), certificates.file("ca.pem"));
     let files = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
     let listening = ["--tls-port", &port.to_string(), "--tls-auth-clients", "yes"];
     let redis = Redis::start(&[&listening[..], &files[..]].concat()).await.unwrap();
@@ -129,9 +150,14 @@ async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certifica
             settings.redis_key_file = client.then(|| certificates.path("own.key"));
         })
     };
-    let address = |ca, client| config(format!("rediss://127.0.0.1:{port}"), ca, client).unwrap().redis.unwrap().0;
+    let address = |ca, client| {
+        config(format!("rediss://127.0.0.1:{port}"), ca, client).unwrap().redis.unwrap().0
+    };
     examine(&address(Some("ca.pem"), true)).await.unwrap();
-    assert!(examine(&address(Some("other.pem"), true)).await.is_err(), "signed by another authority");
+    assert!(
+        examine(&address(Some("other.pem"), true)).await.is_err(),
+        "signed by another authority"
+    );
     assert!(examine(&address(None, true)).await.is_err(), "signed by no public authority");
     assert!(examine(&address(Some("ca.pem"), false)).await.is_err(), "it asks for a certificate");
 
@@ -150,7 +176,10 @@ async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certifica
 
     let plain = config(redis.url(), Some("ca.pem"), true);
     assert!(plain.unwrap_err().contains("rediss://"));
-    for url in [format!("rediss+sentinel://127.0.0.1:{port}/main"), format!("rediss+cluster://127.0.0.1:{port}")] {
+    for url in [
+        format!("rediss+sentinel://127.0.0.1:{port}/main"),
+        format!("rediss+cluster://127.0.0.1:{port}"),
+    ] {
         config(url, Some("ca.pem"), true).unwrap();
     }
 }
@@ -158,12 +187,18 @@ async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certifica
 #[tokio::test]
 async fn a_file_of_certificates_that_is_of_no_use_ends_the_start_with_2_and_names_the_key() {
     let certificates = Certificates::make().await;
-    let (pem, key, nonsense) =
-        (certificates.file("own.pem"), certificates.file("own.key"), certificates.file("extensions"));
+    let (pem, key, nonsense) = (
+        certificates.file("own.pem"),
+        certificates.file("own.key"),
+        certificates.file("extensions"),
+    );
     for of in ["database", "redis"] {
         let variable = |what: &str| format!("STARLING_{}_{what}_FILE", of.to_uppercase());
-        let home =
-            || Home::new().with("DATABASE_URL", "postgres://a@localhost/b").with("REDIS_URL", "rediss://localhost");
+        let home = || {
+            Home::new()
+                .with("DATABASE_URL", "postgres://a@localhost/b")
+                .with("REDIS_URL", "rediss://localhost")
+        };
         let (ca, cert) = (format!("{of}_ca_file"), format!("{of}_cert_file"));
         for (home, words) in [
             (home().with(&variable("CA"), "nowhere.pem"), [ca.as_str(), "nowhere.pem"]),
@@ -184,7 +219,8 @@ async fn a_file_of_certificates_that_is_of_no_use_ends_the_start_with_2_and_name
 }
 
 #[tokio::test]
-async fn a_connection_to_another_machine_that_is_not_verified_is_warned_of_by_the_doctor_and_at_start() {
+async fn a_connection_to_another_machine_that_is_not_verified_is_warned_of_by_the_doctor_and_at_start()
+ {
     let home = Home::new()
         .with("DATABASE_URL", "postgres://a@db.invalid/b")
         .with("REDIS_URL", "redis://redis.invalid")

@@ -30,9 +30,18 @@ async fn what_was_verified_before_the_password_changed_is_not_done_after(bench: 
 
     let (late, reused) = (bench.new_session(ada, 1_000_000), Some(session.id));
     refused(&bench.store.log_in(&late, NO_HASH, None, 5).await.map(drop), Code::InvalidCredentials);
-    refused(&bench.store.log_in(&late, NO_HASH, reused, 5).await.map(drop), Code::InvalidCredentials);
-    refused(&bench.store.change_account(ada, &change(NO_HASH)).await.map(drop), Code::WrongPassword);
-    refused(&bench.store.end_account(ada, NO_HASH, bench.now()).await.map(drop), Code::WrongPassword);
+    refused(
+        &bench.store.log_in(&late, NO_HASH, reused, 5).await.map(drop),
+        Code::InvalidCredentials,
+    );
+    refused(
+        &bench.store.change_account(ada, &change(NO_HASH)).await.map(drop),
+        Code::WrongPassword,
+    );
+    refused(
+        &bench.store.end_account(ada, NO_HASH, bench.now()).await.map(drop),
+        Code::WrongPassword,
+    );
     assert!(bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_some());
     assert!(bench.store.resolve(late.tokens.token, bench.now()).await.unwrap().is_none());
     bench.store.log_in(&late, "the new hash", None, 5).await.unwrap();
@@ -60,13 +69,21 @@ async fn kept_tokens(bench: &Bench) -> i64 {
     let count = "SELECT COUNT(*) FROM refresh_tokens";
     let url = bench.url();
     if url.starts_with("postgres") {
-        sqlx::query_scalar(count).fetch_one(&mut PgConnection::connect(&url).await.unwrap()).await.unwrap()
+        sqlx::query_scalar(count)
+            .fetch_one(&mut PgConnection::connect(&url).await.unwrap())
+            .await
+            .unwrap()
     } else {
-        sqlx::query_scalar(count).fetch_one(&mut SqliteConnection::connect(&url).await.unwrap()).await.unwrap()
+        sqlx::query_scalar(count)
+            .fetch_one(&mut SqliteConnection::connect(&url).await.unwrap())
+            .await
+            .unwrap()
     }
 }
 
-async fn a_session_keeps_its_most_recent_spent_tokens_however_often_it_is_refreshed(bench: Arc<Bench>) {
+async fn a_session_keeps_its_most_recent_spent_tokens_however_often_it_is_refreshed(
+    bench: Arc<Bench>,
+) {
     const TIMES: usize = 2_000;
     let (session, tokens) = refreshed(&bench, TIMES).await;
     assert_eq!(kept_tokens(&bench).await, SPENT_TOKENS_MAX + 1, "and the current one");
@@ -78,9 +95,15 @@ async fn a_session_keeps_its_most_recent_spent_tokens_however_often_it_is_refres
     for forgotten in [0, 1, TIMES / 2, TIMES - spent - 1] {
         assert!(matches!(present(forgotten).await, Refreshed::Unknown), "{forgotten}");
     }
-    assert!(bench.store.resolve(tokens[TIMES].token, bench.now()).await.unwrap().is_some(), "it lives");
+    assert!(
+        bench.store.resolve(tokens[TIMES].token, bench.now()).await.unwrap().is_some(),
+        "it lives"
+    );
     assert!(matches!(present(TIMES - spent).await, Refreshed::Reused(it) if it.id == session.id));
-    assert!(bench.store.resolve(tokens[TIMES].token, bench.now()).await.unwrap().is_none(), "it is over");
+    assert!(
+        bench.store.resolve(tokens[TIMES].token, bench.now()).await.unwrap().is_none(),
+        "it is over"
+    );
     assert_eq!(kept_tokens(&bench).await, 0);
 }
 

@@ -16,7 +16,11 @@ async fn an_invite_is_a_code_and_nothing_else_also_while_the_server_runs() {
         let during = home.run(&["invite", "--uses", "2", "--expires-in-s", "60"]).await.fine();
         for code in [&before, &during] {
             let code = code.strip_suffix('\n').expect("one line");
-            assert!(code.len() >= 20 && code.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)), "{code}");
+            assert!(
+                code.len() >= 20
+                    && code.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)),
+                "{code}"
+            );
         }
         server.register(before.trim(), "ada").await.expect(201);
         server.register(before.trim(), "eve").await.refused(404, "invite_not_found");
@@ -36,9 +40,13 @@ fn keys(line: &Value) -> BTreeSet<&str> {
 #[tokio::test]
 async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() {
     let home = Home::new();
-    let out = home.run(&["user", "create", "--login", "load", "--count", "12", "--with-session"]).await.fine();
+    let out = home
+        .run(&["user", "create", "--login", "load", "--count", "12", "--with-session"])
+        .await
+        .fine();
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let logins: Vec<String> = lines.iter().map(|line| line["login"].as_str().unwrap().to_owned()).collect();
+    let logins: Vec<String> =
+        lines.iter().map(|line| line["login"].as_str().unwrap().to_owned()).collect();
     assert_eq!(logins, (1..=12).map(|number| format!("load{number}")).collect::<Vec<_>>());
     let server = home.serve().await;
     assert!(server.first_invite().is_none(), "somebody is here");
@@ -46,11 +54,15 @@ async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() 
         assert_eq!(keys(line), BTreeSet::from(["user_id", "login", "password", "token"]));
         let user = server.stranger().with_token(line["token"].as_str().unwrap());
         let me = user.get("/users/me").await.expect(200);
-        assert_eq!((&me["id"], &me["login"], &me["name"]), (&line["user_id"], &line["login"], &line["login"]));
+        assert_eq!(
+            (&me["id"], &me["login"], &me["name"]),
+            (&line["user_id"], &line["login"], &line["login"])
+        );
     }
     let login = json!({ "login": lines[11]["login"], "password": lines[11]["password"] });
     server.stranger().post("/sessions", login).await.expect(201);
-    let passwords: BTreeSet<&str> = lines.iter().map(|line| line["password"].as_str().unwrap()).collect();
+    let passwords: BTreeSet<&str> =
+        lines.iter().map(|line| line["password"].as_str().unwrap()).collect();
     assert_eq!(passwords.len(), 12, "each its own");
     server.stop().await;
 }
@@ -58,7 +70,8 @@ async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() 
 #[tokio::test]
 async fn one_account_has_the_login_as_given_a_name_and_no_token_unless_asked() {
     let home = Home::of(Backend::Postgres).await;
-    let out = home.run(&["user", "create", "--login", "Ada", "--name", "Ada Lovelace"]).await.fine();
+    let out =
+        home.run(&["user", "create", "--login", "Ada", "--name", "Ada Lovelace"]).await.fine();
     assert_eq!(out.lines().count(), 1);
     let ada: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(keys(&ada), BTreeSet::from(["user_id", "login", "password"]));
@@ -79,7 +92,10 @@ async fn the_doctor_finds_what_is_ill_and_nothing_where_all_is_well() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let home = Home::of(backend).await;
         let out = home.run(&["doctor"]).await.fine();
-        assert!(out.lines().all(|line| line.starts_with("ok") || line.starts_with("warn")), "{out}");
+        assert!(
+            out.lines().all(|line| line.starts_with("ok") || line.starts_with("warn")),
+            "{out}"
+        );
         assert!(out.contains("the database answers"), "{out}");
         home.database.remove().await;
     }

@@ -79,7 +79,8 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     /// Entries of a page that the server gives at most: what it clamps a larger wish to.
     async fn page_max(home: &Home, arguments: &[&str]) -> usize {
         let server = home.serve_with(arguments).await;
-        let user = home.users(&server.base, &format!("u{}", rand::random::<u32>()), 6).await.remove(0);
+        let user =
+            home.users(&server.base, &format!("u{}", rand::random::<u32>()), 6).await.remove(0);
         let page = user.get("/users?limit=1000").await.expect(200);
         server.stop().await;
         page["users"].as_array().unwrap().len()
@@ -102,8 +103,11 @@ async fn the_printed_file_is_a_file_that_works_and_names_every_flag() {
     let path = file(&home, &printed);
     home.serve_with(&["--config", &path]).await.stop().await;
     let help = home.run(&["--help"]).await.fine();
-    let keys: Vec<&str> =
-        printed.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).map(|it| it.0).collect();
+    let keys: Vec<&str> = printed
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once(" = "))
+        .map(|it| it.0)
+        .collect();
     assert!(keys.len() > 20, "{keys:?}");
     for key in keys {
         let flag = format!("--{}", key.replace('_', "-"));

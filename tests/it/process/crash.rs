@@ -28,7 +28,8 @@ impl Sender {
         (key.clone(), json!({ "text": format!("text of {key}"), "client_id": key }))
     }
 
-    /// An acknowledgement; a key is only left behind once it has one, as a client that retries would do.
+    /// An acknowledgement; a key is only left behind once it has one, as a client that retries
+    /// would do.
     fn acknowledge(&mut self, key: String, id: i64) {
         let before = self.acknowledged.insert(key, id);
         assert!(before.is_none_or(|before| before == id), "a key has one message");
@@ -98,22 +99,43 @@ async fn log_of(user: &User, chat: &str) -> Vec<Value> {
     }
 }
 
-async fn everything_acknowledged_is_there_once(server: &Process, senders: &[Sender], chats: &[String]) {
+async fn everything_acknowledged_is_there_once(
+    server: &Process,
+    senders: &[Sender],
+    chats: &[String],
+) {
     let reader = server.at(&senders[0].user);
     for chat in chats {
         let log = log_of(&reader, chat).await;
         let ids: Vec<i64> = log.iter().map(|message| message["id"].as_i64().unwrap()).collect();
-        assert_eq!(ids, (1..=i64::try_from(log.len()).unwrap()).collect::<Vec<_>>(), "ids have no gap");
-        let texts: Vec<&str> = log.iter().map(|message| message["text"].as_str().unwrap()).collect();
+        assert_eq!(
+            ids,
+            (1..=i64::try_from(log.len()).unwrap()).collect::<Vec<_>>(),
+            "ids have no gap"
+        );
+        let texts: Vec<&str> =
+            log.iter().map(|message| message["text"].as_str().unwrap()).collect();
         for sender in senders.iter().filter(|sender| sender.chat == *chat) {
             for (key, id) in &sender.acknowledged {
                 let text = format!("text of {key}");
-                assert_eq!(texts[usize::try_from(*id).unwrap() - 1], text, "at the id that was acknowledged");
-                assert_eq!(texts.iter().filter(|it| **it == text).count(), 1, "{key} is there once");
+                assert_eq!(
+                    texts[usize::try_from(*id).unwrap() - 1],
+                    text,
+                    "at the id that was acknowledged"
+                );
+                assert_eq!(
+                    texts.iter().filter(|it| **it == text).count(),
+                    1,
+                    "{key} is there once"
+                );
             }
         }
         let shown = reader.get(&format!("/chats/{chat}")).await.expect(200);
-        assert_eq!(shown["last_message_id"].as_u64(), Some(log.len() as u64), "the chat agrees with its log");
+        assert_eq!(
+            shown["last_message_id"].as_u64(),
+            Some(log.len() as u64),
+            "the chat agrees with its log"
+        );
         assert_eq!(shown["rev"].as_u64(), Some(log.len() as u64 + 1));
     }
 }
@@ -136,7 +158,8 @@ async fn kill_9_in_a_loop_loses_nothing_acknowledged(backend: Backend) {
             tokio::time::sleep(Duration::from_millis(60 + round * 23)).await;
             server.kill().await;
         };
-        let working = senders.iter_mut().enumerate().map(|(number, sender)| sender.work(number >= SENDERS));
+        let working =
+            senders.iter_mut().enumerate().map(|(number, sender)| sender.work(number >= SENDERS));
         tokio::join!(killing, join_all(working));
         server = home.serve().await;
         for sender in &mut senders {
@@ -157,6 +180,7 @@ async fn an_sqlite_file_survives_kill_9_in_a_loop_with_every_acknowledged_messag
 }
 
 #[tokio::test]
-async fn a_server_on_postgres_survives_kill_9_in_a_loop_with_every_acknowledged_message_present_once() {
+async fn a_server_on_postgres_survives_kill_9_in_a_loop_with_every_acknowledged_message_present_once()
+ {
     kill_9_in_a_loop_loses_nothing_acknowledged(Backend::Postgres).await;
 }

@@ -110,7 +110,12 @@ impl Home {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_starling"));
-        command.args(arguments).env_clear().envs(&self.env).current_dir(self.path()).kill_on_drop(true);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.env)
+            .current_dir(self.path())
+            .kill_on_drop(true);
         command
     }
 
@@ -167,14 +172,17 @@ impl Home {
         let listening = async {
             while let Some(line) = out.next_line().await.unwrap() {
                 said.push(line);
-                if let Some(base) = said.last().and_then(|line| line.strip_prefix("listening on ")) {
+                if let Some(base) = said.last().and_then(|line| line.strip_prefix("listening on "))
+                {
                     return Some(base.to_owned());
                 }
             }
             None
         };
         let base = tokio::time::timeout(START_MAX, listening).await.expect("it starts in time");
-        let base = base.unwrap_or_else(|| panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap()));
+        let base = base.unwrap_or_else(|| {
+            panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap())
+        });
         Process { child, out, said, base }
     }
 
@@ -186,7 +194,10 @@ impl Home {
     /// Makes accounts with sessions by the command line: `LOGIN1 …`.
     pub async fn users(&self, base: &str, login: &str, count: usize) -> Vec<User> {
         let count = count.to_string();
-        let made = self.run(&["user", "create", "--login", login, "--count", &count, "--with-session"]).await.fine();
+        let made = self
+            .run(&["user", "create", "--login", login, "--count", &count, "--with-session"])
+            .await
+            .fine();
         let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
         let user = |line: &str| {
             let line: Value = serde_json::from_str(line).unwrap();
@@ -238,7 +249,11 @@ impl Process {
     /// Sends a signal, by name.
     pub async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs").to_string();
-        let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status().await.unwrap();
+        let sent = Command::new("sh")
+            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
+            .status()
+            .await
+            .unwrap();
         assert!(sent.success());
     }
 

@@ -18,7 +18,8 @@ async fn json_logs_are_one_object_a_line() {
     let log = home.log();
     assert!(log.lines().count() > 5, "{log}");
     for line in log.lines() {
-        let entry: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let entry: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         for key in ["timestamp", "level", "target", "fields"] {
             assert!(!entry[key].is_null(), "{key} is missing: {line}");
         }
@@ -28,9 +29,12 @@ async fn json_logs_are_one_object_a_line() {
 
 #[tokio::test]
 async fn the_default_log_is_quiet_while_all_is_well() {
-    // Few connections: the system may let the process have too few open files for the default, which is worth a warning.
-    let home =
-        Home::new().without("STARLING_LOG").without("STARLING_RATE_LIMITS").with("STARLING_CONNECTIONS_MAX", "100");
+    // Few connections: the system may let the process have too few open files for the default,
+    // which is worth a warning.
+    let home = Home::new()
+        .without("STARLING_LOG")
+        .without("STARLING_RATE_LIMITS")
+        .with("STARLING_CONNECTIONS_MAX", "100");
     let server = home.serve().await;
     let code = server.first_invite().unwrap();
     let grant = server.register(&code, "ada").await.expect(201);
@@ -50,12 +54,17 @@ impl Secrets {
     }
 
     fn none_in(&self, text: &str) {
-        let found: Vec<&str> = self.0.iter().filter(|(_, word)| text.contains(word)).map(|(what, _)| *what).collect();
+        let found: Vec<&str> =
+            self.0.iter().filter(|(_, word)| text.contains(word)).map(|(what, _)| *what).collect();
         let line = |what: &&str| {
             let (_, word) = self.0.iter().find(|(it, _)| it == what).unwrap();
             text.lines().find(|line| line.contains(word)).unwrap_or_default().to_owned()
         };
-        assert!(found.is_empty(), "in the log: {:#?}", found.iter().map(|it| (*it, line(it))).collect::<Vec<_>>());
+        assert!(
+            found.is_empty(),
+            "in the log: {:#?}",
+            found.iter().map(|it| (*it, line(it))).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -63,7 +72,8 @@ impl Secrets {
 async fn live_a_little(server: &Process, home: &Home, secrets: &mut Secrets) {
     let invite = home.run(&["invite"]).await.fine();
     secrets.plant("the invite", invite.trim());
-    let (login, password, wrong) = ("planted-login-x7", "planted password x7", "planted mistake x7");
+    let (login, password, wrong) =
+        ("planted-login-x7", "planted password x7", "planted mistake x7");
     secrets.plant("the login", login);
     secrets.plant("the password", password);
     secrets.plant("a wrong password", wrong);
@@ -75,16 +85,26 @@ async fn live_a_little(server: &Process, home: &Home, secrets: &mut Secrets) {
     }
     let stranger = server.stranger();
     stranger.get(&format!("/invites/{}", invite.trim())).await.refused(404, "invite_not_found");
-    stranger.post("/sessions", json!({ "login": login, "password": wrong })).await.refused(401, "invalid_credentials");
-    let again = stranger.post("/sessions", json!({ "login": login, "password": password })).await.expect(201);
+    stranger
+        .post("/sessions", json!({ "login": login, "password": wrong }))
+        .await
+        .refused(401, "invalid_credentials");
+    let again = stranger
+        .post("/sessions", json!({ "login": login, "password": password }))
+        .await
+        .expect(201);
     let refresh = again["refresh_token"].as_str().unwrap();
     secrets.plant("a token of login", again["token"].as_str().unwrap());
-    let fresh = stranger.post("/sessions/refresh", json!({ "refresh_token": refresh })).await.expect(200);
+    let fresh =
+        stranger.post("/sessions/refresh", json!({ "refresh_token": refresh })).await.expect(200);
     let token = fresh["token"].as_str().unwrap();
     secrets.plant("a refreshed token", token);
     secrets.plant("a spent token", refresh);
     let user = stranger.with_token(token);
-    user.with_token("sl_planted-wrong-token-x7").get("/users/me").await.refused(401, "not_authenticated");
+    user.with_token("sl_planted-wrong-token-x7")
+        .get("/users/me")
+        .await
+        .refused(401, "not_authenticated");
     secrets.plant("a wrong token", "sl_planted-wrong-token-x7");
     chat(&user, secrets).await;
 }
@@ -99,7 +119,8 @@ async fn chat(user: &User, secrets: &mut Secrets) {
     user.post(&messages, json!({ "text": "planted-refused-text-x7", "colour": 1 }))
         .await
         .refused(422, "invalid_fields");
-    let broken = user.request(reqwest::Method::POST, &messages).header("content-type", "application/json");
+    let broken =
+        user.request(reqwest::Method::POST, &messages).header("content-type", "application/json");
     user.send(broken.body("{\"text\": planted-refused-text-x7")).await;
     user.get("/users?query=planted-query-x7").await.expect(200);
     secrets.plant("a search", "planted-query-x7");
@@ -109,12 +130,16 @@ async fn chat(user: &User, secrets: &mut Secrets) {
         .ask(json!({ "type": "send_message", "chat_id": chat, "text": "planted-frame-text-x7", "client_id": "k" }))
         .await;
     assert_eq!(answer["type"], "ack");
-    by_header.ask(json!({ "type": "send_message", "chat_id": chat, "txt": "planted-refused-text-x7" })).await;
+    by_header
+        .ask(json!({ "type": "send_message", "chat_id": chat, "txt": "planted-refused-text-x7" }))
+        .await;
     by_header.ask(json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": "planted-edit-x7" })).await;
     secrets.plant("an edited text", "planted-edit-x7");
     let mut request = Socket::request(user);
     let protocols = format!("starling.v1, bearer.{}", user.token);
-    request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_str(&protocols).unwrap());
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", HeaderValue::from_str(&protocols).unwrap());
     let (by_protocol, _) = Socket::open(request).await.unwrap();
     let (mut by_frame, _) = Socket::open(Socket::request(user)).await.unwrap();
     by_frame.send(json!({ "type": "authenticate", "token": user.token })).await;

@@ -1,5 +1,5 @@
-//! A fault of ours in the middle of something: whoever asked is told no more than that, everybody else goes on, and a
-//! server that can't go on ends, to be started anew.
+//! A fault of ours in the middle of something: whoever asked is told no more than that, everybody
+//! else goes on, and a server that can't go on ends, to be started anew.
 
 use serde_json::{Value, json};
 
@@ -8,13 +8,18 @@ use crate::support::Socket;
 
 /// A server that panics whenever it comes by a step.
 fn clumsy(step: &str) -> Home {
-    Home::new().with("STARLING_FAILPOINTS", &format!("{step}=panic")).with("STARLING_LOG_FORMAT", "json")
+    Home::new()
+        .with("STARLING_FAILPOINTS", &format!("{step}=panic"))
+        .with("STARLING_LOG_FORMAT", "json")
 }
 
-/// The lines of the log about panics. Each line of it is an object, and none tells what was in the panic's hands.
+/// The lines of the log about panics. Each line of it is an object, and none tells what was in the
+/// panic's hands.
 fn told_of(home: &Home) -> Vec<Value> {
     let log = home.log();
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
     lines.filter(|line| line["fields"]["message"] == "panicked").collect()
 }
 
@@ -36,7 +41,10 @@ async fn an_endpoint_that_panics_is_500_without_a_word_of_it_and_the_server_goes
     server.stop().await;
     let told = told_of(&home);
     assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told.iter().all(|line| line["fields"]["at"].as_str().unwrap().starts_with("src/")), "{told:?}");
+    assert!(
+        told.iter().all(|line| line["fields"]["at"].as_str().unwrap().starts_with("src/")),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
@@ -64,7 +72,9 @@ async fn a_server_whose_appender_panics_ends_with_1_and_says_so() {
     let server = home.serve().await;
     let user = home.users(&server.base, "u", 1).await.remove(0);
     let chat = user.group(&[]).await;
-    let sent = user.request(reqwest::Method::POST, &format!("/chats/{chat}/messages")).json(&json!({ "text": "x" }));
+    let sent = user
+        .request(reqwest::Method::POST, &format!("/chats/{chat}/messages"))
+        .json(&json!({ "text": "x" }));
     // Refused, or cut off by the end of the server.
     assert!(sent.send().await.is_ok_and(|answer| answer.status() == 503 || answer.status() == 500));
     let (code, _, took) = server.end().await;

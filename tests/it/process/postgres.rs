@@ -26,7 +26,9 @@ async fn a_second_replica_without_redis_is_refused_and_the_commands_are_not() {
     let home = Home::of(Backend::Postgres).await;
     let server = home.serve().await;
     home.run(&["serve"]).await.failed(1, &REFUSED);
-    for command in [&["invite"][..], &["migrate"], &["user", "create", "--login", "ada"], &["doctor"]] {
+    for command in
+        [&["invite"][..], &["migrate"], &["user", "create", "--login", "ada"], &["doctor"]]
+    {
         home.run(command).await.fine();
     }
     server.stranger().get("/readyz").await.expect(200);

@@ -10,7 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::harness::Home;
 use crate::support::{Backend, Database, Socket};
 
-/// What "within a few seconds" means: the drain of 200 ms and the moment that a client has to answer the close.
+/// What "within a few seconds" means: the drain of 200 ms and the moment that a client has to
+/// answer the close.
 const STOP_MAX: Duration = Duration::from_secs(4);
 
 #[tokio::test]
@@ -30,7 +31,8 @@ async fn an_empty_server_prints_a_link_that_makes_one_account_and_is_then_dead()
 
 #[tokio::test]
 async fn the_first_link_stays_the_same_until_it_is_used_and_names_the_public_url() {
-    let home = Home::of(Backend::Postgres).await.with("STARLING_PUBLIC_URL", "https://chat.example.org/");
+    let home =
+        Home::of(Backend::Postgres).await.with("STARLING_PUBLIC_URL", "https://chat.example.org/");
     let first = home.serve().await;
     let code = first.first_invite();
     assert!(code.is_some());
@@ -47,7 +49,8 @@ async fn send_until_gone(user: &crate::support::User, chat: &str) -> u64 {
     let mut acknowledged = 0;
     loop {
         let body = json!({ "text": format!("message {acknowledged}") });
-        let request = user.request(reqwest::Method::POST, &format!("/chats/{chat}/messages")).json(&body);
+        let request =
+            user.request(reqwest::Method::POST, &format!("/chats/{chat}/messages")).json(&body);
         match request.send().await {
             Ok(response) if response.status() == 201 => acknowledged += 1,
             _ => return acknowledged,
@@ -85,7 +88,10 @@ async fn it_stops_in_time_whatever_its_clients_do(signal: &str) {
     let chat = again.at(&users[0]).get(&format!("/chats/{chat}")).await.expect(200);
     let last = chat["last_message_id"].as_u64().unwrap();
     let acknowledged: u64 = acknowledged.iter().sum();
-    assert!(acknowledged > 0 && last >= acknowledged, "{last} messages, {acknowledged} acknowledged");
+    assert!(
+        acknowledged > 0 && last >= acknowledged,
+        "{last} messages, {acknowledged} acknowledged"
+    );
     again.stop().await;
 }
 
@@ -100,7 +106,8 @@ async fn sigint_ends_it_with_0_in_seconds_though_sockets_are_open_and_requests_u
 }
 
 #[tokio::test]
-async fn a_server_that_is_about_to_stop_gives_up_kept_connections_after_an_answer_and_takes_sockets_still() {
+async fn a_server_that_is_about_to_stop_gives_up_kept_connections_after_an_answer_and_takes_sockets_still()
+ {
     let home = Home::new().with("STARLING_UNREADY_MS", "1500");
     let server = home.serve().await;
     let user = home.users(&server.base, "u", 1).await.remove(0);
@@ -153,8 +160,10 @@ async fn a_taken_port_is_said_in_one_sentence_and_exit_1() {
 #[tokio::test]
 async fn an_unreachable_postgres_is_said_in_one_sentence_and_exit_1() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let home = Home::new().with("DATABASE_URL", &format!("postgres://starling:s3cret-word@{free}/starling"));
-    for command in [&["serve"][..], &["migrate"], &["invite"], &["user", "create", "--login", "a"]] {
+    let home = Home::new()
+        .with("DATABASE_URL", &format!("postgres://starling:s3cret-word@{free}/starling"));
+    for command in [&["serve"][..], &["migrate"], &["invite"], &["user", "create", "--login", "a"]]
+    {
         let finished = home.run(command).await;
         finished.failed(1, &["starling: ", "DATABASE_URL", &free.to_string()]);
         assert!(!finished.err.contains("s3cret-word"), "{}", finished.err);
@@ -165,7 +174,10 @@ async fn an_unreachable_postgres_is_said_in_one_sentence_and_exit_1() {
 async fn an_unknown_database_is_said_in_one_sentence_and_exit_1() {
     let database = Database::blank().await;
     database.remove().await;
-    Home::on(database).run(&["serve"]).await.failed(1, &["starling: ", "does not exist", "DATABASE_URL"]);
+    Home::on(database)
+        .run(&["serve"])
+        .await
+        .failed(1, &["starling: ", "does not exist", "DATABASE_URL"]);
 }
 
 #[tokio::test]

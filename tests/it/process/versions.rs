@@ -36,7 +36,9 @@ async fn a_replica_serves_and_starts_while_the_schema_of_the_next_version_arrive
     let working = join_all(users.iter().map(|user| async {
         let mut sent = 0;
         while start.elapsed() < Duration::from_secs(3) {
-            user.post(&format!("/chats/{chat}/messages"), json!({ "text": "on and on" })).await.expect(201);
+            user.post(&format!("/chats/{chat}/messages"), json!({ "text": "on and on" }))
+                .await
+                .expect(201);
             user.get("/chats").await.expect(200);
             user.get(&format!("/chats/{chat}/messages")).await.expect(200);
             sent += 1;
@@ -49,7 +51,11 @@ async fn a_replica_serves_and_starts_while_the_schema_of_the_next_version_arrive
     let server = home.serve().await;
     let user = server.at(&users[0]);
     let said = user.say(&chat, "the last").await;
-    assert_eq!(said["id"], sent.iter().sum::<i64>() + 1, "nobody noticed, and nothing was done twice");
+    assert_eq!(
+        said["id"],
+        sent.iter().sum::<i64>() + 1,
+        "nobody noticed, and nothing was done twice"
+    );
     home.run(&["migrate"]).await.failed(1, &["starling: ", "9999"]);
     server.stop().await;
     home.database.remove().await;
@@ -70,7 +76,10 @@ async fn five_replicas_that_start_at_once_all_serve() {
         assert_eq!(server.at(&users[1]).texts(&chat, "").await, ["0", "1", "2", "3", "4"]);
     }
     let links: Vec<_> = servers.iter().map(super::harness::Process::first_invite).collect();
-    assert!(links.iter().all(|link| link.is_some() && *link == links[0]), "one link for all: {links:?}");
+    assert!(
+        links.iter().all(|link| link.is_some() && *link == links[0]),
+        "one link for all: {links:?}"
+    );
     join_all(servers.into_iter().map(super::harness::Process::stop)).await;
     home.database.remove().await;
 }

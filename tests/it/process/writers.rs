@@ -41,14 +41,18 @@ impl Writer {
         let (user, chat) = (&self.user, &self.chat);
         let at = |id: i64| format!("/chats/{chat}/messages/{id}");
         match (rand::rng().random_range(0..100), self.own.last().copied()) {
-            (0..20, Some(id)) => ("edit", &[200], user.patch(&at(id), json!({ "text": "changed" })).await),
+            (0..20, Some(id)) => {
+                ("edit", &[200], user.patch(&at(id), json!({ "text": "changed" })).await)
+            }
             (20..30, Some(id)) => {
                 self.own.pop();
                 ("remove", &[204], user.delete(&at(id)).await)
             }
-            (30..45, Some(id)) => {
-                ("read", &[200, 204], user.put(&format!("/chats/{chat}/read"), json!({ "message_id": id })).await)
-            }
+            (30..45, Some(id)) => (
+                "read",
+                &[200, 204],
+                user.put(&format!("/chats/{chat}/read"), json!({ "message_id": id })).await,
+            ),
             (45..48, _) => {
                 let body = json!({ "kind": "group", "name": "Crew", "member_ids": [self.peer] });
                 ("group", &[201], user.post("/chats", body).await)
@@ -64,7 +68,8 @@ impl Writer {
             // Mostly somebody else's message, or none: refused, and that too has been looked up.
             (51..54, _) => ("another's", &[204, 403, 404], user.delete(&at(1)).await),
             _ => {
-                let sent = user.post(&format!("/chats/{chat}/messages"), json!({ "text": "hello" })).await;
+                let sent =
+                    user.post(&format!("/chats/{chat}/messages"), json!({ "text": "hello" })).await;
                 self.own.extend(sent.body["id"].as_i64());
                 ("send", &[201], sent)
             }
@@ -74,7 +79,8 @@ impl Writer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_by_an_error_of_the_server() {
+async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_by_an_error_of_the_server()
+ {
     let home = Home::new();
     let server = home.serve().await;
     let users = home.users(&server.base, "u", WRITERS).await;
@@ -104,7 +110,10 @@ async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_
         *all.entry(*key).or_default() += count;
     }
     let slowest = writers.iter().map(|writer| writer.slowest).max();
-    println!("{} requests of {WRITERS} writers, slowest {slowest:?}: {all:?}", all.values().sum::<u32>());
+    println!(
+        "{} requests of {WRITERS} writers, slowest {slowest:?}: {all:?}",
+        all.values().sum::<u32>()
+    );
     let kinds: std::collections::BTreeSet<&str> = all.keys().map(|(what, _)| *what).collect();
     assert_eq!(kinds.len(), 8, "each kind was there: {kinds:?}");
     assert!(!home.log().contains("ERROR"), "{}", home.log());

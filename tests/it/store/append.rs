@@ -29,8 +29,9 @@ async fn a_batch_places_messages_of_many_chats_and_senders_in_the_order_given(be
     for _ in 0..4 {
         chats.push(bench.group(users[0], &users[1..]).await);
     }
-    let drafts: Vec<Draft> =
-        (0..60).map(|n| draft(chats[n * 7 % 4], users[n * 5 % 3], &format!("number {n}"))).collect();
+    let drafts: Vec<Draft> = (0..60)
+        .map(|n| draft(chats[n * 7 % 4], users[n * 5 % 3], &format!("number {n}")))
+        .collect();
     let appended = bench.store.append(&drafts, bench.now()).await.unwrap();
     for (draft, sent) in drafts.iter().zip(&appended) {
         let message = new(sent);
@@ -39,15 +40,21 @@ async fn a_batch_places_messages_of_many_chats_and_senders_in_the_order_given(be
         assert_eq!(message.rev.0, message.id.0 + 1, "the chat began at 1");
     }
     for chat_id in chats {
-        let texts: Vec<String> = bench.log(chat_id, users[0]).await.into_iter().filter_map(|it| it.text).collect();
-        let expected = drafts.iter().filter(|draft| draft.chat_id == chat_id).map(|draft| draft.text.clone());
+        let texts: Vec<String> =
+            bench.log(chat_id, users[0]).await.into_iter().filter_map(|it| it.text).collect();
+        let expected =
+            drafts.iter().filter(|draft| draft.chat_id == chat_id).map(|draft| draft.text.clone());
         assert_eq!(texts, expected.collect::<Vec<_>>());
         for user in &users {
             let chat = bench.store.chat(chat_id, *user).await.unwrap().unwrap();
             assert_eq!((chat.last_message_id.0, chat.rev.0), (15, 16));
             assert_eq!(chat.last_message.unwrap().text.as_ref(), texts.last());
             let own = bench.log(chat_id, *user).await.into_iter().rfind(|it| it.sender_id == *user);
-            assert_eq!(chat.last_read_message_id, own.map(|it| it.id), "sending moves one's own marker");
+            assert_eq!(
+                chat.last_read_message_id,
+                own.map(|it| it.id),
+                "sending moves one's own marker"
+            );
         }
     }
 }
@@ -55,15 +62,18 @@ async fn a_batch_places_messages_of_many_chats_and_senders_in_the_order_given(be
 async fn a_key_places_one_message_whatever_became_of_it_since(bench: Arc<Bench>) {
     let ada = bench.user().await;
     let chat = bench.group(ada, &[]).await;
-    let send =
-        async |text: &str| bench.store.append(&[keyed(chat, ada, text, "k")], bench.now()).await.unwrap().remove(0);
+    let send = async |text: &str| {
+        bench.store.append(&[keyed(chat, ada, text, "k")], bench.now()).await.unwrap().remove(0)
+    };
     let first = new(&send("hello").await).clone();
     assert_eq!(*repeated(&send("hello").await), first);
     refused(&send("other").await, Code::ClientIdReused);
-    let (edited, _) = bench.store.edit_message(chat, first.id, ada, "edited", bench.now()).await.unwrap();
+    let (edited, _) =
+        bench.store.edit_message(chat, first.id, ada, "edited", bench.now()).await.unwrap();
     assert_eq!(*repeated(&send("hello").await), edited, "the body first sent decides");
     refused(&send("edited").await, Code::ClientIdReused);
-    let removed = bench.store.remove_message(chat, first.id, ada, bench.now()).await.unwrap().unwrap();
+    let removed =
+        bench.store.remove_message(chat, first.id, ada, bench.now()).await.unwrap().unwrap();
     assert_eq!(*repeated(&send("hello").await), removed);
     let reply = Draft { reply_to: Some(MessageId(1)), ..keyed(chat, ada, "hello", "k") };
     refused(&bench.store.append(&[reply], bench.now()).await.unwrap()[0], Code::ClientIdReused);
@@ -92,7 +102,8 @@ async fn a_key_that_comes_twice_in_one_batch_places_one_message(bench: Arc<Bench
 
 async fn a_key_belongs_to_its_sender_and_its_chat(bench: Arc<Bench>) {
     let users = bench.users(2).await;
-    let (one, two) = (bench.group(users[0], &users[1..]).await, bench.group(users[0], &users[1..]).await);
+    let (one, two) =
+        (bench.group(users[0], &users[1..]).await, bench.group(users[0], &users[1..]).await);
     let mut drafts: Vec<Draft> = Vec::new();
     for chat in [one, two] {
         drafts.extend(users.iter().map(|user| keyed(chat, *user, "same", "k")));
@@ -132,7 +143,10 @@ async fn a_refused_draft_does_not_hurt_the_others(bench: Arc<Bench>) {
     }
     refused(&sent[5], Code::NotAllowed);
     refused(&sent[8], Code::MessageNotFound);
-    assert_eq!((new(&sent[0]).id, new(&sent[9]).id, new(&sent[7]).id), (MessageId(1), MessageId(2), MessageId(1)));
+    assert_eq!(
+        (new(&sent[0]).id, new(&sent[9]).id, new(&sent[7]).id),
+        (MessageId(1), MessageId(2), MessageId(1))
+    );
     assert_eq!(new(&sent[9]).rev, Rev(4), "creation, a removal, two messages");
 }
 
@@ -140,7 +154,8 @@ async fn a_batch_that_is_refused_as_a_whole_changes_nothing(bench: Arc<Bench>) {
     let (ada, eve) = (bench.user().await, bench.user().await);
     let chat = bench.group(ada, &[]).await;
     let before = bench.store.chat(chat, ada).await.unwrap().unwrap();
-    let drafts = [draft(chat, eve, "no"), Draft { reply_to: Some(MessageId(1)), ..draft(chat, ada, "no") }];
+    let drafts =
+        [draft(chat, eve, "no"), Draft { reply_to: Some(MessageId(1)), ..draft(chat, ada, "no") }];
     for sent in bench.store.append(&drafts, bench.now()).await.unwrap() {
         assert!(sent.is_err());
     }
@@ -155,8 +170,16 @@ async fn a_reply_goes_to_a_message_that_is_there(bench: Arc<Bench>) {
         bench.say(other, ada, "elsewhere").await;
     }
     let reply = |to: i64| Draft { reply_to: Some(MessageId(to)), ..draft(chat, ada, "reply") };
-    let drafts =
-        [reply(1), draft(chat, ada, "first"), reply(1), reply(2), reply(4), reply(0), reply(-1), reply(i64::MAX)];
+    let drafts = [
+        reply(1),
+        draft(chat, ada, "first"),
+        reply(1),
+        reply(2),
+        reply(4),
+        reply(0),
+        reply(-1),
+        reply(i64::MAX),
+    ];
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     for bad in [0, 4, 5, 6, 7] {
         refused(&sent[bad], Code::MessageNotFound);
@@ -165,7 +188,10 @@ async fn a_reply_goes_to_a_message_that_is_there(bench: Arc<Bench>) {
         assert_eq!(new(&sent[good]).reply_to, Some(MessageId(to)));
     }
     let log = bench.log(chat, ada).await;
-    assert_eq!(log.iter().map(|it| it.reply_to.map(|id| id.0)).collect::<Vec<_>>(), [None, Some(1), Some(2)]);
+    assert_eq!(
+        log.iter().map(|it| it.reply_to.map(|id| id.0)).collect::<Vec<_>>(),
+        [None, Some(1), Some(2)]
+    );
 }
 
 async fn stores(bench: &Bench, count: usize) -> Vec<Store> {
@@ -188,9 +214,12 @@ async fn concurrent_appends_from_several_processes_leave_no_gap(bench: Arc<Bench
     let stores = stores(&bench, 4).await;
     let task = |number: usize| {
         let (bench, store, user) = (&bench, &stores[number % 4], users[number / 4 % 4]);
-        // Half of the batches go to the hot chat alone, half through all chats, each in an order of its own.
-        let target = |n: usize| if number.is_multiple_of(2) { hot } else { chats[(number * 3 + n * 5) % 8] };
-        let drafts: Vec<Draft> = (0..EACH).map(|n| draft(target(n), user, &format!("{number}-{n}"))).collect();
+        // Half of the batches go to the hot chat alone, half through all chats, each in an order of
+        // its own.
+        let target =
+            |n: usize| if number.is_multiple_of(2) { hot } else { chats[(number * 3 + n * 5) % 8] };
+        let drafts: Vec<Draft> =
+            (0..EACH).map(|n| draft(target(n), user, &format!("{number}-{n}"))).collect();
         async move {
             let sent = once_connected(async || store.append(&drafts, bench.now()).await).await;
             sent.iter().map(|sent| new(sent).clone()).collect::<Vec<_>>()
@@ -205,10 +234,19 @@ async fn concurrent_appends_from_several_processes_leave_no_gap(bench: Arc<Bench
     let mut count = 0;
     for chat in &chats {
         let log = bench.log(*chat, users[0]).await;
-        let expected: Vec<(i64, i64)> = (1..=i64::try_from(log.len()).unwrap()).map(|id| (id, id + 1)).collect();
-        assert_eq!(log.iter().map(|it| (it.id.0, it.rev.0)).collect::<Vec<_>>(), expected, "ids and revs have no gap");
+        let expected: Vec<(i64, i64)> =
+            (1..=i64::try_from(log.len()).unwrap()).map(|id| (id, id + 1)).collect();
+        assert_eq!(
+            log.iter().map(|it| (it.id.0, it.rev.0)).collect::<Vec<_>>(),
+            expected,
+            "ids and revs have no gap"
+        );
         for message in acknowledged.iter().flatten().filter(|it| it.chat_id == *chat) {
-            assert_eq!(log[usize::try_from(message.id.0).unwrap() - 1], *message, "at its id with its body");
+            assert_eq!(
+                log[usize::try_from(message.id.0).unwrap() - 1],
+                *message,
+                "at its id with its body"
+            );
         }
         count += log.len();
     }
@@ -222,9 +260,22 @@ async fn one_key_sent_by_many_processes_at_once_places_one_message(bench: Arc<Be
     for round in 0..8 {
         let key = format!("k{round}");
         let send = |number: usize| {
-            let drafts = [draft(chat, ada, &word()), keyed(chat, ada, "once", &key), draft(chat, ada, &word())];
+            let drafts = [
+                draft(chat, ada, &word()),
+                keyed(chat, ada, "once", &key),
+                draft(chat, ada, &word()),
+            ];
             let (bench, store) = (&bench, &stores[number % 4]);
-            async move { store.append(&drafts, bench.now()).await.unwrap().remove(1).unwrap().into_message().id }
+            async move {
+                store
+                    .append(&drafts, bench.now())
+                    .await
+                    .unwrap()
+                    .remove(1)
+                    .unwrap()
+                    .into_message()
+                    .id
+            }
         };
         let ids: BTreeSet<MessageId> = join_all((0..16).map(send)).await.into_iter().collect();
         assert_eq!(ids.len(), 1, "all answers for a key are equal");
@@ -234,7 +285,8 @@ async fn one_key_sent_by_many_processes_at_once_places_one_message(bench: Arc<Be
     assert_eq!(log.iter().filter(|it| it.text.as_deref() == Some("once")).count(), 8);
 }
 
-/// Repeats a unit of work that got no connection: on a busy machine, a hundred of them may wait longer than each may.
+/// Repeats a unit of work that got no connection: on a busy machine, a hundred of them may wait
+/// longer than each may.
 async fn once_connected<T>(work: impl AsyncFn() -> Result<T>) -> T {
     loop {
         let error = match work().await {
@@ -247,7 +299,14 @@ async fn once_connected<T>(work: impl AsyncFn() -> Result<T>) -> T {
 }
 
 /// One change by somebody; the revs that it produced.
-async fn change(bench: &Bench, store: &Store, chat: ChatId, owner: UserId, guests: &[UserId], n: usize) -> Vec<Rev> {
+async fn change(
+    bench: &Bench,
+    store: &Store,
+    chat: ChatId,
+    owner: UserId,
+    guests: &[UserId],
+    n: usize,
+) -> Vec<Rev> {
     let guest = guests[n % guests.len()];
     match n % 6 {
         0 | 1 => {
@@ -269,13 +328,17 @@ async fn change(bench: &Bench, store: &Store, chat: ChatId, owner: UserId, guest
             let added = store.add_member(&bench.adding(chat, owner, guest)).await;
             let rev = match added {
                 Ok(event) => Ok(event.rev),
-                Err(_) => store.remove_member(chat, owner, guest, bench.now()).await.map(|event| event.rev),
+                Err(_) => store
+                    .remove_member(chat, owner, guest, bench.now())
+                    .await
+                    .map(|event| event.rev),
             };
             rev.into_iter().collect()
         }
         _ => {
             let name = word();
-            let renamed = once_connected(async || store.rename_chat(chat, owner, &name).await).await;
+            let renamed =
+                once_connected(async || store.rename_chat(chat, owner, &name).await).await;
             renamed.map(|chat| chat.rev).into_iter().collect()
         }
     }
@@ -290,10 +353,15 @@ async fn every_kind_of_change_at_once_gives_each_rev_to_exactly_one(bench: Arc<B
     }
     let stores = stores(&bench, 3).await;
     let work = |n: usize| change(&bench, &stores[n % 3], chat, owner, &guests, n);
-    let mut revs: Vec<i64> = join_all((0..120).map(work)).await.into_iter().flatten().map(|rev| rev.0).collect();
+    let mut revs: Vec<i64> =
+        join_all((0..120).map(work)).await.into_iter().flatten().map(|rev| rev.0).collect();
     revs.sort_unstable();
     let shown = bench.store.chat(chat, owner).await.unwrap().unwrap();
-    assert_eq!(revs, (7..=shown.rev.0).collect::<Vec<_>>(), "after creation and five messages each rev once");
+    assert_eq!(
+        revs,
+        (7..=shown.rev.0).collect::<Vec<_>>(),
+        "after creation and five messages each rev once"
+    );
     assert!(revs.len() > 90, "most changes went through: {}", revs.len());
     let mut fold = Fold::default();
     fold.follow(&bench.store, chat, 1000).await;

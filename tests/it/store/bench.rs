@@ -10,11 +10,12 @@ use starling::model::message::{Draft, Sent};
 use starling::model::session::Caller;
 use starling::model::token::TokenHash;
 use starling::model::{
-    Change, ChatId, ChatKind, Clock, Code, Member, Message, MessageId, Result, Rev, Role, SessionId, Timestamp, UserId,
+    Change, ChatId, ChatKind, Clock, Code, Member, Message, MessageId, Result, Rev, Role,
+    SessionId, Timestamp, UserId,
 };
 use starling::store::{
-    AddMember, Changes, Creation, HistoryRange, Invite, NewChat, NewSession, NewUser, Opened, SessionTokens, Store,
-    StoreOptions,
+    AddMember, Changes, Creation, HistoryRange, Invite, NewChat, NewSession, NewUser, Opened,
+    SessionTokens, Store, StoreOptions,
 };
 use tempfile::TempDir;
 
@@ -91,7 +92,8 @@ impl Bench {
     }
 
     pub fn new_user(&self) -> NewUser {
-        let (id, login, created_at) = (UserId::new(self.now(), &mut rand::rng()), word(), self.now());
+        let (id, login, created_at) =
+            (UserId::new(self.now(), &mut rand::rng()), word(), self.now());
         NewUser { id, name: login.clone(), login, password_hash: NO_HASH.to_owned(), created_at }
     }
 
@@ -111,7 +113,13 @@ impl Bench {
 
     pub fn new_chat(&self, creator: UserId, kind: Creation) -> NewChat {
         let chats_max = Limits::default().chats_per_user_max;
-        NewChat { id: ChatId::new(self.now(), &mut rand::rng()), kind, creator, now: self.now(), chats_max }
+        NewChat {
+            id: ChatId::new(self.now(), &mut rand::rng()),
+            kind,
+            creator,
+            now: self.now(),
+            chats_max,
+        }
     }
 
     pub async fn shared(&self, kind: ChatKind, owner: UserId, members: &[UserId]) -> ChatId {
@@ -147,7 +155,8 @@ impl Bench {
 
     /// Sends one message.
     pub async fn say(&self, chat_id: ChatId, sender_id: UserId, text: &str) -> Message {
-        let appended = self.store.append(&[draft(chat_id, sender_id, text)], self.now()).await.unwrap();
+        let appended =
+            self.store.append(&[draft(chat_id, sender_id, text)], self.now()).await.unwrap();
         appended.into_iter().next().unwrap().unwrap().into_message()
     }
 
@@ -155,14 +164,32 @@ impl Bench {
     pub fn new_session(&self, user_id: UserId, life_ms: i64) -> NewSession {
         let now = self.now();
         let end = Timestamp::from_ms(now.as_ms() + life_ms);
-        let tokens = SessionTokens { token: hash(), refresh: hash(), token_expires_at: end, expires_at: end };
-        NewSession { id: SessionId::new(now, &mut rand::rng()), user_id, tokens, device: None, ip: None, now }
+        let tokens = SessionTokens {
+            token: hash(),
+            refresh: hash(),
+            token_expires_at: end,
+            expires_at: end,
+        };
+        NewSession {
+            id: SessionId::new(now, &mut rand::rng()),
+            user_id,
+            tokens,
+            device: None,
+            ip: None,
+            now,
+        }
     }
 
     /// Whoever asks with a session.
     pub fn caller(new: &NewSession) -> Caller {
         let (user_id, session_id) = (new.user_id, new.id);
-        Caller { user_id, session_id, expires_at: new.tokens.token_expires_at, last_seen_at: new.now, logins: 0 }
+        Caller {
+            user_id,
+            session_id,
+            expires_at: new.tokens.token_expires_at,
+            last_seen_at: new.now,
+            logins: 0,
+        }
     }
 
     pub fn new_invite(&self, uses_left: i64, life_ms: i64) -> Invite {
@@ -239,11 +266,14 @@ impl Fold {
                 Change::MessageSent(message) => {
                     assert!(self.messages.insert(message.id, message).is_none(), "it was new");
                 }
-                // Sent before this page's beginning, maybe on none of the pages before: it had changed by then.
+                // Sent before this page's beginning, maybe on none of the pages before: it had
+                // changed by then.
                 Change::MessageEdited(message) | Change::MessageRemoved(message) => {
                     self.messages.insert(message.id, message);
                 }
-                Change::MemberJoined(joined) => drop(self.members.insert(joined.0.user.id, joined.0)),
+                Change::MemberJoined(joined) => {
+                    drop(self.members.insert(joined.0.user.id, joined.0))
+                }
                 Change::MemberChanged(member) => drop(self.members.insert(member.user.id, member)),
                 Change::MemberLeft(user_id) => drop(self.members.remove(&user_id)),
                 Change::Renamed(chat) => self.name = chat.name,
@@ -256,7 +286,11 @@ impl Fold {
     /// Follows the feed to its end by pages.
     pub async fn follow(&mut self, store: &Store, chat_id: ChatId, max: i64) {
         loop {
-            let page = store.changes(chat_id, None, self.rev, max).await.unwrap().expect("the chat is there");
+            let page = store
+                .changes(chat_id, None, self.rev, max)
+                .await
+                .unwrap()
+                .expect("the chat is there");
             let complete = page.complete;
             assert!(complete || page.rev > self.rev, "a page that goes on gets on");
             self.take(page);

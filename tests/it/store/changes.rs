@@ -27,7 +27,11 @@ async fn eventful(bench: &Bench) -> (ChatId, UserId) {
         let id = MessageId(round * 2 + 1);
         bench.store.edit_message(chat, id, owner, &word(), bench.now()).await.unwrap();
         if round % 3 == 0 {
-            bench.store.remove_message(chat, MessageId(round + 2), owner, bench.now()).await.unwrap();
+            bench
+                .store
+                .remove_message(chat, MessageId(round + 2), owner, bench.now())
+                .await
+                .unwrap();
             bench.store.rename_chat(chat, owner, &word()).await.unwrap();
         }
         if let Some(guest) = guests.get(6 + usize::try_from(round).unwrap()) {
@@ -51,16 +55,28 @@ async fn matches_the_chat(bench: &Bench, fold: &Fold, chat: ChatId, viewer: User
     let members = bench.store.members(chat, viewer, None, 100).await.unwrap();
     // Read markers move without a rev.
     let known = |member: &Member| (member.user.id, member.role, member.joined_at);
-    assert_eq!(fold.members.values().map(known).collect::<Vec<_>>(), members.iter().map(known).collect::<Vec<_>>());
+    assert_eq!(
+        fold.members.values().map(known).collect::<Vec<_>>(),
+        members.iter().map(known).collect::<Vec<_>>()
+    );
 }
 
 async fn pages_of_any_size_add_up_to_the_whole(bench: Arc<Bench>) {
     let (chat, owner) = eventful(&bench).await;
     let whole = bench.store.changes(chat, None, Rev(0), 1000).await.unwrap().unwrap();
     let to_a_newcomer = |change: &Change| {
-        matches!(change, Change::MessageSent(_) | Change::MemberJoined(_) | Change::MemberLeft(_) | Change::Renamed(_))
+        matches!(
+            change,
+            Change::MessageSent(_)
+                | Change::MemberJoined(_)
+                | Change::MemberLeft(_)
+                | Change::Renamed(_)
+        )
     };
-    assert!(whole.items.iter().all(|(_, change)| to_a_newcomer(change)), "all is new to whoever knows nothing");
+    assert!(
+        whole.items.iter().all(|(_, change)| to_a_newcomer(change)),
+        "all is new to whoever knows nothing"
+    );
     for max in [1, 2, 3, 7, 50, 1000] {
         let mut fold = Fold::default();
         fold.follow(&bench.store, chat, max).await;
@@ -126,11 +142,14 @@ async fn write(bench: &Bench, chat: ChatId, owner: UserId) -> Journal {
         let sent = bench.say(chat, owner, "new").await;
         journal.insert(sent.rev, sent.id);
         let old = MessageId(round % 40 + 1);
-        if let Ok((edited, true)) = bench.store.edit_message(chat, old, owner, &word(), bench.now()).await {
+        if let Ok((edited, true)) =
+            bench.store.edit_message(chat, old, owner, &word(), bench.now()).await
+        {
             journal.insert(edited.rev, edited.id);
         }
         if round % 9 == 8
-            && let Ok(Some(removed)) = bench.store.remove_message(chat, MessageId(round), owner, bench.now()).await
+            && let Ok(Some(removed)) =
+                bench.store.remove_message(chat, MessageId(round), owner, bench.now()).await
         {
             journal.insert(removed.rev, removed.id);
         }
@@ -163,7 +182,8 @@ async fn a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev(benc
     let (journal, seen) = tokio::join!(writing, reading);
     assert!(seen.len() > 6, "the reader got to read: {}", seen.len());
     for fold in seen {
-        let known: BTreeMap<MessageId, Rev> = fold.messages.values().map(|it| (it.id, it.rev)).collect();
+        let known: BTreeMap<MessageId, Rev> =
+            fold.messages.values().map(|it| (it.id, it.rev)).collect();
         assert_eq!(known, at(&journal, fold.rev), "at rev {}", fold.rev);
     }
 }

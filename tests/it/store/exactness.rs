@@ -27,11 +27,14 @@ on_both_stores!(
     an_account_that_goes_while_it_joins_leaves_no_member_behind,
 );
 
-/// SQLite refuses the slower of two that make a file at once, however long it waits for a lock otherwise.
+/// SQLite refuses the slower of two that make a file at once, however long it waits for a lock
+/// otherwise.
 #[tokio::test]
 async fn a_new_file_that_another_process_is_making_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let options = SqliteConnectOptions::new().filename(dir.path().join("starling.db")).create_if_missing(true);
+    let options = SqliteConnectOptions::new()
+        .filename(dir.path().join("starling.db"))
+        .create_if_missing(true);
     let mut other = SqliteConnection::connect_with(&options).await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     let making = async {
@@ -135,12 +138,21 @@ async fn the_session_limit_is_exact_under_concurrent_logins(bench: Arc<Bench>) {
     assert_eq!((live.len(), ended.len()), (5, 11));
     let ended: BTreeSet<SessionId> = ended.into_iter().collect();
     assert_eq!(ended.len(), 11, "each ended once");
-    assert!(live.is_disjoint(&ended) && live.union(&ended).copied().collect::<BTreeSet<_>>() == made);
+    assert!(
+        live.is_disjoint(&ended) && live.union(&ended).copied().collect::<BTreeSet<_>>() == made
+    );
     for (new, _) in &logins {
         let resolved = bench.store.resolve(new.tokens.token, bench.now()).await.unwrap();
-        assert_eq!(resolved.is_some(), live.contains(&new.id), "an ended session's token is worth nothing");
+        assert_eq!(
+            resolved.is_some(),
+            live.contains(&new.id),
+            "an ended session's token is worth nothing"
+        );
     }
-    assert!(bench.store.resolve(other.tokens.token, bench.now()).await.unwrap().is_some(), "none of the others");
+    assert!(
+        bench.store.resolve(other.tokens.token, bench.now()).await.unwrap().is_some(),
+        "none of the others"
+    );
 }
 
 async fn an_invite_lets_in_exactly_as_many_as_it_says(bench: Arc<Bench>) {
@@ -157,7 +169,8 @@ async fn an_invite_lets_in_exactly_as_many_as_it_says(bench: Arc<Bench>) {
         assert_eq!(outcomes.iter().filter(|(outcome, ..)| outcome.is_ok()).count(), uses);
         for (outcome, user_id, session) in &outcomes {
             let there = bench.store.user(*user_id).await.unwrap().is_some();
-            let resolved = bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_some();
+            let resolved =
+                bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_some();
             assert_eq!((there, resolved), (outcome.is_ok(), outcome.is_ok()), "all or nothing");
             if outcome.is_err() {
                 refused(outcome, Code::InviteNotFound);
@@ -175,7 +188,11 @@ async fn processes_that_start_at_once_tell_of_one_first_invite(bench: Arc<Bench>
         let now_ms = began_ms + round * LIFE_MS;
         let start = |number: usize| {
             let times = [now_ms, now_ms + LIFE_MS].map(Timestamp::from_ms);
-            let new = Invite { created_at_ms: times[0], expires_at_ms: times[1], ..bench.new_invite(1, LIFE_MS) };
+            let new = Invite {
+                created_at_ms: times[0],
+                expires_at_ms: times[1],
+                ..bench.new_invite(1, LIFE_MS)
+            };
             let store = store(number);
             async move { store.first_invite(new).await.unwrap().code }
         };
@@ -202,14 +219,20 @@ async fn a_refused_registration_gives_the_use_back(bench: Arc<Bench>) {
     }
     for _ in 0..7 {
         let user = bench.new_user();
-        bench.store.register(&invite.code, &user, &bench.new_session(user.id, 1_000_000)).await.unwrap();
+        bench
+            .store
+            .register(&invite.code, &user, &bench.new_session(user.id, 1_000_000))
+            .await
+            .unwrap();
     }
     let user = bench.new_user();
-    let late = bench.store.register(&invite.code, &user, &bench.new_session(user.id, 1_000_000)).await;
+    let late =
+        bench.store.register(&invite.code, &user, &bench.new_session(user.id, 1_000_000)).await;
     refused(&late, Code::InviteNotFound);
     let expired = bench.new_invite(8, -60_000);
     bench.store.create_invite(&expired, None, 0).await.unwrap();
-    let late = bench.store.register(&expired.code, &user, &bench.new_session(user.id, 1_000_000)).await;
+    let late =
+        bench.store.register(&expired.code, &user, &bench.new_session(user.id, 1_000_000)).await;
     refused(&late, Code::InviteNotFound);
 }
 
@@ -224,7 +247,11 @@ async fn the_limit_of_open_invites_is_exact(bench: Arc<Bench>) {
         async move { store.create_invite(&invite, Some(ada), 5).await }
     };
     let outcomes = join_all((0..16).map(invite)).await;
-    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 5, "closed ones don't count");
+    assert_eq!(
+        outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
+        5,
+        "closed ones don't count"
+    );
     for outcome in outcomes.iter().filter(|outcome| outcome.is_err()) {
         refused(outcome, Code::InviteLimit);
     }
@@ -286,16 +313,26 @@ async fn a_spent_refresh_token_ends_its_session_after_the_grace(bench: Arc<Bench
         let fresh = bench.new_session(ada, 1_000_000_000).tokens;
         (bench.store.refresh(presented, &fresh, None, bench.now()).await.unwrap(), fresh)
     };
-    let (first, second) = tokio::join!(refresh(session.tokens.refresh), refresh(session.tokens.refresh));
+    let (first, second) =
+        tokio::join!(refresh(session.tokens.refresh), refresh(session.tokens.refresh));
     for (outcome, _) in [&first, &second] {
-        assert!(matches!(outcome, Refreshed::Rotated { session: it, .. } if it.id == session.id), "a lost answer");
+        assert!(
+            matches!(outcome, Refreshed::Rotated { session: it, .. } if it.id == session.id),
+            "a lost answer"
+        );
     }
-    assert!(bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_none(), "the old token is dead");
+    assert!(
+        bench.store.resolve(session.tokens.token, bench.now()).await.unwrap().is_none(),
+        "the old token is dead"
+    );
     bench.clock.advance(Duration::from_secs(11));
     let (outcome, _) = refresh(session.tokens.refresh).await;
     assert!(matches!(outcome, Refreshed::Reused(it) if it.id == session.id));
     for (_, fresh) in [&first, &second] {
-        assert!(bench.store.resolve(fresh.token, bench.now()).await.unwrap().is_none(), "the session is over");
+        assert!(
+            bench.store.resolve(fresh.token, bench.now()).await.unwrap().is_none(),
+            "the session is over"
+        );
         assert!(matches!(refresh(fresh.refresh).await.0, Refreshed::Unknown));
     }
 }

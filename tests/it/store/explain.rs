@@ -1,6 +1,7 @@
 //! Plans: no statement of the store reads a large table from end to end.
 //!
-//! The statements are taken from the sources themselves, so a new one is held to this without being listed here.
+//! The statements are taken from the sources themselves, so a new one is held to this without being
+//! listed here.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -25,11 +26,17 @@ const SQLITE_ONLY: &[&str] = &["json_each", "unhex", "sqlite_"];
 /// Every SQL text in `src/store`, complete: the column lists of macros are put before their tails.
 pub fn statements() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["src/store", "src/store/engine"].map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
-    let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let folders = ["src/store", "src/store/engine"]
+        .map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+    let files = folders
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file());
     let sources: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mut found: BTreeSet<String> = BTreeSet::new();
-    let bases: Vec<(String, String)> = sources.iter().flat_map(|source| macro_bases(source)).collect();
+    let bases: Vec<(String, String)> =
+        sources.iter().flat_map(|source| macro_bases(source)).collect();
     for source in &sources {
         for (before, literal) in literals(source) {
             let called = bases.iter().find(|(name, _)| before.ends_with(&format!("{name}!(")));
@@ -77,7 +84,9 @@ fn unescaped(literal: &str) -> String {
 }
 
 fn is_statement(literal: &str) -> bool {
-    ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "].iter().any(|word| literal.trim_start().starts_with(word))
+    ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "]
+        .iter()
+        .any(|word| literal.trim_start().starts_with(word))
 }
 
 fn touches_a_large_table(sql: &str) -> bool {
@@ -100,8 +109,9 @@ fn seed(postgres: bool) -> String {
             format!("CAST(printf('%032d', {n}) AS BLOB)")
         }
     };
-    let series =
-        |count: u32| format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})");
+    let series = |count: u32| {
+        format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})")
+    };
     let mut sql = String::new();
     let mut insert = |into: &str, count: u32, select: String, rest: &str| {
         let series = series(count);
@@ -166,7 +176,8 @@ fn seed(postgres: bool) -> String {
 }
 
 async fn no_statement_scans_messages_members_or_sessions(bench: Arc<Bench>) {
-    let statements: Vec<String> = statements().into_iter().filter(|sql| touches_a_large_table(sql)).collect();
+    let statements: Vec<String> =
+        statements().into_iter().filter(|sql| touches_a_large_table(sql)).collect();
     assert!(statements.len() > 45, "the statements were not found: {}", statements.len());
     let url = bench.url();
     let scans = if url.starts_with("sqlite") {
@@ -183,13 +194,16 @@ async fn on_sqlite_file(url: &str, statements: &[String]) -> Vec<String> {
     let mut explained = 0;
     let mut scans = Vec::new();
     let statements: Vec<String> = statements.iter().map(|sql| for_sqlite(sql)).collect();
-    for sql in statements.iter().filter(|sql| !POSTGRES_ONLY.iter().any(|word| sql.contains(word))) {
+    for sql in statements.iter().filter(|sql| !POSTGRES_ONLY.iter().any(|word| sql.contains(word)))
+    {
         let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).await;
         let plan = plan.unwrap_or_else(|error| panic!("{error}: {sql}"));
         let plan: Vec<String> = plan.iter().map(|row| row.get::<String, _>("detail")).collect();
         // A virtual table is a parameter that holds a list.
         let scans_a_table = |step: &String| {
-            step.starts_with("SCAN ") && step != "SCAN CONSTANT ROW" && !step.contains(" VIRTUAL TABLE ")
+            step.starts_with("SCAN ")
+                && step != "SCAN CONSTANT ROW"
+                && !step.contains(" VIRTUAL TABLE ")
         };
         if plan.iter().any(scans_a_table) {
             scans.push(format!("{sql}\n{}", plan.join("\n")));
@@ -198,28 +212,36 @@ async fn on_sqlite_file(url: &str, statements: &[String]) -> Vec<String> {
     }
     assert!(explained > 40, "{explained}");
     // That this test can fail:
-    let plan = db.fetch_all("EXPLAIN QUERY PLAN SELECT id FROM messages WHERE text = $1").await.unwrap();
+    let plan =
+        db.fetch_all("EXPLAIN QUERY PLAN SELECT id FROM messages WHERE text = $1").await.unwrap();
     assert!(plan[0].get::<String, _>("detail").starts_with("SCAN "));
     scans
 }
 
-/// The plan of a statement on Postgres for plausible values, as the planner makes it when it knows them.
+/// The plan of a statement on Postgres for plausible values, as the planner makes it when it knows
+/// them.
 async fn postgres_plan(db: &mut PgConnection, sql: &str) -> String {
-    db.execute(AssertSqlSafe(format!("PREPARE it AS {sql}"))).await.unwrap_or_else(|error| panic!("{error}: {sql}"));
-    let types: Vec<String> =
-        sqlx::query_scalar("SELECT unnest(parameter_types)::text FROM pg_prepared_statements WHERE name = 'it'")
-            .fetch_all(&mut *db)
-            .await
-            .unwrap();
-    let values: Vec<String> = types.iter().enumerate().map(|(index, kind)| value(sql, index + 1, kind)).collect();
-    let arguments = if values.is_empty() { String::new() } else { format!("({})", values.join(", ")) };
+    db.execute(AssertSqlSafe(format!("PREPARE it AS {sql}")))
+        .await
+        .unwrap_or_else(|error| panic!("{error}: {sql}"));
+    let types: Vec<String> = sqlx::query_scalar(
+        "SELECT unnest(parameter_types)::text FROM pg_prepared_statements WHERE name = 'it'",
+    )
+    .fetch_all(&mut *db)
+    .await
+    .unwrap();
+    let values: Vec<String> =
+        types.iter().enumerate().map(|(index, kind)| value(sql, index + 1, kind)).collect();
+    let arguments =
+        if values.is_empty() { String::new() } else { format!("({})", values.join(", ")) };
     let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN EXECUTE it{arguments}"))).await;
     let plan = plan.unwrap_or_else(|error| panic!("{error}: {sql} {arguments}"));
     db.execute("DEALLOCATE it").await.unwrap();
     plan.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
 }
 
-/// A value of this type for `$number`: a page for a limit, an old time for what is due, one that exists else.
+/// A value of this type for `$number`: a page for a limit, an old time for what is due, one that
+/// exists else.
 fn value(sql: &str, number: usize, kind: &str) -> String {
     let placeholder = format!("${number}");
     let after = |word: &str| {
@@ -246,10 +268,13 @@ fn value(sql: &str, number: usize, kind: &str) -> String {
 async fn on_postgres_database(url: &str, statements: &[String]) -> Vec<String> {
     let mut db = PgConnection::connect(url).await.unwrap();
     for statement in seed(true).split(";\n") {
-        db.execute(AssertSqlSafe(statement.to_owned())).await.unwrap_or_else(|error| panic!("{error}: {statement}"));
+        db.execute(AssertSqlSafe(statement.to_owned()))
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
     db.execute("SET plan_cache_mode = force_custom_plan").await.unwrap();
-    let scanned = |plan: &str| LARGE.iter().any(|table| plan.contains(&format!("Seq Scan on {table}")));
+    let scanned =
+        |plan: &str| LARGE.iter().any(|table| plan.contains(&format!("Seq Scan on {table}")));
     let mut scans = Vec::new();
     for sql in statements.iter().filter(|sql| !SQLITE_ONLY.iter().any(|word| sql.contains(word))) {
         let plan = postgres_plan(&mut db, sql).await;

@@ -13,7 +13,9 @@ async fn statements(server: &TestServer, user: &User, path: &str, count_of: &str
     (after - before, body[count_of].as_array().unwrap().len())
 }
 
-async fn the_inbox_and_a_history_make_as_many_statements_for_much_as_for_little(server: TestServer) {
+async fn the_inbox_and_a_history_make_as_many_statements_for_much_as_for_little(
+    server: TestServer,
+) {
     let (ada, bob) = (server.user().await, server.user().await);
     let mut chats = Vec::new();
     while chats.len() < 5 {

@@ -58,7 +58,10 @@ async fn expired_sessions_and_invites_go_in_bounded_batches_and_live_ones_stay(b
     let open = bench.new_invite(1, 1_000_000);
     bench.store.create_invite(&open, None, 0).await.unwrap();
     let early = sweep_all(&bench).await;
-    assert!(early.iter().all(|swept| swept.sessions.is_empty() && swept.invites == 0), "nothing is due yet");
+    assert!(
+        early.iter().all(|swept| swept.sessions.is_empty() && swept.invites == 0),
+        "nothing is due yet"
+    );
     bench.clock.advance(Duration::from_mins(10));
     let rounds = sweep_all(&bench).await;
     let batch = usize::try_from(JOB_BATCH).unwrap();
@@ -90,7 +93,11 @@ async fn a_removed_chat_goes_in_bounded_batches_and_its_neighbour_stays(bench: A
     assert_eq!(rows(&bench, "messages", doomed).await, 1200);
     let rounds = sweep_all(&bench).await;
     let due = 1200 + JOB_BATCH.unsigned_abs() + 3 + 1;
-    assert_eq!(rounds.iter().map(|swept| swept.chat_rows).sum::<u64>(), due, "messages, members, the chat");
+    assert_eq!(
+        rounds.iter().map(|swept| swept.chat_rows).sum::<u64>(),
+        due,
+        "messages, members, the chat"
+    );
     for swept in rounds {
         assert!(swept.chat_rows <= JOB_BATCH.unsigned_abs(), "{}", swept.chat_rows);
     }
@@ -104,7 +111,9 @@ async fn a_removed_chat_goes_in_bounded_batches_and_its_neighbour_stays(bench: A
 /// Those who a feed says have left.
 async fn left(bench: &Bench, chat: ChatId, known: Rev) -> (Vec<UserId>, bool) {
     let page = bench.store.changes(chat, None, known, 10_000).await.unwrap().unwrap();
-    let of = |(_, change): (Rev, Change)| if let Change::MemberLeft(user) = change { Some(user) } else { None };
+    let of = |(_, change): (Rev, Change)| {
+        if let Change::MemberLeft(user) = change { Some(user) } else { None }
+    };
     (page.items.into_iter().filter_map(of).collect(), page.forgotten)
 }
 
@@ -121,7 +130,11 @@ async fn who_left_long_ago_is_forgotten_and_followers_who_need_it_start_anew(ben
     let recent = bench.store.remove_member(chat, owner, late, bench.now()).await.unwrap().rev;
     let swept: u64 = sweep_all(&bench).await.iter().map(|swept| swept.tombstones).sum();
     assert_eq!(swept, 1);
-    assert_eq!(left(&bench, chat, Rev(1)).await, (vec![late], true), "a follower from before must start anew");
+    assert_eq!(
+        left(&bench, chat, Rev(1)).await,
+        (vec![late], true),
+        "a follower from before must start anew"
+    );
     assert_eq!(left(&bench, chat, Rev(gone.0 - 1)).await, (vec![late], true));
     assert_eq!(left(&bench, chat, gone).await, (vec![late], false), "who knew of it goes on");
     assert_eq!(left(&bench, chat, recent).await, (Vec::new(), false));

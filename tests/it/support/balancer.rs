@@ -90,7 +90,8 @@ impl Pool {
 async fn pass_on(mut client: TcpStream, server: SocketAddr) {
     let Ok(mut server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.split(), server.split());
     let up = async {
         // A server that takes no more may still have something to say.
         let _ = tokio::io::copy(&mut from_client, &mut to_server).await;

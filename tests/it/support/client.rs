@@ -35,15 +35,24 @@ impl Answer {
     /// Fails unless it was refused with this status and code.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str) {
-        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.body);
+        assert_eq!(
+            (self.status, self.body["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            self.body
+        );
     }
 
     /// Fails unless it was refused with 422 naming just these fields.
     #[track_caller]
     pub fn refused_fields(&self, fields: &[&str]) {
         self.refused(422, "invalid_fields");
-        let named: Vec<&str> =
-            self.body["errors"].as_array().unwrap().iter().filter_map(|e| e["field"].as_str()).collect();
+        let named: Vec<&str> = self.body["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|e| e["field"].as_str())
+            .collect();
         assert_eq!(named, fields, "{}", self.body);
     }
 
@@ -82,7 +91,14 @@ impl User {
         assert!(headers.contains_key("x-request-id"), "every answer carries X-Request-Id");
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status != StatusCode::METHOD_NOT_ALLOWED {
-            contract::check_answer(&method, &path, status.as_u16(), &headers, &body, bytes.is_empty());
+            contract::check_answer(
+                &method,
+                &path,
+                status.as_u16(),
+                &headers,
+                &body,
+                bytes.is_empty(),
+            );
         }
         Answer { status: status.as_u16(), headers, body }
     }
@@ -113,7 +129,8 @@ impl User {
 
     /// The private chat with somebody, made if need be.
     pub async fn private_chat(&self, peer: &Self) -> String {
-        let answer = self.post("/chats", json!({ "kind": "private", "member_ids": [peer.id] })).await;
+        let answer =
+            self.post("/chats", json!({ "kind": "private", "member_ids": [peer.id] })).await;
         assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
         super::id(&answer.body)
     }
@@ -130,7 +147,12 @@ impl User {
 
     async fn shared_chat(&self, kind: &str, members: &[&Self]) -> String {
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-        super::id(&self.post("/chats", json!({ "kind": kind, "name": "Crew", "member_ids": ids })).await.expect(201))
+        super::id(
+            &self
+                .post("/chats", json!({ "kind": kind, "name": "Crew", "member_ids": ids }))
+                .await
+                .expect(201),
+        )
     }
 
     /// Sends a message over HTTP; returns it.

@@ -1,4 +1,5 @@
-//! Holds what the server says against what its documents promise: every answer of every test, every frame.
+//! Holds what the server says against what its documents promise: every answer of every test, every
+//! frame.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
@@ -28,8 +29,10 @@ fn check(document: &'static Value, pointer: &str, value: &Value) {
         root["$ref"] = json!(format!("#{}", pointer.replace('{', "%7B").replace('}', "%7D")));
         Box::leak(Box::new(jsonschema::validator_for(&root).unwrap()))
     });
-    let errors: Vec<String> =
-        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
     assert!(errors.is_empty(), "{pointer} promises otherwise: {errors:?}\n{value:#}");
 }
 
@@ -44,14 +47,27 @@ fn template_of(path: &str) -> Option<&'static str> {
     let fits = |template: &str| {
         let of_template: Vec<&str> = template.split('/').collect();
         of_template.len() == parts.len()
-            && of_template.iter().zip(&parts).all(|(expected, part)| expected.starts_with('{') || expected == part)
+            && of_template
+                .iter()
+                .zip(&parts)
+                .all(|(expected, part)| expected.starts_with('{') || expected == part)
     };
     let paths = openapi()["paths"].as_object().unwrap().keys();
-    paths.map(String::as_str).filter(|template| fits(template)).min_by_key(|template| template.matches('{').count())
+    paths
+        .map(String::as_str)
+        .filter(|template| fits(template))
+        .min_by_key(|template| template.matches('{').count())
 }
 
 /// Fails unless the document has this status for this operation, with this type and shape of body.
-pub fn check_answer(method: &Method, path: &str, status: u16, headers: &HeaderMap, body: &Value, empty: bool) {
+pub fn check_answer(
+    method: &Method,
+    path: &str,
+    status: u16,
+    headers: &HeaderMap,
+    body: &Value,
+    empty: bool,
+) {
     let Some(template) = template_of(path) else {
         return;
     };
@@ -61,20 +77,27 @@ pub fn check_answer(method: &Method, path: &str, status: u16, headers: &HeaderMa
         return;
     }
     let response = &operation["responses"][status.to_string()];
-    assert!(!response.is_null(), "{method} {template} answered {status}, which is not documented: {body}");
+    assert!(
+        !response.is_null(),
+        "{method} {template} answered {status}, which is not documented: {body}"
+    );
     let Some(contents) = response["content"].as_object() else {
         assert!(empty, "{method} {template} {status} is documented without a body: {body}");
         return;
     };
-    let content_type = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default();
     assert!(
         contents.contains_key(essence),
         "{method} {template} {status} is documented as {contents:?}, not {essence}"
     );
     if essence.ends_with("json") {
-        let pointer =
-            format!("/paths/{}/{method}/responses/{status}/content/{}/schema", escaped(template), escaped(essence));
+        let pointer = format!(
+            "/paths/{}/{method}/responses/{status}/content/{}/schema",
+            escaped(template),
+            escaped(essence)
+        );
         check(openapi(), &pointer, body);
     }
 }
@@ -83,6 +106,9 @@ pub fn check_answer(method: &Method, path: &str, status: u16, headers: &HeaderMa
 pub fn check_frame(frame: &Value) {
     let kind = frame["type"].as_str().unwrap_or_else(|| panic!("a frame without a type: {frame}"));
     let schema = format!("server.{kind}");
-    assert!(!asyncapi()["components"]["schemas"][&schema].is_null(), "the frame {kind} is not documented");
+    assert!(
+        !asyncapi()["components"]["schemas"][&schema].is_null(),
+        "the frame {kind} is not documented"
+    );
     check(asyncapi(), &format!("/components/schemas/{}", escaped(&schema)), frame);
 }

@@ -1,4 +1,5 @@
-//! A database for each test: an SQLite file in its directory, or a Postgres database made from a migrated template.
+//! A database for each test: an SQLite file in its directory, or a Postgres database made from a
+//! migrated template.
 
 use sqlx::{Connection, Executor, PgConnection};
 use starling::store::{Store, StoreOptions};
@@ -36,7 +37,8 @@ fn url_of(database: &str) -> String {
 }
 
 async fn execute(sql: String) {
-    let mut connection = PgConnection::connect(&postgres_url()).await.expect("the test Postgres answers");
+    let mut connection =
+        PgConnection::connect(&postgres_url()).await.expect("the test Postgres answers");
     connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("the statement runs");
     connection.close().await.expect("the connection closes");
 }

@@ -1,4 +1,5 @@
-//! A server of one's own for every test, and clients that hold each answer against the server's own documents.
+//! A server of one's own for every test, and clients that hold each answer against the server's own
+//! documents.
 
 mod balancer;
 mod client;
@@ -32,8 +33,8 @@ use starling::service::Services;
 use starling::store::Store;
 use tempfile::TempDir;
 
-/// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis of which each request and each
-/// socket gets another: `everywhere!(a_promise, another);`
+/// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis of
+/// which each request and each socket gets another: `everywhere!(a_promise, another);`
 macro_rules! everywhere {
     ($($name:ident),+ $(,)?) => {
         crate::support::on_both_databases!($($name),+);
@@ -45,7 +46,8 @@ macro_rules! everywhere {
 }
 pub(crate) use everywhere;
 
-/// Runs each named test once on SQLite and once on Postgres: `on_both_databases!(a_promise, another);`
+/// Runs each named test once on SQLite and once on Postgres: `on_both_databases!(a_promise,
+/// another);`
 macro_rules! on_both_databases {
     ($($name:ident),+ $(,)?) => {
         mod on_sqlite {
@@ -80,7 +82,8 @@ pub async fn run_with<F: Future<Output = ()>>(
 /// Hashing at full cost would take a quarter of the CPU time of all tests.
 const CHEAP_PASSWORDS: PasswordCost = PasswordCost { memory_kib: 32, passes: 1 };
 
-/// A server of this test alone, with rate limits off and a clock that the test moves. Clones are the same server.
+/// A server of this test alone, with rate limits off and a clock that the test moves. Clones are
+/// the same server.
 #[derive(Clone)]
 pub struct TestServer {
     inner: Arc<Inner>,
@@ -111,7 +114,11 @@ impl TestServer {
     }
 
     /// A server with some settings changed, and what no setting changes.
-    pub async fn tuned(backend: Backend, change: impl FnOnce(&mut Settings), tune: impl FnOnce(&mut Config)) -> Self {
+    pub async fn tuned(
+        backend: Backend,
+        change: impl FnOnce(&mut Settings),
+        tune: impl FnOnce(&mut Config),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = database::Database::create(backend).await;
         let mut settings = settings(dir.path(), database.url());
@@ -137,7 +144,8 @@ impl TestServer {
             _ => None,
         };
         let address = balancer.as_ref().map_or(servers[0].address, |balancer| balancer.address);
-        let (internal_address, services) = (servers[0].internal_address, servers[0].services.clone());
+        let (internal_address, services) =
+            (servers[0].internal_address, servers[0].services.clone());
         let store = servers[0].store.clone();
         let servers = tokio::sync::Mutex::new(servers);
         let users = AtomicU32::new(0);
@@ -216,7 +224,13 @@ impl TestServer {
     /// An account with this login and name, and a fresh session.
     pub async fn user_named(&self, login: &str) -> User {
         let made = self.inner.services.accounts.make_user(login, login, true).await.unwrap();
-        User::new(self.base(), made.user_id.to_string(), made.login, made.password, made.token.unwrap())
+        User::new(
+            self.base(),
+            made.user_id.to_string(),
+            made.login,
+            made.password,
+            made.token.unwrap(),
+        )
     }
 
     /// Somebody without a token.

@@ -17,7 +17,8 @@ impl OwnPostgres {
         self.0.url()
     }
 
-    /// A standby that streams from this server, through `way` if that is given. It starts as a copy of what is here now.
+    /// A standby that streams from this server, through `way` if that is given. It starts as a copy
+    /// of what is here now.
     pub async fn standby(&self, way: Option<std::net::SocketAddr>) -> Self {
         Self(self.0.standby(way, &["fsync=off", "max_connections=100"]).await.unwrap())
     }
@@ -30,7 +31,9 @@ impl OwnPostgres {
 
     /// The address of another database on it, for another user.
     pub fn url_of(&self, user: &str, database: &str) -> String {
-        self.url().replace("postgres@", &format!("{user}@")).replace("/postgres", &format!("/{database}"))
+        self.url()
+            .replace("postgres@", &format!("{user}@"))
+            .replace("/postgres", &format!("/{database}"))
     }
 
     /// Starts it again after it was stopped.

@@ -1,12 +1,14 @@
-//! A TCP proxy that misbehaves on demand, between a server and what it depends on: Postgres, Redis, another replica.
+//! A TCP proxy that misbehaves on demand, between a server and what it depends on: Postgres, Redis,
+//! another replica.
 //!
 //! ```ignore
 //! let proxy = Proxy::to("127.0.0.1:5432").await;
 //! // … a server that connects to proxy.address() …
 //! proxy.set(Mode::BlackHole);
 //! ```
-//! A mode applies at once, to open connections as to new ones. Bytes that came while nothing was forwarded are forwarded
-//! when that ends, as by a network that mends itself. All its tasks end when it is dropped.
+//! A mode applies at once, to open connections as to new ones. Bytes that came while nothing was
+//! forwarded are forwarded when that ends, as by a network that mends itself. All its tasks end
+//! when it is dropped.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,22 +33,25 @@ pub enum Mode {
     Pass,
     /// Closes all connections, and new ones at once.
     Refuse,
-    /// Keeps connections open, accepts new ones, and forwards nothing: neither bytes nor the end of a connection.
+    /// Keeps connections open, accepts new ones, and forwards nothing: neither bytes nor the end of
+    /// a connection.
     BlackHole,
     /// The same one way only; the other way passes.
     BlackHoleOneWay(Way),
-    /// A black hole for the connections that were open when the mode was set; those made since pass. What a failover or a
-    /// firewall that forgot its state leaves behind.
+    /// A black hole for the connections that were open when the mode was set; those made since
+    /// pass. What a failover or a firewall that forgot its state leaves behind.
     Strand,
     /// Forwards everything so much later, each way.
     Delay(Duration),
-    /// Closes the connection that has forwarded so many bytes this way since the mode was set; then passes.
+    /// Closes the connection that has forwarded so many bytes this way since the mode was set; then
+    /// passes.
     CutAfter(Way, usize),
-    /// Waits until these bytes come this way, forwards what comes in front of them and neither them nor anything after,
-    /// and closes that connection; then passes. For "it was done, but the answer was lost".
+    /// Waits until these bytes come this way, forwards what comes in front of them and neither them
+    /// nor anything after, and closes that connection; then passes. For "it was done, but the
+    /// answer was lost".
     CutAt(Way, Vec<u8>),
-    /// The same, but for bytes in the request: closes the connection right before the first answer to them. What the
-    /// server was asked has been done by then.
+    /// The same, but for bytes in the request: closes the connection right before the first answer
+    /// to them. What the server was asked has been done by then.
     CutAnswerTo(Vec<u8>),
 }
 
@@ -78,8 +83,10 @@ impl Proxy {
     /// A URL with this proxy's address instead of its own.
     pub fn in_url(&self, url: &str) -> String {
         let (scheme, rest) = url.split_once("://").unwrap();
-        let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
-        let user = authority.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
+        let (authority, path) =
+            rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+        let user =
+            authority.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
         let path = path.map(|path| format!("/{path}")).unwrap_or_default();
         format!("{scheme}://{user}{}{path}", self.address)
     }
@@ -96,7 +103,8 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Leads new connections elsewhere, as a name that was changed does. Open ones stay where they are.
+    /// Leads new connections elsewhere, as a name that was changed does. Open ones stay where they
+    /// are.
     pub fn lead_to(&self, target: &str) {
         self.target.send_replace(target.to_owned());
     }
@@ -210,7 +218,9 @@ impl Pump {
     }
 
     fn is_held(&self, mode: &Mode) -> bool {
-        *mode == Mode::BlackHole || *mode == Mode::BlackHoleOneWay(self.way) || *mode == Mode::Strand && !self.fresh
+        *mode == Mode::BlackHole
+            || *mode == Mode::BlackHoleOneWay(self.way)
+            || *mode == Mode::Strand && !self.fresh
     }
 
     fn judge(&mut self, bytes: &[u8]) -> Verdict {
@@ -252,8 +262,8 @@ impl Pump {
     }
 }
 
-/// Where in `bytes` the first occurrence of the pattern ends, if it does; it may have begun in `tail`, which then keeps
-/// the end of both.
+/// Where in `bytes` the first occurrence of the pattern ends, if it does; it may have begun in
+/// `tail`, which then keeps the end of both.
 fn ends_at(tail: &mut Vec<u8>, bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     let before = tail.len();
     tail.extend_from_slice(bytes);
@@ -318,7 +328,11 @@ mod tests {
         let open = || TcpStream::connect(proxy.address());
         let mut stream = open().await.unwrap();
         assert_eq!(ask(&mut stream, b'a').await.unwrap(), "[a]");
-        for hole in [Mode::BlackHole, Mode::BlackHoleOneWay(Way::ToServer), Mode::BlackHoleOneWay(Way::ToClient)] {
+        for hole in [
+            Mode::BlackHole,
+            Mode::BlackHoleOneWay(Way::ToServer),
+            Mode::BlackHoleOneWay(Way::ToClient),
+        ] {
             proxy.set(hole);
             assert_eq!(ask(&mut stream, b'b').await.unwrap(), "", "held back");
             proxy.set(Mode::Pass);

@@ -22,12 +22,14 @@ impl OwnRedis {
     pub async fn cluster() -> Vec<Self> {
         let mut nodes = Vec::new();
         for slots in [["0", "5460"], ["5461", "10922"], ["10923", "16383"]] {
-            let node = Self::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await;
+            let node =
+                Self::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await;
             let _: String = node.command(&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]]).await;
             nodes.push(node);
         }
         for node in &nodes[1..] {
-            let _: String = nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]).await;
+            let _: String =
+                nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]).await;
         }
         for node in &nodes {
             for _ in 0..500 {
@@ -80,7 +82,8 @@ impl OwnRedis {
     }
 }
 
-/// How long Redis may take to connect and to answer. The library's own bounds are too short for a busy machine.
+/// How long Redis may take to connect and to answer. The library's own bounds are too short for a
+/// busy machine.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Sends one command to the Redis at `url`.

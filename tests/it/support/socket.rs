@@ -29,21 +29,26 @@ impl Socket {
     }
 
     /// Opens a connection by a request; the handshake's answer too.
-    pub async fn open(request: Request<()>) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
+    pub async fn open(
+        request: Request<()>,
+    ) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
         let (stream, response) = connect_async(request).await?;
         Ok((Self { stream }, response))
     }
 
-    /// Opens a connection that takes little into its buffer at once, as over a slow line. It has a token and is not
-    /// synced.
+    /// Opens a connection that takes little into its buffer at once, as over a slow line. It has a
+    /// token and is not synced.
     pub async fn narrow(user: &User) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        let stream = socket.connect(user.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+        let stream =
+            socket.connect(user.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
         let mut request = Self::request(user);
         let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
         request.headers_mut().insert("authorization", bearer);
-        let (stream, _) = client_async(request, MaybeTlsStream::Plain(stream)).await.expect("the handshake succeeds");
+        let (stream, _) = client_async(request, MaybeTlsStream::Plain(stream))
+            .await
+            .expect("the handshake succeeds");
         let mut socket = Self { stream };
         socket.expect("ready").await;
         socket
@@ -80,7 +85,8 @@ impl Socket {
         socket
     }
 
-    /// An authenticated connection that names the chats it knows; what it is told before `synced`, and that too.
+    /// An authenticated connection that names the chats it knows; what it is told before `synced`,
+    /// and that too.
     pub async fn resumed(user: &User, known: Value) -> (Self, Vec<Value>) {
         let mut socket = Self::connect(user).await;
         socket.send(json!({ "type": "sync", "chats": known })).await;
@@ -105,7 +111,9 @@ impl Socket {
 
     /// The next message of any kind; `None` once the connection is gone.
     pub async fn next_raw(&mut self) -> Option<Message> {
-        let next = tokio::time::timeout(FRAME_MAX, self.stream.next()).await.expect("something comes in time");
+        let next = tokio::time::timeout(FRAME_MAX, self.stream.next())
+            .await
+            .expect("something comes in time");
         next.and_then(Result::ok)
     }
 
@@ -172,7 +180,9 @@ impl Socket {
 
     /// Fails if anything comes within a moment.
     pub async fn expect_silence(&mut self) {
-        if let Ok(Some(Ok(Message::Text(text)))) = tokio::time::timeout(SILENCE, self.stream.next()).await {
+        if let Ok(Some(Ok(Message::Text(text)))) =
+            tokio::time::timeout(SILENCE, self.stream.next()).await
+        {
             panic!("expected nothing, got {text}");
         }
     }

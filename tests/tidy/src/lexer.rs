@@ -14,7 +14,8 @@ impl Lexed {
         let mut lexed = Self { code: String::with_capacity(text.len()), literals: Vec::new() };
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
-            let after_word = lexed.code.chars().last().is_some_and(|last| last.is_alphanumeric() || last == '_');
+            let after_word =
+                lexed.code.chars().last().is_some_and(|last| last.is_alphanumeric() || last == '_');
             let taken = if rest.starts_with("//") {
                 rest.find('\n').unwrap_or(rest.len())
             } else if rest.starts_with("/*") {
@@ -37,7 +38,8 @@ impl Lexed {
         lexed
     }
 
-    /// Takes a literal whose text begins after `prefix` bytes. Returns how long it is with its ends.
+    /// Takes a literal whose text begins after `prefix` bytes. Returns how long it is with its
+    /// ends.
     fn literal(&mut self, rest: &str, prefix: usize, end: &str, escapes: bool) -> usize {
         let body = &rest[prefix..];
         let mut at = 0;
@@ -54,11 +56,13 @@ impl Lexed {
     }
 }
 
-/// Of `r"…"`, `br#"…"#` and the like: the length of what is before the text, and the number of hashes.
+/// Of `r"…"`, `br#"…"#` and the like: the length of what is before the text, and the number of
+/// hashes.
 fn raw_hashes(rest: &str) -> Option<(usize, usize)> {
-    let start = ["r", "br", "cr"]
-        .iter()
-        .find(|start| rest.strip_prefix(**start).is_some_and(|after| after.trim_start_matches('#').starts_with('"')))?;
+    let start = ["r", "br", "cr"].iter().find(|start| {
+        rest.strip_prefix(**start)
+            .is_some_and(|after| after.trim_start_matches('#').starts_with('"'))
+    })?;
     let hashes = rest[start.len()..].bytes().take_while(|byte| *byte == b'#').count();
     Some((start.len() + hashes + 1, hashes))
 }
@@ -105,7 +109,8 @@ pub fn paths_after(code: &str, root: &str) -> Vec<String> {
     let code = code.replace(" :: ", "::").replace(":: ", "::").replace(" ::", "::");
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
-        let joined = code[..at].chars().last().is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
+        let joined =
+            code[..at].chars().last().is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
         if joined {
             continue;
         }

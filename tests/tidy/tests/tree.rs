@@ -1,5 +1,5 @@
-//! The tree keeps its own rules: layers, where SQL, Redis and axum may be, no leftovers. Each rule is a function of a
-//! file's path and text, so that it can be shown to fail.
+//! The tree keeps its own rules: layers, where SQL, Redis and axum may be, no leftovers. Each rule
+//! is a function of a file's path and text, so that it can be shown to fail.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
 
@@ -28,7 +28,9 @@ fn files() -> Vec<(String, PathBuf)> {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if path.is_dir() {
-                if !name.starts_with('.') && !["target", "data", "node_modules"].contains(&name.as_str()) {
+                if !name.starts_with('.')
+                    && !["target", "data", "node_modules"].contains(&name.as_str())
+                {
                     walk(&path, found);
                 }
             } else {
@@ -87,7 +89,8 @@ fn beside(module: &str) -> Option<(&'static [&'static str], &'static [&'static s
     }
 }
 
-/// Imports that point down and are not allowed all the same: requests reach the database by a service.
+/// Imports that point down and are not allowed all the same: requests reach the database by a
+/// service.
 const NOT_DIRECTLY: &[(&str, &str)] = &[("api", "store"), ("gateway", "store")];
 
 /// Modules whose files must not import each other in circles.
@@ -108,7 +111,8 @@ fn may_import(from: &str, to: &str) -> bool {
     }
 }
 
-/// The module of the crate's first level that a file belongs to; none for the map itself and for tests.
+/// The module of the crate's first level that a file belongs to; none for the map itself and for
+/// tests.
 fn module_of(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("src/")?;
     let first = inside.split('/').next()?;
@@ -136,7 +140,8 @@ fn imports_point_down(path: &str, text: &str) -> Vec<String> {
     broken
 }
 
-/// Which of these files of one directory import which, by the names of their modules. `mod` imports all of them.
+/// Which of these files of one directory import which, by the names of their modules. `mod` imports
+/// all of them.
 fn imports_between(directory: &str, files: &[(&str, &str)]) -> BTreeMap<String, BTreeSet<String>> {
     let names: BTreeSet<String> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
     let imports = files.iter().map(|(name, text)| {
@@ -148,7 +153,10 @@ fn imports_between(directory: &str, files: &[(&str, &str)]) -> BTreeMap<String, 
         let imported = match *name {
             "mod" => names.iter().filter(|it| *it != "mod").cloned().collect(),
             // What is no file is an item of `mod`.
-            _ => paths.into_iter().map(|it| if names.contains(&it) { it } else { "mod".to_owned() }).collect(),
+            _ => paths
+                .into_iter()
+                .map(|it| if names.contains(&it) { it } else { "mod".to_owned() })
+                .collect(),
         };
         ((*name).to_owned(), imported)
     });
@@ -158,8 +166,10 @@ fn imports_between(directory: &str, files: &[(&str, &str)]) -> BTreeMap<String, 
 /// The files that import each other in circles, and the files that import those.
 fn in_circles(mut imports: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     loop {
-        let is_leaf = |imported: &BTreeSet<String>| imported.iter().all(|it| !imports.contains_key(it));
-        let leaves: Vec<String> = imports.iter().filter(|(_, it)| is_leaf(it)).map(|(name, _)| name.clone()).collect();
+        let is_leaf =
+            |imported: &BTreeSet<String>| imported.iter().all(|it| !imports.contains_key(it));
+        let leaves: Vec<String> =
+            imports.iter().filter(|(_, it)| is_leaf(it)).map(|(name, _)| name.clone()).collect();
         if leaves.is_empty() {
             return imports.into_keys().collect();
         }
@@ -194,14 +204,23 @@ fn looks_like_sql(literal: &str) -> bool {
     let literal = literal.to_lowercase();
     let words: Vec<&str> = literal.split_whitespace().collect();
     let both = |first: &str, then: &str| {
-        words.iter().position(|word| *word == first).is_some_and(|start| words[start + 1..].contains(&then))
+        words
+            .iter()
+            .position(|word| *word == first)
+            .is_some_and(|start| words[start + 1..].contains(&then))
     };
     let pair = |first: &str, then: &str| words.windows(2).any(|two| two == [first, then]);
     both("select", "from")
         || both("update", "set")
-        || [("insert", "into"), ("delete", "from"), ("create", "table"), ("drop", "table"), ("alter", "table")]
-            .iter()
-            .any(|(first, then)| pair(first, then))
+        || [
+            ("insert", "into"),
+            ("delete", "from"),
+            ("create", "table"),
+            ("drop", "table"),
+            ("alter", "table"),
+        ]
+        .iter()
+        .any(|(first, then)| pair(first, then))
 }
 
 fn crates_are_in_their_place(path: &str, text: &str) -> Vec<String> {
@@ -244,7 +263,11 @@ fn no_leftover_notes(_path: &str, text: &str) -> Vec<String> {
     let notes = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let words: BTreeSet<&str> = text.split(|c| !is_word(c)).collect();
-    notes.iter().filter(|note| words.contains(*note)).map(|note| format!("a leftover {note}")).collect()
+    notes
+        .iter()
+        .filter(|note| words.contains(*note))
+        .map(|note| format!("a leftover {note}"))
+        .collect()
 }
 
 #[test]
@@ -253,7 +276,9 @@ fn the_tree_keeps_its_rules() {
     let mut rust_files = 0;
     for (path, file) in files() {
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
-        let mut say = |sentences: Vec<String>| broken.extend(sentences.iter().map(|it| format!("{path}: {it}")));
+        let mut say = |sentences: Vec<String>| {
+            broken.extend(sentences.iter().map(|it| format!("{path}: {it}")))
+        };
         say(no_leftover_notes(&path, &text));
         if Path::new(&path).extension().is_some_and(|it| it == "rs") {
             rust_files += 1;
@@ -280,26 +305,41 @@ fn files_of_a_module_do_not_import_each_other_in_circles() {
             .collect();
         assert!(of_module.len() > 5, "the files of {module} were not found");
 
-        let texts: Vec<(&str, &str)> = of_module.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-        assert_eq!(in_circles(imports_between(module, &texts)), Vec::<String>::new(), "in {module}");
+        let texts: Vec<(&str, &str)> =
+            of_module.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(
+            in_circles(imports_between(module, &texts)),
+            Vec::<String>::new(),
+            "in {module}"
+        );
     }
 }
 
 #[test]
 fn circles_of_imports_are_found() {
     let circles = |files: &[(&str, &str)]| in_circles(imports_between("service", files));
-    let fine = [("mod", "mod a; mod b;"), ("a", "use super::b::B;"), ("b", "mod tests { use super::*; }")];
+    let fine =
+        [("mod", "mod a; mod b;"), ("a", "use super::b::B;"), ("b", "mod tests { use super::*; }")];
     assert_eq!(circles(&fine), Vec::<String>::new());
-    assert_eq!(circles(&[("a", "use super::b::B;"), ("b", "use crate::service::a::A;")]), ["a", "b"]);
+    assert_eq!(
+        circles(&[("a", "use super::b::B;"), ("b", "use crate::service::a::A;")]),
+        ["a", "b"]
+    );
     assert_eq!(circles(&[("mod", "mod a;"), ("a", "use super::Service;")]), ["a", "mod"]);
-    assert_eq!(circles(&[("a", "use super::{b, c::C};"), ("b", ""), ("c", "super::a::f()")]), ["a", "c"]);
+    assert_eq!(
+        circles(&[("a", "use super::{b, c::C};"), ("b", ""), ("c", "super::a::f()")]),
+        ["a", "c"]
+    );
 }
 
 #[test]
 fn every_migration_is_there_for_both_databases() {
     let names = |database: &str| -> BTreeSet<String> {
         let dir = root().join("migrations").join(database);
-        std::fs::read_dir(dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect()
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap())
+            .collect()
     };
     assert!(!names("postgres").is_empty());
     assert_eq!(names("postgres"), names("sqlite"));
@@ -322,7 +362,8 @@ fn every_deliberate_fault_of_the_server_has_a_test_that_detects_it() {
 #[test]
 fn every_module_of_the_map_has_its_place_in_the_layers() {
     let map = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let modules = map.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
+    let modules =
+        map.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
     for module in modules.map(|module| module.trim_end_matches(';')) {
         assert!(layer(module).is_some() || beside(module).is_some(), "{module} is in no layer");
     }
@@ -355,13 +396,21 @@ fn imports_that_point_up_or_sideways_are_found() {
 
 #[test]
 fn imports_that_point_down_are_let_through() {
-    let fine = |path, text| assert_eq!(imports_point_down(path, text), Vec::<String>::new(), "{path}: {text}");
+    let fine = |path, text| {
+        assert_eq!(imports_point_down(path, text), Vec::<String>::new(), "{path}: {text}")
+    };
     fine("src/cli.rs", "use crate::{config::Config, server::Server, store::Store};");
     fine("src/server.rs", "use crate::api::{self, Api}; use crate::listener;");
-    fine("src/api/chats.rs", "use super::extract::Body; use crate::service::Service; use crate::metrics;");
+    fine(
+        "src/api/chats.rs",
+        "use super::extract::Body; use crate::service::Service; use crate::metrics;",
+    );
     fine("src/service/mod.rs", "// use crate::gateway\nuse crate::store::Store;");
     fine("src/service/mod.rs", "const S: &str = \"crate::gateway::x\";");
-    fine("src/store/mod.rs", "macro_rules! m { () => { $crate::store::Db::Sqlite } } mod tests { use super::*; }");
+    fine(
+        "src/store/mod.rs",
+        "macro_rules! m { () => { $crate::store::Db::Sqlite } } mod tests { use super::*; }",
+    );
     fine("src/wire/bus.rs", "use crate::model::Event;");
     fine("src/cluster/redis/bus.rs", "use crate::wire::bus::BusHeader;");
     fine("src/lib.rs", "pub mod api;");
@@ -379,7 +428,9 @@ fn sql_and_sqlx_outside_of_store_are_found() {
     breaks("src/service/chats.rs", "sqlx::query(sql)");
     breaks("src/model/chat.rs", "#[derive(sqlx::Type)] struct A;");
     breaks("src/model/id.rs", "fn f(e: sqlx::Error) {}");
-    let fine = |path, text| assert_eq!(sql_is_in_store(path, text), Vec::<String>::new(), "{path}: {text}");
+    let fine = |path, text| {
+        assert_eq!(sql_is_in_store(path, text), Vec::<String>::new(), "{path}: {text}")
+    };
     fine("src/store/chats.rs", r#"sqlx::query("SELECT id FROM chats")"#);
     fine("src/model/id.rs", "#[derive(sqlx::Type)] struct A;");
     fine("src/api/mod.rs", r#"f("DELETE", "select it", "an update")"#);
@@ -388,12 +439,15 @@ fn sql_and_sqlx_outside_of_store_are_found() {
 
 #[test]
 fn crates_out_of_their_place_are_found() {
-    let breaks = |path, text| assert!(!crates_are_in_their_place(path, text).is_empty(), "{path}: {text}");
+    let breaks =
+        |path, text| assert!(!crates_are_in_their_place(path, text).is_empty(), "{path}: {text}");
     breaks("src/hub/mod.rs", "use redis::Client;");
     breaks("src/cluster/memory.rs", "use bb8_redis::bb8::Pool;");
     breaks("src/service/mod.rs", "use axum::Router;");
     breaks("src/cli.rs", "fn f(r: axum::Router) {}");
-    let fine = |path, text| assert_eq!(crates_are_in_their_place(path, text), Vec::<String>::new(), "{path}: {text}");
+    let fine = |path, text| {
+        assert_eq!(crates_are_in_their_place(path, text), Vec::<String>::new(), "{path}: {text}")
+    };
     fine("src/cluster/redis/bus.rs", "use redis::Client;");
     fine("src/listener.rs", "use axum::Router;");
     fine("src/gateway/mod.rs", "use axum::extract::ws::WebSocket; use crate::cluster::redis_free;");
@@ -407,7 +461,10 @@ fn haste_is_found() {
     breaks("fn f() { unimplemented!(\"later\") }");
     breaks("#[allow(dead_code)] fn f() {}");
     breaks("#![allow(unused)]");
-    assert!(no_macros_of_haste("src/a.rs", "// todo! is banned\nconst A: &str = \"todo!()\";").is_empty());
+    assert!(
+        no_macros_of_haste("src/a.rs", "// todo! is banned\nconst A: &str = \"todo!()\";")
+            .is_empty()
+    );
     let note = concat!("// TO", "DO: later");
     assert!(!no_leftover_notes("a.md", note).is_empty());
     assert!(!no_leftover_notes("a.sql", concat!("-- XX", "X")).is_empty());

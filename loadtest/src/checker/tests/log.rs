@@ -14,7 +14,10 @@ fn a_quiet_run_is_clean_and_counted() {
     run.finish();
     let report = run.check();
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.counts.sends, report.counts.acknowledged, report.counts.messages), (6, 6, 6));
+    assert_eq!(
+        (report.counts.sends, report.counts.acknowledged, report.counts.messages),
+        (6, 6, 6)
+    );
     assert!(report.to_string().contains("clean"), "{report}");
 }
 
@@ -47,7 +50,8 @@ fn an_acknowledged_edit_or_removal_that_is_not_in_the_log_is_found() {
     let before = run.of(chat).messages[1].seen;
     run.edit(chat, 2);
     run.finish();
-    let report = broken(run, |run| run.of(chat).messages[1].seen = Seen { rev: before.rev, ..before });
+    let report =
+        broken(run, |run| run.of(chat).messages[1].seen = Seen { rev: before.rev, ..before });
     violates(&report, Invariant::I2);
     let Crew { mut run, chat, .. } = crew();
     let before = run.of(chat).messages[1].seen;
@@ -98,7 +102,8 @@ fn a_key_that_made_two_messages_is_found_in_answers_and_in_the_log() {
     run.send_keyed(ann, chat, Digest(77), false);
     run.send_keyed(ann, chat, Digest(78), false);
     run.finish();
-    let report = broken(run, |run| run.of(chat).messages.last_mut().unwrap().client_id = Digest(77));
+    let report =
+        broken(run, |run| run.of(chat).messages.last_mut().unwrap().client_id = Digest(77));
     violates(&report, Invariant::I4);
     assert!(report.counts.doubled > 0);
 }
@@ -109,7 +114,9 @@ fn two_who_see_different_texts_are_found() {
     let read = run.history(ann, chat, 50);
     run.finish();
     let report = broken(run, |run| {
-        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else { panic!() };
+        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
+            panic!()
+        };
         page[0].text = Digest(5);
     });
     violates(&report, Invariant::I5);
@@ -130,7 +137,8 @@ fn a_later_send_with_a_smaller_id_is_found() {
     let Crew { mut run, .. } = crew();
     run.finish();
     let report = broken(run, |run| {
-        let (first, second) = (run.record.ops[0].outcome.clone(), run.record.ops[2].outcome.clone());
+        let (first, second) =
+            (run.record.ops[0].outcome.clone(), run.record.ops[2].outcome.clone());
         (run.record.ops[0].outcome, run.record.ops[2].outcome) = (second, first);
     });
     violates(&report, Invariant::I8);
@@ -159,7 +167,9 @@ fn reads_without_ones_own_write_are_found() {
     let read = run.history(bob, chat, 50);
     run.finish();
     let report = broken(run, |run| {
-        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else { panic!() };
+        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
+            panic!()
+        };
         *page = page[..5].into();
     });
     violates(&report, Invariant::I10);
@@ -169,7 +179,9 @@ fn reads_without_ones_own_write_are_found() {
     let read = run.history(ann, chat, 50);
     run.finish();
     let report = broken(run, |run| {
-        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else { panic!() };
+        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
+            panic!()
+        };
         page[0] = Seen { state: State::Sent, ..seen };
     });
     violates(&report, Invariant::I10);
@@ -181,7 +193,9 @@ fn a_page_with_a_hole_is_found() {
     let read = run.history(ann, chat, 50);
     run.finish();
     let report = broken(run, |run| {
-        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else { panic!() };
+        let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
+            panic!()
+        };
         *page = page.iter().filter(|seen| seen.id != 3).copied().collect();
     });
     violates(&report, Invariant::I10);
@@ -248,7 +262,13 @@ fn a_secret_in_a_log_is_found_and_not_repeated() {
     let secrets = ["sl_0123456789abcdef".to_owned(), "hunter2".to_owned(), "never seen".to_owned()];
     let text = |text: &str| Exposed { place: "the log".to_owned(), text: text.to_owned() };
     let with = |exposed: &[Exposed]| {
-        check(&Evidence { record: &run.record, log: &run.log, secrets: &secrets, exposed, limits: run.limits })
+        check(&Evidence {
+            record: &run.record,
+            log: &run.log,
+            secrets: &secrets,
+            exposed,
+            limits: run.limits,
+        })
     };
     assert!(with(&[text("sl_0123456789abcdeg hunter")]).is_clean());
     let report = with(&[text("token=sl_0123456789abcdef hunter2")]);

@@ -1,4 +1,5 @@
-//! Every invariant is broken once, by hand, in a run that is clean without; and random clean runs stay clean.
+//! Every invariant is broken once, by hand, in a run that is clean without; and random clean runs
+//! stay clean.
 
 mod epochs;
 mod log;

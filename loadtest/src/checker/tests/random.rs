@@ -1,4 +1,5 @@
-//! Random runs of a server that keeps its promises are clean; with one thing taken away they are not.
+//! Random runs of a server that keeps its promises are clean; with one thing taken away they are
+//! not.
 
 use std::time::Instant;
 
@@ -35,10 +36,16 @@ fn random_run(seed: u64, steps: usize) -> Scenario {
                     run.repeat(chat, id);
                 }
             }
-            50..58 if some_id > 0 && run.of(chat).messages[some_id as usize - 1].seen.text != Digest::NONE => {
+            50..58
+                if some_id > 0
+                    && run.of(chat).messages[some_id as usize - 1].seen.text != Digest::NONE =>
+            {
                 run.edit(chat, some_id);
             }
-            58..60 if some_id > 0 && run.of(chat).messages[some_id as usize - 1].seen.text != Digest::NONE => {
+            58..60
+                if some_id > 0
+                    && run.of(chat).messages[some_id as usize - 1].seen.text != Digest::NONE =>
+            {
                 run.remove(chat, some_id);
             }
             60..68 if is_member => {
@@ -78,7 +85,8 @@ fn an_event_taken_away_from_a_random_run_is_missed() {
         let mut rng = StdRng::seed_from_u64(seed);
         let device = rng.random_range(0..run.record.devices.len());
         let entries = &mut run.record.devices[device].entries;
-        let events: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].told.event().is_some()).collect();
+        let events: Vec<usize> =
+            (0..entries.len()).filter(|index| entries[*index].told.event().is_some()).collect();
         if events.is_empty() {
             continue;
         }
@@ -95,7 +103,8 @@ fn a_message_taken_out_of_the_log_of_a_random_run_is_always_missed() {
     for seed in 0..100 {
         let mut run = random_run(seed, 200);
         let mut rng = StdRng::seed_from_u64(seed);
-        let seen = run.record.ops.iter().filter(|op| matches!(op.outcome, Some(Outcome::Ok(_)))).count();
+        let seen =
+            run.record.ops.iter().filter(|op| matches!(op.outcome, Some(Outcome::Ok(_)))).count();
         let messages = &mut run.log.chats[0].messages;
         if seen > 0 && !messages.is_empty() {
             messages.remove(rng.random_range(0..messages.len()));
@@ -104,7 +113,8 @@ fn a_message_taken_out_of_the_log_of_a_random_run_is_always_missed() {
     }
 }
 
-/// Prints how fast the checker is: `cargo test --release -p starling-loadtest -- --ignored --nocapture large`.
+/// Prints how fast the checker is: `cargo test --release -p starling-loadtest -- --ignored
+/// --nocapture large`.
 #[test]
 #[ignore = "measures, and takes a while"]
 #[expect(clippy::print_stdout, reason = "it prints a figure")]
@@ -126,7 +136,11 @@ fn a_large_run_is_checked_in_seconds() {
     let entries: usize = run.record.devices.iter().map(|device| device.entries.len()).sum();
     let began = Instant::now();
     let report = run.check();
-    println!("{} operations and {entries} frames in {:?}\n{report}", run.record.ops.len(), began.elapsed());
+    println!(
+        "{} operations and {entries} frames in {:?}\n{report}",
+        run.record.ops.len(),
+        began.elapsed()
+    );
     assert!(report.is_clean(), "{report}");
 }
 

@@ -8,7 +8,10 @@ use crate::history::{Name, Told};
 /// The index of the entry of a device that tells this rev.
 fn entry(run: &Scenario, device: usize, rev: u32) -> usize {
     let entries = &run.record.devices[device].entries;
-    entries.iter().position(|entry| entry.told.event().is_some_and(|(_, told)| told == rev)).unwrap()
+    entries
+        .iter()
+        .position(|entry| entry.told.event().is_some_and(|(_, told)| told == rev))
+        .unwrap()
 }
 
 #[test]
@@ -103,7 +106,8 @@ fn a_replay_with_a_hole_is_found_at_synced() {
     }
     let report = broken(run, |run| {
         let entries = &mut run.record.devices[1].entries;
-        let synced = entries.iter_mut().rfind(|entry| matches!(entry.told, Told::Synced(_))).unwrap();
+        let synced =
+            entries.iter_mut().rfind(|entry| matches!(entry.told, Told::Synced(_))).unwrap();
         synced.told = Told::Synced(Box::new([]));
     });
     violates(&report, Invariant::I6);
@@ -124,7 +128,9 @@ fn a_message_that_is_new_once_more_after_a_reconnect_is_found() {
     run.finish();
     let report = broken(run, |run| {
         let index = entry(run, 1, 8);
-        let Told::Edited { chat, rev, seen } = run.record.devices[1].entries[index].told else { panic!() };
+        let Told::Edited { chat, rev, seen } = run.record.devices[1].entries[index].told else {
+            panic!()
+        };
         run.record.devices[1].entries[index].told = Told::New { chat, rev, seen };
     });
     violates(&report, Invariant::I6);
@@ -138,7 +144,10 @@ fn a_page_of_changes_with_a_hole_is_found() {
     run.finish();
     let report = broken(run, |run| {
         use crate::history::{Outcome, Value};
-        let Some(Outcome::Ok(Value::Changes { messages, .. })) = &mut run.record.ops[read].outcome else { panic!() };
+        let Some(Outcome::Ok(Value::Changes { messages, .. })) = &mut run.record.ops[read].outcome
+        else {
+            panic!()
+        };
         *messages = messages[1..].into();
     });
     violates(&report, Invariant::I6);
@@ -212,12 +221,14 @@ fn a_page_for_somebody_who_left_is_found() {
     violates(&broken(run, |run| run.record.ops[read].user = bob), Invariant::I13);
 }
 
-/// Tells a device what the first one was told at this rev, just after it was gone or, for a stranger, at the end.
+/// Tells a device what the first one was told at this rev, just after it was gone or, for a
+/// stranger, at the end.
 fn leak(run: &mut Scenario, device: usize, rev: u32) {
     let leaked = run.record.devices[0].entries[entry(run, 0, rev)].clone();
     let entries = &mut run.record.devices[device].entries;
     let gone = |told: &Told| matches!(told, Told::Gone { .. });
-    let index = entries.iter().position(|entry| gone(&entry.told)).map_or(entries.len(), |index| index + 1);
+    let index =
+        entries.iter().position(|entry| gone(&entry.told)).map_or(entries.len(), |index| index + 1);
     let connection = entries[0].connection;
     entries.insert(index, crate::history::Entry { connection, ..leaked });
 }

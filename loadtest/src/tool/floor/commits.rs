@@ -1,5 +1,5 @@
-//! Inserts into a table with one index, and pages of it: what a durable send and a read cost at least, in the database
-//! that the server under test uses.
+//! Inserts into a table with one index, and pages of it: what a durable send and a read cost at
+//! least, in the database that the server under test uses.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -47,7 +47,8 @@ impl Table {
         }
         // As careful as the real server.
         let options = SqliteConnectOptions::from_str(url)?.create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         let mut connection = options.connect().await?;
         let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor (id INTEGER PRIMARY KEY, text TEXT NOT NULL)";
         connection.execute(sql).await?;
@@ -70,15 +71,22 @@ impl Table {
 
     /// Reads the newest rows. How many there were.
     async fn page(&mut self, rows: u32) -> Result<usize, sqlx::Error> {
-        const PAGE: &str = "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
+        const PAGE: &str =
+            "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
         let rows = i64::from(rows);
         match self {
-            Self::Postgres(connection) => {
-                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(|rows| rows.len())
-            }
-            Self::Sqlite(connection) => {
-                sqlx::query(PAGE).bind(0_i64).bind(rows).fetch_all(connection).await.map(|rows| rows.len())
-            }
+            Self::Postgres(connection) => sqlx::query(PAGE)
+                .bind(0_i64)
+                .bind(rows)
+                .fetch_all(connection)
+                .await
+                .map(|rows| rows.len()),
+            Self::Sqlite(connection) => sqlx::query(PAGE)
+                .bind(0_i64)
+                .bind(rows)
+                .fetch_all(connection)
+                .await
+                .map(|rows| rows.len()),
         }
     }
 }
@@ -134,7 +142,8 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
     let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
     let until = Instant::now() + WARM_UP + READ;
     for _ in 0..readers {
-        let (meter, mut table) = (meter.clone(), Table::open(url).await.map_err(|error| error.to_string())?);
+        let (meter, mut table) =
+            (meter.clone(), Table::open(url).await.map_err(|error| error.to_string())?);
         reading.spawn(async move {
             while Instant::now() < until {
                 let began = Instant::now();
@@ -194,9 +203,13 @@ mod tests {
         let url = format!("sqlite://{}", dir.path().join("floor.db").display());
         let commits = Commits::to_database(&url).await.unwrap();
         assert_eq!(commits.insert("it's \"so\"".to_owned()).await, Some(()));
-        let Ok(Table::Sqlite(mut connection)) = Table::open(&url).await else { panic!("not SQLite") };
-        let texts: Vec<String> =
-            sqlx::query_scalar("SELECT text FROM loadtest_floor").fetch_all(&mut connection).await.unwrap();
+        let Ok(Table::Sqlite(mut connection)) = Table::open(&url).await else {
+            panic!("not SQLite")
+        };
+        let texts: Vec<String> = sqlx::query_scalar("SELECT text FROM loadtest_floor")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
         assert_eq!(texts, ["it's \"so\""]);
         assert_eq!(Table::Sqlite(connection).page(50).await.unwrap(), 1);
     }

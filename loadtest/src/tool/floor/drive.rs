@@ -126,24 +126,32 @@ pub async fn round_trips(server: &Replica, count: usize) -> Result<Driven, Strin
 
 /// Frames that reach `count` connections, all of them each time.
 pub async fn fan_out(server: &Replica, count: usize) -> Result<Driven, String> {
-    let (meter, cpu_s, epoch) = (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s, Instant::now());
+    let (meter, cpu_s, epoch) =
+        (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s, Instant::now());
     let mut members = JoinSet::new();
     for mut socket in connect(server, count).await? {
         socket.send(Message::text(JOIN)).await.map_err(|error| error.to_string())?;
         let meter = meter.clone();
         members.spawn(async move {
             while let Some(Ok(message)) = socket.next().await {
-                let sent_us = message.to_text().ok().and_then(|text| text.get(1..=STAMP_DIGITS)?.parse().ok());
-                meter.record(epoch.elapsed().saturating_sub(Duration::from_micros(sent_us.unwrap_or(0))));
+                let sent_us = message
+                    .to_text()
+                    .ok()
+                    .and_then(|text| text.get(1..=STAMP_DIGITS)?.parse().ok());
+                meter.record(
+                    epoch.elapsed().saturating_sub(Duration::from_micros(sent_us.unwrap_or(0))),
+                );
             }
         });
     }
     let mut owner = connect(server, 1).await?.pop().ok_or("no connection")?;
-    // All have joined once their frames are read, which come before this one's connection or soon after.
+    // All have joined once their frames are read, which come before this one's connection or soon
+    // after.
     sleep(Duration::from_millis(500)).await;
     let until = Instant::now() + WARM_UP + SPAN;
     while Instant::now() < until {
-        echo(&mut owner, format!("{TO_ALL}{:0STAMP_DIGITS$}{EVENT}", epoch.elapsed().as_micros())).await?;
+        echo(&mut owner, format!("{TO_ALL}{:0STAMP_DIGITS$}{EVENT}", epoch.elapsed().as_micros()))
+            .await?;
     }
     meter.stop();
     members.abort_all();

@@ -71,14 +71,20 @@ impl Bench {
     ///
     /// # Errors
     /// If there is no room for a temporary directory.
-    pub fn new(load: &Load, database: Option<String>, redis_port: Option<u16>) -> Result<Self, String> {
+    pub fn new(
+        load: &Load,
+        database: Option<String>,
+        redis_port: Option<u16>,
+    ) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let database = database.unwrap_or_else(|| format!("sqlite://{}", dir.path().join("floor.db").display()));
+        let database = database
+            .unwrap_or_else(|| format!("sqlite://{}", dir.path().join("floor.db").display()));
         Ok(Self { load: load.clone(), database, redis_port, _dir: dir })
     }
 
-    /// Measures what a workload is held against, a few seconds each. A machine that others share is a different one from
-    /// minute to minute, so this is done right before the workload and right after it.
+    /// Measures what a workload is held against, a few seconds each. A machine that others share is
+    /// a different one from minute to minute, so this is done right before the workload and right
+    /// after it.
     ///
     /// # Errors
     /// If a bare server does not start or does not answer.
@@ -103,8 +109,18 @@ impl Bench {
         let mut floors = Floors::default();
         let echo = bare(&[]).await?;
         let held = drive::hold(&echo, usize::from(self.load.connections)).await?;
-        floors.add(Some(FloorKind::Connection), "memory of a connection of a bare WebSocket server", held.kib, "KiB");
-        floors.add(Some(FloorKind::Connects), "connections to a bare WebSocket server", held.connects, "/s");
+        floors.add(
+            Some(FloorKind::Connection),
+            "memory of a connection of a bare WebSocket server",
+            held.kib,
+            "KiB",
+        );
+        floors.add(
+            Some(FloorKind::Connects),
+            "connections to a bare WebSocket server",
+            held.connects,
+            "/s",
+        );
         let echoes = drive::round_trips(&echo, usize::from(self.load.senders)).await?;
         floors.add(None, "echoes of a bare WebSocket server", echoes.rate, "/s");
         Ok(floors)
@@ -127,12 +143,22 @@ impl Bench {
     async fn fan_out(&self) -> Result<Floors, String> {
         let mut floors = Floors::default();
         let writes = drive::fan_out(&bare(&[]).await?, usize::from(self.load.members)).await?;
-        floors.add(Some(FloorKind::FanOut), "deliveries of a bare WebSocket server", writes.rate, "/s");
+        floors.add(
+            Some(FloorKind::FanOut),
+            "deliveries of a bare WebSocket server",
+            writes.rate,
+            "/s",
+        );
         floors.add(Some(FloorKind::FanOutP50), "such a delivery, p50", writes.p50_ms, "ms");
         floors.add(Some(FloorKind::FanOutP99), "such a delivery, p99", writes.p99_ms, "ms");
         floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "µs");
         if let Some(port) = self.redis_port {
-            floors.add(None, "PUBLISH on one connection, 64 at once", publish::rate(port).await?, "/s");
+            floors.add(
+                None,
+                "PUBLISH on one connection, 64 at once",
+                publish::rate(port).await?,
+                "/s",
+            );
         }
         Ok(floors)
     }
@@ -140,7 +166,12 @@ impl Bench {
     async fn reads(&self) -> Result<Floors, String> {
         let mut floors = Floors::default();
         let reads = commits::pages(&self.database, READERS, PAGE).await?;
-        floors.add(Some(FloorKind::Reads), "pages of 50 rows read from the database by an index", reads.rate, "/s");
+        floors.add(
+            Some(FloorKind::Reads),
+            "pages of 50 rows read from the database by an index",
+            reads.rate,
+            "/s",
+        );
         floors.add(Some(FloorKind::ReadP50), "such a read, p50", reads.p50_ms, "ms");
         floors.add(Some(FloorKind::ReadP99), "such a read, p99", reads.p99_ms, "ms");
         Ok(floors)
@@ -152,8 +183,18 @@ impl Bench {
         let send = drive::round_trips(&commits, 1).await?;
         drop(commits);
         let read = commits::pages(&self.database, 1, PAGE).await?;
-        floors.add(Some(FloorKind::LoneSendP50), "a durable send, one at a time, p50", send.p50_ms, "ms");
-        floors.add(Some(FloorKind::LoneSendP99), "a durable send, one at a time, p99", send.p99_ms, "ms");
+        floors.add(
+            Some(FloorKind::LoneSendP50),
+            "a durable send, one at a time, p50",
+            send.p50_ms,
+            "ms",
+        );
+        floors.add(
+            Some(FloorKind::LoneSendP99),
+            "a durable send, one at a time, p99",
+            send.p99_ms,
+            "ms",
+        );
         floors.add(Some(FloorKind::LoneReadP50), "a read, one at a time, p50", read.p50_ms, "ms");
         floors.add(Some(FloorKind::LoneReadP99), "a read, one at a time, p99", read.p99_ms, "ms");
         Ok(floors)

@@ -22,8 +22,8 @@ pub const TO_ALL: char = '>';
 type Socket = WebSocketStream<TcpStream>;
 type Members = Arc<Mutex<Vec<Socket>>>;
 
-/// Serves until the process is ended: echoes frames, or makes them durable in a table of `database`, and then echoes
-/// them. Prints `listening on http://ADDRESS`.
+/// Serves until the process is ended: echoes frames, or makes them durable in a table of
+/// `database`, and then echoes them. Prints `listening on http://ADDRESS`.
 ///
 /// # Errors
 /// If it can't listen, or not reach the database.
@@ -43,8 +43,10 @@ pub async fn serve(database: Option<String>) -> Result<(), String> {
 
 async fn converse(stream: TcpStream, members: Members, commits: Option<Commits>) -> Option<()> {
     stream.set_nodelay(true).ok()?;
-    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
-    // On the heap until it is done: the handshake is the largest part of this task, and most of its life it is over.
+    let config =
+        WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
+    // On the heap until it is done: the handshake is the largest part of this task, and most of its
+    // life it is over.
     let mut socket = Box::pin(accept_async_with_config(stream, Some(config))).await.ok()?;
     while let Some(Ok(message)) = socket.next().await {
         let Message::Text(text) = message else { continue };

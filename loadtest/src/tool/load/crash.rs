@@ -1,5 +1,6 @@
-//! `crash`: a replica is killed while people write, and nobody writes afterwards. What it had committed and not told must
-//! be heard all the same, and whoever hangs up just then must be shown offline.
+//! `crash`: a replica is killed while people write, and nobody writes afterwards. What it had
+//! committed and not told must be heard all the same, and whoever hangs up just then must be shown
+//! offline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,11 +49,17 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     tokio::time::sleep((OFFLINE + SETTLE).saturating_sub(waited)).await;
     site.start_again(dead).await?;
 
-    let (record, mut measured) = users.conclude(stage, &log, spent, Span { from_us, until_us, heal }).await?;
-    let offline_s = real(last_shown_offline_us(&record, &leavers, gone_us).saturating_sub(gone_us)) / 1e6;
+    let (record, mut measured) =
+        users.conclude(stage, &log, spent, Span { from_us, until_us, heal }).await?;
+    let offline_s =
+        real(last_shown_offline_us(&record, &leavers, gone_us).saturating_sub(gone_us)) / 1e6;
     measured.figures.extend([
         Figure::cost("after a crash, everybody has everything", heal.as_secs_f64(), "s"),
-        Figure::cost(format!("after a crash, {} who hung up are shown offline", leavers.len()), offline_s, "s"),
+        Figure::cost(
+            format!("after a crash, {} who hung up are shown offline", leavers.len()),
+            offline_s,
+            "s",
+        ),
     ]);
     let killed = Mark { second: real(until_us - from_us) / 1e6, word: "replica killed".to_owned() };
     for meter in &mut measured.meters {
@@ -61,32 +68,39 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(measured)
 }
 
-/// Users who write until `others` is over and are told who is online. One in [`PARTS`] has a device that hangs up when
-/// `parting` is over; these users.
-async fn gather(stage: &Stage, parting: &Work, others: &Work) -> Result<(Users, Vec<Name>), String> {
+/// Users who write until `others` is over and are told who is online. One in [`PARTS`] has a device
+/// that hangs up when `parting` is over; these users.
+async fn gather(
+    stage: &Stage,
+    parting: &Work,
+    others: &Work,
+) -> Result<(Users, Vec<Name>), String> {
     let mut users = grouped(stage).await?;
     let count = users.community.actors.len();
     let groups: Vec<Vec<String>> = (0..count).map(|number| groups_of(&users, number)).collect();
     let gone = users.connect_parted(stage, parting, |number| number % PARTS == 0).await?;
     let leavers: Vec<Name> = gone.iter().map(|device| device.actor().user()).collect();
     for (number, groups) in groups.iter().enumerate() {
-        // In a busy chat the next event shows that one is missing; in a chat of one's own there is none.
+        // In a busy chat the next event shows that one is missing; in a chat of one's own there is
+        // none.
         let own = users.group(&[number]).await?;
         let actor = &users.community.actors[number];
         others.spawn(workload::write(others.clone(), actor.clone(), groups.clone()));
         others.spawn(workload::write(others.clone(), actor.clone(), vec![own]));
     }
     for (number, device) in (0..count).filter(|number| number % PARTS != 0).zip(&users.devices) {
-        let shares = |other: &usize| groups[*other].iter().any(|chat| groups[number].contains(chat));
+        let shares =
+            |other: &usize| groups[*other].iter().any(|chat| groups[number].contains(chat));
         let watched = (0..count).step_by(PARTS).filter(shares);
-        let ids = watched.map(|other| users.community.actors[other].account().user_id.clone()).collect();
+        let ids =
+            watched.map(|other| users.community.actors[other].account().user_id.clone()).collect();
         parting.spawn(ask_again(parting.clone(), device.clone(), ids));
     }
     Ok((users, leavers))
 }
 
-/// Asks on each connection who of these is online, and to be told when that changes. Whoever is cut off by the crash does
-/// not ask again: those on the other replicas are the witnesses.
+/// Asks on each connection who of these is online, and to be told when that changes. Whoever is cut
+/// off by the crash does not ask again: those on the other replicas are the witnesses.
 async fn ask_again(work: Work, device: Device, user_ids: Vec<String>) {
     let (ids, mut asked): (Vec<&str>, u32) = (user_ids.iter().map(String::as_str).collect(), 0);
     while work.wait(ASK).await {
@@ -103,11 +117,14 @@ fn all_but(site: &Arc<Site>, dead: usize) -> Vec<String> {
     numbered.filter(|(number, _)| *number != dead).map(|(_, base)| base).collect()
 }
 
-/// When the last of those who were to be told that one of these users is offline was told so, if one was.
+/// When the last of those who were to be told that one of these users is offline was told so, if
+/// one was.
 fn last_shown_offline_us(record: &Record, users: &[Name], from_us: u64) -> u64 {
     let first = |device: &DeviceRecord, user: Name| {
-        let offline = |told: &Told| matches!(told, Told::Presence { user: of, online: false } if *of == user);
-        let mut entries = device.entries.iter().filter(|entry| entry.at_us >= from_us && offline(&entry.told));
+        let offline =
+            |told: &Told| matches!(told, Told::Presence { user: of, online: false } if *of == user);
+        let mut entries =
+            device.entries.iter().filter(|entry| entry.at_us >= from_us && offline(&entry.told));
         entries.next().map(|entry| entry.at_us)
     };
     record

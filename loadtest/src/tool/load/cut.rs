@@ -23,7 +23,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let (writing, count) = (work(stage, PACE), users.devices.len());
     let groups: Vec<Vec<String>> = (0..count).map(|number| groups_of(&users, number)).collect();
     for (number, groups) in groups.into_iter().enumerate() {
-        // In a busy chat the next event shows that one is missing; in a chat of one's own there is none for long.
+        // In a busy chat the next event shows that one is missing; in a chat of one's own there is
+        // none for long.
         let own = users.group(&[number]).await?;
         let actor = &users.community.actors[number];
         writing.spawn(workload::write(writing.clone(), actor.clone(), groups));

@@ -1,5 +1,5 @@
-//! `greedy`: one account does as much as it can, on as many connections as it gets, while others write. The server must
-//! limit rates.
+//! `greedy`: one account does as much as it can, on as many connections as it gets, while others
+//! write. The server must limit rates.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,8 @@ use crate::tool::stage::{Figure, Stage};
 
 /// Clients of the one account.
 const GREEDY: usize = 300;
-/// Between two calls of one of them, so that the generator and the server can share a small machine: 3000 calls a second.
+/// Between two calls of one of them, so that the generator and the server can share a small
+/// machine: 3000 calls a second.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Messages of the others, a second, where the command line does not say.
 const RATE: u32 = 200;
@@ -52,7 +53,13 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let (greedy, peer) = (2 * users, 2 * users + 1);
     let grabbed = chat(stage, greedy, "private", &[peer]).await?;
     let _: Value = stage
-        .request(0, peer, Method::POST, &format!("/chats/{}/messages", grabbed.id), Some(&json!({ "text": "hello" })))
+        .request(
+            0,
+            peer,
+            Method::POST,
+            &format!("/chats/{}/messages", grabbed.id),
+            Some(&json!({ "text": "hello" })),
+        )
         .await?;
 
     eprintln!("the others alone");
@@ -81,7 +88,11 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let each = |count: &AtomicU64| ratio(real(count.load(Ordering::Relaxed)), seconds);
     let figures = vec![
         Figure::cost("sends of others alone, p99", p99(&alone), "ms"),
-        Figure::cost(format!("sends of others beside {GREEDY} greedy clients, p99"), p99(&beside), "ms"),
+        Figure::cost(
+            format!("sends of others beside {GREEDY} greedy clients, p99"),
+            p99(&beside),
+            "ms",
+        ),
         Figure::cost("sends of others alone, p50", real(alone.sends.p50_us) / 1e3, "ms"),
         Figure::cost("sends of others beside them, p50", real(beside.sends.p50_us) / 1e3, "ms"),
         Figure::rate("calls of the greedy account done", each(&calls.done), "/s"),
@@ -108,10 +119,12 @@ async fn others(stage: &Stage, word: &str) -> Result<Ran, String> {
         let (stage, members) = (&stage, [2 * number + 1]);
         async move { chat(stage, 2 * number, "private", &members).await }
     });
-    let chats: Vec<Chat> = stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    let chats: Vec<Chat> =
+        stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
     let lights = stage.connect_all((0..users).map(|number| 2 * number)).await?;
     let senders = lights.into_iter().zip(chats).enumerate();
-    let senders = senders.map(|(number, (light, chat))| sender(&stage, (light, 2 * number), chat)).collect();
+    let senders =
+        senders.map(|(number, (light, chat))| sender(&stage, (light, 2 * number), chat)).collect();
     drive(&stage, senders, Vec::new(), None, None).await
 }
 
@@ -149,21 +162,24 @@ impl Client {
             _ => (Method::PUT, format!("/chats/{chat}/read"), Some(&marker)),
         };
         let token = &self.stage.accounts[self.user].token;
-        let answer: Answer<Value> = self.stage.http.request(self.number, token, method, &path, body).await;
+        let answer: Answer<Value> =
+            self.stage.http.request(self.number, token, method, &path, body).await;
         self.calls.count(!matches!(answer, Answer::Ok(_)));
     }
 
     /// Connects, syncs and leaves.
     async fn come_and_go(&self) {
         let token = &self.stage.accounts[self.user].token;
-        let Ok(mut socket) = light::open(self.stage.http.base(self.number), "/ws", token).await else {
+        let Ok(mut socket) = light::open(self.stage.http.base(self.number), "/ws", token).await
+        else {
             return self.calls.count(true);
         };
         self.calls.count(false);
         let sync = json!({ "type": "sync" }).to_string();
         if socket.send(Message::text(sync)).await.is_ok() {
             // `ready`, and what `sync` brought.
-            let _ = timeout(LISTEN, socket.by_ref().take(2).for_each(|_| std::future::ready(()))).await;
+            let _ =
+                timeout(LISTEN, socket.by_ref().take(2).for_each(|_| std::future::ready(()))).await;
         }
         let _ = socket.close(None).await;
     }
@@ -171,11 +187,13 @@ impl Client {
     /// Keeps a socket and sends `typing` and `read` until it ends.
     async fn hold(&self) {
         let token = &self.stage.accounts[self.user].token;
-        let Ok(mut socket) = light::open(self.stage.http.base(self.number), "/ws", token).await else {
+        let Ok(mut socket) = light::open(self.stage.http.base(self.number), "/ws", token).await
+        else {
             return self.calls.count(true);
         };
         let typing = json!({ "type": "typing", "chat_id": self.chat }).to_string();
-        let read = json!({ "type": "read", "chat_id": self.chat, "message_id": 1, "id": 1 }).to_string();
+        let read =
+            json!({ "type": "read", "chat_id": self.chat, "message_id": 1, "id": 1 }).to_string();
         while !self.over.is_cancelled() {
             for number in 0..FRAMES {
                 let frame = if number % 2 == 0 { &typing } else { &read };

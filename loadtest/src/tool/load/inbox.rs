@@ -28,7 +28,13 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let until = Instant::now() + warm_up + Duration::from_secs(stage.load.seconds);
     let mut readers = JoinSet::new();
     for number in 0..READERS {
-        let reader = Reader { number, until, chats: chats.clone(), lists: lists.clone(), pages: pages.clone() };
+        let reader = Reader {
+            number,
+            until,
+            chats: chats.clone(),
+            lists: lists.clone(),
+            pages: pages.clone(),
+        };
         readers.spawn(reader.run(stage.clone()));
     }
     let mut errors = seeded.errors;
@@ -42,14 +48,24 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     for (word, meter) in [("list of chats", &lists), ("page of history", &pages)] {
         let summary = meter.summary();
         figures.push(Figure::rate(word, summary.rate, "/s").over(FloorKind::Reads));
-        let latency = |quantile: &str, us| Figure::cost(format!("{word}, {quantile}"), real(us) / 1e3, "ms");
+        let latency =
+            |quantile: &str, us| Figure::cost(format!("{word}, {quantile}"), real(us) / 1e3, "ms");
         figures.push(latency("p50", summary.p50_us).over(FloorKind::ReadP50));
         figures.push(latency("p99", summary.p99_us).over(FloorKind::ReadP99));
     }
     let (lists, pages) = (lists.summary(), pages.summary());
-    let proven =
-        format!("{} lists and {} pages were whole and in order", lists.count_with_warm_up, pages.count_with_warm_up);
-    Ok(Measured { figures, meters: vec![lists, pages], spent, errors, proven, ..Measured::default() })
+    let proven = format!(
+        "{} lists and {} pages were whole and in order",
+        lists.count_with_warm_up, pages.count_with_warm_up
+    );
+    Ok(Measured {
+        figures,
+        meters: vec![lists, pages],
+        spent,
+        errors,
+        proven,
+        ..Measured::default()
+    })
 }
 
 struct Reader {
@@ -73,7 +89,9 @@ impl Reader {
             match stage.request::<ChatList>(turn, *owner, Method::GET, "/chats", None).await {
                 Ok(list) => {
                     self.lists.record(begun.elapsed());
-                    if !list.chats.iter().any(|chat| chat.id == *chat_id) && list.next_cursor.is_none() {
+                    if !list.chats.iter().any(|chat| chat.id == *chat_id)
+                        && list.next_cursor.is_none()
+                    {
                         stage.verdict.chat(chat_id, 1, "is missing from its member's list");
                     }
                 }
@@ -97,7 +115,11 @@ impl Reader {
 fn judge(stage: &Stage, chat_id: &str, messages: u32, page: &MessageList) {
     let ids: Vec<u32> = page.messages.iter().map(|message| message.id).collect();
     if let Some(two) = ids.windows(2).find(|two| two[1] != two[0] + 1) {
-        stage.verdict.chat(chat_id, two[0] + 1, &format!("the page goes from message {} to {}", two[0], two[1]));
+        stage.verdict.chat(
+            chat_id,
+            two[0] + 1,
+            &format!("the page goes from message {} to {}", two[0], two[1]),
+        );
     }
     if ids.last().copied().unwrap_or(0) < messages || ids.len() < messages.min(PAGE) as usize {
         stage.verdict.chat(chat_id, messages, &format!("the newest page ends early: {ids:?}"));

@@ -14,8 +14,8 @@ use crate::tool::stage::Stage;
 
 /// How long the last messages may take to reach a listener.
 const SETTLE: Duration = Duration::from_secs(15);
-/// Bytes that may wait for a listener that reads nothing: 1 MiB in the server, what the kernels keep on both sides, and
-/// the frames under way.
+/// Bytes that may wait for a listener that reads nothing: 1 MiB in the server, what the kernels
+/// keep on both sides, and the frames under way.
 const WAITING_BYTES_MAX: usize = 3 << 20;
 
 /// A connection that listens to one chat, or to none.
@@ -37,7 +37,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Lets connections listen, each to its chat. Each delivery is measured, and told to `deliveries`.
+    /// Lets connections listen, each to its chat. Each delivery is measured, and told to
+    /// `deliveries`.
     pub fn start(
         stage: &Stage,
         lights: Vec<(Light, String)>,
@@ -48,12 +49,18 @@ impl Listeners {
         let mut tasks = JoinSet::new();
         for (light, chat) in lights {
             let listener = Listener { light, chat, errors: 0 };
-            tasks.spawn(listener.run(stage.epoch, meter.cloned(), deliveries.cloned(), stop.clone()));
+            tasks.spawn(listener.run(
+                stage.epoch,
+                meter.cloned(),
+                deliveries.cloned(),
+                stop.clone(),
+            ));
         }
         Self { tasks, stop }
     }
 
-    /// Ends the listening, once each was told its chat up to the rev that `rev_of` knows; one that is not is a violation.
+    /// Ends the listening, once each was told its chat up to the rev that `rev_of` knows; one that
+    /// is not is a violation.
     pub async fn finish(self, stage: &Stage, rev_of: impl Fn(&str) -> u32) -> (u64, u64) {
         self.stop.cancel();
         let (mut count, mut errors) = (0, 0);
@@ -64,12 +71,18 @@ impl Listeners {
             settling.spawn(async move {
                 if !until_rev(&mut listener.light, &listener.chat, rev, SETTLE).await {
                     let next = listener.light.rev(&listener.chat) + 1;
-                    verdict.chat(&listener.chat, next, &format!("a member was not told it; the chat is at {rev}"));
+                    verdict.chat(
+                        &listener.chat,
+                        next,
+                        &format!("a member was not told it; the chat is at {rev}"),
+                    );
                 }
                 let waited = listener.light.waited_bytes();
                 // A balancer's kernel keeps more.
                 if direct && waited > WAITING_BYTES_MAX {
-                    let what = format!("{waited} bytes waited for a member that read nothing, instead of its end");
+                    let what = format!(
+                        "{waited} bytes waited for a member that read nothing, instead of its end"
+                    );
                     verdict.chat(&listener.chat, rev, &what);
                 }
                 let errors = listener.errors;

@@ -1,4 +1,5 @@
-//! `loss`: a replica that holds many connections is killed. How soon are its clients connected and in sync on the others?
+//! `loss`: a replica that holds many connections is killed. How soon are its clients connected and
+//! in sync on the others?
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,11 @@ use crate::tool::light::{Heard, Light};
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
-/// Connections of one user: half of what a user may have, since those of the dead replica count until its lease ends.
+/// Connections of one user: half of what a user may have, since those of the dead replica count
+/// until its lease ends.
 pub(super) const CONNECTIONS_PER_USER: usize = 10;
-/// A client waits for a random part of this before it connects again, as clients with a back-off do.
+/// A client waits for a random part of this before it connects again, as clients with a back-off
+/// do.
 const JITTER: Duration = Duration::from_secs(2);
 /// How long a client may take to notice the loss, and how long to be back.
 const NOTICE: Duration = Duration::from_secs(20);
@@ -51,9 +54,12 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let spent = watch.finish();
     site.start_again(dead).await?;
 
-    let share = |percent: usize| back.get((back.len() * percent / 100).min(back.len().saturating_sub(1)));
+    let share =
+        |percent: usize| back.get((back.len() * percent / 100).min(back.len().saturating_sub(1)));
     let figure = |word: &str, percent| {
-        let name = format!("after the loss of a replica with {count} sockets, {word} are back and in sync");
+        let name = format!(
+            "after the loss of a replica with {count} sockets, {word} are back and in sync"
+        );
         Figure::cost(name, share(percent).copied().unwrap_or_default().as_secs_f64(), "s")
     };
     let figures = vec![figure("half", 50), figure("99 %", 99), figure("all", 100)];
@@ -63,12 +69,15 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
 
 /// Connects all clients to the replica that will die. Two users each share a private chat.
 async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>, String> {
-    let making = (0..users).map(|user| async move { chat(stage, user, "private", &[user ^ 1]).await });
-    let chats: Vec<_> = stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    let making =
+        (0..users).map(|user| async move { chat(stage, user, "private", &[user ^ 1]).await });
+    let chats: Vec<_> =
+        stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
     let base = stage.replicas().pop().ok_or("there is no replica")?;
     let connecting = (0..count).map(|number| {
         let user = number % users;
-        let light = Light::connect(&base, &stage.accounts[user].token, false, stage.verdict.clone());
+        let light =
+            Light::connect(&base, &stage.accounts[user].token, false, stage.verdict.clone());
         let chat = chats[user].id.clone();
         async move { light.await.map(|light| Client { light, chat }) }
     });
@@ -77,14 +86,19 @@ async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>
 
 /// Writes into each chat, over the replicas with these numbers. The revision of each write.
 ///
-/// None of the requests goes to the dead replica: its repetition would delay the clients, whose clock runs already.
+/// None of the requests goes to the dead replica: its repetition would delay the clients, whose
+/// clock runs already.
 async fn write(stage: &Stage, clients: &[Client], survivors: &[usize]) -> Result<Vec<u32>, String> {
     let users = clients.len().div_ceil(CONNECTIONS_PER_USER);
     let writing = clients.iter().take(users).enumerate().map(|(user, client)| async move {
         let path = format!("/chats/{}/messages", client.chat);
-        let body: Value = json!({ "text": "while you were away", "client_id": format!("{}-{user}", stage.tag) });
+        let body: Value =
+            json!({ "text": "while you were away", "client_id": format!("{}-{user}", stage.tag) });
         let replica = survivors[user % survivors.len()];
-        stage.request::<Message>(replica, user, Method::POST, &path, Some(&body)).await.map(|message| message.rev)
+        stage
+            .request::<Message>(replica, user, Method::POST, &path, Some(&body))
+            .await
+            .map(|message| message.rev)
     });
     stream::iter(writing.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await
 }
@@ -101,7 +115,8 @@ async fn all_back(
     let mut coming = JoinSet::new();
     for (number, mut client) in clients.into_iter().enumerate() {
         let (base, rev) = (others[number % others.len()].clone(), revs[number % revs.len()]);
-        let (verdict, pause) = (stage.verdict.clone(), rand::rng().random_range(Duration::ZERO..JITTER));
+        let (verdict, pause) =
+            (stage.verdict.clone(), rand::rng().random_range(Duration::ZERO..JITTER));
         coming.spawn(async move {
             timeout(NOTICE, ended(&mut client.light)).await.ok()?;
             tokio::time::sleep(pause).await;

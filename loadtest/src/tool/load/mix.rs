@@ -102,7 +102,8 @@ fn neighbours(users: &Users, user: usize) -> Vec<String> {
 fn told(done: &[u64; DAY.len()]) -> String {
     let all: u64 = done.iter().sum();
     let share = |count: u64| 100.0 * ratio(real(count), real(all));
-    let words = DAY.iter().zip(done).map(|((_, _, word), count)| format!("{:.1} % {word}", share(*count)));
+    let words =
+        DAY.iter().zip(done).map(|((_, _, word), count)| format!("{:.1} % {word}", share(*count)));
     format!("of {} things that users did: {}", thousands(all), words.collect::<Vec<_>>().join(", "))
 }
 
@@ -160,7 +161,8 @@ impl Day {
             }
             Deed::Repeat => {
                 // As a client does that did not hear the answer.
-                let (text, key) = (work.unique(&actor.account().login), format!("{:016x}", rng.random::<u64>()));
+                let (text, key) =
+                    (work.unique(&actor.account().login), format!("{:016x}", rng.random::<u64>()));
                 for turn in 0..2 {
                     actor.send(replica + turn, &chat, &text, Some(&key)).await;
                 }
@@ -214,7 +216,10 @@ mod tests {
         for (listed, share, words) in DAY {
             let numbers = (0..100).filter(|number| deed(*number) == *listed).count();
             assert_eq!(numbers, *share as usize, "{words}");
-            assert!(published.contains(&format!("| {words} | {share} |")), "{words} is not published");
+            assert!(
+                published.contains(&format!("| {words} | {share} |")),
+                "{words} is not published"
+            );
         }
     }
 
@@ -223,6 +228,11 @@ mod tests {
         let mut done = [0; DAY.len()];
         (done[0], done[1]) = (1500, 500);
         let told = told(&done);
-        assert!(told.starts_with("of 2,000 things that users did: 75.0 % pages of history, 25.0 % lists"), "{told}");
+        assert!(
+            told.starts_with(
+                "of 2,000 things that users did: 75.0 % pages of history, 25.0 % lists"
+            ),
+            "{told}"
+        );
     }
 }

@@ -94,7 +94,19 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
     let (counted, floors) = (String::new(), Floors::default());
-    Ok(Outcome { workload, figures, floors, meters, spent, errors, proven, notes, counted, violations, sentences })
+    Ok(Outcome {
+        workload,
+        figures,
+        floors,
+        meters,
+        spent,
+        errors,
+        proven,
+        notes,
+        counted,
+        violations,
+        sentences,
+    })
 }
 
 /// Fails if a workload can't be run on so many replicas of this program's own, 0 where none is.
@@ -104,7 +116,9 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
 pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> {
     if own_replicas < 2 && matches!(workload, Workload::Crash | Workload::Cut | Workload::Loss) {
         let word = workload.word();
-        return Err(format!("{word} breaks replicas of its own: `local --replicas 2 {word}`, without --embedded"));
+        return Err(format!(
+            "{word} breaks replicas of its own: `local --replicas 2 {word}`, without --embedded"
+        ));
     }
     Ok(())
 }
@@ -149,9 +163,22 @@ mod tests {
 
     #[test]
     fn a_workload_asks_for_the_accounts_that_it_uses() {
-        let line = ["starling-loadtest", "local", "idle", "--connections", "41", "--senders", "3", "--members", "9"];
-        let Command::Local { load, .. } = Cli::parse_from(line).command else { panic!("not local") };
-        let needed = [Workload::Idle, Workload::Sends, Workload::Fanout].map(|it| accounts_needed(&load, it));
+        let line = [
+            "starling-loadtest",
+            "local",
+            "idle",
+            "--connections",
+            "41",
+            "--senders",
+            "3",
+            "--members",
+            "9",
+        ];
+        let Command::Local { load, .. } = Cli::parse_from(line).command else {
+            panic!("not local")
+        };
+        let needed = [Workload::Idle, Workload::Sends, Workload::Fanout]
+            .map(|it| accounts_needed(&load, it));
         assert_eq!(needed, [3, 6, 10]);
     }
 

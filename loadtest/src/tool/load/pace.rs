@@ -12,8 +12,8 @@ pub enum Pace {
     Closed,
     /// As fast as they are taken, until there are so many.
     Burst(u32),
-    /// At fixed times, whatever the answers do. A message that had to wait for its sender counts from the time it was
-    /// meant for, so that a server that stalls can't hide it.
+    /// At fixed times, whatever the answers do. A message that had to wait for its sender counts
+    /// from the time it was meant for, so that a server that stalls can't hide it.
     Open {
         /// When the first of all senders' messages is due.
         start: Instant,
@@ -62,8 +62,10 @@ mod tests {
     fn open_loop_times_are_even_over_all_senders_and_do_not_drift() {
         let start = Instant::now();
         let paces: Vec<Pace> = (0..4).map(|number| Pace::open(start, 1000, number, 4)).collect();
-        let mut times: Vec<Duration> =
-            paces.iter().flat_map(|pace| (0..250).map(|number| pace.due(number).unwrap() - start)).collect();
+        let mut times: Vec<Duration> = paces
+            .iter()
+            .flat_map(|pace| (0..250).map(|number| pace.due(number).unwrap() - start))
+            .collect();
         times.sort_unstable();
         for (number, time) in times.iter().enumerate() {
             assert_eq!(*time, Duration::from_millis(u64::try_from(number).unwrap()));

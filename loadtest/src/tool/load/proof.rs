@@ -1,4 +1,5 @@
-//! After a run for speed: every acknowledged send is in the history, once, where the acknowledgement said.
+//! After a run for speed: every acknowledged send is in the history, once, where the
+//! acknowledgement said.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +13,8 @@ use crate::tool::verdict::Verdict;
 /// Messages of a page.
 const PAGE_MAX: u32 = 200;
 
-/// Reads what a sender wrote, and holds it against what was acknowledged. Returns how many messages were read.
+/// Reads what a sender wrote, and holds it against what was acknowledged. Returns how many messages
+/// were read.
 ///
 /// # Errors
 /// If the history can't be read.
@@ -21,7 +23,8 @@ pub async fn prove(stage: &Stage, replica: usize, sender: &Sender) -> Result<u64
     loop {
         let after = messages.last().map_or(sender.first_id, |message| message.id);
         let path = format!("/chats/{}/messages?after={after}&max={PAGE_MAX}", sender.chat);
-        let page: MessageList = stage.request(replica, sender.user, Method::GET, &path, None).await?;
+        let page: MessageList =
+            stage.request(replica, sender.user, Method::GET, &path, None).await?;
         if page.messages.is_empty() {
             break;
         }
@@ -33,7 +36,12 @@ pub async fn prove(stage: &Stage, replica: usize, sender: &Sender) -> Result<u64
 
 fn judge(sender: &Sender, messages: &[Message], verdict: &Verdict) {
     let acknowledged = sender.acknowledged.iter().map(|it| (*it, sender.key_of(it.number)));
-    compare(Written { chat: &sender.chat, first_id: sender.first_id }, acknowledged.collect(), messages, verdict);
+    compare(
+        Written { chat: &sender.chat, first_id: sender.first_id },
+        acknowledged.collect(),
+        messages,
+        verdict,
+    );
 }
 
 /// Where something was written.
@@ -43,7 +51,12 @@ struct Written<'a> {
     first_id: u32,
 }
 
-fn compare(written: Written<'_>, acknowledged: Vec<(Acknowledged, String)>, messages: &[Message], verdict: &Verdict) {
+fn compare(
+    written: Written<'_>,
+    acknowledged: Vec<(Acknowledged, String)>,
+    messages: &[Message],
+    verdict: &Verdict,
+) {
     let Written { chat, first_id } = written;
     for (expected, message) in (first_id + 1..).zip(messages) {
         if message.id != expected {
@@ -60,19 +73,31 @@ fn compare(written: Written<'_>, acknowledged: Vec<(Acknowledged, String)>, mess
         if let Some(key) = &message.client_id
             && !keys.insert(key.as_str())
         {
-            verdict.chat(chat, message.rev, &format!("message {} doubles another with the key {key}", message.id));
+            verdict.chat(
+                chat,
+                message.rev,
+                &format!("message {} doubles another with the key {key}", message.id),
+            );
         }
     }
-    let by_id: HashMap<u32, &Message> = messages.iter().map(|message| (message.id, message)).collect();
+    let by_id: HashMap<u32, &Message> =
+        messages.iter().map(|message| (message.id, message)).collect();
     for (Acknowledged { id, rev, .. }, key) in acknowledged {
         match by_id.get(&id) {
             Some(message) if message.client_id.as_deref() == Some(key.as_str()) => {}
             Some(message) => verdict.chat(
                 chat,
                 message.rev,
-                &format!("message {id} was acknowledged for {key}, and is another: {:?}", message.client_id),
+                &format!(
+                    "message {id} was acknowledged for {key}, and is another: {:?}",
+                    message.client_id
+                ),
             ),
-            None => verdict.chat(chat, rev, &format!("message {id}, acknowledged for {key}, is not in the history")),
+            None => verdict.chat(
+                chat,
+                rev,
+                &format!("message {id}, acknowledged for {key}, is not in the history"),
+            ),
         }
     }
 }
@@ -88,7 +113,8 @@ mod tests {
     fn found(acknowledged: &[(u32, &str)], messages: &[Message]) -> Vec<String> {
         let verdict = Verdict::default();
         let promise = |id| Acknowledged { id, rev: id + 1, number: 0 };
-        let acknowledged = acknowledged.iter().map(|(id, key)| (promise(*id), (*key).to_owned())).collect();
+        let acknowledged =
+            acknowledged.iter().map(|(id, key)| (promise(*id), (*key).to_owned())).collect();
         compare(Written { chat: "c", first_id: 4 }, acknowledged, messages, &verdict);
         verdict.take().1
     }

@@ -25,7 +25,8 @@ pub(super) async fn grouped(stage: &Stage) -> Result<Users, String> {
     let mut users = Users::gather(stage).await?;
     let count = users.community.actors.len();
     for first in (0..count).step_by(GROUP / 2) {
-        let members: Vec<usize> = (first..first + GROUP.min(count)).map(|number| number % count).collect();
+        let members: Vec<usize> =
+            (first..first + GROUP.min(count)).map(|number| number % count).collect();
         users.group(&members).await?;
     }
     Ok(users)
@@ -62,7 +63,11 @@ pub(super) async fn churn(stage: &Stage) -> Result<Measured, String> {
     let comers = actors[4..].iter().take(GROUP).cloned().collect();
     fast.spawn(workload::churn_membership(fast.clone(), actors[0].clone(), comers, churned));
     for actor in &actors[2..4] {
-        fast.spawn(workload::churn_sessions(fast.at_pace(Duration::from_millis(500)), actor.clone(), hot.clone()));
+        fast.spawn(workload::churn_sessions(
+            fast.at_pace(Duration::from_millis(500)),
+            actor.clone(),
+            hot.clone(),
+        ));
     }
     let watch = Watch::begin(&stage.processes, Vec::new());
     let from_us = warm_up(stage, &users).await;

@@ -1,5 +1,5 @@
-//! Builds a community: private chats between neighbours, each with messages. Fast, since messages are sent before the
-//! ones before them are answered.
+//! Builds a community: private chats between neighbours, each with messages. Fast, since messages
+//! are sent before the ones before them are answered.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
@@ -32,15 +32,22 @@ pub(super) struct Seeded {
     pub messages: u32,
 }
 
-/// Makes the chats of the first people, and writes into each what it lacks. What was measured is of the last part.
+/// Makes the chats of the first people, and writes into each what it lacks. What was measured is of
+/// the last part.
 pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), String> {
     let people = usize::from(stage.load.people);
     stage.need_accounts(people)?;
-    let pairs = (0..people).flat_map(|owner| (1..=PEERS).map(move |step| (owner, (owner + step) % people)));
-    let making = pairs.map(|(owner, peer)| async move { Ok((owner, chat(stage, owner, "private", &[peer]).await?)) });
+    let pairs =
+        (0..people).flat_map(|owner| (1..=PEERS).map(move |step| (owner, (owner + step) % people)));
+    let making = pairs.map(|(owner, peer)| async move {
+        Ok((owner, chat(stage, owner, "private", &[peer]).await?))
+    });
     let making: Vec<_> = making.collect();
-    let made: Vec<(usize, Chat)> =
-        stream::iter(making).buffered(REQUESTS_MAX).try_collect::<Vec<_>>().await.map_err(|it: String| it)?;
+    let made: Vec<(usize, Chat)> = stream::iter(making)
+        .buffered(REQUESTS_MAX)
+        .try_collect::<Vec<_>>()
+        .await
+        .map_err(|it: String| it)?;
     let mut all = Measured::default();
     let mut messages = 0;
     for some in made.chunks(CHATS_AT_ONCE) {
@@ -48,7 +55,9 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
         let with_users = lights.into_iter().zip(some.iter().map(|(owner, _)| *owner));
         let senders = with_users.zip(some.iter().map(|(_, chat)| chat.clone()));
         let senders: Vec<_> = senders.map(|(user, chat)| sender(stage, user, chat)).collect();
-        let measured = drive(stage, senders, Vec::new(), None, Some(stage.load.messages)).await?.measured(Vec::new());
+        let measured = drive(stage, senders, Vec::new(), None, Some(stage.load.messages))
+            .await?
+            .measured(Vec::new());
         messages += measured.meters.first().map_or(0, |meter| meter.count);
         let errors = all.errors + measured.errors;
         all = Measured { errors, ..measured };
@@ -60,7 +69,12 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
     });
     let looking: Vec<_> = looking.collect();
     let chats = stream::iter(looking).buffered(REQUESTS_MAX).try_collect().await?;
-    all.proven = format!("{messages} messages were written and read back, each once and in its place");
-    all.figures = vec![Figure::cost("errors", 100.0 * ratio(real(all.errors), real(messages + all.errors)), "%")];
+    all.proven =
+        format!("{messages} messages were written and read back, each once and in its place");
+    all.figures = vec![Figure::cost(
+        "errors",
+        100.0 * ratio(real(all.errors), real(messages + all.errors)),
+        "%",
+    )];
     Ok((chats, all))
 }

@@ -16,7 +16,8 @@ use crate::tool::meter::Meter;
 const DRAIN: Duration = Duration::from_secs(15);
 /// What people write.
 const WORDS: &str = "A message of ordinary length, as people write them all day long.";
-/// How far a closed loop may be ahead of the slowest of its listeners, in messages: within their outboxes.
+/// How far a closed loop may be ahead of the slowest of its listeners, in messages: within their
+/// outboxes.
 const AHEAD_MAX: u64 = 8;
 
 /// Deliveries of one chat, for a sender who waits for its listeners.
@@ -127,7 +128,9 @@ impl Sender {
             let room = waiting.len() < plan.pace.in_flight_max()
                 && deliveries.as_ref().is_none_or(|deliveries| deliveries.may_send(self.sent));
             if !is_over && room && due <= now {
-                if !self.send_one(&plan, due, &mut waiting).await && !self.come_back(&mut waiting).await {
+                if !self.send_one(&plan, due, &mut waiting).await
+                    && !self.come_back(&mut waiting).await
+                {
                     break;
                 }
                 continue;
@@ -156,7 +159,8 @@ impl Sender {
         self.sent += 1;
         let frame = u64::from(number) + 1;
         let stamp_us = due.saturating_duration_since(plan.epoch).as_micros();
-        let (text, key) = (format!("t={stamp_us} {} {}", self.key_of(number), plan.filler), self.key_of(number));
+        let (text, key) =
+            (format!("t={stamp_us} {} {}", self.key_of(number), plan.filler), self.key_of(number));
         waiting.insert(frame, (number, due));
         self.light.send_message(frame, &self.chat, &text, &key).await
     }
@@ -203,7 +207,8 @@ async fn changed(deliveries: Option<&Deliveries>) {
     }
 }
 
-/// Reads until a connection was told everything of a chat up to `rev`. Whether it was within `limit`.
+/// Reads until a connection was told everything of a chat up to `rev`. Whether it was within
+/// `limit`.
 pub async fn until_rev(light: &mut Light, chat: &str, rev: u32, limit: Duration) -> bool {
     let deadline = tokio::time::Instant::now() + limit;
     while light.rev(chat) < rev {

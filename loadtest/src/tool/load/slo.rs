@@ -41,8 +41,10 @@ impl Search {
         };
         // Users come in pairs.
         let next = next / 2 * 2;
-        let known = self.held.is_some_and(|held| next <= held) || self.broke.is_some_and(|broke| next >= broke);
-        let gap = self.broke.map_or(f64::INFINITY, |broke| f64::from(broke - self.held.unwrap_or(0)));
+        let known = self.held.is_some_and(|held| next <= held)
+            || self.broke.is_some_and(|broke| next >= broke);
+        let gap =
+            self.broke.map_or(f64::INFINITY, |broke| f64::from(broke - self.held.unwrap_or(0)));
         (next > 0 && !known && gap > CLOSE * f64::from(next)).then_some(next)
     }
 
@@ -58,8 +60,8 @@ fn rate(users: u32, per_minute: f64) -> f64 {
     f64::from(users) * per_minute / 60.0
 }
 
-/// Raises users, all online in pairs, until the p99 of delivery is over `objective_ms` or too much fails. What is
-/// returned was measured with the most users that held.
+/// Raises users, all online in pairs, until the p99 of delivery is over `objective_ms` or too much
+/// fails. What is returned was measured with the most users that held.
 pub(super) async fn search(stage: &Stage, objective_ms: f64) -> Result<Measured, String> {
     let most = u32::try_from(stage.accounts.len()).unwrap_or(u32::MAX).min(20_000);
     let mut search = Search::new(u32::from(stage.load.senders) * 2, most);
@@ -80,13 +82,15 @@ pub(super) async fn search(stage: &Stage, objective_ms: f64) -> Result<Measured,
             best = Some((users, measured));
         }
     }
-    let (users, mut measured) = best.ok_or("not even the smallest number of users held: lower --senders")?;
+    let (users, mut measured) =
+        best.ok_or("not even the smallest number of users held: lower --senders")?;
     let mut figures = vec![Figure::rate(
         format!("largest community with delivery p99 within {objective_ms} ms"),
         f64::from(users),
         "users",
     )];
-    let end = if search.broke.is_some() { "broke" } else { "was not tried: there are no more accounts" };
+    let end =
+        if search.broke.is_some() { "broke" } else { "was not tried: there are no more accounts" };
     measured.proven = format!("{}; the next size {end}", measured.proven);
     figures.extend(sizing(users, &measured.spent));
     figures.append(&mut measured.figures);
@@ -95,16 +99,26 @@ pub(super) async fn search(stage: &Stage, objective_ms: f64) -> Result<Measured,
 
 fn holds(measured: &Measured, objective_ms: f64) -> bool {
     let delivered = measured.meters.iter().find(|meter| meter.name == "deliveries");
-    let sent = measured.meters.iter().find(|meter| meter.name == "sends").map_or(0, |meter| meter.count_with_warm_up);
+    let sent = measured
+        .meters
+        .iter()
+        .find(|meter| meter.name == "sends")
+        .map_or(0, |meter| meter.count_with_warm_up);
     let failed = ratio(real(measured.errors), real(sent + measured.errors));
-    delivered.is_some_and(|it| it.count > 0 && real(it.p99_us) / 1e3 <= objective_ms) && failed <= ERRORS_SHARE_MAX
+    delivered.is_some_and(|it| it.count > 0 && real(it.p99_us) / 1e3 <= objective_ms)
+        && failed <= ERRORS_SHARE_MAX
 }
 
-/// The arithmetic for larger communities: users that a core of each role carries when it is used to seven tenths.
+/// The arithmetic for larger communities: users that a core of each role carries when it is used to
+/// seven tenths.
 fn sizing(users: u32, spent: &Spent) -> Vec<Figure> {
     let per_core = |cpu_s: f64| ratio(f64::from(users) * CORE_SHARE, ratio(cpu_s, spent.seconds));
     let figure = |role: &'static str, cpu_s| {
-        Figure::rate(format!("users a core of {role} carries at {:.0} %", CORE_SHARE * 100.0), per_core(cpu_s), "users")
+        Figure::rate(
+            format!("users a core of {role} carries at {:.0} %", CORE_SHARE * 100.0),
+            per_core(cpu_s),
+            "users",
+        )
     };
     spent.roles.iter().map(|role| figure(role.role, role.cpu_s)).collect()
 }

@@ -30,8 +30,14 @@ const SETTLE: Duration = Duration::from_secs(15);
 const BURST: Duration = Duration::from_hours(1);
 
 /// Makes a chat, or finds the one private chat of a pair.
-pub(super) async fn chat(stage: &Stage, owner: usize, kind: &str, members: &[usize]) -> Result<Chat, String> {
-    let ids: Vec<&str> = members.iter().map(|user| stage.accounts[*user].user_id.as_str()).collect();
+pub(super) async fn chat(
+    stage: &Stage,
+    owner: usize,
+    kind: &str,
+    members: &[usize],
+) -> Result<Chat, String> {
+    let ids: Vec<&str> =
+        members.iter().map(|user| stage.accounts[*user].user_id.as_str()).collect();
     let mut body = json!({ "kind": kind, "member_ids": ids });
     if kind != "private" {
         body["name"] = json!("Load test");
@@ -61,7 +67,8 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
         let members = [2 * number + 1];
         async move { chat(stage, 2 * number, "private", &members).await }
     });
-    let chats: Vec<Chat> = stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    let chats: Vec<Chat> =
+        stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
     let mut listening = Vec::new();
     if stage.load.peers_online {
         let lights = stage.connect_all((0..senders).map(|number| 2 * number + 1)).await?;
@@ -76,7 +83,8 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
     let closed = stage.load.rate.is_none();
     let kind = if closed { "closed loop" } else { "open loop" };
     let mut figures = vec![
-        Figure::rate(format!("durable sends, {kind}"), sends.rate, "/s").over(FloorKind::GroupedSends),
+        Figure::rate(format!("durable sends, {kind}"), sends.rate, "/s")
+            .over(FloorKind::GroupedSends),
         Figure::cost("send to acknowledgement, p50", real(sends.p50_us) / 1e3, "ms")
             .over_if(closed, FloorKind::GroupedP50),
         Figure::cost("send to acknowledgement, p99", real(sends.p99_us) / 1e3, "ms")
@@ -84,7 +92,9 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
         Figure::cost("send to acknowledgement, p99.9", real(sends.p999_us) / 1e3, "ms"),
     ];
     if let Some(deliveries) = &ran.deliveries {
-        let latency = |quantile: &str, us| Figure::cost(format!("send to delivery, {quantile}"), real(us) / 1e3, "ms");
+        let latency = |quantile: &str, us| {
+            Figure::cost(format!("send to delivery, {quantile}"), real(us) / 1e3, "ms")
+        };
         figures.push(latency("p50", deliveries.p50_us).over_if(closed, FloorKind::GroupedP50));
         figures.push(latency("p99", deliveries.p99_us).over_if(closed, FloorKind::GroupedP99));
     }
@@ -126,13 +136,19 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
             Figure::cost("send to delivery, p99", real(delivered.p99_us) / 1e3, "ms")
                 .over_if(closed, FloorKind::FanOutP99),
         ];
-        costs(&mut figures, &ran.spent, "delivery", delivered.count_with_warm_up, FloorKind::FanOutCpu);
+        costs(
+            &mut figures,
+            &ran.spent,
+            "delivery",
+            delivered.count_with_warm_up,
+            FloorKind::FanOutCpu,
+        );
     }
     let mut measured = ran.measured(figures);
     if slow > 0 {
-        measured
-            .notes
-            .push(format!("{slow} further members read nothing until the end, and were then held to the same"));
+        measured.notes.push(format!(
+            "{slow} further members read nothing until the end, and were then held to the same"
+        ));
     }
     Ok(measured)
 }
@@ -142,7 +158,8 @@ fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64, floor
     for role in &spent.roles {
         let each = spent.cpu_us_each(role.role, count);
         figures.push(
-            Figure::cost(format!("CPU of {} a {what}", role.role), each, "µs").over_if(role.role == "server", floor),
+            Figure::cost(format!("CPU of {} a {what}", role.role), each, "µs")
+                .over_if(role.role == "server", floor),
         );
     }
 }
@@ -162,17 +179,20 @@ impl Ran {
         let Self { sends, deliveries, spent, errors, acknowledged, read, listeners } = self;
         let tried = acknowledged + errors;
         figures.push(Figure::cost("errors", 100.0 * ratio(real(errors), real(tried)), "%"));
-        let mut proven = format!("{acknowledged} acknowledged sends are among {read} messages read back");
+        let mut proven =
+            format!("{acknowledged} acknowledged sends are among {read} messages read back");
         if listeners > 0 {
-            proven = format!("{proven}; {listeners} listeners were told every rev in order, up to the last");
+            proven = format!(
+                "{proven}; {listeners} listeners were told every rev in order, up to the last"
+            );
         }
         let meters = std::iter::once(sends).chain(deliveries).collect();
         Measured { figures, meters, spent, errors, proven, notes: Vec::new() }
     }
 }
 
-/// Sends for the time of the run, or until each has sent what `burst` says, then proves what was acknowledged and
-/// delivered.
+/// Sends for the time of the run, or until each has sent what `burst` says, then proves what was
+/// acknowledged and delivered.
 pub(super) async fn drive(
     stage: &Stage,
     senders: Vec<Sender>,
@@ -180,11 +200,16 @@ pub(super) async fn drive(
     deliveries: Option<Arc<Deliveries>>,
     burst: Option<u32>,
 ) -> Result<Ran, String> {
-    let warm_up = if burst.is_some() { Duration::ZERO } else { Duration::from_secs(stage.load.warm_up) };
+    let warm_up =
+        if burst.is_some() { Duration::ZERO } else { Duration::from_secs(stage.load.warm_up) };
     let sends = Meter::new("sends", warm_up)?;
-    let delivered = if listening.is_empty() { None } else { Some(Meter::new("deliveries", warm_up)?) };
+    let delivered =
+        if listening.is_empty() { None } else { Some(Meter::new("deliveries", warm_up)?) };
     let listeners = Listeners::start(stage, listening, delivered.as_ref(), deliveries.as_ref());
-    let watch = Watch::begin(&stage.processes, std::iter::once(sends.clone()).chain(delivered.clone()).collect());
+    let watch = Watch::begin(
+        &stage.processes,
+        std::iter::once(sends.clone()).chain(delivered.clone()).collect(),
+    );
     let (start, filler) = (Instant::now(), filler(stage.load.text_bytes));
     let span = if burst.is_some() { BURST } else { Duration::from_secs(stage.load.seconds) };
     let until = start + warm_up + span;
@@ -221,13 +246,20 @@ pub(super) async fn drive(
         let rev = last_rev(stage, sender).await?;
         if !sender.until_rev(rev, SETTLE).await {
             let next = sender.light.rev(&sender.chat) + 1;
-            stage.verdict.chat(&sender.chat, next, &format!("its sender was not told it; the chat is at {rev}"));
+            stage.verdict.chat(
+                &sender.chat,
+                next,
+                &format!("its sender was not told it; the chat is at {rev}"),
+            );
         }
     }
-    let rev_of = |chat: &str| senders.iter().find(|it| it.chat == chat).map_or(0, |it| it.light.rev(chat));
+    let rev_of =
+        |chat: &str| senders.iter().find(|it| it.chat == chat).map_or(0, |it| it.light.rev(chat));
     let (listeners, lost) = listeners.finish(stage, rev_of).await;
-    let proving = senders.iter().enumerate().map(|(number, sender)| prove(stage, number + 1, sender));
-    let read: Vec<u64> = stream::iter(proving.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+    let proving =
+        senders.iter().enumerate().map(|(number, sender)| prove(stage, number + 1, sender));
+    let read: Vec<u64> =
+        stream::iter(proving.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
     Ok(Ran {
         sends: sends.summary(),
         deliveries: delivered.map(|meter| meter.summary()),

@@ -1,4 +1,5 @@
-//! `storm`: every socket is dropped at once, then the replicas are restarted one by one, while people write.
+//! `storm`: every socket is dropped at once, then the replicas are restarted one by one, while
+//! people write.
 
 use std::time::{Duration, Instant};
 
@@ -57,15 +58,18 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
             "only sockets were dropped: the replicas are not this program's to restart, as they are in `local`".into(),
         ),
     }
-    let mark = |(at_us, word): &(u64, &str)| Mark { second: real(at_us - from_us) / 1e6, word: (*word).to_owned() };
+    let mark = |(at_us, word): &(u64, &str)| Mark {
+        second: real(at_us - from_us) / 1e6,
+        word: (*word).to_owned(),
+    };
     for meter in &mut measured.meters {
         meter.marks = happened.iter().map(mark).collect();
     }
     Ok(measured)
 }
 
-/// Everybody writes in the way of one kind of client: most give up what has no answer, some try again with the same key,
-/// some write on their socket, some repeat what they sent.
+/// Everybody writes in the way of one kind of client: most give up what has no answer, some try
+/// again with the same key, some write on their socket, some repeat what they sent.
 fn write(work: &Work, users: &Users, number: usize) {
     let (actor, device) = (users.community.actors[number].clone(), users.devices[number].clone());
     let (own, chats) = (work.clone(), groups_of(users, number));
@@ -140,7 +144,11 @@ fn restarted(record: &Record, restart: Restart, replicas: usize) -> Vec<Figure> 
     let worst_us = seconds.into_iter().map(p99).max().unwrap_or(0);
     vec![
         Figure::cost(format!("restart of {replicas}, one by one"), took.as_secs_f64(), "s"),
-        Figure::cost("sends during the restart, p99 of the worst second", real(worst_us) / 1e3, "ms"),
+        Figure::cost(
+            "sends during the restart, p99 of the worst second",
+            real(worst_us) / 1e3,
+            "ms",
+        ),
         Figure::cost("sends during the restart that nobody answered", real(unanswered), ""),
     ]
 }
@@ -166,15 +174,18 @@ mod tests {
         {
             (op.invoked_us, op.completed_us) = (invoked_us, Some(invoked_us + took_us));
         }
-        let restart = Restart { from_us: 1_000_000, until_us: 4_000_000, took: Duration::from_millis(2500) };
-        let values: Vec<f64> = restarted(&record, restart, 2).iter().map(|figure| figure.value).collect();
+        let restart =
+            Restart { from_us: 1_000_000, until_us: 4_000_000, took: Duration::from_millis(2500) };
+        let values: Vec<f64> =
+            restarted(&record, restart, 2).iter().map(|figure| figure.value).collect();
         assert_eq!(values, [2.5, 70.0, 1.0]);
     }
 
     #[test]
     fn returns_are_told_by_the_share_that_is_back() {
         let back: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
-        let values: Vec<f64> = returns(&back, 100).iter().map(|figure| figure.value.round()).collect();
+        let values: Vec<f64> =
+            returns(&back, 100).iter().map(|figure| figure.value.round()).collect();
         assert_eq!(values, [51.0, 100.0, 100.0]);
         assert!(returns(&[], 3).iter().all(|figure| figure.value.abs() < 1e-9));
     }

@@ -1,4 +1,5 @@
-//! Recorded users, for workloads that are about being right: everything goes through the record and the checker.
+//! Recorded users, for workloads that are about being right: everything goes through the record and
+//! the checker.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -79,7 +80,8 @@ impl Users {
         Ok(())
     }
 
-    /// The same, but for some, of the numbers that `parts` holds for, whose devices run until this other work is over.
+    /// The same, but for some, of the numbers that `parts` holds for, whose devices run until this
+    /// other work is over.
     pub(super) async fn connect_parted(
         &mut self,
         stage: &Stage,
@@ -88,18 +90,30 @@ impl Users {
     ) -> Result<Vec<Device>, String> {
         let numbered = self.community.actors.iter().cloned().enumerate();
         let (gone, here): (Vec<_>, Vec<_>) = numbered.partition(|(number, _)| parts(*number));
-        let actors = |some: Vec<(usize, Actor)>| some.into_iter().map(|(_, actor)| actor).collect::<Vec<_>>();
+        let actors = |some: Vec<(usize, Actor)>| {
+            some.into_iter().map(|(_, actor)| actor).collect::<Vec<_>>()
+        };
         self.devices = connect(stage, &self.devices_work, &actors(here)).await?;
         connect(stage, parting, &actors(gone)).await
     }
 
     /// Waits until everything that should come has come, and lets the checker judge the record.
-    pub(super) async fn finish(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<Measured, String> {
+    pub(super) async fn finish(
+        self,
+        stage: &Stage,
+        watch: Watch,
+        from_us: u64,
+    ) -> Result<Measured, String> {
         Ok(self.judge(stage, watch, from_us).await?.1)
     }
 
     /// The same, with the record.
-    pub(super) async fn judge(self, stage: &Stage, watch: Watch, from_us: u64) -> Result<(Record, Measured), String> {
+    pub(super) async fn judge(
+        self,
+        stage: &Stage,
+        watch: Watch,
+        from_us: u64,
+    ) -> Result<(Record, Measured), String> {
         let until_us = self.history.now_us();
         let spent = watch.finish();
         let log = self.final_log(&stage.replicas()).await?;
@@ -122,7 +136,8 @@ impl Users {
         let limits = Limits { healed_us: Some(until_us), heal, ..Limits::default() };
         let report = check(&Evidence { record: &record, log, secrets: &[], exposed: &[], limits });
         for (invariant, finding) in &report.findings {
-            let examples = finding.examples.iter().map(|example| format!("{}: {example}", invariant.words()));
+            let examples =
+                finding.examples.iter().map(|example| format!("{}: {example}", invariant.words()));
             stage.verdict.add(finding.count, examples);
         }
         let counts = report.counts;
@@ -132,24 +147,29 @@ impl Users {
         );
         let (figures, errors) = figures(&record, from_us, until_us);
         let meters = vec![over_time(&record, from_us, until_us)];
-        let notes = vec![format!("everybody had everything within {} s of the last change", shown(heal.as_secs_f64()))];
+        let notes = vec![format!(
+            "everybody had everything within {} s of the last change",
+            shown(heal.as_secs_f64())
+        )];
         let notes = if report.is_clean() { notes } else { Vec::new() };
         let measured = Measured { figures, meters, spent, errors, proven, notes };
         Ok((record, measured))
     }
 
-    /// What is there at the end, as each of these replicas has it: behind a balancer nobody can tell which one answers.
+    /// What is there at the end, as each of these replicas has it: behind a balancer nobody can
+    /// tell which one answers.
     pub(super) async fn final_log(&self, replicas: &[String]) -> Result<FinalLog, String> {
         let http = Http::new(replicas, REQUEST)?;
-        let actor = |actor: &Actor| Actor::new(http.clone(), self.history.clone(), actor.account().clone());
+        let actor =
+            |actor: &Actor| Actor::new(http.clone(), self.history.clone(), actor.account().clone());
         let actors: Vec<Actor> = self.community.actors.iter().map(actor).collect();
         let mut log = workload::read_final_log(&actors).await?;
         self.keep_own_chats(&mut log);
         Ok(log)
     }
 
-    /// Waits until every device knows every chat of its user to the end, at most [`HEAL`] after the last change. How long
-    /// after it that was.
+    /// Waits until every device knows every chat of its user to the end, at most [`HEAL`] after the
+    /// last change. How long after it that was.
     pub(super) async fn until_caught_up(&self, log: &FinalLog, changed_us: u64) -> Duration {
         loop {
             let elapsed = Duration::from_micros(self.history.now_us().saturating_sub(changed_us));
@@ -184,7 +204,8 @@ async fn connect(stage: &Stage, work: &Work, actors: &[Actor]) -> Result<Vec<Dev
 
 fn knows_everything(device: &Device, log: &FinalLog) -> bool {
     let user = device.actor().user();
-    let is_in = |chat: &&FinalChat| chat.members.iter().any(|it| it.user == user && it.left_rev.is_none());
+    let is_in =
+        |chat: &&FinalChat| chat.members.iter().any(|it| it.user == user && it.left_rev.is_none());
     let knows = |chat: &FinalChat| device.known(chat.chat).is_some_and(|known| known >= chat.rev);
     device.status().live && !device.is_reloading() && log.chats.iter().filter(is_in).all(knows)
 }
@@ -215,7 +236,8 @@ fn word(kind: &Kind) -> Option<&'static str> {
     })
 }
 
-/// What an operation's p50 and p99 are held against. At a pace hardly anybody waits for another. A login is slow on purpose.
+/// What an operation's p50 and p99 are held against. At a pace hardly anybody waits for another. A
+/// login is slow on purpose.
 fn floors(word: &str) -> Option<[FloorKind; 2]> {
     match word {
         "login" => None,
@@ -226,7 +248,8 @@ fn floors(word: &str) -> Option<[FloorKind; 2]> {
     }
 }
 
-/// Rate and latency of each kind of operation in a span of the record, and how many nobody answered.
+/// Rate and latency of each kind of operation in a span of the record, and how many nobody
+/// answered.
 fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     let mut kinds: Vec<(&'static str, Histogram<u64>)> = Vec::new();
     let mut unknown = 0;
@@ -262,7 +285,9 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
 fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
     let mut seconds: Vec<Vec<u64>> = Vec::new();
     for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
-        let (Some(completed_us), Some(Outcome::Ok(_))) = (op.completed_us, &op.outcome) else { continue };
+        let (Some(completed_us), Some(Outcome::Ok(_))) = (op.completed_us, &op.outcome) else {
+            continue;
+        };
         let second = usize::try_from((op.invoked_us - from_us) / 1_000_000).unwrap_or(0);
         seconds.resize_with(seconds.len().max(second + 1), Vec::new);
         seconds[second].push(completed_us.saturating_sub(op.invoked_us));
@@ -270,12 +295,21 @@ fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
     let count = seconds.iter().map(|second| second.len() as u64).sum();
     let second = |mut took: Vec<u64>| {
         took.sort_unstable();
-        let at = |percent: usize| took.get(took.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
+        let at = |percent: usize| {
+            took.get(took.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0)
+        };
         Second { count: took.len() as u64, p50_us: at(50), p99_us: at(99) }
     };
     let rate = ratio(real(count), real(until_us.saturating_sub(from_us)) / 1e6);
     let seconds = seconds.into_iter().map(second).collect();
-    Summary { name: "operations".to_owned(), count, count_with_warm_up: count, rate, seconds, ..Summary::default() }
+    Summary {
+        name: "operations".to_owned(),
+        count,
+        count_with_warm_up: count,
+        rate,
+        seconds,
+        ..Summary::default()
+    }
 }
 
 #[cfg(test)]

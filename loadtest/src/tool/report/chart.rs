@@ -33,7 +33,11 @@ fn top_of(most: f64) -> f64 {
         return 1.0;
     }
     let power = 10_f64.powf(most.log10().floor());
-    [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|top| *top >= most).unwrap_or(most)
+    [1.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+        .into_iter()
+        .map(|step| step * power)
+        .find(|top| *top >= most)
+        .unwrap_or(most)
 }
 
 /// A number of an axis, as short as it can be.
@@ -44,7 +48,8 @@ fn tick(value: f64) -> String {
 /// The title, with the unit and the names of several lines, and the axis.
 fn frame(title: &str, unit: &str, names: &[&str], top: f64) -> String {
     let unit_words = if unit.is_empty() { String::new() } else { format!(", {unit}") };
-    let mut svg = format!("<figure><figcaption>{}<span>{}</span>", escape(title), escape(&unit_words));
+    let mut svg =
+        format!("<figure><figcaption>{}<span>{}</span>", escape(title), escape(&unit_words));
     for (number, name) in names.iter().enumerate() {
         let _ = write!(svg, "<b class=\"s{number}\">{}</b>", escape(name));
     }
@@ -116,7 +121,9 @@ pub fn lines(title: &str, unit: &str, lines: &[Line], during: Time<'_>) -> Strin
     time(&mut svg, during, count);
     let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * ratio(value, top);
     for (number, (_, values)) in lines.iter().enumerate() {
-        let point = |(index, value): (usize, &f64)| format!("{:.1},{:.1}", x_of(real_len(index + 1), count), y(*value));
+        let point = |(index, value): (usize, &f64)| {
+            format!("{:.1},{:.1}", x_of(real_len(index + 1), count), y(*value))
+        };
         let points: Vec<String> = values.iter().enumerate().map(point).collect();
         let _ = write!(svg, "<polyline class=\"line s{number}\" points=\"{}\"/>", points.join(" "));
     }
@@ -153,7 +160,11 @@ pub fn bars(title: &str, unit: &str, bars: &[(String, f64)]) -> String {
         );
         if (index as u64).is_multiple_of(every) {
             let (x, y) = (x + slot / 2.0, HEIGHT - 8.0);
-            let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{}</text>", escape(name));
+            let _ = write!(
+                svg,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{}</text>",
+                escape(name)
+            );
         }
     }
     svg + "</svg></figure>"
@@ -165,7 +176,9 @@ mod tests {
 
     #[test]
     fn the_top_of_an_axis_is_round_and_above_all_values() {
-        for (most, top) in [(0.0, 1.0), (0.7, 0.8), (1.0, 1.0), (1.1, 2.0), (37.0, 40.0), (999.0, 1000.0)] {
+        for (most, top) in
+            [(0.0, 1.0), (0.7, 0.8), (1.0, 1.0), (1.1, 2.0), (37.0, 40.0), (999.0, 1000.0)]
+        {
             assert!((top_of(most) - top).abs() < 1e-9, "{most}: {}", top_of(most));
         }
         assert_eq!([0.0, 0.25, 1500.0].map(tick), ["0", "0.25", "1,500"]);
@@ -175,11 +188,15 @@ mod tests {
     fn names_are_escaped_and_points_stay_inside() {
         let one = [("x & y".to_owned(), vec![0.0, 5.0, 10.0])];
         let svg = lines("a <b>", "/s", &one, Time::default());
-        assert!(svg.contains("a &lt;b&gt;") && !svg.contains("<b>") && !svg.contains("x &amp; y"), "{svg}");
+        assert!(
+            svg.contains("a &lt;b&gt;") && !svg.contains("<b>") && !svg.contains("x &amp; y"),
+            "{svg}"
+        );
         assert!(svg.contains("points=\"52.0,166.0 230.0,92.0 408.0,18.0\""), "{svg}");
         let two = [one[0].clone(), ("<z>".to_owned(), vec![1.0])];
         assert!(lines("two", "", &two, Time::default()).contains("<b class=\"s1\">&lt;z&gt;</b>"));
-        let nothing = lines("one value is no line", "", &[(String::new(), vec![1.0])], Time::default());
+        let nothing =
+            lines("one value is no line", "", &[(String::new(), vec![1.0])], Time::default());
         assert_eq!(nothing, "");
         assert!(bars("b", "", &[("<".to_owned(), 0.0)]).contains("&lt;"));
     }
@@ -187,8 +204,12 @@ mod tests {
     #[test]
     fn the_warm_up_and_what_happened_are_shown_where_they_were() {
         let marks = [Mark { second: 3.0, word: "sockets dropped".into() }];
-        let svg = lines("t", "", &[(String::new(), vec![1.0; 5])], Time { warm_up_s: 2, marks: &marks });
+        let svg =
+            lines("t", "", &[(String::new(), vec![1.0; 5])], Time { warm_up_s: 2, marks: &marks });
         assert!(svg.contains("class=\"warm\" x=\"52\" y=\"18\" width=\"89.0\""), "{svg}");
-        assert!(svg.contains("class=\"mark\" x1=\"230.0\"") && svg.contains("sockets dropped"), "{svg}");
+        assert!(
+            svg.contains("class=\"mark\" x1=\"230.0\"") && svg.contains("sockets dropped"),
+            "{svg}"
+        );
     }
 }

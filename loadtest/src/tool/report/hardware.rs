@@ -27,7 +27,8 @@ impl Hardware {
         };
         let kib = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
         Self {
-            processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            processor: field(&read("/proc/cpuinfo"), "model name")
+                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_mib: kib.trim_end_matches(" kB").parse::<u64>().unwrap_or(0) / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -42,17 +43,22 @@ impl Hardware {
 }
 
 /// The date and time now, in UTC.
-#[expect(clippy::disallowed_methods, reason = "a report says when it was made; nothing else hangs on it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a report says when it was made; nothing else hangs on it"
+)]
 pub fn now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     date(seconds)
 }
 
-/// A date from seconds since 1970, by counting eras of 400 years (Howard Hinnant's `civil_from_days`).
+/// A date from seconds since 1970, by counting eras of 400 years (Howard Hinnant's
+/// `civil_from_days`).
 fn date(seconds: u64) -> String {
     let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;

@@ -77,15 +77,16 @@ fn verdict(report: &Report) -> String {
     format!("<p class=\"good\">Correct: every promise was kept in {} runs</p>", outcomes().count())
 }
 
-/// The figures that have a floor, beside each other: rates as shares of it, the others as multiples.
+/// The figures that have a floor, beside each other: rates as shares of it, the others as
+/// multiples.
 fn ratios(page: &mut String, report: &Report) {
     let ratios: Vec<(String, Ratio)> = report.rows().iter().filter_map(Row::ratio).collect();
     if ratios.is_empty() {
         return;
     }
-    *page +=
-        "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached right before and right after.</p>";
-    let (rates, costs): (Vec<_>, Vec<_>) = ratios.into_iter().partition(|(_, it)| it.better == Better::Higher);
+    *page += "<h2>Ratios to floors</h2><p class=\"soft\">1 is what a bare server reached right before and right after.</p>";
+    let (rates, costs): (Vec<_>, Vec<_>) =
+        ratios.into_iter().partition(|(_, it)| it.better == Better::Higher);
     bars(page, "Rates: more is better", &rates, |share| share.min(1.0));
     let most = costs.iter().map(|(_, it)| it.ratio).fold(0.0, f64::max);
     // From half the floor to the largest; a few multiples are many times the others.
@@ -117,7 +118,8 @@ fn section(page: &mut String, run: &Run) {
         let word = outcome.workload.word();
         let rows: Vec<_> = all.iter().filter(|row| row.workload == word).collect();
         let with_floors = rows.iter().any(|row| row.floor.is_some());
-        let floors = if with_floors { "<th class=\"n\">floor</th><th class=\"n\">ratio</th>" } else { "" };
+        let floors =
+            if with_floors { "<th class=\"n\">floor</th><th class=\"n\">ratio</th>" } else { "" };
         let _ = write!(page, "<h3>{word}</h3><ul>");
         for (number, remark) in rows::remarks(outcome).into_iter().enumerate() {
             let class = match (number, outcome.violations) {
@@ -127,8 +129,10 @@ fn section(page: &mut String, run: &Run) {
             };
             let _ = write!(page, "<li{class}>{}</li>", escape(&remark));
         }
-        let _ =
-            write!(page, "</ul><div class=\"wide\"><table><tr><th>figure</th><th class=\"n\">value</th>{floors}</tr>");
+        let _ = write!(
+            page,
+            "</ul><div class=\"wide\"><table><tr><th>figure</th><th class=\"n\">value</th>{floors}</tr>"
+        );
         for row in rows {
             let _ = write!(page, "<tr><td>{}</td>", escape(&row.figure.name));
             let cells = [row.value_words(), row.floor_words(), row.ratio_words()];
@@ -142,7 +146,12 @@ fn section(page: &mut String, run: &Run) {
             *page += "<table class=\"beside\"><tr><th>what bare servers reached</th><th class=\"n\">value</th></tr>";
             for floor in &outcome.floors.rows {
                 let value = format!("{} {}", shown(floor.value), floor.unit);
-                let _ = write!(page, "<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(floor.name), escape(&value));
+                let _ = write!(
+                    page,
+                    "<tr><td>{}</td><td class=\"n\">{}</td></tr>",
+                    escape(floor.name),
+                    escape(&value)
+                );
             }
             *page += "</table>";
         }
@@ -155,17 +164,23 @@ fn charts(outcome: &Outcome) -> String {
     for Summary { name, seconds, bars, warm_up_s, marks, .. } in &outcome.meters {
         let during = Time { warm_up_s: *warm_up_s, marks };
         let over_time = |value: fn(&Second) -> f64| seconds.iter().map(value).collect::<Vec<f64>>();
-        charts +=
-            &chart::lines(&format!("{name} a second"), "", &[(name.clone(), over_time(|it| real(it.count)))], during);
+        charts += &chart::lines(
+            &format!("{name} a second"),
+            "",
+            &[(name.clone(), over_time(|it| real(it.count)))],
+            during,
+        );
         let latency = [
             ("p50".to_owned(), over_time(|it| real(it.p50_us) / 1e3)),
             ("p99".to_owned(), over_time(|it| real(it.p99_us) / 1e3)),
         ];
         charts += &chart::lines(&format!("latency of {name}"), "ms", &latency, during);
-        let bars: Vec<(String, f64)> = bars.iter().map(|bar| (up_to(bar.up_to_us), real(bar.count))).collect();
+        let bars: Vec<(String, f64)> =
+            bars.iter().map(|bar| (up_to(bar.up_to_us), real(bar.count))).collect();
         charts += &chart::bars(&format!("{name} by latency"), "each bar up to", &bars);
     }
-    let memory: Vec<f64> = outcome.spent.memory_bytes.iter().map(|bytes| real(*bytes) / 1_048_576.0).collect();
+    let memory: Vec<f64> =
+        outcome.spent.memory_bytes.iter().map(|bytes| real(*bytes) / 1_048_576.0).collect();
     if memory.iter().any(|mib| *mib > 0.0) {
         charts += &chart::lines(
             "resident memory of the servers",
@@ -197,6 +212,9 @@ mod tests {
 
     #[test]
     fn a_bar_is_named_by_its_end() {
-        assert_eq!((up_to(512), up_to(2048), up_to(4_194_304)), ("512 µs".into(), "2 ms".into(), "4,194 ms".into()));
+        assert_eq!(
+            (up_to(512), up_to(2048), up_to(4_194_304)),
+            ("512 µs".into(), "2 ms".into(), "4,194 ms".into())
+        );
     }
 }

@@ -85,7 +85,10 @@ impl Report {
         if let Some(path) = &output.json {
             let held = self.runs.iter().flat_map(rows::of).filter_map(|row| row.steady()).collect();
             let whole = Whole { report: self, held };
-            write(path, serde_json::to_string_pretty(&whole).map_err(|error| error.to_string())? + "\n")?;
+            write(
+                path,
+                serde_json::to_string_pretty(&whole).map_err(|error| error.to_string())? + "\n",
+            )?;
         }
         if let Some(path) = &output.report {
             write(path, html::page(self))?;

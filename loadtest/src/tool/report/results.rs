@@ -31,16 +31,27 @@ pub fn markdown(report: &Report) -> String {
             let (floor, ratio) = (row.floor_words(), row.ratio_words());
             let _ = writeln!(text, "| {} | {name} | {value} | {floor} | {ratio} |", row.workload);
         }
-        let beside = run.outcomes.iter().flat_map(|it| it.floors.rows.iter().map(move |floor| (it.workload, floor)));
+        let beside = run
+            .outcomes
+            .iter()
+            .flat_map(|it| it.floors.rows.iter().map(move |floor| (it.workload, floor)));
         for (number, (workload, floor)) in beside.enumerate() {
             if number == 0 {
                 text += "\n| beside | floor | value |\n|---|---|---:|\n";
             }
-            let _ = writeln!(text, "| {} | {} | {} {} |", workload.word(), floor.name, shown(floor.value), floor.unit);
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} {} |",
+                workload.word(),
+                floor.name,
+                shown(floor.value),
+                floor.unit
+            );
         }
         text.push('\n');
         for outcome in &run.outcomes {
-            let _ = writeln!(text, "- {}: {}.", outcome.workload.word(), remarks(outcome).join(". "));
+            let _ =
+                writeln!(text, "- {}: {}.", outcome.workload.word(), remarks(outcome).join(". "));
         }
     }
     text

@@ -31,7 +31,10 @@ impl Row<'_> {
     /// The figure's share or multiple of its floor, by the row's name.
     pub fn ratio(&self) -> Option<(String, Ratio)> {
         let floor = self.floor?;
-        Some((self.name(), Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better }))
+        Some((
+            self.name(),
+            Ratio { ratio: ratio(self.figure.value, floor), better: self.figure.better },
+        ))
     }
 
     /// The figure and its floor, by the row's name, if a later run's may be held against them.
@@ -47,7 +50,8 @@ impl Row<'_> {
 
     /// The floor in words.
     pub fn floor_words(&self) -> String {
-        self.floor.map_or_else(String::new, |floor| format!("{} {}", shown(floor), self.figure.unit))
+        self.floor
+            .map_or_else(String::new, |floor| format!("{} {}", shown(floor), self.figure.unit))
     }
 
     /// The figure in words.
@@ -80,14 +84,20 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
     remarks.extend(outcome.sentences.iter().cloned());
     remarks.extend(outcome.notes.iter().cloned());
     if outcome.errors > 0 {
-        remarks.push(format!("errors (refused, unanswered, disconnected): {}", thousands(outcome.errors)));
+        remarks.push(format!(
+            "errors (refused, unanswered, disconnected): {}",
+            thousands(outcome.errors)
+        ));
     }
     if !outcome.counted.is_empty() {
         remarks.push(format!("the servers counted: {}", outcome.counted));
     }
     if !outcome.spent.roles.is_empty() {
         let role = |it: &RoleUse| {
-            let (cores, mib) = (ratio(it.cpu_s, outcome.spent.seconds) * 100.0, real(it.memory_bytes) / 1_048_576.0);
+            let (cores, mib) = (
+                ratio(it.cpu_s, outcome.spent.seconds) * 100.0,
+                real(it.memory_bytes) / 1_048_576.0,
+            );
             format!("{} {cores:.0} % of a core and {} MiB", it.role, shown(mib))
         };
         let roles: Vec<String> = outcome.spent.roles.iter().map(role).collect();
@@ -107,7 +117,8 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
 pub fn table(run: &Run) -> String {
     let rows: Vec<Row<'_>> = of(run).collect();
     let floors = run.outcomes.iter().flat_map(|outcome| &outcome.floors.rows);
-    let names = rows.iter().map(|row| row.figure.name.as_str()).chain(floors.map(|floor| floor.name));
+    let names =
+        rows.iter().map(|row| row.figure.name.as_str()).chain(floors.map(|floor| floor.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
     let mut table = format!("\n{}\n", run.site);
     for outcome in &run.outcomes {

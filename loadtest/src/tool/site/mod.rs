@@ -1,5 +1,5 @@
-//! A deployment of one's own: Postgres, Redis, replicas and a load balancer on free ports, with temporary data. Dropped,
-//! it is gone.
+//! A deployment of one's own: Postgres, Redis, replicas and a load balancer on free ports, with
+//! temporary data. Dropped, it is gone.
 
 pub mod replica;
 
@@ -20,11 +20,13 @@ use self::replica::Replica;
 use super::proc;
 use super::processes::Processes;
 
-/// Threads of work that make accounts finish thousands a minute; more than this many takes too long to wait for.
+/// Threads of work that make accounts finish thousands a minute; more than this many takes too long
+/// to wait for.
 const ACCOUNTS_MAX: usize = 100_000;
 /// As a small installation sets its Postgres up; it writes to disk for real.
 const POSTGRES: &[&str] = &["max_connections=300", "shared_buffers=256MB", "max_wal_size=2GB"];
-/// How long a stopping replica goes on as unready, where there is a balancer to look: it does so four times meanwhile.
+/// How long a stopping replica goes on as unready, where there is a balancer to look: it does so
+/// four times meanwhile.
 const UNREADY_MS: u64 = 1000;
 /// How long it takes to send its clients away.
 const DRAIN_MS: u64 = 3000;
@@ -36,7 +38,8 @@ const READY: Duration = Duration::from_secs(30);
 pub enum Shape {
     /// One process on SQLite.
     Embedded,
-    /// So many replicas on Postgres and Redis; `direct`: clients know them all, instead of a load balancer.
+    /// So many replicas on Postgres and Redis; `direct`: clients know them all, instead of a load
+    /// balancer.
     Replicas { count: u16, direct: bool },
 }
 
@@ -54,7 +57,9 @@ impl Shape {
         match self {
             Self::Embedded => "embedded".to_owned(),
             Self::Replicas { count: 1, .. } => "1 replica".to_owned(),
-            Self::Replicas { count, direct: true } => format!("{count} replicas, without a balancer"),
+            Self::Replicas { count, direct: true } => {
+                format!("{count} replicas, without a balancer")
+            }
             Self::Replicas { count, direct: false } => format!("{count} replicas"),
         }
     }
@@ -81,9 +86,13 @@ impl Site {
     /// Starts everything and waits until it answers.
     ///
     /// # Errors
-    /// In a sentence that says what did not start, with the end of its log. What had started is ended.
+    /// In a sentence that says what did not start, with the end of its log. What had started is
+    /// ended.
     pub async fn start(shape: Shape, program: &Path, limits_rates: bool) -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("starling-loadtest-").tempdir().map_err(|it| it.to_string())?;
+        let dir = tempfile::Builder::new()
+            .prefix("starling-loadtest-")
+            .tempdir()
+            .map_err(|it| it.to_string())?;
         let mut site = Self {
             balancer: None,
             replicas: Mutex::default(),
@@ -130,7 +139,8 @@ impl Site {
     async fn start_replica(&self, number: usize, listen: &str) -> Result<Replica, String> {
         let mut command = self.command(&["serve"]);
         command.env("STARLING_LISTEN", listen);
-        let replica = Replica::start(command, &self.dir.path().join(format!("replica-{number}.log"))).await?;
+        let replica =
+            Replica::start(command, &self.dir.path().join(format!("replica-{number}.log"))).await?;
         self.processes.add("server", replica.pid());
         until_ready(&replica.base).await?;
         Ok(replica)
@@ -146,8 +156,8 @@ impl Site {
         Ok(())
     }
 
-    /// The program with the site's settings. It gets the environment of this process too, for whoever wants to measure
-    /// a setting, but for where it listens and what it stores in.
+    /// The program with the site's settings. It gets the environment of this process too, for
+    /// whoever wants to measure a setting, but for where it listens and what it stores in.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = ending_with_us(&self.program);
         command
@@ -177,13 +187,16 @@ impl Site {
         let args = ["user", "create", "--login", "u", "--count", &count, "--with-session"];
         let made = self.command(&args).output().await.map_err(|error| error.to_string())?;
         if !made.status.success() {
-            return Err(format!("starling user create: {}", String::from_utf8_lossy(&made.stderr).trim()));
+            return Err(format!(
+                "starling user create: {}",
+                String::from_utf8_lossy(&made.stderr).trim()
+            ));
         }
         accounts_of_json_lines(&String::from_utf8_lossy(&made.stdout))
     }
 
-    /// Restarts one replica after the other, as an orchestrator does: SIGTERM, until it is gone; then it is started again
-    /// on its port, until it is ready. How long that took.
+    /// Restarts one replica after the other, as an orchestrator does: SIGTERM, until it is gone;
+    /// then it is started again on its port, until it is ready. How long that took.
     ///
     /// # Errors
     /// In a sentence, if one does not stop well or does not come back.
@@ -206,7 +219,9 @@ impl Site {
     /// # Errors
     /// In a sentence, if it does not come back.
     pub async fn start_again(&self, number: usize) -> Result<(), String> {
-        let replica = self.start_replica(number, self.addresses[number].trim_start_matches("http://")).await?;
+        let replica = self
+            .start_replica(number, self.addresses[number].trim_start_matches("http://"))
+            .await?;
         self.replicas.lock()[number] = Some(replica);
         Ok(())
     }
@@ -228,7 +243,8 @@ impl Site {
         self.redis.as_ref().ok_or("there is no Redis")?.cut_subscriptions().await
     }
 
-    /// How its replicas stop, in a sentence; nothing for embedded mode, which stops as the server does by default.
+    /// How its replicas stop, in a sentence; nothing for embedded mode, which stops as the server
+    /// does by default.
     pub fn stops(&self) -> Option<String> {
         self.postgres.as_ref().map(|_| {
             format!(
@@ -239,7 +255,9 @@ impl Site {
 
     /// The addresses that clients know.
     pub fn bases(&self) -> Vec<String> {
-        self.balancer.as_ref().map_or_else(|| self.addresses.clone(), |balancer| vec![balancer.base.clone()])
+        self.balancer
+            .as_ref()
+            .map_or_else(|| self.addresses.clone(), |balancer| vec![balancer.base.clone()])
     }
 
     /// The addresses of the replicas.
@@ -267,7 +285,12 @@ async fn until_ready(base: &str) -> Result<(), String> {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build();
     let (http, began) = (http.map_err(|error| error.to_string())?, Instant::now());
     while began.elapsed() < READY {
-        if http.get(format!("{base}/readyz")).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        if http
+            .get(format!("{base}/readyz"))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+        {
             return Ok(());
         }
         sleep(Duration::from_millis(20)).await;

@@ -33,7 +33,11 @@ impl Replica {
     /// # Errors
     /// In a sentence, with the end of its log.
     pub async fn start(mut command: Command, log: &Path) -> Result<Self, String> {
-        let file = std::fs::File::options().create(true).append(true).open(log).map_err(|error| error.to_string())?;
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(|error| error.to_string())?;
         let spawned = command.stdout(Stdio::piped()).stderr(file).spawn();
         let mut child = spawned.map_err(|error| format!("the server: {error}"))?;
         let stdout = child.stdout.take().ok_or("the server has no output")?;
@@ -58,7 +62,8 @@ impl Replica {
         self.child.id().unwrap_or(0)
     }
 
-    /// Stops it as an orchestrator does, by SIGTERM, and waits until it is gone. The CPU seconds that it had used.
+    /// Stops it as an orchestrator does, by SIGTERM, and waits until it is gone. The CPU seconds
+    /// that it had used.
     ///
     /// # Errors
     /// If it does not stop in a minute, or not by itself.
