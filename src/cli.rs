@@ -1,4 +1,4 @@
-//! The command line: `serve` and the operator's other commands.
+//! The command line: `serve` and the commands for operators.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ use crate::store::{Store, StoreOptions};
 use crate::telemetry;
 use crate::wire;
 
-/// Most accounts that one call makes.
+/// Accounts that one call of `user create` can make.
 const USERS_AT_ONCE_MAX: u32 = 100_000;
 
-/// A chat server that people run themselves.
+/// A self-hosted chat server.
 #[derive(Debug, Parser)]
 #[command(name = "starling", version)]
 pub struct Cli {
-    /// A TOML file of settings; `starling config` prints one to start from.
+    /// TOML file with settings. `starling config` prints a template.
     #[arg(long, env = "STARLING_CONFIG", global = true)]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -35,32 +35,32 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serves; the default.
+    /// Runs the server (the default).
     Serve,
-    /// Brings the database's schema up to date.
+    /// Applies the pending migrations of the database's schema.
     Migrate,
-    /// Prints the code of a new invite, also while the server runs.
+    /// Creates an invite and prints its code. Works while the server runs.
     Invite {
-        /// How many may register with it.
+        /// Number of accounts that can register with the invite.
         #[arg(long)]
         uses: Option<i64>,
-        /// How long it works, in seconds.
+        /// Lifetime of the invite, in seconds.
         #[arg(long)]
         expires_in_s: Option<i64>,
     },
-    /// Works on the log's epoch.
+    /// Manages the epoch of the log.
     Epoch {
         #[command(subcommand)]
         command: EpochCommand,
     },
-    /// Works on accounts.
+    /// Manages accounts.
     User {
         #[command(subcommand)]
         command: UserCommand,
     },
-    /// Checks the configuration and what the server depends on.
+    /// Checks the configuration, the database, Redis and the addresses to listen on.
     Doctor,
-    /// Prints a settings file with every key, its meaning and its default.
+    /// Prints a settings file with the meaning and the default of every key.
     Config,
     /// Prints the `OpenAPI` document.
     Openapi,
@@ -70,48 +70,51 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum EpochCommand {
-    /// Gives the log a new epoch and prints it: every client reloads its chats. For after a restore
-    /// that the server can't detect: rows that were put back into the same tables, or a data
-    /// directory put back together with `starling.epoch`. Works also while the server runs, which
-    /// follows within a second or two.
+    /// Gives the log a new epoch and prints it. Every client then reloads its chats. Needed after a
+    /// restore that the server cannot detect: of rows into the same tables, or of a data directory
+    /// together with `starling.epoch`. Works while the server runs; the server uses the new epoch
+    /// within about two seconds.
     Renew,
 }
 
 #[derive(Debug, Subcommand)]
 enum UserCommand {
-    /// Makes accounts with random passwords and prints one JSON object a line.
+    /// Creates accounts with random passwords and prints one JSON object per line.
     Create {
-        /// The login; with --count followed by a number.
+        /// Login of the account. With --count, a number is appended.
         #[arg(long)]
         login: String,
-        /// The name to show; the login if absent.
+        /// Name that clients show; if absent, the login.
         #[arg(long)]
         name: Option<String>,
-        /// Makes so many accounts, `LOGIN1` to `LOGINn`.
-        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(USERS_AT_ONCE_MAX)))]
+        /// Number of accounts to create, from `LOGIN1` to `LOGINn`.
+        #[arg(
+            long,
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(USERS_AT_ONCE_MAX))
+        )]
         count: Option<u32>,
-        /// Logs each in and prints its token.
+        /// Logs each account in and prints its token.
         #[arg(long)]
         with_session: bool,
     },
 }
 
-/// Why a command failed, as an exit code and one sentence.
+/// The failure of a command: an exit code and one sentence.
 #[derive(Debug)]
 pub enum Failure {
-    /// Exit 2: bad usage or configuration.
+    /// Exit code 2: a wrong flag, argument or setting.
     Usage(String),
-    /// Exit 1: anything else.
+    /// Exit code 1: any other failure.
     Other(String),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        // A field that is wrong came from a flag.
+        // An invalid field is the value of a flag.
         if error.kind() == Kind::Invalid {
-            Self::Usage(in_words(&error))
+            Self::Usage(cause(&error))
         } else {
-            Self::Other(in_words(&error))
+            Self::Other(cause(&error))
         }
     }
 }
@@ -122,8 +125,8 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// An error with its cause, for the operator, who may know it.
-fn in_words(error: &Error) -> String {
+/// The internal cause of an error, or its detail if it has none. Only for the operator.
+fn cause(error: &Error) -> String {
     match &error.source {
         Some(source) => source.to_string().replace('\n', " "),
         None => error.detail.clone().into_owned(),
@@ -143,8 +146,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         }
         _ => {}
     }
+
     let config = Config::resolve(cli.settings, cli.config.as_deref()).map_err(Failure::Usage)?;
     telemetry::start_logging(&config.log, config.log_format).map_err(Failure::Usage)?;
+
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
@@ -161,6 +166,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -169,25 +175,29 @@ async fn serve(config: Config) -> Result<(), Failure> {
     {
         tracing::warn!("{warning}");
     }
+
     telemetry::exporter();
     let public_url = config.public_url.clone();
     let mut server = Server::start(config, Clock::system()).await?;
+
     let url = public_url.unwrap_or_else(|| format!("http://{}", server.address));
     if server.store.is_empty().await? {
         let code = server.services.invites.first().await?.code;
         print(&format!(
-            "nobody is here yet: register the first account with this invite, within a week\n  {url}/join#{code}\n"
+            "nobody is here yet: register the first account with this invite, within a week\n  \
+             {url}/join#{code}\n"
         ))?;
     }
     print(&format!("listening on http://{}\n", server.address))?;
     tracing::info!(address = %server.address, internal = %server.internal_address, "serving");
+
     let reason = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
         error = server.must_stop() => Err(error),
     };
-    let why = reason.as_ref().map_or_else(in_words, |signal| (*signal).to_owned());
-    tracing::info!(reason = why, "stopping");
+    let logged = reason.as_ref().map_or_else(cause, |signal| (*signal).to_owned());
+    tracing::info!(reason = logged, "stopping");
     server.stop().await;
     reason.map(drop).map_err(Failure::from)
 }
@@ -216,8 +226,9 @@ async fn renew_epoch(config: &Config) -> Result<(), Failure> {
     let clock = Clock::system();
     let (store, _services) = server::open_services(config, clock.clone()).await?;
     let fresh = || Epoch::new(clock.now(), &mut rand::rng());
-    let before = store.watch_log(fresh()).await?;
-    let epoch = store.renew_epoch(before, fresh(), "the operator said so").await?;
+
+    let before = store.check_log(fresh()).await?;
+    let epoch = store.renew_epoch(before, fresh(), "renewed by an operator").await?;
     print(&format!("{epoch}\n"))?;
     store.close().await;
     Ok(())
@@ -233,19 +244,22 @@ async fn create_users(
     let parallel = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let config = Config { hashes_at_once_max: parallel, ..config.clone() };
     let (store, services) = server::open_services(&config, Clock::system()).await?;
+
     let logins: Vec<String> = match count {
         Some(count) => (1..=count).map(|number| format!("{login}{number}")).collect(),
         None => vec![login.to_owned()],
     };
-    // A few more than hash at once, so that the database works meanwhile; printed in the order of
-    // their numbers.
-    let mut made = stream::iter(logins)
+
+    // Twice as many accounts as hash at the same time, so that the database works during the
+    // hashing. The stream yields them in the order of their numbers.
+    let mut created = stream::iter(logins)
         .map(|login| {
             let (services, name) = (services.clone(), name.unwrap_or(&login).to_owned());
             async move { services.accounts.make_user(&login, &name, with_session).await }
         })
         .buffered(parallel * 2);
-    while let Some(user) = made.next().await {
+
+    while let Some(user) = created.next().await {
         let user = user?;
         let mut line =
             json!({ "user_id": user.user_id, "login": user.login, "password": user.password });
@@ -254,18 +268,14 @@ async fn create_users(
         }
         print(&format!("{line}\n"))?;
     }
-    drop(made);
+
+    drop(created);
     store.close().await;
     Ok(())
 }
 
 async fn doctor(config: &Config) -> Result<(), Failure> {
-    let mut ill = false;
-    let mut say = |fine: bool, what: &str| {
-        ill |= !fine;
-        print(&format!("{} {what}\n", if fine { "ok   " } else { "FAULT" }))
-    };
-    say(true, "the configuration can be read")?;
+    let mut is_fine = report(true, "the configuration can be read")?;
     for warning in config.warnings() {
         print(&format!("warn  {warning}\n"))?;
     }
@@ -274,56 +284,69 @@ async fn doctor(config: &Config) -> Result<(), Failure> {
     {
         print(&format!("warn  {warning}\n"))?;
     }
-    match &config.store {
+
+    let mode = match &config.store {
         StoreOptions::Postgres { .. } if config.redis.is_some() => {
-            say(true, "mode: a fleet on Postgres and Redis")?
+            "several replicas, on Postgres and Redis".to_owned()
         }
-        StoreOptions::Postgres { .. } => say(true, "mode: Postgres, one replica")?,
-        StoreOptions::Sqlite { dir } => {
-            say(true, &format!("mode: embedded, SQLite in {}", dir.display()))?
-        }
-    }
-    match Store::open(&config.store).await {
-        Err(error) => say(false, &format!("the database can't be opened: {}", in_words(&error)))?,
-        Ok(store) => {
-            say(true, "the database answers")?;
-            match store.pending_migrations().await {
-                Ok(0) => say(true, "its schema is up to date")?,
-                Ok(pending) if store.is_embedded() => {
-                    say(true, &format!("{pending} migrations will be applied at start"))?;
-                }
-                Ok(pending) => say(
-                    false,
-                    &format!("{pending} migrations are missing: run `starling migrate`"),
-                )?,
-                Err(error) => {
-                    say(false, &format!("its schema can't be read: {}", in_words(&error)))?
-                }
-            }
-            store.close().await;
-        }
-    }
+        StoreOptions::Postgres { .. } => "one replica, on Postgres".to_owned(),
+        StoreOptions::Sqlite { dir } => format!("embedded, SQLite in {}", dir.display()),
+    };
+    report(true, &format!("mode: {mode}"))?;
+
+    is_fine &= check_store(&config.store).await?;
     if let Some((address, _)) = &config.redis {
-        match cluster::redis::examine(address).await {
-            Ok(version) => say(true, &format!("{address} answers: version {version}"))?,
+        is_fine &= match cluster::redis::examine(address).await {
+            Ok(version) => report(true, &format!("{address} answers: version {version}"))?,
             Err(error) => {
-                say(false, &format!("{address} can't be used: {error}; check REDIS_URL"))?
+                report(false, &format!("{address} can't be used: {error}; check REDIS_URL"))?
             }
-        }
+        };
     }
     for address in [config.listen, config.internal_listen] {
         match std::net::TcpListener::bind(address) {
-            Ok(_) => say(true, &format!("{address} is free"))?,
+            Ok(_) => report(true, &format!("{address} is free")).map(drop)?,
             Err(error) => print(&format!(
                 "warn  {address} can't be listened on: {error} (is the server running?)\n"
             ))?,
         }
     }
-    if ill {
-        Err(Failure::Other("something is wrong; see the lines marked FAULT".to_owned()))
-    } else {
+
+    if is_fine {
         Ok(())
+    } else {
+        Err(Failure::Other("a check failed: see the lines that begin with FAULT".to_owned()))
     }
+}
+
+/// Checks the database and its schema for `doctor`. Returns whether both are fine.
+async fn check_store(options: &StoreOptions) -> Result<bool, Failure> {
+    let store = match Store::open(options).await {
+        Ok(store) => store,
+        Err(error) => {
+            return Ok(report(false, &format!("the database can't be opened: {}", cause(&error)))?);
+        }
+    };
+    report(true, "the database answers")?;
+
+    let is_fine = match store.pending_migrations().await {
+        Ok(0) => report(true, "its schema is up to date")?,
+        Ok(pending) if store.is_embedded() => {
+            report(true, &format!("{pending} migrations will be applied at start"))?
+        }
+        Ok(pending) => {
+            report(false, &format!("{pending} migrations are missing: run `starling migrate`"))?
+        }
+        Err(error) => report(false, &format!("its schema can't be read: {}", cause(&error)))?,
+    };
+    store.close().await;
+    Ok(is_fine)
+}
+
+/// Prints one finding of `doctor`. Returns `is_fine`.
+fn report(is_fine: bool, finding: &str) -> std::io::Result<bool> {
+    print(&format!("{} {finding}\n", if is_fine { "ok   " } else { "FAULT" }))?;
+    Ok(is_fine)
 }
 
 fn print(text: &str) -> std::io::Result<()> {

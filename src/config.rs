@@ -1,5 +1,5 @@
-//! Configuration: one list of keys, read from flags, the environment and a TOML file, in that order
-//! of precedence.
+//! Configuration: one list of keys. Flags take precedence over environment variables, and these
+//! over a TOML file.
 
 mod backends;
 
@@ -14,180 +14,193 @@ use serde::Deserialize;
 
 use crate::cluster::redis::RedisAddress;
 use crate::model::Limits;
-use crate::model::limits::{CHATS_PER_USER_MAX, PasswordCost, Patience};
+use crate::model::limits::{CHATS_PER_USER_MAX, ConnectionTimeouts, PasswordCost};
 use crate::store::StoreOptions;
 use backends::Files;
 
-/// A switch, in words.
+/// The value of a key that is on or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Switch {
-    /// It applies.
+    /// The key's function is active.
     On,
-    /// It doesn't.
+    /// The key's function is inactive.
     Off,
 }
 
-/// How logs are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One object a line.
+    /// One JSON object a line.
     Json,
 }
 
 macro_rules! keys {
-    ($($(#[doc = $doc:literal])+ $key:ident: $type:ty, env $env:literal, example $example:literal;)+) => {
-        /// Every key, as far as it was given. The same struct is read from flags, environment and
-        /// file.
+    ($(
+        $(#[doc = $doc:literal])+
+        $key:ident: $type:ty, env $env:literal, example $example:literal;
+    )+) => {
+        /// The value of each key, if it is given. Flags, environment and file are all read into
+        /// this struct.
         #[derive(Clone, Debug, Default, Args, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
-            $($(#[doc = $doc])+ #[arg(long, env = $env, global = true, hide_env_values = true)] pub $key: Option<$type>,)+
+            $(
+                $(#[doc = $doc])+
+                #[arg(long, env = $env, global = true, hide_env_values = true)]
+                pub $key: Option<$type>,
+            )+
         }
 
         impl Settings {
-            /// What is given here, else there.
+            /// Takes the keys that are absent here from `other`.
             #[must_use]
             pub fn or(self, other: Self) -> Self {
                 Self { $($key: self.$key.or(other.$key),)+ }
             }
         }
 
-        /// Key, environment variable, description and example value of each, for the documented
-        /// default file.
-        const KEYS: &[(&str, &str, &str, &str)] = &[$((stringify!($key), $env, concat!($($doc),+), $example)),+];
+        /// The name, environment variable, description and example value of each key, for
+        /// [`Config::documented_file`].
+        const KEYS: &[(&str, &str, &str, &str)] =
+            &[$((stringify!($key), $env, concat!($($doc),+), $example)),+];
     };
 }
 
 keys! {
-    /// Public HTTP and WebSocket address; port 0 takes a free one.
+    /// Public address of HTTP and WebSocket; port 0 takes a free port.
     listen: SocketAddr, env "STARLING_LISTEN", example "\"127.0.0.1:8080\"";
-    /// Address of /metrics and the probes; not for the public.
+    /// Address of /metrics and the probes; must not be public.
     internal_listen: SocketAddr, env "STARLING_INTERNAL_LISTEN", example "\"127.0.0.1:9090\"";
-    /// Where the SQLite file lives in embedded mode.
+    /// Directory of the SQLite file in embedded mode.
     data_dir: PathBuf, env "STARLING_DATA_DIR", example "\"./data\"";
-    /// `postgres://user:password@host/database`; absent: SQLite in the data directory. Postgres
-    /// itself, not a pooler such as PgBouncer: sessions keep settings and locks.
+    /// `postgres://user:password@host/database`; if absent, SQLite in the data directory. Must be
+    /// Postgres itself and not a pooler such as PgBouncer: sessions keep settings and locks.
     database_url: String, env "DATABASE_URL", example "\"postgres://starling@localhost/starling\"";
-    /// Connections to Postgres for requests; sends, sessions and probes have up to 16 of their own
-    /// besides.
+    /// Connections to Postgres for requests. Sends, sessions and probes have up to 16 more.
     database_connections_max: u32, env "STARLING_DATABASE_CONNECTIONS_MAX", example "16";
-    /// Certificates in PEM format of the authorities that sign Postgres's certificate, besides the
-    /// public ones. The connection is then verified as by sslmode=verify-full, unless
-    /// `database_url` says verify-ca.
-    database_ca_file: PathBuf, env "STARLING_DATABASE_CA_FILE", example "\"/etc/starling/database-ca.pem\"";
-    /// The server's own certificate in PEM format, where Postgres asks for one.
-    database_cert_file: PathBuf, env "STARLING_DATABASE_CERT_FILE", example "\"/etc/starling/database-cert.pem\"";
-    /// The key of that certificate, in PEM format.
-    database_key_file: PathBuf, env "STARLING_DATABASE_KEY_FILE", example "\"/etc/starling/database-key.pem\"";
-    /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; absent:
-    /// one replica.
+    /// PEM file with the certificates of the authorities that sign Postgres's certificate, in
+    /// addition to the public authorities. The certificate is then verified as with
+    /// sslmode=verify-full, unless `database_url` contains sslmode=verify-ca.
+    database_ca_file: PathBuf, env "STARLING_DATABASE_CA_FILE",
+        example "\"/etc/starling/database-ca.pem\"";
+    /// PEM file with the client certificate for Postgres, if Postgres requires one.
+    database_cert_file: PathBuf, env "STARLING_DATABASE_CERT_FILE",
+        example "\"/etc/starling/database-cert.pem\"";
+    /// PEM file with the private key of that certificate.
+    database_key_file: PathBuf, env "STARLING_DATABASE_KEY_FILE",
+        example "\"/etc/starling/database-key.pem\"";
+    /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; if
+    /// absent, there is one replica.
     redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
-    /// Certificates in PEM format of the authorities that sign Redis's certificate, instead of the
-    /// public ones; with rediss:// alone.
+    /// PEM file with the certificates of the authorities that sign Redis's certificate, instead of
+    /// the public authorities. Requires a `redis_url` that begins with rediss.
     redis_ca_file: PathBuf, env "STARLING_REDIS_CA_FILE", example "\"/etc/starling/redis-ca.pem\"";
-    /// The server's own certificate in PEM format, where Redis asks for one.
-    redis_cert_file: PathBuf, env "STARLING_REDIS_CERT_FILE", example "\"/etc/starling/redis-cert.pem\"";
-    /// The key of that certificate, in PEM format.
-    redis_key_file: PathBuf, env "STARLING_REDIS_KEY_FILE", example "\"/etc/starling/redis-key.pem\"";
-    /// What all keys and channels in Redis begin with; tells communities on one Redis apart.
+    /// PEM file with the client certificate for Redis, if Redis requires one.
+    redis_cert_file: PathBuf, env "STARLING_REDIS_CERT_FILE",
+        example "\"/etc/starling/redis-cert.pem\"";
+    /// PEM file with the private key of that certificate.
+    redis_key_file: PathBuf, env "STARLING_REDIS_KEY_FILE",
+        example "\"/etc/starling/redis-key.pem\"";
+    /// Prefix of all keys and channels in Redis. Separates deployments that share one Redis.
     redis_prefix: String, env "STARLING_REDIS_PREFIX", example "\"starling\"";
-    /// How people reach the server; used in join links. Absent: the listen address.
+    /// URL at which users reach the server, for join links; if absent, the listen address.
     public_url: String, env "STARLING_PUBLIC_URL", example "\"https://chat.example.org\"";
-    /// Origins of other web pages that may open a WebSocket, comma-separated; * for all.
+    /// Origins of other web pages that may open a WebSocket, comma-separated; * allows all.
     allowed_origins: String, env "STARLING_ALLOWED_ORIGINS", example "\"https://app.example.org\"";
-    /// Networks of proxies whose X-Forwarded-For is believed, comma-separated.
+    /// Networks of proxies whose X-Forwarded-For header is trusted, comma-separated.
     trusted_proxies: String, env "STARLING_TRUSTED_PROXIES", example "\"10.0.0.0/8\"";
-    /// off lifts every rate limit, for load tests; bounds on size and memory stay.
+    /// off disables every rate limit, for load tests. Bounds on sizes and memory still apply.
     rate_limits: Switch, env "STARLING_RATE_LIMITS", example "\"on\"";
     /// Log filter, such as info or starling=debug.
     log: String, env "STARLING_LOG", example "\"info\"";
-    /// How logs are written: text or json.
+    /// Format of log lines: text or json.
     log_format: LogFormat, env "STARLING_LOG_FORMAT", example "\"text\"";
-    /// Sessions of a user; one more ends the oldest.
+    /// Sessions of a user; a further login ends the oldest session.
     sessions_per_user_max: i64, env "STARLING_SESSIONS_PER_USER_MAX", example "10";
     /// Open invites of a user.
     invites_per_user_max: i64, env "STARLING_INVITES_PER_USER_MAX", example "20";
-    /// Chats of a user by their own act, 1016 at most, so that all fit in one sync; others may
-    /// bring a user into 300 more.
+    /// Chats that a user created or joined, 1016 at most, so that all chats fit in one sync frame.
+    /// Other users may add a user to 300 more.
     chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", example "1000";
     /// Members of a group.
     group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", example "20";
-    /// Members of a channel up to which all members get each join and leave; above, they get the
-    /// number of members.
+    /// Members of a channel up to which all members get each join and leave. In larger channels
+    /// they get the number of members.
     channel_events_members_max: i64, env "STARLING_CHANNEL_EVENTS_MEMBERS_MAX", example "1000";
-    /// Entries of a page, whatever the client asks for.
+    /// Entries of a page, even if the client requests more.
     page_max: i64, env "STARLING_PAGE_MAX", example "100";
     /// WebSocket connections of a user.
     connections_per_user_max: usize, env "STARLING_CONNECTIONS_PER_USER_MAX", example "20";
     /// Connections of this process, HTTP and WebSocket.
     connections_max: usize, env "STARLING_CONNECTIONS_MAX", example "20000";
-    /// Connections of one address that have not logged in yet; of IPv6 a /64 is one address, a /56
-    /// has twice and a /48 four times as many. Behind trusted proxies: requests and sockets without
-    /// a login, by client.
+    /// Connections of one address whose clients have not authenticated. An IPv6 /64 counts as one
+    /// address; a /56 has twice and a /48 four times as many. Behind trusted proxies, the
+    /// unauthenticated requests and WebSocket connections of each client are counted instead.
     connections_per_address_max: usize, env "STARLING_CONNECTIONS_PER_ADDRESS_MAX", example "1000";
-    /// Life of an access token, in seconds.
+    /// Lifetime of an access token, in seconds.
     token_life_s: u64, env "STARLING_TOKEN_LIFE_S", example "86400";
-    /// Life of a refresh token, and so of a session that nobody uses, in seconds.
+    /// Lifetime of a refresh token, and so of a session that is not refreshed, in seconds.
     refresh_life_s: u64, env "STARLING_REFRESH_LIFE_S", example "2592000";
-    /// How often clients are told to ping, in milliseconds; silent for twice as long, they are
-    /// closed.
+    /// How often clients must ping, in milliseconds. A connection that is silent for twice as long
+    /// is closed.
     heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", example "30000";
-    /// How long a user whose last connection ended is still shown online, in milliseconds.
+    /// How long a user is still shown online after the last connection ended, in milliseconds.
     presence_linger_ms: u64, env "STARLING_PRESENCE_LINGER_MS", example "5000";
-    /// How long a stopping process goes on as unready, so that a load balancer notices, in
-    /// milliseconds; alone 0.
+    /// How long a stopping replica serves while it reports unready, so that the load balancer
+    /// notices, in milliseconds. Without Redis the default is 0.
     unready_ms: u64, env "STARLING_UNREADY_MS", example "5000";
-    /// How long a stopping process takes to send its clients away, in milliseconds; alone 2000.
+    /// Over how long a stopping replica closes its WebSocket connections, in milliseconds. Without
+    /// Redis the default is 2000.
     drain_ms: u64, env "STARLING_DRAIN_MS", example "15000";
-    /// Passwords hashed at once, 19 MiB each.
+    /// Passwords that are hashed at the same time, each with 19 MiB of memory.
     hashes_at_once_max: usize, env "STARLING_HASHES_AT_ONCE_MAX", example "4";
 }
 
 /// The configuration in force.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Public address.
+    /// The public address.
     pub listen: SocketAddr,
-    /// Address of metrics and probes.
+    /// The address of metrics and probes.
     pub internal_listen: SocketAddr,
-    /// Which database.
+    /// The database.
     pub store: StoreOptions,
-    /// Which Redis the replicas share, and under which prefix; `None`: there is one replica.
+    /// The Redis that the replicas share, and the prefix of keys; `None` if there is one replica.
     pub redis: Option<(RedisAddress, String)>,
-    /// How people reach the server, without a slash at the end; `None`: the listen address.
+    /// The URL for users, without a slash at the end; `None` for the listen address.
     pub public_url: Option<String>,
-    /// Origins of other web pages.
+    /// Origins of other web pages that may open a WebSocket.
     pub allowed_origins: Vec<String>,
-    /// Proxies to believe.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The bounds.
+    /// The bounds that an operator can change.
     pub limits: Limits,
-    /// Log filter.
+    /// The log filter.
     pub log: String,
-    /// Log format.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// Time to be unready before clients are sent away.
+    /// How long a stopping replica reports unready before it drains.
     pub unready: Duration,
-    /// Time to send clients away.
+    /// Over how long a stopping replica drains its connections.
     pub drain: Duration,
-    /// Passwords hashed at once.
+    /// Passwords that are hashed at the same time.
     pub hashes_at_once_max: usize,
-    /// How patient the listeners are: no key, but tests are not.
-    pub patience: Patience,
-    /// What a password hash costs.
+    /// The timeouts of the listeners. No key; tests shorten them.
+    pub patience: ConnectionTimeouts,
+    /// The cost of a password hash. No key; tests lower it.
     pub password_cost: PasswordCost,
 }
 
 impl Config {
-    /// Settles the configuration from flags and environment (`given`) and the file, if one is
+    /// Makes the configuration from the flags and environment (`given`) and the file, if one is
     /// named.
     ///
     /// # Errors
-    /// A sentence that says what to do.
+    /// A sentence that names the key and how to correct it.
     pub fn resolve(given: Settings, file: Option<&Path>) -> Result<Self, String> {
         let settings = match file {
             Some(path) => given.or(read_file(path)?),
@@ -196,41 +209,48 @@ impl Config {
         settings.check()
     }
 
-    /// What is allowed but deserves a second look.
+    /// Warnings about settings that are allowed but often wrong.
     pub fn warnings(&self) -> Vec<&'static str> {
         let mut warnings = Vec::new();
         if !self.limits.rate_limits {
-            warnings.push("rate limits are off: this is for load tests on a machine of your own");
+            warnings.push("rate limits are off: use this only for load tests on your own machine");
         }
         if !self.internal_listen.ip().is_loopback() && self.internal_listen.ip() == self.listen.ip()
         {
-            warnings.push("metrics listen on the public address: keep that port behind a firewall");
+            warnings.push(
+                "internal_listen has the public address: close its port in the firewall, \
+                 or listen on a private address",
+            );
         }
         if self.allowed_origins.iter().any(|origin| origin == "*") {
-            warnings.push("web pages of any origin may connect");
+            warnings.push(
+                "allowed_origins is *, so web pages of any origin may open a WebSocket: \
+                 name the origins unless this is intended",
+            );
         }
         if self.store.is_exposed() {
             warnings.push(
-                "Postgres is on another machine, and its certificate is not verified: anyone in between can read and \
-                 change everything; add sslmode=verify-full to DATABASE_URL, and set database_ca_file if its authority is \
-                 your own",
+                "Postgres is on another machine, and its certificate is not verified: an attacker \
+                 on the network can read and change everything; add sslmode=verify-full to \
+                 DATABASE_URL, and set database_ca_file if the authority is your own",
             );
         }
         if self.redis.as_ref().is_some_and(|(address, _)| address.is_exposed()) {
             warnings.push(
-                "Redis is on another machine without TLS, or its certificate is not verified: anyone in between can \
-                 read every event; let REDIS_URL begin with rediss://, and set redis_ca_file if its authority is \
-                 your own",
+                "Redis is on another machine without TLS, or its certificate is not verified: an \
+                 attacker on the network can read every event; let REDIS_URL begin with rediss://, \
+                 and set redis_ca_file if the authority is your own",
             );
         }
         warnings
     }
 
-    /// Every key with its description and default, as a TOML file to start from.
+    /// A TOML file of all keys with their descriptions and defaults, each commented out.
     pub fn documented_file() -> String {
         let mut file = String::from(
             "# Starling. Every key can also be a flag (--data-dir) or an environment variable.\n",
         );
+
         for (key, env, doc, example) in KEYS {
             let _ = write!(file, "\n#{doc}\n# {env}\n#{key} = {example}\n");
         }
@@ -240,28 +260,22 @@ impl Config {
 
 impl Settings {
     fn check(self) -> Result<Config, String> {
-        let defaults = Limits::default();
         if self.redis_url.is_some() && self.database_url.is_none() {
-            return Err(
-                "REDIS_URL is set, but replicas can't share an SQLite file: set DATABASE_URL as well, or unset REDIS_URL"
-                    .to_owned(),
-            );
+            return Err("REDIS_URL is set, but replicas can't share an SQLite file: \
+                        set DATABASE_URL as well, or unset REDIS_URL"
+                .to_owned());
         }
+        let limits = self.limits()?;
+
         let redis = backends::redis(
             self.redis_url,
             self.redis_ca_file,
             self.redis_cert_file,
             self.redis_key_file,
         )?;
-        let fleet = redis.is_some();
-        let redis_prefix = self.redis_prefix.unwrap_or_else(|| "starling".to_owned());
-        if redis_prefix.is_empty()
-            || !redis_prefix
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        {
-            return Err("redis_prefix must be made of letters, digits, - _ and .".to_owned());
-        }
+        let is_cluster = redis.is_some();
+        let prefix = redis_prefix(self.redis_prefix)?;
+
         let files = Files {
             of: "database",
             ca: self.database_ca_file,
@@ -274,13 +288,36 @@ impl Settings {
             self.data_dir,
             files,
         )?;
-        let public_url = self.public_url.map(|url| url.trim_end_matches('/').to_owned());
-        if public_url
-            .as_ref()
-            .is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://"))
-        {
-            return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
-        }
+
+        // Several replicas stop slowly: the load balancer must notice that this replica is unready,
+        // and the other replicas must accept its clients.
+        let (unready_ms, drain_ms) = if is_cluster { (5000, 15_000) } else { (0, 2000) };
+        Ok(Config {
+            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            internal_listen: self
+                .internal_listen
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
+            store,
+            redis: redis.map(|address| (address, prefix)),
+            public_url: public_url(self.public_url)?,
+            allowed_origins: list(self.allowed_origins.as_deref()),
+            trusted_proxies: networks(self.trusted_proxies.as_deref())?,
+            limits,
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log_format: self.log_format.unwrap_or(LogFormat::Text),
+            unready: Duration::from_millis(self.unready_ms.unwrap_or(unready_ms)),
+            drain: Duration::from_millis(self.drain_ms.unwrap_or(drain_ms)),
+            hashes_at_once_max: at_least_1(
+                "hashes_at_once_max",
+                self.hashes_at_once_max.unwrap_or(4),
+            )?,
+            patience: ConnectionTimeouts::default(),
+            password_cost: PasswordCost::default(),
+        })
+    }
+
+    fn limits(&self) -> Result<Limits, String> {
+        let defaults = Limits::default();
         let limits = Limits {
             sessions_per_user_max: at_least_1(
                 "sessions_per_user_max",
@@ -325,52 +362,47 @@ impl Settings {
                 .map_or(defaults.presence_linger, Duration::from_millis),
             rate_limits: self.rate_limits != Some(Switch::Off),
         };
+
         if limits.refresh_life < limits.token_life {
-            return Err(
-                "refresh_life_s must not be shorter than token_life_s: a session lives as long as its refresh token"
-                    .to_owned(),
-            );
+            return Err("refresh_life_s must not be shorter than token_life_s: \
+                        a session lives as long as its refresh token"
+                .to_owned());
         }
-        Ok(Config {
-            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
-            internal_listen: self
-                .internal_listen
-                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090))),
-            store,
-            redis: redis.map(|address| (address, redis_prefix)),
-            public_url,
-            allowed_origins: list(self.allowed_origins.as_deref()),
-            trusted_proxies: networks(self.trusted_proxies.as_deref())?,
-            limits,
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
-            log_format: self.log_format.unwrap_or(LogFormat::Text),
-            // Of many sockets a tenth a second at most: the other replicas have to take them.
-            unready: Duration::from_millis(self.unready_ms.unwrap_or(if fleet { 5000 } else { 0 })),
-            drain: Duration::from_millis(self.drain_ms.unwrap_or(if fleet {
-                15_000
-            } else {
-                2000
-            })),
-            hashes_at_once_max: at_least_1(
-                "hashes_at_once_max",
-                self.hashes_at_once_max.unwrap_or(4),
-            )?,
-            patience: Patience::default(),
-            password_cost: PasswordCost::default(),
-        })
+        Ok(limits)
     }
+}
+
+fn redis_prefix(given: Option<String>) -> Result<String, String> {
+    let prefix = given.unwrap_or_else(|| "starling".to_owned());
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+
+    if prefix.is_empty() || !prefix.bytes().all(is_allowed) {
+        return Err("redis_prefix must consist of letters, digits, - _ and .".to_owned());
+    }
+    Ok(prefix)
+}
+
+fn public_url(given: Option<String>) -> Result<Option<String>, String> {
+    let url = given.map(|url| url.trim_end_matches('/').to_owned());
+    let is_http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+
+    if url.as_ref().is_some_and(|url| !is_http(url)) {
+        return Err("STARLING_PUBLIC_URL must begin with https:// or http://".to_owned());
+    }
+    Ok(url)
 }
 
 fn read_file(path: &Path) -> Result<Settings, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("can't read {}: {error}", path.display()))?;
     toml::from_str(&text).map_err(|error: toml::de::Error| {
-        // One sentence, with the key but without its value, which may be a secret.
+        // The error names the key but not its value, which may be a secret.
         let start = error.span().map_or(0, |span| span.start);
         let before = text.get(..start).unwrap_or_default();
         let line = text.lines().nth(before.matches('\n').count()).unwrap_or_default();
         let key = line.split('=').next().unwrap_or_default().trim();
         let number = before.matches('\n').count() + 1;
+
         format!("{}, line {number}, {key}: {}", path.display(), error.message().replace('\n', " "))
     })
 }
@@ -381,15 +413,16 @@ fn at_least_1<T: PartialOrd + From<u8>>(key: &str, value: T) -> Result<T, String
 
 fn chats_per_user_max(value: i64) -> Result<i64, String> {
     if value > CHATS_PER_USER_MAX {
-        let reason = "a user with more could not name all of their chats in one sync";
+        let reason = "all chats of a user must fit in one sync frame";
         return Err(format!("chats_per_user_max must be at most {CHATS_PER_USER_MAX}: {reason}"));
     }
     at_least_1("chats_per_user_max", value)
 }
 
 fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
-    /// A century: longer lives are a slip of the finger, and would not fit the arithmetic of time.
+    /// A century. Longer lifetimes are typing errors, and would overflow timestamps.
     const MAX: u64 = 100 * 365 * 24 * 3600;
+
     match given {
         Some(s) if s > MAX => Err(format!("{key} must be at most {MAX}")),
         Some(s) => Ok(Duration::from_secs(at_least_1(key, s)?)),
@@ -412,112 +445,9 @@ fn networks(words: Option<&str>) -> Result<Vec<IpNet>, String> {
             )
         })
     };
+
     list(words).iter().map(parse).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolve(settings: Settings) -> Result<Config, String> {
-        Config::resolve(settings, None)
-    }
-
-    #[test]
-    fn nothing_given_is_embedded_mode_on_loopback() {
-        let config = resolve(Settings::default()).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
-        assert!(matches!(config.store, StoreOptions::Sqlite { .. }));
-        assert!(config.limits.rate_limits);
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_in_a_sentence_that_names_the_key() {
-        let wrong = |settings, word: &str| {
-            let sentence = resolve(settings).unwrap_err();
-            assert!(sentence.contains(word), "{sentence}");
-        };
-        wrong(
-            Settings { database_url: Some("mysql://x".into()), ..Settings::default() },
-            "DATABASE_URL",
-        );
-        wrong(Settings { redis_url: Some("redis://x".into()), ..Settings::default() }, "REDIS_URL");
-        wrong(
-            Settings { public_url: Some("chat.example.org".into()), ..Settings::default() },
-            "STARLING_PUBLIC_URL",
-        );
-        let too_many =
-            Settings { chats_per_user_max: Some(CHATS_PER_USER_MAX + 1), ..Settings::default() };
-        wrong(too_many, "chats_per_user_max must be at most 1016");
-        wrong(Settings { page_max: Some(0), ..Settings::default() }, "page_max");
-        wrong(Settings { token_life_s: Some(u64::MAX), ..Settings::default() }, "token_life_s");
-        wrong(
-            Settings { trusted_proxies: Some("nonsense".into()), ..Settings::default() },
-            "trusted_proxies",
-        );
-    }
-
-    #[test]
-    fn a_database_or_redis_on_another_machine_without_verified_tls_is_warned_of() {
-        let warnings = |database: &str, redis: Option<&str>| {
-            let settings = Settings {
-                database_url: Some(database.to_owned()),
-                redis_url: redis.map(str::to_owned),
-                ..Settings::default()
-            };
-            let said = resolve(settings).unwrap().warnings();
-            ["Postgres", "Redis"].map(|name| said.iter().any(|warning| warning.starts_with(name)))
-        };
-        for (url, warned) in [
-            ("postgres://a@localhost/b", false),
-            ("postgres://a@127.0.0.1/b", false),
-            ("postgres://a@%2Frun%2Fpostgresql/b", false),
-            ("postgres://a@db.example.org/b", true),
-            ("postgres://a@db.example.org/b?sslmode=require", true),
-            ("postgres://a@db.example.org/b?sslmode=verify-ca", false),
-            ("postgres://a@db.example.org/b?sslmode=verify-full", false),
-        ] {
-            assert_eq!(warnings(url, None), [warned, false], "{url}");
-        }
-        for (url, warned) in [
-            ("redis://localhost", false),
-            ("redis://10.0.0.1", true),
-            ("rediss://10.0.0.1", false),
-            ("rediss://10.0.0.1/#insecure", true),
-            ("redis+sentinel://localhost,s2.example.org/main", true),
-            ("rediss+sentinel://s1.example.org/main", false),
-            ("redis+cluster://n1.example.org", true),
-            ("rediss+cluster://n1.example.org", false),
-        ] {
-            assert_eq!(warnings("postgres://a@localhost/b", Some(url)), [false, warned], "{url}");
-        }
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let flags = Settings { page_max: Some(7), ..Settings::default() };
-        let file: Settings = toml::from_str("page_max = 9\ngroup_members_max = 30").unwrap();
-        let config = resolve(flags.or(file)).unwrap();
-        assert_eq!((config.limits.page_max, config.limits.group_members_max), (7, 30));
-    }
-
-    #[test]
-    fn every_key_of_the_documented_file_is_read_with_its_type() {
-        let documented = Config::documented_file();
-        let keys = documented.lines().filter_map(|line| {
-            line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = "))
-        });
-        let file = keys.collect::<Vec<_>>().join("\n");
-        let settings: Settings = toml::from_str(&file).unwrap();
-        assert_eq!(file.lines().count(), KEYS.len());
-        assert_eq!(settings.page_max, Some(Limits::default().page_max));
-        assert_eq!(settings.chats_per_user_max, Some(Limits::default().chats_per_user_max));
-    }
-
-    #[test]
-    fn an_unknown_key_in_the_file_is_refused() {
-        assert!(
-            toml::from_str::<Settings>("colour = 1").unwrap_err().to_string().contains("colour")
-        );
-    }
-}
+mod tests;

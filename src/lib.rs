@@ -1,22 +1,22 @@
-//! Starling: a chat server that people run themselves. This is the map of the tree; imports point
-//! down only.
+//! Starling, a self-hosted chat server. This is the map of the tree; imports point down only.
 //!
 //! ```text
-//! main, cli        flags → configuration → server → exit code; the operator's commands
-//! server           the composition root: names the backends, starts and stops everything
+//! main, cli        flags → configuration → server → exit code; commands for operators
+//! server           the composition root: creates the backends, starts and stops all parts
 //! listener         accepts connections
 //! api   gateway    HTTP endpoints | WebSocket connections
-//! service   hub    the rules: check → store → publish | this replica's sockets: who follows which chat
-//! presence         which users are online: slots, linger, watchers
-//! store   cluster  the durable truth, all SQL | what replicas share: bus, session cache, presence, rate limits
+//! worker           background work of one replica at a time: cleanup, durable consumers
+//! service   hub    the rules: check → store → publish | this replica's subscriptions and outboxes
+//! presence         the users who are online: connection slots, linger, watchers
+//! store   cluster  all SQL | the state that replicas share: bus, sessions, presence, rate limits
 //! wire             frames of both directions, close codes, AsyncAPI; the messages between replicas
-//! model            what it is all about, without I/O
+//! model            values and rules, without I/O
 //! config, metrics, tasks, telemetry   beside the layers
 //! ```
 //!
-//! "A message is sent" goes through `gateway::connection` (a frame comes in), `service::messages`
-//! and `service::appender` (checked, grouped), `store::append` (committed), `hub` (to every
-//! socket).
+//! A sent message passes through `gateway::connection` (receives the frame), `service::messages`
+//! and `service::appender` (check it and put it into a batch), `store::append` (commits the batch)
+//! and `hub` (delivers it to the outboxes).
 
 mod api;
 pub mod cli;
@@ -34,3 +34,4 @@ pub mod store;
 pub mod tasks;
 pub mod telemetry;
 pub mod wire;
+pub mod worker;

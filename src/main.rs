@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(code: u8, sentence: &str) -> ExitCode {
-    // Nothing is left to do if stderr is closed.
+    // If stderr is closed, there is no other place for the message.
     let _ = writeln!(std::io::stderr(), "starling: {sentence}");
     ExitCode::from(code)
 }

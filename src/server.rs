@@ -1,6 +1,6 @@
-//! The composition root: the only place that names concrete backends. Starts everything, and stops
-//! it in order: first unready, then the sockets are sent away, then the requests end, then the work
-//! behind them, then the database.
+//! The composition root: the only module that names concrete backends. It starts all parts of a
+//! replica and stops them in this order: readiness, WebSocket connections, requests, background
+//! tasks, database.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,76 +32,78 @@ use crate::store::{ReplicaLock, Store, StoreOptions};
 use crate::tasks::Tasks;
 use crate::telemetry;
 use crate::wire;
+use crate::worker::Cleanup;
 
-/// How long requests and the work behind them may take to end once the process stops.
+/// Time for the connections, and then for the tasks, to end when the replica stops.
 const FINISH_MAX: Duration = Duration::from_secs(20);
 
-/// Pause between two looks at what is still connected.
+/// Pause between two checks for open connections.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// A server that serves.
+/// A running server.
 pub struct Server {
-    /// The public address, with the real port.
+    /// The public address, with the actual port.
     pub address: SocketAddr,
-    /// The address of metrics and probes, with the real port.
+    /// The address of metrics and probes, with the actual port.
     pub internal_address: SocketAddr,
-    /// The rules, for tests and the command line.
+    /// The services, for tests and the command line.
     pub services: Arc<Services>,
+    /// The periodic cleanup, for tests.
+    pub cleanup: Arc<Cleanup>,
     /// The database, for tests and the command line.
     pub store: Store,
-    /// The time.
+    /// The clock of this replica.
     pub clock: Clock,
-    /// This process's sockets.
+    /// The hub, which holds the authenticated connections of this replica.
     pub hub: Arc<Hub>,
     draining: Arc<AtomicBool>,
-    /// How long to go on once unready.
+    /// How long to serve while unready.
     unready: Duration,
-    /// Over how long the connections are sent away.
+    /// Over how long to drain the connections.
     drain: Duration,
-    /// Ends accepting and idle connections.
+    /// Stops the public listener, and closes its idle connections.
     stop_listening: CancellationToken,
-    /// The work behind the requests.
     tasks: Tasks,
-    right_to_serve: RightToServe,
+    replica_lock: HeldReplicaLock,
 }
 
-/// The replica lock, kept until everything else has ended.
-struct RightToServe {
-    keeping: Option<JoinHandle<Result<(), Error>>>,
+/// The replica lock and the task that holds it. Released after all other parts have stopped.
+struct HeldReplicaLock {
+    holder: Option<JoinHandle<Result<(), Error>>>,
     task: TaskTracker,
     stop: CancellationToken,
 }
 
-impl RightToServe {
-    fn keep(lock: ReplicaLock) -> Self {
+impl HeldReplicaLock {
+    fn hold(lock: ReplicaLock) -> Self {
         let (task, stop) = (TaskTracker::new(), CancellationToken::new());
-        let keeping = Some(task.spawn(lock.keep(stop.clone())));
-        Self { keeping, task, stop }
+        let holder = Some(task.spawn(lock.keep(stop.clone())));
+        Self { holder, task, stop }
     }
 
-    async fn give_back(self) {
+    async fn release(self) {
         self.stop.cancel();
         self.task.close();
         self.task.wait().await;
     }
 }
 
-/// Opens the store and composes the services over it, without serving. The command line works with
-/// these.
+/// Opens the store and creates the services, without a listener. For the commands of operators.
 ///
 /// # Errors
 /// As [`Store::open`].
 pub async fn open_services(config: &Config, clock: Clock) -> Result<(Store, Arc<Services>), Error> {
     let store = Store::open(&config.store).await?;
     prepare(&store, config).await?;
+
     let (cluster, _inbox) = Cluster::of_one();
     let services =
         Services::start(parts(store.clone(), &cluster, config, clock, &Tasks::default())?);
     Ok((store, services))
 }
 
-/// The embedded database keeps itself up to date; a shared one is only checked, since replicas of
-/// two versions meet on it.
+/// Applies pending migrations on SQLite. On Postgres it only checks for them: replicas of an older
+/// version may use the database, so the operator decides when to migrate.
 async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
     if matches!(config.store, StoreOptions::Sqlite { .. }) {
         return store.migrate().await;
@@ -109,22 +111,24 @@ async fn prepare(store: &Store, config: &Config) -> Result<(), Error> {
     match store.pending_migrations().await? {
         0 => Ok(()),
         pending => Err(Error::internal(format!(
-            "the database lacks {pending} migrations of this version: run `starling migrate`, then start again"
+            "the database lacks {pending} migrations of this version: \
+             run `starling migrate`, then start again"
         ))),
     }
 }
 
-/// What this replica shares with others, or has for itself.
+/// The backends for the state that replicas share.
 struct Cluster {
     bus: Arc<dyn Bus>,
     session_cache: Arc<dyn SessionCache>,
     limiter: Arc<dyn RateLimiter>,
     presence: Arc<dyn Presence>,
-    /// Whether the bus works, where there is one to fail.
+    /// The health of the connection to Redis; `None` without Redis.
     health: Option<Arc<BusHealth>>,
 }
 
 impl Cluster {
+    /// The in-process backends of a single replica.
     fn of_one() -> (Self, BusInbox) {
         let (bus, inbox) = MemoryBus::new();
         let (session_cache, limiter) =
@@ -133,7 +137,7 @@ impl Cluster {
         (Self { bus: Arc::new(bus), session_cache, limiter, presence, health: None }, inbox)
     }
 
-    /// Joins the configured cluster.
+    /// Connects to the configured Redis, or uses the in-process backends if there is none.
     async fn join(
         config: &Config,
         store: &Store,
@@ -143,9 +147,11 @@ impl Cluster {
         let Some(redis) = config.redis.clone() else {
             return Ok(Self::of_one());
         };
+
         let mut fresh = [0; 32];
         UnwrapErr(SysRng).fill_bytes(&mut fresh);
         let key = ClusterKey(store.cluster_key(fresh).await?);
+
         let joined = RedisCluster::join(
             redis,
             ReplicaId(rand::random()),
@@ -180,10 +186,10 @@ fn parts(
 }
 
 impl Server {
-    /// Starts to serve.
+    /// Starts all parts of the server.
     ///
     /// # Errors
-    /// An address that is taken, a database that is away or has another schema.
+    /// If an address is in use, or the database is unavailable or has another schema.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, Error> {
         let store = Store::open(&config.store).await?;
         prepare(&store, &config).await?;
@@ -191,7 +197,7 @@ impl Server {
 
         let (tasks, stop_listening) = (Tasks::default(), CancellationToken::new());
         set_clock(&store, &clock).await?;
-        store.watch_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
+        store.check_log(Epoch::new(clock.now(), &mut rand::rng())).await?;
         let (cluster, inbox) = Cluster::join(&config, &store, &clock, &tasks).await?;
         tasks.spawn_vital("clock", keep_time(store.clone(), clock.clone(), tasks.stop_token()));
 
@@ -207,15 +213,10 @@ impl Server {
         let services =
             Services::start(parts(store.clone(), &cluster, &config, clock.clone(), &tasks)?);
 
-        let warm = store.clone();
-        drop(tasks.spawn(async move { warm.warm_up().await }));
         tasks.spawn_vital("hub", hub.clone().run(inbox));
-        tasks.spawn_vital("cleanup", services.cleanup.clone().run(tasks.stop_token()));
-        tasks.spawn_vital(
-            "health",
-            services.health.clone().watch(store.clone(), tasks.stop_token()),
-        );
-        tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
+        let cleanup = Arc::new(Cleanup::new(store.clone(), &services, clock.clone()));
+        tasks.spawn_vital("cleanup", cleanup.clone().run(tasks.stop_token()));
+        start_background(&store, &services, &tasks);
 
         let draining = Arc::<AtomicBool>::default();
         let admission = Admission::new(config.limits.connections_per_address_max);
@@ -246,6 +247,7 @@ impl Server {
             address,
             internal_address,
             services,
+            cleanup,
             store,
             clock,
             hub,
@@ -254,53 +256,71 @@ impl Server {
             drain: config.drain,
             stop_listening,
             tasks,
-            right_to_serve: RightToServe::keep(lock),
+            replica_lock: HeldReplicaLock::hold(lock),
         })
     }
 
-    /// Ends only if this process must not go on to serve, with the reason: another one serves on
-    /// its database, or a part of this one is broken.
+    /// Returns only if this process must stop, with the reason: it lost the replica lock to another
+    /// process on its database, or a vital task panicked.
     pub async fn must_stop(&mut self) -> Error {
-        let keeping = self.right_to_serve.keeping.take();
-        let losing_the_right = async {
-            if let Some(keeping) = keeping
-                && let Ok(Err(error)) = keeping.await
+        let holder = self.replica_lock.holder.take();
+        let lock_lost = async {
+            if let Some(holder) = holder
+                && let Ok(Err(error)) = holder.await
             {
                 return error;
             }
             std::future::pending().await
         };
+
         tokio::select! {
-            error = losing_the_right => error,
+            error = lock_lost => error,
             () = self.tasks.broken() => {
-                // Whoever is still here is not served: the sooner they go elsewhere, the better.
+                // The replica no longer serves its clients, so they must reconnect to another
+                // replica at once.
                 (self.unready, self.drain) = (Duration::ZERO, Duration::ZERO);
-                Error::internal("a part of the server broke (see the log), so it ends, to be started anew")
+                Error::internal(
+                    "a part of the server broke (see the log): the process ends and must be \
+                     restarted",
+                )
             }
         }
     }
 
-    /// Sends the clients away, lets what is under way end, and stops.
+    /// Drains the connections, waits for the requests and tasks in progress, and stops.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
-        // The load balancer needs a moment to notice; until then requests still come.
+        // Until the load balancer notices that the replica is unready, it still sends requests.
         tokio::time::sleep(self.unready).await;
+
         self.hub.drain(self.drain).await;
         self.stop_listening.cancel();
-        let finished = async {
-            // Sockets and requests first: the appenders must still answer them.
+
+        // The connections end before the tasks: the appenders must still answer their frames.
+        let disconnected = async {
             while self.hub.connections() > 0 {
                 tokio::time::sleep(DRAIN_PAUSE).await;
             }
         };
-        let _ = tokio::time::timeout(FINISH_MAX, finished).await;
+        let _ = tokio::time::timeout(FINISH_MAX, disconnected).await;
+
         self.tasks.stop();
         if tokio::time::timeout(FINISH_MAX, self.tasks.wait()).await.is_err() {
-            tracing::warn!("some work did not end in time and is given up");
+            tracing::warn!("some tasks did not end in time and are abandoned");
         }
         self.store.close().await;
-        self.right_to_serve.give_back().await;
+        self.replica_lock.release().await;
     }
+}
+
+/// Starts the background tasks. Their order does not matter.
+fn start_background(store: &Store, services: &Services, tasks: &Tasks) {
+    let warm = store.clone();
+    drop(tasks.spawn(async move { warm.warm_up().await }));
+
+    let health = services.health.clone();
+    tasks.spawn_vital("health", health.watch(store.clone(), tasks.stop_token()));
+    tasks.spawn_vital("metrics", upkeep(tasks.stop_token()));
 }
 
 /// Starts the public and the internal listener. Returns their addresses.
@@ -350,6 +370,7 @@ fn listen(
 fn public_router(api: &Arc<Api>, gateway: Arc<Gateway>, listen: SocketAddr) -> Router {
     let asyncapi = wire::asyncapi::document().to_string();
     let router = api::router(api.clone(), gateway::router(gateway), asyncapi);
+
     #[cfg(feature = "conformance")]
     let router = if listen.ip().is_loopback() {
         router.route(
@@ -367,7 +388,7 @@ pub fn openapi() -> String {
     api::openapi(gateway::openapi()).to_pretty_json().unwrap_or_default()
 }
 
-/// Has the clock show the database's time, so that what expires does so on all replicas at once.
+/// Sets the clock to the database's time, so that all replicas agree on what has expired.
 async fn set_clock(store: &Store, clock: &Clock) -> Result<(), Error> {
     if let Some(time) = store.time().await? {
         clock.follow(time);
@@ -382,7 +403,10 @@ async fn keep_time(store: Store, clock: Clock, stop: CancellationToken) {
             () = tokio::time::sleep(CLOCK_EVERY) => {}
         }
         if let Err(error) = set_clock(&store, &clock).await {
-            tracing::warn!(%error, "could not read the database's clock");
+            tracing::warn!(
+                %error,
+                "failed to read the database's clock; the clock keeps its offset until the next try"
+            );
         }
     }
 }

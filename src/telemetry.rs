@@ -13,20 +13,21 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::config::LogFormat;
 use crate::metrics;
 
-/// How often the exporter folds its histograms, so that their memory stays bounded between scrapes.
+/// Pause between two upkeeps of the exporter, which compact the histograms and so bound their
+/// memory between scrapes.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// The facade that metrics go through has one recorder a process, so its handle is kept once a
-/// process too.
+/// The exporter's handle. The `metrics` crate allows one recorder per process, so this is a static.
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
-/// Starts logging to stderr, panics included.
+/// Starts logging to stderr. Panics are logged too.
 ///
 /// # Errors
-/// A sentence, if the filter can't be read.
+/// A sentence, if the filter cannot be parsed.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter)
-        .map_err(|error| format!("STARLING_LOG is no log filter: {error}"))?;
+        .map_err(|error| format!("STARLING_LOG is not a valid log filter: {error}"))?;
+
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -35,31 +36,33 @@ pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), String> {
     let subscriber =
         tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets)).with(lines);
     subscriber.try_init().map_err(|error| error.to_string())?;
+
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        // Words that were put together may hold what was worked on, tokens and texts: only those of
-        // the source are told.
-        let said = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
-        tracing::error!(at, said, "panicked");
+        // A formatted message may contain tokens or texts of users, so only a message that is a
+        // literal in the source is logged.
+        let panic = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
+        tracing::error!(at, panic, "panicked");
     }));
     Ok(())
 }
 
-/// The WebSocket codec logs frames with what is in them, tokens and texts: that is not let through
-/// at any level.
+/// Refuses the debug and trace lines of the WebSocket codec, whatever the filter allows: they
+/// contain whole frames, with tokens and texts of users.
 fn keeps_secrets(metadata: &Metadata<'_>) -> bool {
     !metadata.target().starts_with("tungstenite") || *metadata.level() <= Level::WARN
 }
 
-/// The metrics of this process in the Prometheus text format; `None` if another recorder was there
-/// first.
+/// The exporter of this process's metrics in the Prometheus text format. `None` if another recorder
+/// was installed first.
 pub fn exporter() -> Option<&'static PrometheusHandle> {
-    /// From a cache hit to a request that is given up.
+    /// From the time of a cache hit to more than the deadline of a request.
     const SECONDS: &[f64] = &[
         0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
         10.0,
     ];
     const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
     let handle = HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)

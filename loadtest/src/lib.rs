@@ -1,19 +1,20 @@
-//! Drives a Starling deployment over its real ports, remembers what it did and saw, and proves from
-//! that record that nothing was lost, doubled, reordered or shown to the wrong user.
+//! Drives a Starling deployment over its public ports, records every request and every frame, and
+//! checks from that record that no message was lost, duplicated, reordered or sent to the wrong
+//! user.
 //!
-//! | module | what it knows |
+//! | module | contents |
 //! |---|---|
-//! | [`wire`] | the protocol's JSON, as far as a client must read it; unknown fields are passed over |
-//! | [`client`] | one HTTP request, one WebSocket; no memory |
-//! | [`history`] | the record: operations, frames, memory samples; its dump and how to read it back |
+//! | [`wire`] | the protocol's JSON as far as a client needs it; unknown fields are ignored |
+//! | [`client`] | one HTTP request, one WebSocket; neither is recorded here |
+//! | [`history`] | the record: operations, frames, memory samples; its dump file |
 //! | [`actor`] | a user whose every request is recorded |
-//! | [`device`] | one session on one socket that survives reconnects; every frame is recorded |
-//! | [`checker`] | a pure function from a record and the final log to what is wrong with them |
-//! | [`workload`] | users and what they do, bounded and seeded |
-//! | [`services`] | a Postgres and a Redis of one's own |
+//! | [`device`] | a session on a socket that reconnects; every frame is recorded |
+//! | [`checker`] | a pure function from a record and the final log to the violations |
+//! | [`workload`] | users and their actions, bounded and seeded |
+//! | [`services`] | a temporary Postgres and a temporary Redis |
 //!
-//! It knows nothing of the server but its protocol. The program `starling-loadtest` is built around
-//! it, in `tool`.
+//! It depends only on the server's protocol, not on its code. The program `starling-loadtest`, in
+//! `tool`, uses this library.
 
 pub mod actor;
 pub mod checker;

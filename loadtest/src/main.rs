@@ -1,5 +1,5 @@
-//! `starling-loadtest`: drives a Starling deployment, measures it, holds it against floors measured
-//! beside it, and proves that it lost, doubled and reordered nothing.
+//! `starling-loadtest`: drives a Starling deployment, measures it, compares the figures with floors
+//! measured on the same machine, and checks that no message was lost, duplicated or reordered.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its figures")]
 
 mod tool;

@@ -1,41 +1,41 @@
-//! The protocol's JSON as a tolerant client reads it: what is unknown is passed over, what may be
-//! absent is optional.
+//! The protocol's JSON as a tolerant client reads it: unknown fields are ignored, and fields that
+//! may be absent are optional.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 
-/// A message.
+/// A message in its latest state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Message {
-    /// Its chat.
+    /// Chat id.
     pub chat_id: String,
-    /// Its position in the chat, from 1.
+    /// Position in the chat, from 1.
     pub id: u32,
-    /// The chat's revision that last changed it.
+    /// The chat's revision that last changed the message.
     pub rev: u32,
-    /// Who sent it.
+    /// User id of the sender.
     pub sender_id: String,
-    /// Its text; absent once removed.
+    /// Text; absent after a removal.
     pub text: Option<String>,
-    /// The sender's idempotency key; its sender alone sees it.
+    /// The sender's idempotency key; only the sender receives it.
     pub client_id: Option<String>,
-    /// When its text was last changed.
+    /// Time of the last edit; absent if the message was never edited.
     pub edited_at: Option<String>,
-    /// When it was removed.
+    /// Time of the removal; absent if the message was not removed.
     pub removed_at: Option<String>,
 }
 
-/// The newest message of a chat, in few words.
+/// A preview of the newest message of a chat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct LastMessage {
-    /// Its position.
+    /// Position in the chat, from 1.
     pub id: u32,
-    /// Who sent it.
+    /// User id of the sender.
     pub sender_id: String,
-    /// Its beginning; absent once removed.
+    /// The start of the text; absent after a removal.
     pub text: Option<String>,
 }
 
@@ -43,31 +43,31 @@ pub struct LastMessage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Chat {
-    /// Its id.
+    /// Chat id.
     pub id: String,
     /// `self`, `private`, `group` or `channel`.
     pub kind: String,
-    /// Its revision at the moment of this view.
+    /// The chat's revision when the server read it.
     pub rev: u32,
     /// Position of the last message; 0 in an empty chat.
     pub last_message_id: u32,
-    /// The last message.
+    /// Preview of the last message; absent in an empty chat.
     pub last_message: Option<LastMessage>,
-    /// Messages after the caller's read marker.
+    /// Number of messages after the caller's read marker.
     pub unread_count: Option<u32>,
-    /// The caller's read marker.
+    /// The caller's read marker: a message id.
     pub last_read_message_id: Option<u32>,
-    /// How many members it has.
+    /// Number of members.
     pub member_count: u32,
 }
 
-/// A user in few words.
+/// The short form of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct UserBrief {
-    /// Its id.
+    /// User id.
     pub id: String,
-    /// What it logs in with.
+    /// Login name.
     pub login: String,
 }
 
@@ -75,27 +75,27 @@ pub struct UserBrief {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Member {
-    /// Who.
+    /// The user.
     pub user: UserBrief,
     /// `owner`, `admin` or `member`.
     pub role: String,
-    /// How far they have read.
+    /// The member's read marker: a message id.
     pub last_read_message_id: u32,
 }
 
 /// A page of a chat's history.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct MessageList {
-    /// Ascending by id.
+    /// Messages, ascending by id.
     pub messages: Vec<Message>,
 }
 
 /// A page of the caller's chats.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ChatList {
-    /// Last activity first.
+    /// Chats, latest activity first.
     pub chats: Vec<Chat>,
-    /// Where the next page begins.
+    /// Start of the next page; absent on the last page.
     #[serde(default)]
     pub next_cursor: Option<String>,
 }
@@ -103,56 +103,56 @@ pub struct ChatList {
 /// A page of a chat's members.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct MemberList {
-    /// By id.
+    /// Members, ascending by user id.
     pub members: Vec<Member>,
-    /// Where the next page begins.
+    /// Start of the next page; absent on the last page.
     #[serde(default)]
     pub next_cursor: Option<String>,
 }
 
-/// What changed in a chat after a revision.
+/// A page of the changes of a chat after a revision.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ChangeList {
-    /// Oldest change first.
+    /// Changed messages, oldest change first.
     pub messages: Vec<Message>,
-    /// Who joined or changed.
+    /// Members that joined or changed.
     pub members: Vec<Member>,
-    /// Who left.
+    /// User ids of the members that left.
     pub removed_member_ids: Vec<String>,
-    /// How far this goes.
+    /// The revision up to which this page is complete.
     pub rev: u32,
-    /// Whether that is everything.
+    /// Whether this is the last page.
     pub complete: bool,
 }
 
-/// A session.
+/// A login session of a user.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Session {
-    /// Its id.
+    /// Session id.
     pub id: String,
 }
 
-/// A session and its tokens.
+/// The answer to a login: a session and its token.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Grant {
-    /// The session.
+    /// The new session.
     pub session: Session,
-    /// Who logged in.
+    /// The user who logged in.
     pub user: UserBrief,
-    /// For `Authorization: Bearer`.
+    /// Token for `Authorization: Bearer`.
     pub token: String,
 }
 
-/// The session of a token.
+/// The session that a token belongs to.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct CurrentSession {
-    /// The session.
+    /// The session of the request's token.
     pub session: Session,
-    /// Its user.
+    /// The session's user.
     pub user: UserBrief,
 }
 
@@ -160,19 +160,19 @@ pub struct CurrentSession {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Problem {
-    /// The stable reason.
+    /// Stable error code.
     pub code: String,
-    /// One sentence.
+    /// Explanation in one sentence.
     pub detail: String,
 }
 
-/// What a client calls a frame; this client uses integers.
+/// The id that a client gives a frame; this client uses integers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum FrameId {
-    /// An integer.
+    /// An id that is an integer.
     Number(u64),
-    /// Anything else.
+    /// An id that is a string.
     Text(String),
 }
 
@@ -202,56 +202,56 @@ pub enum FrameKind {
     Typing,
     Presence,
     Reconnect,
-    /// One of a later version.
+    /// A kind of a later protocol version.
     #[default]
     #[serde(other)]
     Unknown,
 }
 
-/// A frame from the server: one flat struct for all kinds, since that is read twice as fast as a
-/// tagged enum.
+/// A frame from the server. One flat struct holds all kinds, because serde reads it twice as fast
+/// as a tagged enum.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Frame {
-    /// Its kind.
+    /// Kind of frame.
     #[serde(rename = "type")]
     pub kind: FrameKind,
-    /// Of the frame that it answers.
+    /// Id of the client's frame that this one answers.
     pub id: Option<FrameId>,
-    /// The chat that it is about.
+    /// Chat id.
     pub chat_id: Option<String>,
-    /// The revision that it tells.
+    /// The chat's revision after the event.
     pub rev: Option<u32>,
-    /// The message that it carries.
+    /// The message of a message event or an `ack`.
     pub message: Option<Message>,
-    /// The message that it names.
+    /// Message id (`message_removed`, `read`).
     pub message_id: Option<u32>,
-    /// The member that it carries.
+    /// The member of a member event.
     pub member: Option<Member>,
-    /// The user that it names.
+    /// User id (`member_left`, `read`, `typing`, `presence`).
     pub user_id: Option<String>,
-    /// The session (`ready`).
+    /// Session id (`ready`).
     pub session_id: Option<String>,
-    /// The history that all revisions belong to (`ready`).
+    /// The log's epoch, to which all revisions belong (`ready`).
     pub epoch: Option<String>,
-    /// How often to send `ping`, in milliseconds (`ready`).
+    /// Interval between `ping` frames, in milliseconds (`ready`).
     pub heartbeat_interval_ms: Option<u64>,
-    /// Revisions by chat (`synced`).
+    /// Revisions by chat id (`synced`).
     pub chats: Option<HashMap<String, u32>>,
-    /// The chat that it carries.
+    /// The chat (`chat_added`).
     pub chat: Option<Chat>,
     /// Whether the user is online (`presence`).
     pub online: Option<bool>,
-    /// When to come back, in milliseconds (`reconnect`).
+    /// Delay before the reconnect, in milliseconds (`reconnect`).
     pub after_ms: Option<u64>,
-    /// Why it was refused (`error`).
+    /// Stable error code (`error`).
     pub code: Option<String>,
-    /// When to try again, in milliseconds (`error`).
+    /// Delay before a retry, in milliseconds (`error`).
     pub retry_after_ms: Option<u64>,
 }
 
 impl Frame {
-    /// The number of the frame that this one answers.
+    /// The id of the client's frame that this one answers, if it is an integer.
     pub fn answers(&self) -> Option<u64> {
         match &self.id {
             Some(FrameId::Number(id)) => Some(*id),

@@ -1,5 +1,6 @@
-//! What a request may take of this replica. All routes of a group have the same budget.
-//! [`super::router`] declares it once for the group, as a layer ([`super::middleware::within`]).
+//! Budgets of requests: the size and the time of a body, the deadline, the rate. All routes of a
+//! group have the same budget. [`super::router`] declares it once for the group, as a layer
+//! ([`super::middleware::within`]).
 
 use std::time::Duration;
 
@@ -14,16 +15,16 @@ use crate::service::Budgets;
 pub(super) struct RouteBudget {
     /// Largest body, in bytes; a larger one is refused with `413`.
     pub body_bytes_max: usize,
-    /// How long a client may take to send its body.
+    /// How long the client may take to send the body.
     pub body_read_max: Duration,
-    /// How long the work may take once the body has arrived; then the request is answered `503`.
+    /// How long the endpoint may take once the body has arrived; then the request is answered
+    /// `503`.
     pub deadline: Duration,
-    /// Counts one `GET` or `HEAD` of a user. Other methods are counted by the services.
+    /// Counts one `GET` or `HEAD` of a user. The services count the other methods.
     pub count_read: fn(&Budgets, UserId) -> Result<()>,
 }
 
-/// The budget of the routes that take and give JSON, of the documents and of the WebSocket
-/// handshake.
+/// The budget of the routes with JSON bodies, of the documents and of the WebSocket handshake.
 pub(super) const JSON: RouteBudget = RouteBudget {
     body_bytes_max: BODY_BYTES_MAX,
     body_read_max: REQUEST_READ_MAX,

@@ -1,4 +1,4 @@
-//! `/chats`: the caller's list, single chats, their changes and read markers.
+//! `/chats`: the caller's chats, their changes and read markers.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::service::ChatRequest;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageParams {
-    /// Largest number of entries.
+    /// Largest number of entries, capped at the server's maximum.
     #[param(minimum = 1)]
     pub limit: Option<i64>,
     /// The `next_cursor` of the previous page.
@@ -37,14 +37,15 @@ pub struct PageParams {
 #[serde(deny_unknown_fields)]
 pub struct NewChat {
     kind: ChatKind,
-    /// 1 to 100 characters, for groups and channels.
+    /// 1 to 100 characters after trimming. Required for groups and channels, absent for other
+    /// chats.
     name: Option<String>,
     /// The other members: exactly one for `private`, none for `self`.
     #[schema(max_items = 100)]
     member_ids: Option<Vec<UserId>>,
 }
 
-/// Changes of a chat.
+/// Changes to a chat.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatPatch {
@@ -57,6 +58,7 @@ pub struct ChatPatch {
 #[derive(Serialize, ToSchema)]
 pub struct ChatList {
     chats: Vec<Chat>,
+    /// The `after` of the next page; `null` on the last page.
     next_cursor: Option<String>,
 }
 
@@ -67,12 +69,12 @@ pub struct ChangesParams {
     /// The last revision that the client has; 0 for all changes.
     #[param(minimum = 0)]
     after_rev: Option<i64>,
-    /// Largest number of changes.
+    /// Largest number of changes, capped at the server's maximum.
     #[param(minimum = 1)]
     max: Option<i64>,
 }
 
-/// Changes of a chat. If not `complete`, ask again with `after_rev` = `rev`.
+/// Changes of a chat. Unless `complete`, request the next page with `after_rev` = `rev`.
 #[derive(Serialize, ToSchema)]
 pub struct ChangeList {
     /// Messages that were sent or changed, oldest change first.
@@ -81,14 +83,15 @@ pub struct ChangeList {
     members: Vec<Member>,
     /// Members that left.
     removed_member_ids: Vec<UserId>,
-    /// The chat, if it changed itself.
+    /// The chat, if its own fields changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     chat: Option<Chat>,
     /// The revision that this page reaches.
     rev: Rev,
-    /// Whether this page reaches the chat's present revision.
+    /// Whether this page reaches the chat's current revision.
     complete: bool,
-    /// Whether members that left are no longer kept that far back. If so, list the members again.
+    /// Whether `removed_member_ids` may be incomplete, because the server no longer keeps such old
+    /// changes. If so, list the members again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     members_forgotten: bool,
@@ -98,13 +101,21 @@ pub struct ChangeList {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadMarker {
-    /// The last message read.
+    /// The last message that the caller has read.
     message_id: MessageId,
 }
 
-/// The caller's chats, last activity first. Carries an `ETag`.
-#[utoipa::path(get, path = "/chats", tag = "chats", params(PageParams, ("if-none-match" = Option<String>, Header)), responses(
-    (status = 200, body = ChatList, headers(("etag" = String))), (status = 304, description = "Nothing changed")))]
+/// The caller's chats, most recent activity first. The response has an `ETag`.
+#[utoipa::path(
+    get,
+    path = "/chats",
+    tag = "chats",
+    params(PageParams, ("if-none-match" = Option<String>, Header)),
+    responses(
+        (status = 200, body = ChatList, headers(("etag" = String))),
+        (status = 304, description = "Nothing changed"),
+    ),
+)]
 pub async fn inbox(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -140,10 +151,19 @@ fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
         .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// Creates a chat, or finds the `self` or `private` chat that exists.
-#[utoipa::path(post, path = "/chats", tag = "chats", request_body = NewChat, responses(
-    (status = 201, body = Chat), (status = 200, body = Chat, description = "The chat existed"),
-    (status = 403, body = Problem), (status = 409, body = Problem)))]
+/// Creates a chat, or returns the existing `self` or `private` chat.
+#[utoipa::path(
+    post,
+    path = "/chats",
+    tag = "chats",
+    request_body = NewChat,
+    responses(
+        (status = 201, body = Chat),
+        (status = 200, body = Chat, description = "The chat existed"),
+        (status = 403, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -155,9 +175,17 @@ pub async fn create(
     Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, Json(chat)))
 }
 
-/// A chat.
-#[utoipa::path(get, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
-    (status = 200, body = Chat), (status = 404, body = Problem)))]
+/// A chat of the caller.
+#[utoipa::path(
+    get,
+    path = "/chats/{chat_id}",
+    tag = "chats",
+    params(("chat_id" = ChatId, Path)),
+    responses(
+        (status = 200, body = Chat),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn show(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -167,8 +195,19 @@ pub async fn show(
 }
 
 /// Renames a group or channel.
-#[utoipa::path(patch, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), request_body = ChatPatch,
-    responses((status = 200, body = Chat), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(
+    patch,
+    path = "/chats/{chat_id}",
+    tag = "chats",
+    params(("chat_id" = ChatId, Path)),
+    request_body = ChatPatch,
+    responses(
+        (status = 200, body = Chat),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn rename(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -178,10 +217,21 @@ pub async fn rename(
     api.services.chats.rename(caller, chat_id.0, &body.0.name).await.map(Json)
 }
 
-/// Removes a group or channel for all members; only its owner may. Of a self or private chat,
-/// removes the history for the caller alone.
-#[utoipa::path(delete, path = "/chats/{chat_id}", tag = "chats", params(("chat_id" = ChatId, Path)), responses(
-    (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
+/// Removes a chat.
+///
+/// A group or channel is removed for all members, by its owner only. In a self or private chat, the
+/// history is removed for the caller only.
+#[utoipa::path(
+    delete,
+    path = "/chats/{chat_id}",
+    tag = "chats",
+    params(("chat_id" = ChatId, Path)),
+    responses(
+        (status = 204),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn remove(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -191,11 +241,20 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// All items whose latest change is after a revision, oldest change first. A client that was away
-/// catches up with them. A page ends early at 512 KiB of text, but holds at least one item;
-/// `complete` says whether it is the last.
-#[utoipa::path(get, path = "/chats/{chat_id}/changes", tag = "chats", params(("chat_id" = ChatId, Path), ChangesParams), responses(
-    (status = 200, body = ChangeList), (status = 404, body = Problem)))]
+/// All items whose latest change is after a revision, oldest change first.
+///
+/// A client that was offline catches up with these changes. A page ends early at 512 KiB of text,
+/// but has at least one item if any changed. `complete` marks the last page.
+#[utoipa::path(
+    get,
+    path = "/chats/{chat_id}/changes",
+    tag = "chats",
+    params(("chat_id" = ChatId, Path), ChangesParams),
+    responses(
+        (status = 200, body = ChangeList),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn changes(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -206,6 +265,7 @@ pub async fn changes(
     if after_rev < 0 {
         return Err(Error::field("after_rev", "must not be negative"));
     }
+
     let page = api.services.chats.changes(caller, chat_id.0, Rev(after_rev), params.0.max).await?;
     Ok(Json(ChangeList {
         messages: page.messages,
@@ -218,9 +278,18 @@ pub async fn changes(
     }))
 }
 
-/// Moves the caller's read marker forward. A marker never moves back.
-#[utoipa::path(put, path = "/chats/{chat_id}/read", tag = "chats", params(("chat_id" = ChatId, Path)), request_body = ReadMarker,
-    responses((status = 204), (status = 404, body = Problem)))]
+/// Moves the caller's read marker forward. A lower `message_id` has no effect.
+#[utoipa::path(
+    put,
+    path = "/chats/{chat_id}/read",
+    tag = "chats",
+    params(("chat_id" = ChatId, Path)),
+    request_body = ReadMarker,
+    responses(
+        (status = 204),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn mark_read(
     State(api): State<Arc<Api>>,
     caller: Caller,

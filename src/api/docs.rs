@@ -1,5 +1,5 @@
-//! The `OpenAPI` document, generated from the routes and completed with what all of them share, and
-//! the page that shows it.
+//! The `OpenAPI` document, and the page that shows it. The document is generated from the routes
+//! and completed with the errors and headers that all routes share.
 
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
@@ -20,14 +20,15 @@ const BEARER: &str = "bearer";
 
 /// The document without routes.
 pub fn base() -> OpenApi {
-    let mut components = Components::new();
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("An access token"))
         .build();
+    let mut components = Components::new();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
     components.schemas.insert(Problem::name().into_owned(), Problem::schema());
     components.schemas.insert(FieldError::name().into_owned(), FieldError::schema());
+
     let info = InfoBuilder::new()
         .title("Starling")
         .version(env!("CARGO_PKG_VERSION"))
@@ -36,6 +37,7 @@ pub fn base() -> OpenApi {
             LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
         ))
         .build();
+
     OpenApiBuilder::new()
         .info(info)
         .components(Some(components))
@@ -43,7 +45,7 @@ pub fn base() -> OpenApi {
         .build()
 }
 
-/// Adds the errors that any request of an operation's shape can meet.
+/// Completes the operations of a document: adds their common errors and makes their ids unique.
 pub fn finished(mut doc: OpenApi) -> OpenApi {
     for item in doc.paths.paths.values_mut() {
         let operations =
@@ -56,8 +58,8 @@ pub fn finished(mut doc: OpenApi) -> OpenApi {
     doc
 }
 
-/// Prefixes an operation's id with its resource: functions have unique names within a file only,
-/// operation ids within the document.
+/// Prefixes an operation's id with its resource. The id is a function's name, which is unique only
+/// within its file.
 fn name_by_resource(operation: &mut Operation) {
     if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &operation.operation_id)
     {
@@ -66,19 +68,24 @@ fn name_by_resource(operation: &mut Operation) {
 }
 
 fn add_common_errors(operation: &mut Operation) {
-    // An operation without `security` inherits the token. An operation with it is open.
-    let open = operation.security.is_some();
+    // Without `security` of its own, an operation inherits the required token of the document.
+    let is_open = operation.security.is_some();
     let has_body = operation.request_body.is_some();
-    let in_query = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if it.parameter_in == ParameterIn::Query);
-    let has_query = operation.parameters.iter().flatten().any(in_query);
+    let is_in_query = |parameter: &RefOr<Parameter>| match parameter {
+        RefOr::T(parameter) => parameter.parameter_in == ParameterIn::Query,
+        RefOr::Ref(_) => false,
+    };
+    let has_query = operation.parameters.iter().flatten().any(is_in_query);
+
     let mut add = |status: &str, description: &str| {
         let responses = &mut operation.responses.responses;
         responses
             .entry(status.to_owned())
             .or_insert_with(|| RefOr::T(problem(status, description)));
     };
+
     add("400", "The request can't be read");
-    if !open {
+    if !is_open {
         add("401", "A valid token is needed");
     }
     if has_body {
@@ -91,6 +98,7 @@ fn add_common_errors(operation: &mut Operation) {
     add("429", "Too many requests");
     add("500", "The server made a mistake");
     add("503", "The server can't do this right now");
+
     for (status, response) in &mut operation.responses.responses {
         if let RefOr::T(response) = response {
             if status.starts_with(['4', '5']) {
@@ -98,7 +106,7 @@ fn add_common_errors(operation: &mut Operation) {
             }
             response
                 .headers
-                .insert("x-request-id".to_owned(), header("To find the request in the logs"));
+                .insert("x-request-id".to_owned(), header("Identifies the request in the logs"));
         }
     }
 }
@@ -107,10 +115,12 @@ fn problem(status: &str, description: &str) -> Response {
     let content =
         ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
     let description = if description.is_empty() { "Refused: see `code`" } else { description };
+
     let mut response = ResponseBuilder::new()
         .description(description)
         .content("application/problem+json", content)
         .build();
+
     match status {
         "401" => drop(response.headers.insert("www-authenticate".to_owned(), header("Bearer"))),
         "429" | "503" => drop(response.headers.insert("retry-after".to_owned(), header("Seconds"))),
@@ -133,6 +143,7 @@ pub fn router(doc: &OpenApi, asyncapi: String) -> Router {
             async move { ([(CONTENT_TYPE, "application/json")], body) }
         })
     };
+
     Router::new()
         .route("/openapi.json", json(openapi))
         .route("/asyncapi.json", json(asyncapi))

@@ -1,8 +1,8 @@
 //! The arguments of endpoints. Each type refuses bad input in one way for all endpoints.
 //!
-//! The signature of an endpoint shows its authorisation. An endpoint that takes a [`Caller`] can't
-//! be reached without a valid token. An endpoint without one is declared open by `security(())` in
-//! its documentation; a test compares the two.
+//! The signature of an endpoint shows its authorisation. An endpoint with a [`Caller`] requires a
+//! valid token. An endpoint without a [`Caller`] declares in its documentation that it is open, by
+//! `security(())`. A test compares the two.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::model::session::{Caller, Origin};
 use crate::model::{ChatId, Code, Error, Result, json};
 use crate::service::RequestGuard;
 
-/// The header in which proxies name their clients.
+/// The header in which proxies pass on the addresses of their clients.
 pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl FromRequestParts<Arc<Api>> for Caller {
@@ -36,13 +36,14 @@ impl FromRequestParts<Arc<Api>> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(refused());
         }
+
         let caller = api.services.sessions.authenticate(token.trim()).await?;
 
         let budgets = &api.services.budgets;
         if let Some(guard) = parts.extensions.get::<Arc<RequestGuard>>() {
             budgets.begin_request(caller, guard).await?;
         }
-        // The services count the other methods by what they do.
+        // The services count the other methods, each under the rate of its operation.
         if matches!(parts.method, Method::GET | Method::HEAD) {
             (RouteBudget::of(&parts.extensions)?.count_read)(budgets, caller.user_id)?;
         }
@@ -64,16 +65,18 @@ impl FromRequestParts<Arc<Api>> for Origin {
     }
 }
 
-/// The nearest address in the chain of proxies that is not a trusted proxy's. A client can write
-/// any text into the header, but trusted proxies append to it, so the end of the header can be
-/// believed.
+/// The address of the client: the last one in the chain of proxies that is not a trusted proxy's. A
+/// client can write any text into the header, but trusted proxies append to it. So only the end of
+/// the header is trusted.
 pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: &IpAddr| is_in(*ip, trusted);
     if !is_trusted(&peer) {
         return peer;
     }
+
     let values = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
     let hops: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+
     let mut client = peer;
     for hop in hops.iter().rev() {
         let Ok(ip) = hop.parse::<IpAddr>() else { break };
@@ -90,14 +93,14 @@ pub(super) fn is_in(ip: IpAddr, networks: &[IpNet]) -> bool {
     networks.iter().any(|net| net.contains(&ip.to_canonical()))
 }
 
-/// Ids from the path. Text that is no id is answered `404`, like an id that does not exist.
+/// Ids from the path. An invalid id is answered `404`, like an id that does not exist.
 pub struct Ids<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
-        // Behind the id of a chat, the message or the member does not exist.
+        // After a valid chat id, the invalid id is the message's or the member's.
         let in_chat =
             parts.uri.path().split('/').nth(2).is_some_and(|id| id.parse::<ChatId>().is_ok());
         let code = match parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str) {
@@ -113,12 +116,13 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> 
             Some(path) if path.starts_with("/invites") => Code::InviteNotFound,
             _ => Code::RouteNotFound,
         };
+
         let path = Path::<T>::from_request_parts(parts, state).await;
         path.map(|Path(ids)| Self(ids)).map_err(|_| code.into())
     }
 }
 
-/// The query string.
+/// The parameters of the query string.
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -151,7 +155,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// A JSON body that may be absent, or `null`, where all of its fields may be absent.
+/// A JSON body that may be absent or `null`, for types whose fields may all be absent.
 pub struct MaybeBody<T>(pub T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody<T> {
@@ -163,6 +167,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
+
         if !json {
             return Err(Code::UnsupportedMediaType.into());
         }
@@ -177,7 +182,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
 /// Reads a body within the size and the time of its route's budget.
 async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
     let budget = RouteBudget::of(request.extensions())?;
-    // A declared size that is too large is refused before a byte is awaited.
+    // Refuse a declared size that is too large before waiting for the body.
     if request.body().size_hint().lower() > budget.body_bytes_max as u64 {
         return Err(Code::TooLarge.into());
     }
@@ -214,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_trusted_proxies_appended_is_believed() {
+    fn only_addresses_appended_by_trusted_proxies_are_trusted() {
         let proxies: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let headers = forwarded("6.6.6.6, 203.0.113.9, 10.0.0.7");

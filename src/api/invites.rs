@@ -1,4 +1,4 @@
-//! `/invites`: the caller's invites, and the look at one before registration.
+//! `/invites`: the caller's invites, and the view of an invite before registration.
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use crate::service::Invite;
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewInvite {
-    /// Number of accounts that may register with it; 1 if absent.
+    /// Number of accounts that may register with the invite; 1 if absent.
     #[schema(minimum = 1, maximum = 1000)]
     uses: Option<i64>,
-    /// How long it is open, in seconds; a week if absent.
+    /// How long the invite is open, in seconds; a week if absent.
     #[schema(minimum = 1, maximum = 2_592_000)]
     expires_in_s: Option<i64>,
 }
@@ -30,7 +30,9 @@ pub struct NewInvite {
 /// One of the caller's invites.
 #[derive(Serialize, ToSchema)]
 pub struct InviteView {
+    /// The secret that a registration presents.
     code: String,
+    /// Number of accounts that may still register with the invite.
     uses_left: i64,
     expires_at: Timestamp,
     created_at: Timestamp,
@@ -68,8 +70,16 @@ pub struct Inviter {
 }
 
 /// Creates an invite.
-#[utoipa::path(post, path = "/invites", tag = "invites", request_body(content = inline(Option<NewInvite>)), responses(
-    (status = 201, body = InviteView), (status = 409, body = Problem)))]
+#[utoipa::path(
+    post,
+    path = "/invites",
+    tag = "invites",
+    request_body(content = inline(Option<NewInvite>)),
+    responses(
+        (status = 201, body = InviteView),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -81,15 +91,29 @@ pub async fn create(
 }
 
 /// The caller's open invites, newest first.
-#[utoipa::path(get, path = "/invites", tag = "invites", responses((status = 200, body = InviteList)))]
+#[utoipa::path(
+    get,
+    path = "/invites",
+    tag = "invites",
+    responses((status = 200, body = InviteList)),
+)]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<InviteList>> {
     let invites = api.services.invites.list(caller).await?;
     Ok(Json(InviteList { invites: invites.into_iter().map(InviteView::from).collect() }))
 }
 
-/// Looks at an invite before registration.
-#[utoipa::path(get, path = "/invites/{code}", tag = "invites", security(()), params(("code" = String, Path)), responses(
-    (status = 200, body = OpenInviteView), (status = 404, body = Problem)))]
+/// An open invite, for a client without an account.
+#[utoipa::path(
+    get,
+    path = "/invites/{code}",
+    tag = "invites",
+    security(()),
+    params(("code" = String, Path)),
+    responses(
+        (status = 200, body = OpenInviteView),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn show(
     State(api): State<Arc<Api>>,
     origin: Origin,
@@ -101,8 +125,16 @@ pub async fn show(
 }
 
 /// Revokes one of the caller's invites.
-#[utoipa::path(delete, path = "/invites/{code}", tag = "invites", params(("code" = String, Path)), responses(
-    (status = 204), (status = 404, body = Problem)))]
+#[utoipa::path(
+    delete,
+    path = "/invites/{code}",
+    tag = "invites",
+    params(("code" = String, Path)),
+    responses(
+        (status = 204),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn revoke(
     State(api): State<Arc<Api>>,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! `/chats/{chat_id}/members`: listing, adding, roles, removing and leaving.
+//! `/chats/{chat_id}/members`: listing, adding, changing roles, removing and leaving.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct NewMember {
     role: Option<Role>,
 }
 
-/// Changes of a member.
+/// Changes to a member.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberPatch {
@@ -35,12 +35,21 @@ pub struct MemberPatch {
 #[derive(Serialize, ToSchema)]
 pub struct MemberList {
     members: Vec<Member>,
+    /// The `after` of the next page; `null` on the last page.
     next_cursor: Option<String>,
 }
 
 /// The members of a chat, by id.
-#[utoipa::path(get, path = "/chats/{chat_id}/members", tag = "members", params(("chat_id" = ChatId, Path), PageParams), responses(
-    (status = 200, body = MemberList), (status = 404, body = Problem)))]
+#[utoipa::path(
+    get,
+    path = "/chats/{chat_id}/members",
+    tag = "members",
+    params(("chat_id" = ChatId, Path), PageParams),
+    responses(
+        (status = 200, body = MemberList),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn list(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -54,8 +63,19 @@ pub async fn list(
 }
 
 /// Adds a member to a group or channel.
-#[utoipa::path(post, path = "/chats/{chat_id}/members", tag = "members", params(("chat_id" = ChatId, Path)), request_body = NewMember,
-    responses((status = 201, body = Member), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(
+    post,
+    path = "/chats/{chat_id}/members",
+    tag = "members",
+    params(("chat_id" = ChatId, Path)),
+    request_body = NewMember,
+    responses(
+        (status = 201, body = Member),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn add(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -68,10 +88,20 @@ pub async fn add(
     Ok((StatusCode::CREATED, Json(member)))
 }
 
-/// Gives a member another role.
-#[utoipa::path(patch, path = "/chats/{chat_id}/members/{user_id}", tag = "members",
-    params(("chat_id" = ChatId, Path), ("user_id" = UserId, Path)), request_body = MemberPatch,
-    responses((status = 200, body = Member), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+/// Changes the role of a member.
+#[utoipa::path(
+    patch,
+    path = "/chats/{chat_id}/members/{user_id}",
+    tag = "members",
+    params(("chat_id" = ChatId, Path), ("user_id" = UserId, Path)),
+    request_body = MemberPatch,
+    responses(
+        (status = 200, body = Member),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn change(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -81,10 +111,22 @@ pub async fn change(
     api.services.members.change_role(caller, chat_id, user_id, body.0.role).await.map(Json)
 }
 
-/// Removes a member; with `me` as the user, the caller leaves.
-#[utoipa::path(delete, path = "/chats/{chat_id}/members/{user_id}", tag = "members",
-    params(("chat_id" = ChatId, Path), ("user_id" = String, Path, description = "A user's id, or `me`")),
-    responses((status = 204), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+/// Removes a member. With `me` as the user, the caller leaves.
+#[utoipa::path(
+    delete,
+    path = "/chats/{chat_id}/members/{user_id}",
+    tag = "members",
+    params(
+        ("chat_id" = ChatId, Path),
+        ("user_id" = String, Path, description = "A user's id, or `me`"),
+    ),
+    responses(
+        (status = 204),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn remove(
     State(api): State<Arc<Api>>,
     caller: Caller,

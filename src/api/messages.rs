@@ -1,4 +1,4 @@
-//! `/chats/{chat_id}/messages`: history, sending, editing, removing.
+//! `/chats/{chat_id}/messages`: history, sending, editing and removing.
 
 use std::sync::Arc;
 
@@ -20,11 +20,11 @@ use crate::service::{HistoryPage, Outgoing};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct HistoryParams {
-    /// Only messages before this one.
+    /// Only messages before the message with this id.
     before: Option<i64>,
-    /// Only messages after this one.
+    /// Only messages after the message with this id.
     after: Option<i64>,
-    /// Largest number of messages.
+    /// Largest number of messages, capped at the server's maximum.
     #[param(minimum = 1)]
     max: Option<i64>,
 }
@@ -45,12 +45,12 @@ pub struct NewMessage {
     /// Idempotency key, 1 to 64 characters.
     #[schema(min_length = 1, max_length = 64)]
     client_id: Option<String>,
-    /// The message that this one answers.
+    /// The message that this is a reply to.
     #[schema(value_type = Option<i64>, minimum = 1)]
     reply_to: Option<MessageId>,
 }
 
-/// Changes of a message.
+/// Changes to a message.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessagePatch {
@@ -59,11 +59,20 @@ pub struct MessagePatch {
     text: String,
 }
 
-/// A chat's history: the newest page, or the page before or after a message. A page ends early at
-/// 512 KiB of text, but holds at least one message if there is one. So only an empty page is the
-/// end.
-#[utoipa::path(get, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path), HistoryParams),
-    responses((status = 200, body = MessageList), (status = 404, body = Problem)))]
+/// A chat's history: the newest page, or the page before or after a message.
+///
+/// A page ends early at 512 KiB of text, but has at least one message if there is one. So only an
+/// empty page is the end.
+#[utoipa::path(
+    get,
+    path = "/chats/{chat_id}/messages",
+    tag = "messages",
+    params(("chat_id" = ChatId, Path), HistoryParams),
+    responses(
+        (status = 200, body = MessageList),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn history(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -76,11 +85,24 @@ pub async fn history(
     Ok(Json(MessageList { messages }))
 }
 
-/// Sends a message. The answer comes once the message is durable. With a `client_id`, a retry sends
-/// no second message.
-#[utoipa::path(post, path = "/chats/{chat_id}/messages", tag = "messages", params(("chat_id" = ChatId, Path)), request_body = NewMessage,
-    responses((status = 201, body = Message), (status = 200, body = Message, description = "The message was sent before"),
-        (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+/// Sends a message.
+///
+/// The response follows once the message is durable. With the same `client_id`, a retry sends no
+/// second message.
+#[utoipa::path(
+    post,
+    path = "/chats/{chat_id}/messages",
+    tag = "messages",
+    params(("chat_id" = ChatId, Path)),
+    request_body = NewMessage,
+    responses(
+        (status = 201, body = Message),
+        (status = 200, body = Message, description = "The message was sent before"),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn send(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -93,15 +115,24 @@ pub async fn send(
         .messages
         .begin_send(caller, chat_id.0, Outgoing { text, client_id, reply_to })
         .await?;
+
     Ok(match pending.outcome().await? {
         Sent::New(message) => (StatusCode::CREATED, Json(message)),
         Sent::Repeated(message) => (StatusCode::OK, Json(message)),
     })
 }
 
-/// One message.
-#[utoipa::path(get, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
-    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), responses((status = 200, body = Message), (status = 404, body = Problem)))]
+/// A message.
+#[utoipa::path(
+    get,
+    path = "/chats/{chat_id}/messages/{message_id}",
+    tag = "messages",
+    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)),
+    responses(
+        (status = 200, body = Message),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn show(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -111,9 +142,19 @@ pub async fn show(
 }
 
 /// Changes the text of one of the caller's messages.
-#[utoipa::path(patch, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
-    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), request_body = MessagePatch, responses(
-    (status = 200, body = Message), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(
+    patch,
+    path = "/chats/{chat_id}/messages/{message_id}",
+    tag = "messages",
+    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)),
+    request_body = MessagePatch,
+    responses(
+        (status = 200, body = Message),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn edit(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -123,11 +164,20 @@ pub async fn edit(
     api.services.messages.edit(caller, chat_id, id, &body.0.text).await.map(Json)
 }
 
-/// Removes a message: the caller's own, or as owner or admin any member's. The message keeps its
-/// position in the chat.
-#[utoipa::path(delete, path = "/chats/{chat_id}/messages/{message_id}", tag = "messages",
-    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)), responses(
-    (status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
+/// Removes a message. It keeps its position in the chat.
+///
+/// Members can remove their own messages, owners and admins those of any member.
+#[utoipa::path(
+    delete,
+    path = "/chats/{chat_id}/messages/{message_id}",
+    tag = "messages",
+    params(("chat_id" = ChatId, Path), ("message_id" = MessageId, Path)),
+    responses(
+        (status = 204),
+        (status = 403, body = Problem),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn remove(
     State(api): State<Arc<Api>>,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! What happens around every request: its id, its metrics, its budget, and the answer to a panic.
+//! Layers around every request: its id, metrics, admission, budget, and the answer to a panic.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -27,17 +27,17 @@ use crate::model::limits::PROXY_WARNING_EVERY;
 use crate::service::RequestGuard;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id of a client that is echoed, in bytes.
+/// Longest request id from a client that is echoed, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 /// `Retry-After` for a client whose address holds too many slots, in milliseconds.
 const CROWDED_RETRY_MS: u64 = 1000;
 
-/// Observes and admits the requests of all groups.
+/// Measures and admits the requests of all groups.
 pub(super) fn observed(router: Router, api: Arc<Api>) -> Router {
     router.layer(from_fn_with_state(api, observe))
 }
 
-/// Gives every route of a group this budget, its fallback included.
+/// Gives this budget to every route of a group and to its fallback.
 pub(super) fn within(budget: RouteBudget, group: Router, api: &Arc<Api>) -> Router {
     group
         .layer(from_fn_with_state((api.clone(), budget), run))
@@ -47,7 +47,7 @@ pub(super) fn within(budget: RouteBudget, group: Router, api: &Arc<Api>) -> Rout
 
 async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
-    let (method, is_http1) = (known(request.method()), request.version() < Version::HTTP_2);
+    let (method, is_http1) = (method_label(request.method()), request.version() < Version::HTTP_2);
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let id = request_id(&request, &api);
@@ -61,21 +61,23 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
     metrics::request(method, &route, status, start.elapsed());
     tracing::debug!(method, route, status, ms = start.elapsed().as_millis(), "request");
     response.headers_mut().insert(REQUEST_ID, id);
-    // A client that keeps the connection would find it closed in the middle of its next request.
-    // HTTP/2 has its own way to announce the end.
+
+    // Otherwise the connection could close during the client's next request. HTTP/2 announces the
+    // end by a frame of its own.
     if is_http1 && api.is_draining() && status != 101 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// Counts a request that comes through a proxy against its client's address until the client has
-/// authenticated. The listener counts the other requests.
+/// Counts a request through a trusted proxy against its client's address until the client has
+/// authenticated. The listener counts direct connections.
 fn admit(api: &Api, request: &Request) -> Result<(), Error> {
     let extensions = request.extensions();
     let Some(ConnectInfo(peer)) = extensions.get::<ConnectInfo<SocketAddr>>() else {
         return Ok(());
     };
+
     if !is_in(peer.ip(), &api.trusted_proxies) {
         if request.headers().contains_key(FORWARDED_FOR) {
             warn_of_proxy(api);
@@ -88,6 +90,7 @@ fn admit(api: &Api, request: &Request) -> Result<(), Error> {
     let Some(guard) = guard.filter(|_| !is_in(client, &api.trusted_proxies)) else {
         return Ok(());
     };
+
     match api.admission.enter(client) {
         Ok(slot) => {
             guard.keep_slot(slot);
@@ -100,10 +103,12 @@ fn admit(api: &Api, request: &Request) -> Result<(), Error> {
     }
 }
 
-/// Warns that the clients behind a proxy share its address. The log line does not contain the
-/// address, because any client can send the header.
+/// Warns, at most once in [`PROXY_WARNING_EVERY`], of a proxy that may be missing from the
+/// configuration. The log line does not contain the peer's address, because any client can send the
+/// header.
 fn warn_of_proxy(api: &Api) {
     metrics::proxy_untrusted();
+
     let now = api.clock.now().as_ms();
     let last = api.proxy_warned_at.load(Ordering::Relaxed);
     let pause = i64::try_from(PROXY_WARNING_EVERY.as_millis()).unwrap_or(i64::MAX);
@@ -116,15 +121,16 @@ fn warn_of_proxy(api: &Api) {
             .is_ok()
     {
         tracing::warn!(
-            "a request carries X-Forwarded-For, but its peer is not in trusted_proxies: if a proxy of yours sent it, all \
-             of its clients share the limits of one address; name it in STARLING_TRUSTED_PROXIES"
+            "ignored X-Forwarded-For from a peer that is not a trusted proxy; if the peer is your \
+             proxy, all its clients share the limits of one address: add it to \
+             STARLING_TRUSTED_PROXIES"
         );
     }
 }
 
-/// Runs the endpoint in a task of its own. The task runs to its end even if the client goes away or
-/// the deadline passes, so that every commit is announced and no statement is interrupted. A panic
-/// in it is answered `500`, and the process lives.
+/// Runs the endpoint in its own task. The task runs to its end even if the client disconnects or
+/// the deadline passes, so that the events of every commit are published and no statement is
+/// interrupted. A panic in the task is answered `500` and does not end the process.
 async fn run(
     State((api, budget)): State<(Arc<Api>, RouteBudget)>,
     request: Request,
@@ -139,21 +145,22 @@ async fn run(
     let working = next.run(request);
     let mut task = api.tasks.spawn(async move {
         let response = working.await;
-        // Until here the work counts as its user's, whether or not the client still waits for it.
+        // The task holds the user's permit until here, even after the client disconnected.
         drop(held);
         response
     });
 
-    // The extractor bounds the client's time to send its body. The server's time begins after that.
+    // The deadline starts once the body has arrived. The extractor bounds the time for the body.
     let outcome = tokio::select! {
         outcome = &mut task => Ok(outcome),
         () = async {
             let _ = tokio::time::timeout(budget.body_read_max, body_read.cancelled()).await;
-            // A body is read only once the user has a permit, so the wait for it is part of the
-            // time.
+            // The user's permit is awaited before the body is read. This wait counts against the
+            // deadline.
             tokio::time::sleep(budget.deadline.saturating_sub(guard.waited())).await;
         } => Err(Error::overloaded()),
     };
+
     match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(_panic)) => Error::internal("an endpoint panicked").into_response(),
@@ -161,7 +168,7 @@ async fn run(
     }
 }
 
-/// A body that cancels a token when it has been read to its end or dropped.
+/// A body that cancels a token when it is dropped, whether or not it was read.
 struct WatchedBody {
     body: Body,
     _read: DropGuard,
@@ -187,13 +194,14 @@ impl HttpBody for WatchedBody {
     }
 }
 
-/// The client's own id for the request if it is well-formed, else a new one.
+/// The client's id for the request if it is well-formed, else a new id.
 fn request_id(request: &Request, api: &Api) -> HeaderValue {
     let is_well_formed = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:".contains(b);
         !bytes.is_empty() && bytes.len() <= REQUEST_ID_BYTES_MAX && bytes.iter().all(allowed)
     };
+
     let given = request.headers().get(REQUEST_ID).filter(is_well_formed);
     given.cloned().unwrap_or_else(|| {
         let id = RequestId::new(api.clock.now(), &mut rand::rng());
@@ -202,7 +210,9 @@ fn request_id(request: &Request, api: &Api) -> HeaderValue {
     })
 }
 
-fn known(method: &Method) -> &'static str {
+/// The method as a metric label. Unknown methods share a label, so that clients can't create
+/// labels.
+fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",

@@ -1,6 +1,6 @@
-//! The HTTP API: one file for each resource, and in it one function for each endpoint, which
-//! extracts its arguments, calls one service and responds. Routes and their documentation are the
-//! same declarations, so the `OpenAPI` document matches the router.
+//! The HTTP API. Each resource has a file, and each endpoint a function, which extracts its
+//! arguments, calls one service and responds. One declaration makes a route and its documentation,
+//! so the `OpenAPI` document matches the router.
 
 mod budget;
 mod chats;
@@ -53,13 +53,13 @@ fn resources() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(probes::readyz))
 }
 
-/// The `OpenAPI` document, with the routes of `more` in it.
+/// The `OpenAPI` document, including the routes of `more`.
 pub fn openapi(more: OpenApi) -> OpenApi {
     docs::finished(resources().into_openapi().merge_from(more))
 }
 
-/// The public router. `more` brings the routes that other modules serve, with their documentation;
-/// `asyncapi` is the gateway's document.
+/// The public router. `more` has the routes of other modules and their documentation; `asyncapi` is
+/// the gateway's document.
 pub fn router(api: Arc<Api>, more: OpenApiRouter, asyncapi: String) -> Router {
     let (more, more_doc) = more.split_for_parts();
     let (resources, doc) = resources().split_for_parts();
@@ -69,7 +69,7 @@ pub fn router(api: Arc<Api>, more: OpenApiRouter, asyncapi: String) -> Router {
         .with_state(api.clone())
         .merge(more)
         .merge(docs::router(&doc, asyncapi))
-        // A browser is sent to the documentation of the API, which can also register an account.
+        // A browser is redirected to the API documentation, which can also register an account.
         .route("/", get(|| async { Redirect::temporary("/docs/") }))
         .route("/join", get(|| async { Redirect::temporary("/docs/") }))
         .fallback(|| async { Error::new(Code::RouteNotFound) })

@@ -1,4 +1,4 @@
-//! Probes: whether the process lives, and whether it should get traffic.
+//! Probes: whether the process runs, and whether it should get traffic.
 
 use std::sync::Arc;
 
@@ -11,18 +11,33 @@ use axum::routing::get;
 use super::state::Api;
 use crate::model::Error;
 
-/// The process lives. Checks nothing outside of the process: a restart of the replica would not
-/// repair the database.
-#[utoipa::path(get, path = "/livez", tag = "service", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
+/// Liveness: the process runs.
+///
+/// Checks nothing outside of the process, because a restart would not repair the database.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "service",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/plain")),
+)]
 pub async fn livez() -> &'static str {
     "ok"
 }
 
-/// The replica can serve: it is not about to stop, its database answered the latest ping, and it
-/// receives the events of the other replicas if the bus works. The replica pings the database once
-/// a second, however often this is called. A replica stays ready while Redis is away, because all
-/// replicas serve without it then.
-#[utoipa::path(get, path = "/readyz", tag = "service", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
+/// Readiness: the replica can serve requests.
+///
+/// The replica is not draining, its database answered the latest ping, and it receives the events
+/// of the other replicas if the bus works. It pings the database once a second, regardless of the
+/// number of probes. It stays ready while Redis is down, because all replicas then serve without
+/// it.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "service",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/plain")),
+)]
 pub async fn readyz(State(api): State<Arc<Api>>) -> Response {
     if api.is_draining() || (api.is_deaf)() {
         return Error::overloaded().into_response();

@@ -1,5 +1,5 @@
-//! Errors as `application/problem+json` (RFC 9457). The conversion is the boundary at which
-//! internal failures of requests are logged.
+//! Errors as `application/problem+json` (RFC 9457). The conversion logs the internal failures of
+//! requests.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -15,11 +15,11 @@ pub struct Problem {
     /// Always `about:blank`; see `code`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// A short summary that is the same for every occurrence.
+    /// A short summary of the error; the same for every occurrence.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// One sentence about this occurrence.
+    /// A sentence about this occurrence.
     pub detail: String,
     /// The stable, machine-readable name of the error.
     pub code: String,
@@ -51,6 +51,7 @@ impl IntoResponse for Error {
         let kind = self.kind();
         let status = status(kind);
         metrics::error(self.code, "http");
+
         if matches!(kind, Kind::Internal | Kind::Unavailable) {
             let cause = self.source.as_deref().map(tracing::field::display);
             tracing::error!(code = self.code.as_str(), cause, "a request failed");

@@ -1,4 +1,4 @@
-//! `/sessions`: login, refresh, the caller's sessions, logout.
+//! `/sessions`: login, refresh, the caller's sessions and logout.
 
 use std::sync::Arc;
 
@@ -21,10 +21,10 @@ use crate::service::{Grant, Login};
 pub struct Credentials {
     login: String,
     password: String,
-    /// A live session of the account that gets new tokens. If absent, the login creates a session.
-    /// The session's open sockets close with 4401.
+    /// The live session of the account that gets new tokens. Its open WebSockets close with 4401.
+    /// If absent, the login creates a session.
     session_id: Option<SessionId>,
-    /// The client's name for itself, up to 100 characters.
+    /// The client's description of the device, up to 100 characters.
     device: Option<String>,
 }
 
@@ -32,17 +32,18 @@ pub struct Credentials {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Refresh {
+    /// The latest refresh token of the session.
     refresh_token: String,
 }
 
-/// A session and its tokens, which are shown only here.
+/// A session and its new tokens. The tokens are shown only here.
 #[derive(Serialize, ToSchema)]
 pub struct GrantView {
     user: User,
     session: Session,
-    /// For `Authorization: Bearer`.
+    /// The access token, for `Authorization: Bearer`.
     token: String,
-    /// For `POST /sessions/refresh`, once.
+    /// For one `POST /sessions/refresh`.
     refresh_token: String,
     /// When `token` expires.
     expires_at: Timestamp,
@@ -61,7 +62,7 @@ impl From<Grant> for GrantView {
     }
 }
 
-/// The session of the token.
+/// The session of the access token, and its user.
 #[derive(Serialize, ToSchema)]
 pub struct CurrentSession {
     session: Session,
@@ -75,8 +76,17 @@ pub struct SessionList {
 }
 
 /// Logs in. An unknown login and a wrong password get the same answer.
-#[utoipa::path(post, path = "/sessions", tag = "sessions", security(()), request_body = Credentials, responses(
-    (status = 201, body = GrantView), (status = 401, body = Problem)))]
+#[utoipa::path(
+    post,
+    path = "/sessions",
+    tag = "sessions",
+    security(()),
+    request_body = Credentials,
+    responses(
+        (status = 201, body = GrantView),
+        (status = 401, body = Problem),
+    ),
+)]
 pub async fn log_in(
     State(api): State<Arc<Api>>,
     origin: Origin,
@@ -88,10 +98,21 @@ pub async fn log_in(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// Rotates both tokens. A refresh token that is used a second time ends its session, except that
-/// the token before the current one may be used again for ten seconds.
-#[utoipa::path(post, path = "/sessions/refresh", tag = "sessions", security(()), request_body = Refresh, responses(
-    (status = 200, body = GrantView), (status = 401, body = Problem)))]
+/// Replaces both tokens of a session.
+///
+/// A refresh token that is used a second time ends its session, except that the token before the
+/// current one may be used again for ten seconds.
+#[utoipa::path(
+    post,
+    path = "/sessions/refresh",
+    tag = "sessions",
+    security(()),
+    request_body = Refresh,
+    responses(
+        (status = 200, body = GrantView),
+        (status = 401, body = Problem),
+    ),
+)]
 pub async fn refresh(
     State(api): State<Arc<Api>>,
     origin: Origin,
@@ -101,23 +122,41 @@ pub async fn refresh(
     Ok(Json(grant.into()))
 }
 
-/// The session and the user of the token.
-#[utoipa::path(get, path = "/sessions/current", tag = "sessions", responses((status = 200, body = CurrentSession)))]
+/// The session and the user of the access token.
+#[utoipa::path(
+    get,
+    path = "/sessions/current",
+    tag = "sessions",
+    responses((status = 200, body = CurrentSession)),
+)]
 pub async fn current(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<CurrentSession>> {
     let (session, user) = api.services.sessions.current(caller).await?;
     Ok(Json(CurrentSession { session, user }))
 }
 
 /// The caller's live sessions, newest first.
-#[utoipa::path(get, path = "/sessions", tag = "sessions", responses((status = 200, body = SessionList)))]
+#[utoipa::path(
+    get,
+    path = "/sessions",
+    tag = "sessions",
+    responses((status = 200, body = SessionList)),
+)]
 pub async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<SessionList>> {
     let sessions = api.services.sessions.list(caller).await?;
     Ok(Json(SessionList { sessions }))
 }
 
 /// Ends one of the caller's sessions and closes its connections.
-#[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", params(("id" = SessionId, Path)), responses(
-    (status = 204), (status = 404, body = Problem)))]
+#[utoipa::path(
+    delete,
+    path = "/sessions/{id}",
+    tag = "sessions",
+    params(("id" = SessionId, Path)),
+    responses(
+        (status = 204),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn end(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -134,7 +173,7 @@ pub async fn log_out(State(api): State<Arc<Api>>, caller: Caller) -> Result<Stat
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends all of the caller's sessions but the present one.
+/// Ends all of the caller's sessions except the current one.
 #[utoipa::path(delete, path = "/sessions", tag = "sessions", responses((status = 204)))]
 pub async fn end_others(State(api): State<Arc<Api>>, caller: Caller) -> Result<StatusCode> {
     api.services.sessions.end_others(caller).await?;

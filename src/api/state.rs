@@ -9,24 +9,22 @@ use crate::model::Clock;
 use crate::service::{Admission, Services};
 use crate::tasks::Tasks;
 
-/// What the endpoints share.
+/// The state of the API's router.
 pub struct Api {
-    /// The rules.
     pub services: Arc<Services>,
-    /// The time.
     pub clock: Clock,
-    /// Runs requests, so that they end even if their client goes away.
+    /// Runs endpoints, so that they run to their end even if their client disconnects.
     pub tasks: Tasks,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether the process is about to stop.
+    /// Whether the process is draining.
     pub draining: Arc<AtomicBool>,
     /// Counts the slots of the clients of trusted proxies.
     pub admission: Arc<Admission>,
-    /// When the last warning about a proxy that is not trusted was logged, in milliseconds.
+    /// When the last warning about an untrusted proxy was logged, in milliseconds.
     pub proxy_warned_at: AtomicI64,
-    /// Whether this replica has received nothing from the other replicas for long, although the bus
-    /// works.
+    /// Whether this replica has received nothing from the other replicas for a long time, although
+    /// the bus works.
     pub is_deaf: Box<dyn Fn() -> bool + Send + Sync>,
 }
 

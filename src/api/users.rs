@@ -1,4 +1,4 @@
-//! `/users`: registration, the directory, the caller's account.
+//! `/users`: registration, the directory and the caller's account.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use crate::service::{AccountPatch, Registration};
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUser {
-    /// The invite's code.
+    /// The code of an open invite.
     invite: String,
-    /// 1 to 64 of `a-z 0-9 . _ -`; upper case is taken as lower case.
+    /// 1 to 64 of `a-z 0-9 . _ -`; upper case counts as lower case.
     #[schema(min_length = 1)]
     login: String,
     /// 8 to 128 characters.
@@ -33,20 +33,23 @@ pub struct NewUser {
     name: String,
 }
 
-/// Changes of the account. Absent fields stay.
+/// Changes to the account. Absent fields keep their value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserPatch {
+    /// 1 to 100 characters after trimming.
     #[schema(min_length = 1)]
     name: Option<String>,
+    /// 1 to 64 of `a-z 0-9 . _ -`; upper case counts as lower case.
     #[schema(min_length = 1)]
     login: Option<String>,
+    /// 8 to 128 characters.
     #[schema(min_length = 8, max_length = 128)]
     password: Option<String>,
     /// Required to change the login or the password.
     current_password: Option<String>,
-    /// Whether users that share no chat with the caller may neither open a chat with the caller nor
-    /// add the caller to one.
+    /// If `true`, users that share no chat with the caller can neither open a chat with the caller
+    /// nor add the caller to a chat.
     refuse_strangers: Option<bool>,
 }
 
@@ -54,6 +57,7 @@ pub struct UserPatch {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Confirmation {
+    /// The password of the account.
     password: String,
 }
 
@@ -61,9 +65,9 @@ pub struct Confirmation {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DirectoryParams {
-    /// Beginning of the login or of the name, in upper or lower case.
+    /// Beginning of the login or of the name; upper case counts as lower case.
     query: Option<String>,
-    /// Largest number of accounts.
+    /// Largest number of accounts, capped at the server's maximum.
     #[param(minimum = 1)]
     limit: Option<i64>,
     /// The `next_cursor` of the previous page.
@@ -74,12 +78,23 @@ pub struct DirectoryParams {
 #[derive(Serialize, ToSchema)]
 pub struct UserList {
     users: Vec<User>,
+    /// The `after` of the next page; `null` on the last page.
     next_cursor: Option<String>,
 }
 
-/// Registers with an invite and consumes one of its uses.
-#[utoipa::path(post, path = "/users", tag = "users", security(()), request_body = NewUser, responses(
-    (status = 201, body = GrantView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+/// Registers an account with an invite and consumes one of the invite's uses.
+#[utoipa::path(
+    post,
+    path = "/users",
+    tag = "users",
+    security(()),
+    request_body = NewUser,
+    responses(
+        (status = 201, body = GrantView),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn register(
     State(api): State<Arc<Api>>,
     origin: Origin,
@@ -94,9 +109,18 @@ pub async fn register(
     Ok((StatusCode::CREATED, Json(grant.into())))
 }
 
-/// The directory: accounts whose login begins with `query`, by login; then accounts of which only
-/// the name does, by name. A page may be shorter than `limit`. The last page has no `next_cursor`.
-#[utoipa::path(get, path = "/users", tag = "users", params(DirectoryParams), responses((status = 200, body = UserList)))]
+/// The directory of accounts.
+///
+/// First come the accounts whose login begins with `query`, by login, then the accounts of which
+/// only the name begins with it, by name. A page may be shorter than `limit`. On the last page,
+/// `next_cursor` is `null`.
+#[utoipa::path(
+    get,
+    path = "/users",
+    tag = "users",
+    params(DirectoryParams),
+    responses((status = 200, body = UserList)),
+)]
 pub async fn directory(
     State(api): State<Arc<Api>>,
     _caller: Caller,
@@ -108,9 +132,17 @@ pub async fn directory(
     Ok(Json(UserList { users, next_cursor }))
 }
 
-/// An account.
-#[utoipa::path(get, path = "/users/{id}", tag = "users", params(("id" = UserId, Path)), responses(
-    (status = 200, body = User), (status = 404, body = Problem)))]
+/// An account, as other users see it.
+#[utoipa::path(
+    get,
+    path = "/users/{id}",
+    tag = "users",
+    params(("id" = UserId, Path)),
+    responses(
+        (status = 200, body = User),
+        (status = 404, body = Problem),
+    ),
+)]
 pub async fn show(
     State(api): State<Arc<Api>>,
     _caller: Caller,
@@ -126,8 +158,17 @@ pub async fn me(State(api): State<Arc<Api>>, caller: Caller) -> Result<Json<Acco
 }
 
 /// Changes the caller's account. A new password ends all other sessions.
-#[utoipa::path(patch, path = "/users/me", tag = "users", request_body = UserPatch, responses(
-    (status = 200, body = Account), (status = 403, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(
+    patch,
+    path = "/users/me",
+    tag = "users",
+    request_body = UserPatch,
+    responses(
+        (status = 200, body = Account),
+        (status = 403, body = Problem),
+        (status = 409, body = Problem),
+    ),
+)]
 pub async fn change(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -138,10 +179,20 @@ pub async fn change(
     api.services.accounts.change(caller, patch).await.map(Json)
 }
 
-/// Removes the caller's account: its sessions end, it leaves its chats, its messages stay without a
-/// name. After the answer, a user of very many chats may be listed in some of them for a while.
-#[utoipa::path(delete, path = "/users/me", tag = "users", request_body = Confirmation, responses(
-    (status = 204), (status = 403, body = Problem)))]
+/// Removes the caller's account.
+///
+/// Its sessions end, it leaves its chats, and its messages stay without a name. If the user has
+/// very many chats, some of them may still list the user for a while after the response.
+#[utoipa::path(
+    delete,
+    path = "/users/me",
+    tag = "users",
+    request_body = Confirmation,
+    responses(
+        (status = 204),
+        (status = 403, body = Problem),
+    ),
+)]
 pub async fn remove(
     State(api): State<Arc<Api>>,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! The bus: how a replica announces what it committed to all hubs, its own included.
+//! The bus: carries the events of a replica to the hubs of all replicas, its own included.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,43 +11,43 @@ use crate::model::{Event, Topic};
 
 /// Publishes events to every hub that follows one of their topics.
 ///
-/// **Delivery** is at most once: a subscriber must notice a gap by the chat's `rev` and ask the
-/// store, which is the truth. A replica's own events reach its hub directly, whatever happens to
-/// the bus. **Order** is kept per publisher as long as nothing is lost. **Publishing never blocks**
-/// and never fails: an event that does not fit into the queue is dropped, and the inboxes that it
-/// was for get a resync as soon as they can be reached.
+/// **Delivery** is at most once: a subscriber must detect a gap by the chat's `rev` and read the
+/// store. The events of a replica reach its own hub directly, even if the bus fails. **Order** is
+/// kept per publisher as long as no event is lost. **Publishing never blocks** and never fails: an
+/// event that does not fit into the queue is dropped, and the inboxes that follow its topics get a
+/// resync as soon as they can be reached.
 pub trait Bus: Send + Sync {
-    /// Publishes an event. To be called only after the commit.
+    /// Publishes an event. The caller must have committed its change before.
     fn publish(&self, event: Event);
     /// Subscribes to a topic. The inbox yields [`Arrival::Resync`] with the topic once the
-    /// subscription is in force. Subscribing twice is subscribing once.
+    /// subscription is in force. A second subscription to a topic has no effect.
     fn follow(&self, topic: Topic);
     /// Ends the subscription to a topic.
     fn unfollow(&self, topic: Topic);
 }
 
-/// What an inbox yields.
+/// An item of an inbox.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all arrivals are events")]
 pub enum Arrival {
-    /// An event.
+    /// An event of a topic that the hub follows. The hub ignores other events, which may arrive
+    /// too.
     Event(Event),
-    /// The inbox may have missed an event of these topics: compare them with the store. The
-    /// subscription has just begun, or the event was too large to publish, or this replica could
-    /// not read it.
+    /// The inbox may have missed an event of these topics: compare them with the store. Either the
+    /// subscription has just begun, or an event was unpublished, too large, too old or unreadable.
     Resync(Vec<Topic>),
-    /// The inbox may have missed an event of any topic: compare everything with the store.
+    /// The inbox may have missed an event of any topic: compare all with the store.
     ResyncAll,
 }
 
 impl Arrival {
-    /// A resync of these topics, which is one of everything if [`Topic::Everyone`] is among them.
+    /// A resync of these topics; of all topics if [`Topic::Everyone`] is among them.
     pub fn resync(topics: Vec<Topic>) -> Self {
         if topics.contains(&Topic::Everyone) { Self::ResyncAll } else { Self::Resync(topics) }
     }
 }
 
-/// A hub's end of the bus.
+/// The receiving end of the bus, read by the hub.
 #[derive(Debug)]
 pub struct BusInbox {
     receiver: mpsc::Receiver<Arrival>,
@@ -57,14 +57,17 @@ pub struct BusInbox {
 impl BusInbox {
     /// The next arrival; `None` once the bus has ended.
     pub async fn next(&mut self) -> Option<Arrival> {
+        // If the flag is set later, during `recv`, the queue is full: `recv` returns at once, and
+        // the next call reads the flag.
         if self.overflowed.swap(false, Ordering::AcqRel) {
             return Some(Arrival::ResyncAll);
         }
+
         self.receiver.recv().await
     }
 }
 
-/// The sending end of an inbox.
+/// The sender of an inbox.
 #[derive(Clone, Debug)]
 pub struct BusSender {
     sender: mpsc::Sender<Arrival>,
@@ -72,7 +75,7 @@ pub struct BusSender {
 }
 
 impl BusSender {
-    /// An inbox of at most [`BUS_QUEUE_MAX`] arrivals, and the end that fills it.
+    /// Returns an inbox of at most [`BUS_QUEUE_MAX`] arrivals, and its sender.
     pub fn new() -> (Self, BusInbox) {
         let (sender, receiver) = mpsc::channel(BUS_QUEUE_MAX);
         let overflowed = Arc::<AtomicBool>::default();

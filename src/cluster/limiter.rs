@@ -1,28 +1,30 @@
-//! Rate limits: how often somebody may do something, over all replicas together.
+//! Rate limits, counted over all replicas together.
 
 use super::BoxFuture;
 use crate::model::limits::Rate;
 use crate::model::{Result, Timestamp};
 
-/// What a take gave: proof for [`RateLimiter::give_back`].
+/// A permit that was taken, to be passed to [`RateLimiter::give_back`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permit {
-    /// When the bucket was to be full again after the take, by the clock that counted it.
+    /// The time at which the bucket would be full again after the take, by the clock of the limiter
+    /// that counted the permit.
     pub(super) full_at: Timestamp,
-    /// Whether the replica counted it by itself, because Redis was away.
-    pub(super) alone: bool,
+    /// Whether this replica counted the permit in its own memory, because Redis was unreachable.
+    pub(super) counted_locally: bool,
 }
 
-/// Counts what somebody does (GCRA: a burst, then one each pause).
+/// Limits the rate of an action per key (GCRA: a burst, then one permit per pause).
 ///
-/// **Exact**: however many replicas ask at once, the burst is what was said. **Atomic**: a refused
-/// take takes nothing. **Given back**: a permit that is given back counts no more, except for what
-/// time has earned back by then. Without Redis it may be lost, and then counts.
+/// **Exact**: the burst holds however many replicas take permits at once. **Atomic**: a refused
+/// take counts nothing. **Given back**: a permit that is given back no longer counts. The part of
+/// it that time has refilled by then is not refilled twice. If Redis fails, the return may be lost,
+/// and the permit counts.
 pub trait RateLimiter: Send + Sync {
-    /// Takes one under `key` at `now`.
+    /// Takes a permit of `key` at `now`.
     ///
     /// # Errors
-    /// `rate_limited` with the time until one is free.
+    /// `rate_limited`, with the time until a permit is free.
     fn take<'a>(
         &'a self,
         rate: Rate,
@@ -30,7 +32,7 @@ pub trait RateLimiter: Send + Sync {
         now: Timestamp,
     ) -> BoxFuture<'a, Result<Permit>>;
 
-    /// Gives back a permit that was taken under `key`, once.
+    /// Gives back a permit of `key`. A permit must be given back at most once.
     fn give_back<'a>(
         &'a self,
         rate: Rate,

@@ -1,4 +1,4 @@
-//! The cluster of one: everything in this process.
+//! The cluster traits for a single replica: all state is in this process.
 
 use std::collections::HashMap;
 use std::future::ready;
@@ -19,12 +19,12 @@ use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 use crate::model::{Error, Event, Result, Timestamp, Topic, UserId};
 
-/// A bus with one hub on it.
+/// A bus with one subscriber: the hub of this process.
 #[derive(Debug)]
 pub struct MemoryBus(BusSender);
 
 impl MemoryBus {
-    /// The bus and the one hub's end of it.
+    /// Returns the bus and the inbox of its hub.
     pub fn new() -> (Self, BusInbox) {
         let (sender, inbox) = BusSender::new();
         (Self(sender), inbox)
@@ -36,13 +36,13 @@ impl Bus for MemoryBus {
         self.0.send(Arrival::Event(event));
     }
 
-    /// The one hub gets all events.
+    /// Does nothing: the hub gets all events.
     fn follow(&self, _topic: Topic) {}
 
     fn unfollow(&self, _topic: Topic) {}
 }
 
-/// Rate limits of one process.
+/// Rate limits, counted in this process.
 #[derive(Debug, Default)]
 pub struct MemoryRateLimiter {
     buckets: Mutex<HashMap<(&'static str, String), Bucket>>,
@@ -56,15 +56,20 @@ impl RateLimiter for MemoryRateLimiter {
         now: Timestamp,
     ) -> BoxFuture<'a, Result<Permit>> {
         let mut buckets = self.buckets.lock();
+
+        // A full bucket limits nothing, so it is removed first. If the map is still too large, all
+        // counts start again: memory is bounded, the limits are not exact.
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
         if buckets.len() >= LIMITER_KEYS_MAX {
             buckets.clear();
         }
+
         let bucket = buckets.entry((rate.name, key.to_owned())).or_default();
-        let taken =
-            bucket.take(rate, now).map(|()| Permit { full_at: bucket.full_at(), alone: true });
+        let taken = bucket
+            .take(rate, now)
+            .map(|()| Permit { full_at: bucket.full_at(), counted_locally: true });
         Box::pin(ready(taken.map_err(Error::rate_limited)))
     }
 
@@ -82,9 +87,10 @@ impl RateLimiter for MemoryRateLimiter {
     }
 }
 
-/// Resolved tokens of one process.
+/// Resolved tokens, cached in this process.
 pub struct MemorySessionCache {
     callers: Cache<TokenHash, Caller>,
+    /// Calls of [`SessionCache::forget`] so far.
     forgets: AtomicU64,
 }
 
@@ -107,7 +113,8 @@ impl SessionCache for MemorySessionCache {
     }
 
     fn put(&self, token: TokenHash, caller: Caller, ticket: CacheTicket) -> BoxFuture<'_, ()> {
-        // In this order: whatever a forget comes between, one of the two removes the entry.
+        // Inserted before the count is read: a concurrent `forget` either counted before that, or
+        // removes the inserted entry itself.
         self.callers.insert(token, caller);
         if self.forgets.load(Ordering::SeqCst) != ticket.forgets {
             self.callers.invalidate(&token);
@@ -124,7 +131,7 @@ impl SessionCache for MemorySessionCache {
     }
 }
 
-/// The presence of one process: its own connection slots are all there are.
+/// Presence on a single replica: its connection slots are the only ones.
 #[derive(Debug, Default)]
 pub struct MemoryPresence(ConnectionSlots);
 
@@ -159,27 +166,33 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::limits::Alone;
+    use crate::model::limits::WithoutRedis;
 
-    const RATE: Rate =
-        Rate { name: "test", burst: 3, every: Duration::from_secs(1), alone: Alone::AsEver };
+    const RATE: Rate = Rate {
+        name: "test",
+        burst: 3,
+        every: Duration::from_secs(1),
+        without_redis: WithoutRedis::Full,
+    };
 
     #[tokio::test]
-    async fn a_burst_is_exact_and_each_pause_earns_one_more() {
+    async fn a_burst_is_exact_and_each_pause_frees_one_permit() {
         let limiter = MemoryRateLimiter::default();
         let at = Timestamp::from_ms;
         for _ in 0..3 {
             limiter.take(RATE, "ada", at(0)).await.unwrap();
         }
+
         let refused = limiter.take(RATE, "ada", at(100)).await.unwrap_err();
         assert_eq!(refused.retry_after_ms, Some(900));
         limiter.take(RATE, "bob", at(100)).await.unwrap();
+
         limiter.take(RATE, "ada", at(1000)).await.unwrap();
         assert!(limiter.take(RATE, "ada", at(1000)).await.is_err());
     }
 
     #[tokio::test]
-    async fn what_was_read_before_a_session_ended_is_not_remembered_after() {
+    async fn a_caller_read_before_its_session_ended_is_not_cached() {
         let cache = MemorySessionCache::default();
         let token = TokenHash([7; 32]);
         let caller = Caller {
@@ -189,10 +202,12 @@ mod tests {
             last_seen_at: Timestamp::from_ms(0),
             logins: 0,
         };
+
         let ticket = cache.get(token).await.unwrap_err();
         cache.forget(&[token]).await;
         cache.put(token, caller, ticket).await;
         assert!(cache.get(token).await.is_err());
+
         let ticket = cache.get(token).await.unwrap_err();
         cache.put(token, caller, ticket).await;
         assert!(cache.get(token).await.is_ok());

@@ -1,6 +1,8 @@
-//! What replicas share. Each trait states its contract; [`memory`] fulfils it for one replica.
+//! The state that replicas share. Each trait states its contract. [`memory`] implements the traits
+//! for a single replica, [`redis`] for several.
 
 pub mod bus;
+mod future;
 pub mod limiter;
 pub mod memory;
 pub mod presence;
@@ -8,12 +10,7 @@ pub mod redis;
 pub mod session_cache;
 
 pub use bus::{Arrival, Bus, BusInbox};
+pub use future::BoxFuture;
 pub use limiter::{Permit, RateLimiter};
 pub use presence::{Entered, Presence, TooMany};
 pub use session_cache::{CacheTicket, SessionCache};
-
-use std::future::Future;
-use std::pin::Pin;
-
-/// A boxed future, so that the traits can be objects.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -14,10 +14,10 @@ use crate::model::{Result, UserId};
 /// [`withdraw`](Self::withdraw) there. Between [`leave`](Self::leave) and `withdraw` the user
 /// lingers, so that a short reconnect changes nothing.
 ///
-/// **Lease**: the state of a replica counts while that replica lives. The connection slots of a
-/// killed replica expire after [`slot_ttl`](Self::slot_ttl), its users are offline a few seconds
-/// later, and the users of the other replicas stay online. **Order**: the calls of one replica for
-/// one user take effect in order, and before the returned future ends if the store can be reached.
+/// **Lease**: the state of a replica counts while its lease lasts. The connection slots of a killed
+/// replica expire after [`slot_ttl`](Self::slot_ttl), its users are offline a few seconds later,
+/// and the users of the other replicas stay online. **Order**: the calls of one replica for one
+/// user take effect in order, and before the returned future ends if the store can be reached.
 /// **Without the store** each replica counts the connections that it has itself, since a bound that
 /// refuses every connection is worse than one that admits a few more; `online` fails rather than
 /// guess; and a replica writes its complete state again once the store is back. No call but
@@ -27,9 +27,9 @@ pub trait Presence: Send + Sync {
     /// Takes a slot for one more connection of the user.
     ///
     /// # Errors
-    /// The user has `max` connections on all replicas. Of connections that enter on several
-    /// replicas at once, more may be refused than needed. The bound holds among the replicas that
-    /// have seen each other's lease, which takes one renewal after a start.
+    /// The user has `max` connections on all replicas. If connections enter on several replicas at
+    /// once, more of them may be refused than the bound requires. The bound holds among the
+    /// replicas that have seen each other's lease, which takes one renewal after a start.
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>>;
 
     /// Gives a slot back at once. The user stays online. Returns whether it was the user's last
@@ -42,22 +42,22 @@ pub trait Presence: Send + Sync {
     /// Whether each of `users` is online on any replica, in the same order.
     ///
     /// # Errors
-    /// `unavailable` if the store can't be reached, or if a user was not found while a replica has
-    /// not yet written its state.
+    /// `unavailable` if the store can't be reached, or if a user was not found and a replica has
+    /// not written its state yet.
     fn online<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<bool>>>;
 
     /// The users that have a connection to this replica.
     fn connected(&self) -> Vec<UserId>;
 
-    /// How long the slots of a killed replica count. A user refused within this time after another
-    /// replica's death may be admitted after it.
+    /// How long the slots of a killed replica count. A connection refused within this time after
+    /// the death of another replica may be admitted after it.
     fn slot_ttl(&self) -> Duration;
 }
 
 /// The state of the user before a connection got its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entered {
-    /// The user was offline on this replica: the watchers must hear of it.
+    /// The user was offline on this replica: the watchers must be notified.
     First,
     /// The user was online on this replica, or lingered.
     Again,
@@ -67,8 +67,8 @@ pub enum Entered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
-/// The connection slots taken on this replica, by user. This is the truth that the shared store
-/// copies. A user with an entry is online here; one without a slot lingers.
+/// The connection slots taken on this replica, by user. The shared store holds a copy of them. A
+/// user with an entry is online here; a user with an entry and no slot lingers.
 #[derive(Debug, Default)]
 pub struct ConnectionSlots(Mutex<HashMap<UserId, Slots>>);
 
@@ -76,7 +76,7 @@ pub struct ConnectionSlots(Mutex<HashMap<UserId, Slots>>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Slots {
     here: usize,
-    /// On the other replicas, as of the last write to the shared store.
+    /// On the other replicas, as of the last answer of the shared store.
     elsewhere: usize,
 }
 
@@ -101,6 +101,7 @@ impl ConnectionSlots {
     pub fn give_back(&self, user: UserId) -> bool {
         let mut users = self.0.lock();
         let Some(slots) = users.get_mut(&user) else { return false };
+
         slots.here = slots.here.saturating_sub(1);
         slots.here == 0
     }
@@ -126,7 +127,8 @@ impl ConnectionSlots {
         self.0.lock().get(&user).map_or(0, |slots| slots.elsewhere)
     }
 
-    /// Notes how many slots each user holds on the other replicas.
+    /// Records how many slots each user holds on the other replicas. Users that are offline here
+    /// are skipped.
     pub fn set_elsewhere(&self, counts: impl Iterator<Item = (UserId, usize)>) {
         let mut users = self.0.lock();
         for (user, elsewhere) in counts {
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_elsewhere_are_known_of_users_that_are_online_here() {
+    fn slots_elsewhere_are_recorded_for_users_that_are_online_here() {
         let slots = ConnectionSlots::default();
         slots.set_elsewhere([(ADA, 3)].into_iter());
         assert_eq!((slots.elsewhere(ADA), slots.here(ADA)), (0, None));

@@ -1,4 +1,4 @@
-//! A memory of which token stands for whom, in front of the store.
+//! The cache of resolved tokens in front of the store.
 
 use std::time::{Duration, Instant};
 
@@ -6,17 +6,20 @@ use super::BoxFuture;
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 
-/// Remembers resolved tokens, for seconds.
+/// Caches the caller of each token for seconds.
 ///
-/// **No stale refill**: who misses takes a ticket before asking the store; if the token was
-/// forgotten meanwhile, what was read may be older than that, and is not remembered. **Down**: a
-/// miss is always a right answer.
+/// **No stale refill**: a look-up that misses returns a ticket before the store is read. If
+/// [`forget`](Self::forget) removes the token meanwhile, the answer of the store may be older than
+/// that, so [`put`](Self::put) does not cache it. **Down**: a miss is always correct, so a cache
+/// that cannot answer misses.
 pub trait SessionCache: Send + Sync {
-    /// Who the token stands for, or a ticket to say so later.
+    /// The caller of the token; on a miss, a ticket for [`put`](Self::put).
     fn get(&self, token: TokenHash) -> BoxFuture<'_, Result<Caller, CacheTicket>>;
-    /// Remembers what the store said, unless the ticket is void.
+    /// Caches the caller that the store returned, unless the token may have been forgotten since
+    /// the ticket was taken.
     fn put(&self, token: TokenHash, caller: Caller, ticket: CacheTicket) -> BoxFuture<'_, ()>;
-    /// Forgets these tokens for good: their session ended or has another one.
+    /// Removes these tokens: their session ended or has another token. A look-up that began before
+    /// cannot put them back.
     fn forget<'a>(&'a self, tokens: &'a [TokenHash]) -> BoxFuture<'a, ()>;
 }
 
@@ -24,17 +27,17 @@ pub trait SessionCache: Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct CacheTicket {
     taken: Instant,
-    /// How often the cache had forgotten something, where that is counted.
+    /// Calls of [`SessionCache::forget`] before the look-up, if the cache counts them.
     pub(super) forgets: u64,
 }
 
 impl CacheTicket {
-    /// A ticket from now.
+    /// A ticket taken now.
     pub fn at(forgets: u64) -> Self {
         Self { taken: Instant::now(), forgets }
     }
 
-    /// How long ago it was taken.
+    /// The time since the ticket was taken.
     pub fn age(&self) -> Duration {
         self.taken.elapsed()
     }

@@ -1,4 +1,4 @@
-//! The database and Redis: their addresses, and the certificates that they are known by.
+//! The configuration of the database and of Redis: their addresses and certificates.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use crate::model::certificates::{Certificates, PemFile};
 use crate::model::limits::PEM_BYTES_MAX;
 use crate::store::StoreOptions;
 
-/// The files that the settings name for one connection.
+/// The certificate files of one dependency, as the settings name them.
 pub(super) struct Files {
-    /// What the keys begin with: `database` or `redis`.
+    /// The prefix of the keys: `database` or `redis`.
     pub of: &'static str,
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
@@ -21,12 +21,13 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Reads the files, if any is named.
+    /// Reads and checks the files, if any is named.
     ///
     /// # Errors
-    /// A sentence that names the key and says what to do.
+    /// A sentence that names the key and how to correct it.
     pub fn read(self) -> Result<Option<Certificates>, String> {
         let Self { of, ca, cert, key } = self;
+
         let client = match (cert, key) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some((
@@ -44,14 +45,16 @@ impl Files {
                 ));
             }
         };
+
         let ca = ca
             .map(|ca| pem(&format!("{of}_ca_file"), ca, "certificate", holds_certificates))
             .transpose()?;
+
         Ok((ca.is_some() || client.is_some()).then_some(Certificates { authority: ca, client }))
     }
 }
 
-/// Which database, and by which certificates it is known.
+/// The database that the settings name.
 pub(super) fn store(
     url: Option<String>,
     connections_max: Option<u32>,
@@ -59,24 +62,30 @@ pub(super) fn store(
     files: Files,
 ) -> Result<StoreOptions, String> {
     let certificates = files.read()?;
+
     match url {
         Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-            let connections_max = at_least_1("database_connections_max", connections_max.unwrap_or(16))?;
+            let connections_max =
+                at_least_1("database_connections_max", connections_max.unwrap_or(16))?;
             StoreOptions::postgres(url, connections_max, certificates.as_ref())
                 .map_err(|error| format!("DATABASE_URL: {error}"))
         }
-        Some(_) => {
-            Err("DATABASE_URL must begin with postgres://; unset it to use SQLite in the data directory".to_owned())
+        Some(_) => Err("DATABASE_URL must begin with postgres://; \
+                        unset it to use SQLite in the data directory"
+            .to_owned()),
+        None if certificates.is_some() => {
+            Err("database_ca_file, database_cert_file and database_key_file are for Postgres: \
+                 set DATABASE_URL, or unset them"
+                .to_owned())
         }
-        None if certificates.is_some() => Err(
-            "database_ca_file, database_cert_file and database_key_file are for Postgres: set DATABASE_URL or unset them"
-                .to_owned(),
-        ),
-        None => Ok(StoreOptions::Sqlite { dir: data_dir.unwrap_or_else(|| PathBuf::from("./data")) }),
+        None => {
+            let dir = data_dir.unwrap_or_else(|| PathBuf::from("./data"));
+            Ok(StoreOptions::Sqlite { dir })
+        }
     }
 }
 
-/// Where Redis is, and by which certificates it is known.
+/// The address of Redis that the settings name, with its certificates.
 pub(super) fn redis(
     url: Option<String>,
     ca: Option<PathBuf>,
@@ -87,12 +96,12 @@ pub(super) fn redis(
     let Some(url) = url else {
         return match certificates {
             None => Ok(None),
-            Some(_) => {
-                Err("redis_ca_file, redis_cert_file and redis_key_file are for Redis: set REDIS_URL, or unset them"
-                    .to_owned())
-            }
+            Some(_) => Err("redis_ca_file, redis_cert_file and redis_key_file are for Redis: \
+                            set REDIS_URL, or unset them"
+                .to_owned()),
         };
     };
+
     let address = url.parse::<RedisAddress>().map_err(|error| format!("REDIS_URL {error}"))?;
     match certificates {
         None => Ok(Some(address)),
@@ -104,18 +113,19 @@ pub(super) fn redis(
 }
 
 fn pem(key: &str, path: PathBuf, what: &str, holds: fn(&[u8]) -> bool) -> Result<PemFile, String> {
-    let place = path.display();
+    let file = path.display();
     let size = std::fs::metadata(&path).map_or(0, |file| file.len());
     if size > PEM_BYTES_MAX {
         return Err(format!(
-            "{key}: {place} has {size} bytes, {PEM_BYTES_MAX} at most: name a file in PEM format"
+            "{key}: {file} has {size} bytes, {PEM_BYTES_MAX} at most: name a file in PEM format"
         ));
     }
+
     let bytes = std::fs::read(&path).map_err(|error| {
-        format!("{key}: can't read {place} ({error}): name a file that the server may read")
+        format!("{key}: can't read {file} ({error}): name a file that the server can read")
     })?;
     if !holds(&bytes) {
-        return Err(format!("{key}: {place} holds no {what} in PEM format: name a file that does"));
+        return Err(format!("{key}: {file} holds no {what} in PEM format: name a file that does"));
     }
     Ok(PemFile { path, bytes })
 }

@@ -1,16 +1,13 @@
-//! Close codes as the WebSocket library knows them.
+//! The end of a connection, in the types of the WebSocket library.
 
-use axum::extract::ws::CloseFrame;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
+use crate::model::limits::CLOSE_MAX;
 use crate::wire::CloseCode;
-
-/// The frame that closes a connection with this code.
-pub fn close_frame(code: CloseCode) -> CloseFrame {
-    let (code, reason) = code.wire();
-    CloseFrame { code, reason: reason.into() }
-}
 
 /// The code that answers a failure to read from the socket.
 pub fn code_of_read_error(error: axum::Error) -> CloseCode {
@@ -22,4 +19,21 @@ pub fn code_of_read_error(error: axum::Error) -> CloseCode {
         Ok(Error::Protocol(_)) => CloseCode::ProtocolError,
         _ => CloseCode::Normal,
     }
+}
+
+/// Sends the close code and gives the client a moment to answer it. Frames that still arrive are
+/// ignored.
+pub async fn close(socket: &mut WebSocket, code: CloseCode) {
+    let handshake = async {
+        if socket.send(Message::Close(Some(close_frame(code)))).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    let patience = if code == CloseCode::Normal { Duration::from_millis(500) } else { CLOSE_MAX };
+    let _ = tokio::time::timeout(patience, handshake).await;
+}
+
+fn close_frame(code: CloseCode) -> CloseFrame {
+    let (code, reason) = code.wire();
+    CloseFrame { code, reason: reason.into() }
 }

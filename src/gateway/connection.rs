@@ -1,44 +1,26 @@
-//! One connection, one task: reads frames, writes answers and events, and keeps the client's
-//! heartbeat.
+//! One connection, one task: it reads frames, writes answers and events, and closes a silent
+//! connection.
 //!
-//! The state of this task is the cost of an idle connection, so large futures are boxed while they
-//! run.
+//! The size of this task's state is the memory of an idle connection. So large futures are boxed
+//! while they run.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
+use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::answer::PendingAnswer;
-use super::close::{close_frame, code_of_read_error};
-use super::sync::in_time;
-use super::{Arrival, Gateway, Turn};
-use crate::hub::connection::TakeOutcome;
-use crate::hub::{CloseReason, Connection};
+use super::answer::refusal;
+use super::arrival::{self, Arrival};
+use super::close::{close, code_of_read_error};
+use super::live::LiveConnection;
+use super::state::Gateway;
+use crate::hub::Connection;
 use crate::metrics;
-use crate::model::limits::{
-    AUTHENTICATE_MAX, BAD_FRAMES_MAX, Bucket, CLOSE_MAX, FLOODED_FRAMES_MAX, FRAMES,
-    INFLIGHT_FRAMES_MAX, WRITE_BATCH_BYTES_MAX, WRITE_MAX,
-};
-use crate::model::session::Caller;
+use crate::model::limits::{BAD_FRAMES_MAX, FLOODED_FRAMES_MAX, FRAMES, INFLIGHT_FRAMES_MAX};
 use crate::model::{Code, Error};
 use crate::wire::{ClientFrame, CloseCode, FrameId, Incoming, ServerFrame};
-
-/// An authenticated connection.
-pub(super) struct Live {
-    pub gateway: Arc<Gateway>,
-    pub caller: Caller,
-    pub connection: Arc<Connection>,
-    pub inflight: FuturesUnordered<PendingAnswer>,
-    bad_frames: u32,
-    flooded_frames: u32,
-    bucket: Bucket,
-}
 
 /// The reason for which a connection's task wakes up.
 enum Wake {
@@ -50,119 +32,40 @@ enum Wake {
 
 /// Serves a connection from its handshake to its end.
 pub(super) async fn run(gateway: Arc<Gateway>, mut socket: WebSocket, arrival: Arrival) {
-    let authenticated = match arrival {
-        Arrival::Known(caller, turn) => Ok((caller, None, turn)),
-        Arrival::Nameless(guard) => {
-            let authenticated = Box::pin(authenticate(&gateway, &mut socket)).await;
-            if authenticated.is_ok() {
-                guard.authenticated();
-            }
-            authenticated
-        }
-    };
-    let code = match authenticated {
-        Ok((caller, id, turn)) => {
-            let number = gateway.connection_ids.fetch_add(1, Ordering::Relaxed);
-            let connection =
-                Connection::new(number, caller.user_id, caller.session_id, caller.logins);
-            match Box::pin(let_in(&gateway, &connection, turn)).await {
-                Ok(turn) => {
-                    let mut live = Live {
-                        gateway,
-                        caller,
-                        connection,
-                        inflight: FuturesUnordered::new(),
-                        bad_frames: 0,
-                        flooded_frames: 0,
-                        bucket: Bucket::default(),
-                    };
-                    let valid = live.still_valid().await;
-                    drop(turn);
-                    match valid {
-                        Ok(()) => live.serve(&mut socket, id).await,
-                        Err(code) => code,
-                    }
-                }
-                Err(code) => code,
-            }
-        }
+    let code = match Box::pin(enter(gateway, &mut socket, arrival)).await {
+        Ok((mut live, frame_id)) => live.serve(&mut socket, frame_id).await,
         Err(code) => code,
     };
     metrics::close_code(code.wire().0);
-    Box::pin(say_goodbye(&mut socket, code)).await;
+    Box::pin(close(&mut socket, code)).await;
 }
 
-/// Takes a slot for a connection among those of its user. Returns the turn.
-async fn let_in(
-    gateway: &Gateway,
-    connection: &Arc<Connection>,
-    turn: Turn,
-) -> Result<Turn, CloseCode> {
-    let per_user_max = gateway.limits.connections_per_user_max;
-    let mut let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
-    let wait = gateway.hub.presence().slot_ttl();
-    if matches!(let_in, Err(CloseReason::TooManyConnections)) && !wait.is_zero() {
-        // A replica may just have died: its slots count until its lease expires, and its clients
-        // come back here. Another newcomer uses the turn meanwhile.
-        tokio::time::sleep(wait).await;
-        let turn = in_time(gateway.turn()).await.map_err(|error| CloseCode::of_error(&error))?;
-        let_in = gateway.hub.register(connection, per_user_max).await.map(|()| turn);
-    }
-    let_in.map_err(|reason| {
-        if matches!(reason, CloseReason::TooManyConnections) {
-            metrics::connection_refused("connections_per_user");
-        }
-        reason.into()
-    })
-}
-
-/// Waits for the first frame of a client that the handshake did not authenticate.
-async fn authenticate(
-    gateway: &Gateway,
+/// Authenticates and registers a connection.
+async fn enter(
+    gateway: Arc<Gateway>,
     socket: &mut WebSocket,
-) -> Result<(Caller, Option<FrameId>, Turn), CloseCode> {
-    let first = tokio::time::timeout(AUTHENTICATE_MAX, async {
-        loop {
-            let received = tokio::select! {
-                received = socket.recv() => received,
-                () = gateway.hub.draining() => return Err(CloseCode::Restarting),
-            };
-            match received {
-                Some(Ok(Message::Text(text))) => return Ok(text),
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Binary(_))) => return Err(CloseCode::BadProtocol),
-                Some(Ok(Message::Close(_))) | None => return Err(CloseCode::Normal),
-                Some(Err(error)) => return Err(code_of_read_error(error)),
-            }
-        }
-    })
-    .await
-    .map_err(|_| CloseCode::TimedOut)??;
-    let incoming = Incoming::read(&first);
-    let Ok(ClientFrame::Authenticate(frame)) = incoming.frame else {
-        return Err(CloseCode::NotAuthenticated);
-    };
-    let arriving = async {
-        let turn = gateway.turn().await?;
-        Ok((gateway.arrive(&frame.token).await?, turn))
-    };
-    let (caller, turn) = in_time(arriving).await.map_err(|error| CloseCode::of_error(&error))?;
-    Ok((caller, incoming.id, turn))
+    arrival: Arrival,
+) -> Result<(LiveConnection, Option<FrameId>), CloseCode> {
+    let arrival::Authenticated { caller, frame_id, permit } =
+        arrival.authenticate(&gateway, socket).await?;
+
+    let id = gateway.next_connection_id();
+    let connection = Connection::new(id, caller.user_id, caller.session_id, caller.logins);
+    let permit = arrival::register(&gateway, &connection, permit).await?;
+
+    // From here on, dropping the connection unregisters it.
+    let mut live = LiveConnection::new(gateway, caller, connection);
+    live.check_session().await?;
+    drop(permit);
+    Ok((live, frame_id))
 }
 
-impl Drop for Live {
-    /// Runs even after a panic, so that no user stays online without a connection.
-    fn drop(&mut self) {
-        self.gateway.hub.unregister(&self.connection);
-    }
-}
-
-impl Live {
-    /// Checks the session a second time. If it ended, or got another login, between the first check
-    /// and the registration, no event closed this connection.
-    async fn still_valid(&mut self) -> Result<(), CloseCode> {
+impl LiveConnection {
+    /// Checks the session a second time. If the session ended or got another login after the first
+    /// check and before the registration, then no event closed this connection.
+    async fn check_session(&mut self) -> Result<(), CloseCode> {
         match self.gateway.services.sessions.logins(self.caller.session_id).boxed().await {
-            Ok(logins) if self.connection.is_of(logins) => Ok(()),
+            Ok(logins) if self.connection.is_of_current_login(logins) => Ok(()),
             Ok(_) => Err(CloseCode::NotAuthenticated),
             Err(error) => Err(CloseCode::of_error(&error)),
         }
@@ -184,7 +87,9 @@ impl Live {
             let waiting = Instant::now();
             let wake = tokio::select! {
                 received = socket.recv(), if has_room => Wake::Received(received),
-                Some(answer) = self.inflight.next(), if !self.inflight.is_empty() => Wake::Answered(answer),
+                Some(answer) = self.inflight.next(), if !self.inflight.is_empty() => {
+                    Wake::Answered(answer)
+                }
                 () = self.connection.woken() => Wake::Queued,
                 () = &mut silence => Wake::Silent,
             };
@@ -262,7 +167,7 @@ impl Live {
         };
 
         if let Err(retry_after_ms) = self.take_from_bucket() {
-            out.push(super::answer::refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
+            out.push(refusal(incoming.id, &Error::rate_limited(retry_after_ms)));
             self.flooded_frames += 1;
             return if self.flooded_frames >= FLOODED_FRAMES_MAX {
                 Err(CloseCode::RateLimited)
@@ -285,7 +190,7 @@ impl Live {
                 Ok(())
             }
             Err(error) => {
-                out.push(super::answer::refusal(incoming.id, &error));
+                out.push(refusal(incoming.id, &error));
                 self.bad_frames += 1;
                 if self.bad_frames >= BAD_FRAMES_MAX { Err(CloseCode::BadProtocol) } else { Ok(()) }
             }
@@ -300,76 +205,4 @@ impl Live {
             Ok(())
         }
     }
-
-    /// Writes these frames, and all answers and events that are ready, until nothing is left.
-    async fn write_all(
-        &mut self,
-        socket: &mut WebSocket,
-        mut out: Vec<Bytes>,
-    ) -> Result<(), CloseCode> {
-        loop {
-            while let Some(Some(answer)) = self.inflight.next().now_or_never() {
-                out.extend(answer);
-            }
-            let taken = self.connection.take(&mut out, WRITE_BATCH_BYTES_MAX);
-            let idle = out.is_empty();
-            self.write(socket, std::mem::take(&mut out)).await?;
-            match taken {
-                TakeOutcome::Close(reason) => return Err(reason.into()),
-                TakeOutcome::Open if idle => return Ok(()),
-                TakeOutcome::Open => {}
-            }
-        }
-    }
-
-    /// Writes frames, then flushes once. A client that does not read them within [`WRITE_MAX`] is
-    /// too slow.
-    pub(super) async fn write(
-        &mut self,
-        socket: &mut WebSocket,
-        frames: Vec<Bytes>,
-    ) -> Result<(), CloseCode> {
-        if frames.is_empty() {
-            return Ok(());
-        }
-        if let Some(reason) = self.connection.cut_off() {
-            return Err(reason.into());
-        }
-
-        let writing = async {
-            for frame in frames {
-                let text = Utf8Bytes::try_from(frame).map_err(|_| CloseCode::InternalError)?;
-                socket.feed(Message::Text(text)).await.map_err(|_| CloseCode::Normal)?;
-            }
-            socket.flush().await.map_err(|_| CloseCode::Normal)
-        };
-
-        tokio::select! {
-            biased;
-            written = writing => written,
-            () = self.connection.closing() => Err(self.closing_code()),
-            () = tokio::time::sleep(WRITE_MAX) => Err(CloseCode::TooSlow),
-        }
-    }
-
-    fn closing_code(&self) -> CloseCode {
-        let mut rest = Vec::new();
-        loop {
-            if let TakeOutcome::Close(reason) = self.connection.take(&mut rest, usize::MAX) {
-                return reason.into();
-            }
-        }
-    }
-}
-
-/// Sends the close code and gives the client a moment to answer it. Frames that still arrive are
-/// ignored.
-pub(super) async fn say_goodbye(socket: &mut WebSocket, code: CloseCode) {
-    let farewell = async {
-        if socket.send(Message::Close(Some(close_frame(code)))).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
-    };
-    let patience = if code == CloseCode::Normal { Duration::from_millis(500) } else { CLOSE_MAX };
-    let _ = tokio::time::timeout(patience, farewell).await;
 }

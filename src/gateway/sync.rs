@@ -10,17 +10,18 @@ use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 
 use super::answer::refusal;
-use super::connection::Live;
+use super::live::LiveConnection;
+use super::state::in_time;
 use crate::hub::{MembershipSize, Snapshot};
 use crate::metrics;
 use crate::model::faults::{self, Point};
-use crate::model::limits::{REQUEST_MAX, SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
+use crate::model::limits::{SYNC_CHATS_MAX, SYNC_PAGE_BYTES_MAX, SYNC_PAGE_MAX};
 use crate::model::{Change, ChatEvent, ChatId, Code, Error, MessageId, Result, Rev, UserId};
 use crate::service::{Changes, ChatToSync, FollowedChats, NextChanges};
 use crate::wire::client_frame::SyncFrame;
 use crate::wire::{CloseCode, EncodedEvent, FrameId, ServerFrame};
 
-impl Live {
+impl LiveConnection {
     /// Answers `sync`: the missed events, then `synced`, then live events.
     pub(super) async fn sync(
         &mut self,
@@ -225,14 +226,6 @@ impl Page {
         self.sent = changes.rev;
         frames
     }
-}
-
-/// Bounds a step of a sync or of a registration, including the wait for its turn, so that the
-/// client gets an answer before it gives up.
-pub(super) async fn in_time<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(REQUEST_MAX, step)
-        .await
-        .unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
 }
 
 /// The reason for which a sync ended early.

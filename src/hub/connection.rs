@@ -1,5 +1,5 @@
-//! One connection's end in the hub: its bounded outbox, and the frames that it holds back during a
-//! sync.
+//! A connection as the hub sees it: its bounded outbox, and the frames that it holds back during a
+//! `sync`.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::model::faults::{self, Mutant};
+use crate::model::faults::mutant;
 use crate::model::limits::OUTBOX_BYTES_MAX;
 use crate::model::{ChatId, Rev, SessionId, Timestamp, UserId};
 use crate::presence::Watcher;
 use crate::wire::{CloseCode, ServerFrame};
 
-/// What a queued frame costs besides its bytes.
+/// Memory that a queued frame takes besides its bytes.
 const FRAME_COST_BYTES: usize = 64;
 
 /// Why the server closes a connection.
@@ -22,11 +22,11 @@ const FRAME_COST_BYTES: usize = 64;
 pub enum CloseReason {
     /// The session ended: its token is invalid.
     SessionEnded,
-    /// The client reads too slowly; the missed events are in the store.
+    /// The client is a slow consumer: its outbox is full. Its `sync` brings the missed events.
     TooSlow,
     /// The user has too many connections.
     TooManyConnections,
-    /// The server restarts.
+    /// The replica drains.
     Restarting,
     /// The log has a new epoch: the client may hold messages that no longer exist.
     LogFellBack,
@@ -43,17 +43,17 @@ impl From<CloseReason> for CloseCode {
     }
 }
 
-/// A connection as the hub sees it.
+/// An authenticated connection.
 #[derive(Debug)]
 pub struct Connection {
     /// Identifies the connection within this process.
     pub id: u64,
-    /// Its user.
+    /// The authenticated user.
     pub user_id: UserId,
-    /// Its session.
+    /// The session. Its end closes the connection.
     pub session_id: SessionId,
-    /// The number of the login into the session that it belongs to. A later login ends the
-    /// connection.
+    /// The number of logins into the session when the connection authenticated. A later login
+    /// closes the connection.
     logins: i64,
     state: Mutex<State>,
     wake: Notify,
@@ -65,7 +65,7 @@ struct State {
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
     chats: Vec<ChatId>,
-    /// It was unregistered and must not follow a chat again.
+    /// The connection was unregistered and must not follow a chat again.
     gone: bool,
     closing: Option<CloseReason>,
 }
@@ -73,12 +73,12 @@ struct State {
 /// Whether the connection gets events.
 #[derive(Debug, Default)]
 enum Phase {
-    /// It did not `sync` yet and gets none.
+    /// Before its `sync`: it gets no events.
     #[default]
     Silent,
-    /// It syncs: events wait until its snapshot is sent.
+    /// During its `sync`: events wait until the snapshot is sent.
     Holding(Vec<Held>),
-    /// It gets events as they happen.
+    /// After its `sync`: it gets events at once.
     Live,
 }
 
@@ -92,7 +92,7 @@ struct Held {
 /// The position of a frame in the order of a chat's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramePosition {
-    /// A durable event.
+    /// A durable event of this revision.
     Event(Rev),
     /// The chat enters the user's list; its events continue from this revision.
     ChatAdded(Rev),
@@ -100,7 +100,7 @@ pub enum FramePosition {
     ChatGone(Rev),
 }
 
-/// What follows after frames were taken from an outbox.
+/// The state of a connection after frames were taken from its outbox.
 #[derive(Debug)]
 pub enum TakeOutcome {
     /// The connection stays open.
@@ -110,13 +110,14 @@ pub enum TakeOutcome {
 }
 
 impl State {
-    /// Counts one more frame. Returns whether it fits.
+    /// Adds a frame to the counted bytes. Returns whether it fits.
     fn has_room_for(&mut self, frame: &Bytes) -> bool {
         self.outbox_bytes += frame.len() + FRAME_COST_BYTES;
-        self.outbox_bytes <= OUTBOX_BYTES_MAX || faults::on(Mutant::UnboundedOutbox)
+        mutant!(UnboundedOutbox => return true);
+        self.outbox_bytes <= OUTBOX_BYTES_MAX
     }
 
-    /// Closes the connection of a slow reader. The queued frames are dropped: the client has to
+    /// Closes the connection of a slow consumer. The queued frames are dropped: the client has to
     /// sync anyway.
     fn give_up(&mut self) {
         self.outbox_bytes = 0;
@@ -157,14 +158,14 @@ impl Connection {
         })
     }
 
-    /// Whether it may stay, given the number of logins into its session; `None` if the session
-    /// ended.
-    pub fn is_of(&self, logins: Option<i64>) -> bool {
+    /// Whether the connection may stay open, given the number of logins into its session; `None` if
+    /// the session ended.
+    pub fn is_of_current_login(&self, logins: Option<i64>) -> bool {
         logins.is_some_and(|logins| logins <= self.logins)
     }
 
-    /// Queues a frame about a chat. If it does not fit, the connection is closed: a frame is never
-    /// dropped before another one that is sent.
+    /// Queues a frame of a chat. If it does not fit, the connection is closed: no frame is sent
+    /// after one that was dropped.
     pub fn push(&self, chat_id: Option<ChatId>, position: Option<FramePosition>, frame: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() || matches!(state.phase, Phase::Silent) {
@@ -172,10 +173,7 @@ impl Connection {
         }
 
         if !state.has_room_for(frame) {
-            if faults::on(Mutant::DropOnOverflow) {
-                state.outbox_bytes -= frame.len() + FRAME_COST_BYTES;
-                return;
-            }
+            mutant!(DropOnOverflow => return state.outbox_bytes -= frame.len() + FRAME_COST_BYTES);
             state.give_up();
         } else if let Phase::Holding(held) = &mut state.phase {
             held.push(Held { chat_id, position, frame: frame.clone() });
@@ -205,8 +203,8 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Closes the connection once its outbox is written; at once if the session ended, since then
-    /// nothing more may be shown.
+    /// Closes the connection once its outbox is written; at once if the session ended, since its
+    /// client must not get any further frame.
     pub fn close(&self, reason: CloseReason) {
         let mut state = self.state.lock();
         if reason == CloseReason::SessionEnded {
@@ -222,7 +220,7 @@ impl Connection {
         self.wake.notified().await;
     }
 
-    /// The reason for which nothing more may be written, not even the queued frames.
+    /// The reason for which no further frame must be written, not even the queued ones.
     pub fn cut_off(&self) -> Option<CloseReason> {
         let closing = self.state.lock().closing;
         closing.filter(|reason| matches!(reason, CloseReason::SessionEnded | CloseReason::TooSlow))
@@ -250,7 +248,7 @@ impl Connection {
         }
 
         if state.outbox.is_empty() {
-            // Free the memory of a burst.
+            // Frees the memory of a burst.
             state.outbox = VecDeque::new();
             if let Some(reason) = state.closing {
                 return TakeOutcome::Close(reason);
@@ -261,7 +259,8 @@ impl Connection {
         TakeOutcome::Open
     }
 
-    /// Begins to hold back events. Returns false if it did so before, or is being closed.
+    /// Begins to hold back events. Returns false if the connection did so before, or is being
+    /// closed.
     pub fn hold(&self) -> bool {
         let mut state = self.state.lock();
         let first = matches!(state.phase, Phase::Silent) && state.closing.is_none();
@@ -271,7 +270,7 @@ impl Connection {
         first
     }
 
-    /// Queues the held frames that are not part of the snapshot, and from now on every frame at
+    /// Queues the held frames that are newer than the snapshot. From now on frames are queued at
     /// once.
     pub fn go_live(&self, snapshot: &HashMap<ChatId, Rev>) {
         let mut state = self.state.lock();
@@ -279,32 +278,31 @@ impl Connection {
             return;
         };
 
-        let mut known: HashMap<ChatId, Rev> = snapshot.clone();
+        // The chats in the client's list, each with the revision that the client has.
+        let mut listed: HashMap<ChatId, Rev> = snapshot.clone();
         for Held { chat_id, position, frame } in held {
-            if faults::on(Mutant::NoHold) {
-                continue;
-            }
-
-            let news = chat_id.is_none_or(|chat_id| match position {
+            mutant!(NoHold => continue);
+            let is_new = chat_id.is_none_or(|chat_id| match position {
                 Some(FramePosition::ChatAdded(rev)) => {
-                    let news = known.get(&chat_id).is_none_or(|seen| *seen < rev);
-                    known.entry(chat_id).and_modify(|seen| *seen = (*seen).max(rev)).or_insert(rev);
-                    news
+                    let is_new = listed.get(&chat_id).is_none_or(|seen| *seen < rev);
+                    let seen = listed.entry(chat_id).or_insert(rev);
+                    *seen = (*seen).max(rev);
+                    is_new
                 }
                 Some(FramePosition::ChatGone(rev)) => {
-                    let news = known.get(&chat_id).is_some_and(|seen| *seen < rev);
-                    if news {
-                        known.remove(&chat_id);
+                    let is_new = listed.get(&chat_id).is_some_and(|seen| *seen < rev);
+                    if is_new {
+                        listed.remove(&chat_id);
                     }
-                    news
+                    is_new
                 }
                 Some(FramePosition::Event(rev)) => {
-                    known.get(&chat_id).is_some_and(|seen| *seen < rev)
+                    listed.get(&chat_id).is_some_and(|seen| *seen < rev)
                 }
-                None => known.contains_key(&chat_id),
+                None => listed.contains_key(&chat_id),
             });
 
-            if news {
+            if is_new {
                 state.outbox.push_back(frame);
             } else {
                 state.outbox_bytes =
@@ -317,13 +315,13 @@ impl Connection {
         self.wake.notify_one();
     }
 
-    /// Whether it gets events, or holds them back.
+    /// Whether the connection gets events or holds them back.
     pub fn is_streaming(&self) -> bool {
         !matches!(self.state.lock().phase, Phase::Silent)
     }
 
-    /// Notes that it follows a chat. Returns false if the connection is gone or being closed: its
-    /// revisions may be of an earlier epoch.
+    /// Records that the connection follows a chat. Returns false if the connection was
+    /// unregistered, or is being closed: its revisions may be of an earlier epoch.
     pub(super) fn add_chat(&self, chat_id: ChatId) -> bool {
         let mut state = self.state.lock();
         let stays = !state.gone && state.closing.is_none();
@@ -333,18 +331,18 @@ impl Connection {
         stays
     }
 
-    /// Notes that it no longer follows a chat.
+    /// Records that the connection no longer follows a chat.
     pub(super) fn remove_chat(&self, chat_id: ChatId) {
-        self.state.lock().chats.retain(|known| *known != chat_id);
+        self.state.lock().chats.retain(|followed| *followed != chat_id);
     }
 
-    /// The chats that it follows, if it gets events.
+    /// The chats that the connection follows; `None` before its `sync`.
     pub(super) fn chats_if_streaming(&self) -> Option<HashSet<ChatId>> {
         let state = self.state.lock();
         (!matches!(state.phase, Phase::Silent)).then(|| state.chats.iter().copied().collect())
     }
 
-    /// Ends all following. Returns the chats that it followed.
+    /// Keeps the connection from following any chat. Returns the chats that it followed.
     pub(super) fn leave(&self) -> Vec<ChatId> {
         let mut state = self.state.lock();
         state.gone = true;

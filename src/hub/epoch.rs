@@ -1,5 +1,5 @@
-//! The epoch of the log: if the log fell back to an earlier state, everything that this hub
-//! delivered may be void, and every client must start anew.
+//! The epoch of the log. If the log fell back to an earlier state, events that this hub delivered
+//! may no longer exist, so every client must reconnect and get `reset`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::model::{ChatId, Epoch, Result, Rev, Topic};
 use crate::wire::ServerFrame;
 
 impl Hub {
-    /// The number of epoch changes that this process has seen. State read from the store before a
-    /// change must not be used after it.
+    /// The number of epoch changes that this process has seen. State that was read from the store
+    /// before a change must not be used after it.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -27,35 +27,44 @@ impl Hub {
     /// Checks every second that the log has the epoch that was delivered, until the hub is stopped.
     pub(super) async fn keep_epoch(self: Arc<Self>) {
         let (mut known, mut failing) = (self.store.epoch(), false);
+
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(EPOCH_CHECK_EVERY) => {}
             }
 
-            match self.store.watch_log(self.fresh_epoch()).await {
+            match self.store.check_log(self.fresh_epoch()).await {
                 Ok(epoch) => {
-                    // The default stands for no epoch: the first check sets one.
+                    // The default means that no epoch was read before.
                     if epoch != known && known != Epoch::default() {
-                        tracing::error!(%epoch, before = %known, "the log has a new epoch; closing all connections");
+                        tracing::error!(
+                            %epoch,
+                            before = %known,
+                            "the log has a new epoch; closing all connections"
+                        );
                         self.start_anew();
                     }
                     (known, failing) = (epoch, false);
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "failed to read the epoch of the log; retrying every second");
+                        tracing::warn!(
+                            %error,
+                            "failed to read the epoch of the log; retrying every second"
+                        );
                     }
                 }
             }
         }
     }
 
-    /// Forgets all subscriptions, and closes every connection; the clients come back and are reset.
+    /// Drops all subscriptions and closes every connection. The clients reconnect and get `reset`.
     ///
-    /// Connections are closed twice, before and after the subscriptions are dropped. An old
-    /// connection must follow nothing when the subscriptions go, since it would open them again at
-    /// its own revision; a connection that came in between lost its subscriptions.
+    /// Connections are closed twice, before and after the subscriptions are dropped. The first
+    /// time, since a connection that is not closing could open a dropped subscription again, at a
+    /// revision of the old epoch. The second time, since the subscriptions of a connection that
+    /// arrived in between were dropped.
     fn start_anew(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.resync_progress.reset();
@@ -71,6 +80,8 @@ impl Hub {
         self.close_all();
     }
 
+    /// Sends `reconnect` to every connection and closes it. The more connections there are, the
+    /// longer the time over which the clients spread their return.
     fn close_all(&self) {
         let all = self.registry.all();
         let return_max_ms =
@@ -83,8 +94,8 @@ impl Hub {
         }
     }
 
-    /// Compares chats a second time whose revision in the store is lower than the one delivered. If
-    /// one still is, the log fell back in a way that the check of its origin cannot see.
+    /// Compares chats again whose revision in the store was lower than the delivered one. If one
+    /// still is, the log fell back in a way that the check of the log's origin does not detect.
     pub(super) fn recheck_log(self: &Arc<Self>, mut chats: Vec<ChatId>) {
         chats.truncate(CHECK_BATCH);
         if chats.is_empty() || self.rechecking_log.swap(true, Ordering::AcqRel) {
@@ -95,8 +106,11 @@ impl Hub {
         self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(LOG_RECHECK_PAUSE).await;
             if let Err(error) = hub.renew_epoch_if_behind(&chats).await {
-                // The next comparison of the chat comes here again.
-                tracing::warn!(%error, "failed to find out whether the log fell back; retried with the next resync");
+                // The next comparison of the chat calls `recheck_log` again.
+                tracing::warn!(
+                    %error,
+                    "failed to check whether the log fell back; retried with the next resync"
+                );
             }
             hub.rechecking_log.store(false, Ordering::Release);
         });
@@ -104,8 +118,7 @@ impl Hub {
 
     async fn renew_epoch_if_behind(&self, chats: &[ChatId]) -> Result<()> {
         let (generation, epoch) = (self.generation(), self.store.epoch());
-        // Read before the store is asked: an event delivered meanwhile may be newer than the
-        // answer.
+        // Read before the store: an event that is delivered meanwhile may be newer than the answer.
         let delivered: HashMap<ChatId, Rev> = chats
             .iter()
             .filter_map(|id| self.subscriptions(*id).get(id).map(|it| (*id, it.rev())))

@@ -1,9 +1,8 @@
-//! Healing: fetching from the store the events that a chat's followers miss, and finding the
-//! followers that a chat misses.
+//! Healing: fetches from the store the events that the followers of a chat missed, and finds users
+//! that joined a chat without their connections following it.
 //!
-//! All of it runs in vital tasks, whose panic ends the process: no other task would take over the
-//! work that a panicking task had begun, and its followers would never get the events that they
-//! miss.
+//! All of this runs in vital tasks, whose panic ends the process. No other task would complete the
+//! work of a panicked one, and the followers would never get the missing events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,19 +11,19 @@ use super::membership_size::MembershipSize;
 use super::subscription::ChatSubscription;
 use super::{CloseReason, Connection, Hub};
 use crate::metrics;
-use crate::model::faults::{self, Mutant};
+use crate::model::faults::mutant;
 use crate::model::limits::{HEAL_RETRY, REORDER_WAIT, SYNC_CHANGES_MAX};
 use crate::model::{Change, ChatId, Result, Rev, SessionId, UserId};
 
 /// Chats or sessions compared with the store in one statement.
 pub(super) const CHECK_BATCH: usize = 1000;
-/// Reads of a view that an event overtook, before the hub gives up. A missed join is found by the
-/// full resync; a chat that was opened again is in the client's next `sync`.
+/// Reads of a view before the hub gives up, if events keep overtaking them. The full resync finds a
+/// missed join. The client's next `sync` contains a chat that was opened again.
 const VIEW_READS_MAX: usize = 50;
 
 impl Hub {
-    /// Fetches the missing events of a chat, unless they arrive within a moment. `behind`: a
-    /// revision that is known to exist in the store. `reason` labels the metric.
+    /// Fetches the missing events of a chat, unless they arrive within [`REORDER_WAIT`]. `behind`:
+    /// a revision that exists in the store. `reason` labels the metric.
     pub(super) fn heal_later(
         self: &Arc<Self>,
         chat_id: ChatId,
@@ -37,10 +36,7 @@ impl Hub {
                 return;
             };
             subscription.expect_up_to(behind.unwrap_or_default());
-            if faults::on(Mutant::NoGapFill) {
-                subscription.skip_gap(&self.registry);
-                return;
-            }
+            mutant!(NoGapFill => return subscription.skip_gap(&self.registry));
             if std::mem::replace(&mut subscription.healing, true) {
                 return;
             }
@@ -52,19 +48,25 @@ impl Hub {
             while hub.still_has_gap(chat_id) && !hub.stop.is_cancelled() {
                 metrics::hub_heal(reason);
                 if let Err(error) = hub.heal(chat_id).await {
-                    tracing::warn!(%error, "failed to fetch the missing events of a chat; retrying in a second");
+                    tracing::warn!(
+                        %error,
+                        "failed to fetch the missing events of a chat; retrying in a second"
+                    );
                     tokio::time::sleep(HEAL_RETRY).await;
                 }
             }
         });
     }
 
-    /// Whether an event is still missing. If not, the next gap starts a healing of its own.
+    /// Whether an event is still missing. If not, this healing ends, and the next gap starts
+    /// another.
     fn still_has_gap(&self, chat_id: ChatId) -> bool {
         let mut subscriptions = self.subscriptions(chat_id);
         let Some(subscription) = subscriptions.get_mut(&chat_id) else {
             return false;
         };
+
+        // Under the lock: no gap can begin between the check and the end of this healing.
         subscription.healing = subscription.has_gap();
         subscription.healing
     }
@@ -82,10 +84,11 @@ impl Hub {
             self.end_chat(chat_id, generation);
             return Ok(());
         };
+
         let mut items = changes.items;
-        if faults::on(Mutant::HealBackwards) {
-            items.reverse();
-        }
+        mutant!(HealBackwards => items.reverse());
+
+        // A user that joined in the gap and is connected here needs a view of the chat.
         for (_, change) in &mut items {
             if let Change::MemberJoined(joined) = change
                 && joined.1.is_none()
@@ -101,8 +104,7 @@ impl Hub {
         }
         if let Some(subscription) = subscriptions.get_mut(&chat_id) {
             let size = MembershipSize::new(changes.kind, changes.member_count, changes.rev);
-            // The count is that of the chat's present revision, so a page before the last does not
-            // have one.
+            // The count belongs to the chat's present revision, so only the last page has one.
             let size = if changes.complete { size } else { MembershipSize::default() };
             subscription.catch_up(
                 chat_id,
@@ -114,8 +116,8 @@ impl Hub {
             );
             self.count_later(chat_id, subscription);
             if changes.complete && changes.rev < seen {
-                // An event announced this revision before the store was asked, and the store does
-                // not have it: it was never committed.
+                // An event announced the revision `seen` before the store was read, and the store
+                // does not have it: it was never committed.
                 subscription.discard_beyond(changes.rev);
             }
             self.close_if_unfollowed(&mut subscriptions, chat_id);
@@ -123,17 +125,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Compares a chat with the store in a moment.
+    /// Compares a chat with the store after [`REORDER_WAIT`].
     pub(super) fn check_later(self: &Arc<Self>, chat_id: ChatId) {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             tokio::time::sleep(REORDER_WAIT).await;
             if let Err(error) = hub.check_chats(&[chat_id]).await {
-                tracing::warn!(%error, "failed to compare a chat with the store; retried with the next resync");
+                tracing::warn!(
+                    %error,
+                    "failed to compare a chat with the store; retried with the next resync"
+                );
             }
         });
     }
 
+    /// Ends the subscription to a removed chat, unless the epoch changed since `generation`.
     pub(super) fn end_chat(&self, chat_id: ChatId, generation: u64) {
         let mut subscriptions = self.subscriptions(chat_id);
         if self.generation() == generation
@@ -156,7 +162,11 @@ impl Hub {
             loop {
                 for batch in hub.registry.sessions().chunks(CHECK_BATCH) {
                     if let Err(error) = hub.check_sessions(batch).await {
-                        tracing::warn!(%error, "failed to compare the connected sessions with the store; retrying in 3 s");
+                        tracing::warn!(
+                            %error,
+                            "failed to compare the connected sessions with the store; \
+                             retrying in 3 s"
+                        );
                         break;
                     }
                 }
@@ -167,14 +177,15 @@ impl Hub {
         });
     }
 
+    /// Compares the delivered revisions of chats with the store. Heals chats that are behind it.
     pub(super) async fn check_chats(self: &Arc<Self>, chats: &[ChatId]) -> Result<()> {
         let generation = self.generation();
-        // Read before the store is asked: an event delivered meanwhile may be newer than the
-        // answer.
+        // Read before the store: an event that is delivered meanwhile may be newer than the answer.
         let delivered: Vec<Option<Rev>> = chats
             .iter()
             .map(|chat_id| self.subscriptions(*chat_id).get(chat_id).map(ChatSubscription::rev))
             .collect();
+
         let revs: HashMap<ChatId, Rev> = self.store.revs(chats).await?.into_iter().collect();
         if self.generation() != generation {
             return Ok(());
@@ -198,7 +209,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Finds chats that are in a user's list and that a connection of the user does not follow: the
+    /// Makes connections follow the chats in their user's list that they do not follow yet: the
     /// event of the join was lost.
     pub(super) async fn check_lists(
         self: &Arc<Self>,
@@ -215,8 +226,8 @@ impl Hub {
             self.store.chat_counts(&users).await?.into_iter().collect();
 
         for (connection, followed) in live {
-            // A join that is on its way makes the count differ for a moment, which costs one read
-            // of the list.
+            // A join whose event is under way makes the counts differ for a moment. That costs one
+            // read of the list.
             if counts.get(&connection.user_id).is_some_and(|count| *count > followed) {
                 self.follow_missing(connection).await?;
             }
@@ -233,12 +244,16 @@ impl Hub {
         Ok(())
     }
 
-    /// Makes a user's connections follow a chat soon, if the user is a member.
+    /// Starts [`Self::follow_as_member`] as a task.
     pub(super) fn follow_as_member_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             if let Err(error) = hub.follow_as_member(chat_id, user_id).await {
-                tracing::warn!(%error, "failed to read a chat that a connected user joined; retried with the next resync");
+                tracing::warn!(
+                    %error,
+                    "failed to read a chat that a connected user joined; \
+                     retried with the next resync"
+                );
             }
         });
     }
@@ -250,17 +265,19 @@ impl Hub {
         user_id: UserId,
     ) -> Result<()> {
         metrics::hub_heal("join");
+
         for _ in 0..VIEW_READS_MAX {
             if self.try_to_follow_as_member(chat_id, user_id).await? {
                 break;
             }
         }
+
         self.check_later(chat_id);
         Ok(())
     }
 
-    /// Returns false if an event overtook the store's answer: a user that left since must not
-    /// follow.
+    /// Returns false if an event overtook the store's answer: the user may have left since and must
+    /// not follow.
     async fn try_to_follow_as_member(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
@@ -271,6 +288,7 @@ impl Hub {
         if self.generation() != generation {
             return Ok(true);
         }
+
         let subscription = self.open(&mut subscriptions, chat_id, view.rev);
         let current = subscription.rev() <= view.rev;
         if current {
@@ -280,8 +298,8 @@ impl Hub {
         Ok(current)
     }
 
-    /// Sends a user's connections `chat_added` for a chat that is back in the user's list, as soon
-    /// as its view is read.
+    /// Starts a task that reads a chat that is back in the user's list, and sends `chat_added` to
+    /// the user's connections.
     pub(super) fn add_again_later(self: &Arc<Self>, chat_id: ChatId, user_id: UserId) {
         let is_followed = |it: &ChatSubscription| {
             it.connections().any(|connection| connection.user_id == user_id)
@@ -297,8 +315,11 @@ impl Hub {
                     Ok(true) => break,
                     Ok(false) => {}
                     Err(error) => {
-                        tracing::warn!(%error, "failed to read a chat that a connected user opened again; \
-                            the client gets it with its next sync");
+                        tracing::warn!(
+                            %error,
+                            "failed to read a chat that a connected user opened again; \
+                             the client gets it with its next sync"
+                        );
                         break;
                     }
                 }
@@ -306,8 +327,8 @@ impl Hub {
         });
     }
 
-    /// Returns false if an event overtook the store's answer: the client would take that event for
-    /// one yet to come.
+    /// Returns false if an event overtook the store's answer: the older view would have the client
+    /// expect that event again.
     async fn try_to_add_again(&self, chat_id: ChatId, user_id: UserId) -> Result<bool> {
         let generation = self.generation();
         let Some(view) = self.store.chat(chat_id, user_id).await? else {
@@ -320,6 +341,7 @@ impl Hub {
         else {
             return Ok(true);
         };
+
         let current = subscription.rev() <= view.rev;
         if current {
             subscription.add_again(user_id, &view);
@@ -327,14 +349,12 @@ impl Hub {
         Ok(current)
     }
 
+    /// Closes the connections whose session ended or was logged into again.
     async fn check_sessions(&self, sessions: &[SessionId]) -> Result<()> {
-        if faults::on(Mutant::RevokeWithoutClosing) {
-            return Ok(());
-        }
-
+        mutant!(RevokeWithoutClosing => return Ok(()));
         let live = self.store.live_sessions(sessions, self.clock.now()).await?;
         for connection in self.registry.of_sessions(sessions) {
-            if !connection.is_of(live.get(&connection.session_id).copied()) {
+            if !connection.is_of_current_login(live.get(&connection.session_id).copied()) {
                 connection.close(CloseReason::SessionEnded);
             }
         }

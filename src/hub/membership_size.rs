@@ -3,12 +3,12 @@
 //! Up to a bound every member gets every join. Above it only the owner and the admins do; the other
 //! members get the number of members every few seconds
 //! ([`ServerFrame::MemberCount`](crate::wire::ServerFrame::MemberCount)). That frame stands for the
-//! revisions that they did not get, so 10,000 joins cost each member a frame every few seconds, and
-//! no revision goes missing unexplained.
+//! revisions that they did not get. So 10,000 joins cost each member a frame every few seconds, and
+//! the client can account for every revision.
 
 use crate::model::{Change, Chat, ChatKind, Rev, Role};
 
-/// How many members a chat has, as far as this replica knows.
+/// The number of members of a chat at a revision, as counted by this replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MembershipSize {
     is_channel: bool,
@@ -20,7 +20,7 @@ pub struct MembershipSize {
 /// The state of a chat in a connection's snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Snapshot {
-    /// The revision up to which the client knows the chat.
+    /// The revision of the chat in the snapshot.
     pub rev: Rev,
     /// The role of the connection's user.
     pub role: Option<Role>,
@@ -40,24 +40,24 @@ impl MembershipSize {
         Self::new(chat.kind, chat.member_count, chat.rev)
     }
 
-    /// The size of a chat of this kind that has so many members at a revision.
+    /// The size of a chat that has `member_count` members at `rev`.
     pub fn new(kind: ChatKind, member_count: i64, rev: Rev) -> Self {
         Self { is_channel: kind == ChatKind::Channel, member_count, rev }
     }
 
-    /// The number of members.
+    /// The number of members at the revision of this size.
     pub fn member_count(&self) -> i64 {
         self.member_count
     }
 
     /// Whether a member with this role gets the number of members instead of each change, if the
-    /// chat has more than `events_max` members. A member whose role is not known yet counts as an
-    /// ordinary one.
+    /// chat has more than `events_max` members. A member whose role has not been read yet counts as
+    /// an ordinary one.
     pub fn gets_counts(&self, role: Option<Role>, events_max: i64) -> bool {
         self.is_channel && self.member_count > events_max && !role.is_some_and(Role::leads)
     }
 
-    /// Takes over the size at a later revision.
+    /// Adopts another size, unless it is older.
     pub(super) fn update(&mut self, other: Self) {
         if other.rev >= self.rev {
             *self = other;
@@ -72,7 +72,7 @@ impl MembershipSize {
 
         match change {
             Change::MemberJoined(joined) => match &joined.1 {
-                // A view that was read from the store may be newer than the change.
+                // A view from the store may be newer than the change.
                 Some(view) => *self = Self::of(view),
                 None => self.member_count += 1,
             },
@@ -108,8 +108,9 @@ mod tests {
         assert_eq!(size.member_count(), 5, "the snapshot includes it");
         size.apply(&Change::MemberLeft(UserId::default()), Rev(8));
         assert_eq!(size.member_count(), 4);
+
         size.update(MembershipSize::new(ChatKind::Channel, 9, Rev(6)));
-        assert_eq!(size.member_count(), 4, "an earlier snapshot says nothing");
+        assert_eq!(size.member_count(), 4, "an earlier snapshot is ignored");
         size.update(MembershipSize::new(ChatKind::Channel, 9, Rev(9)));
         assert_eq!(size.member_count(), 9);
     }

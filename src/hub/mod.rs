@@ -1,12 +1,12 @@
-//! This replica's sockets: which connection follows which chat, and how each event reaches each of
+//! The connections of this replica: which chats each of them follows, and how each event reaches
 //! them once and in order.
 //!
-//! The bus may lose and reorder events; the hub must not. For each followed chat the hub knows the
-//! last revision that it delivered ([`subscription`]). It delivers the next one, drops one that it
-//! delivered before, and treats a jump as a gap: the missing events get a moment to arrive and are
-//! then fetched from the store ([`heal`]). If the bus may have lost events without a later one to
-//! show it, the hub compares its chats with the store ([`resync`]). Each event is encoded once and
-//! shared by all outboxes.
+//! The bus may lose and reorder events; the hub must not. For each followed chat the hub keeps the
+//! last revision that it delivered ([`subscription`]). It delivers the next revision, drops one
+//! that it delivered before, and treats a jump as a gap: the missing events get a moment to arrive
+//! and are then fetched from the store ([`heal`]). If the bus may have lost events, and no later
+//! event shows a gap, the hub compares its chats with the store ([`resync`]). Each event is encoded
+//! once and shared by all outboxes.
 
 pub mod connection;
 mod epoch;
@@ -47,10 +47,10 @@ use resync::ResyncProgress;
 use resync_queue::ResyncQueue;
 use subscription::{Accepted, ChatSubscription};
 
-/// Locks that the subscriptions are spread over, by chat.
+/// Number of locks over which the subscriptions are spread, by chat.
 const SHARDS: usize = 64;
 
-/// The registry of subscribers of one replica.
+/// Delivers events to the connections of one replica.
 pub struct Hub {
     store: Store,
     bus: Arc<dyn Bus>,
@@ -58,6 +58,7 @@ pub struct Hub {
     registry: Registry,
     presence: Arc<PresenceTracker>,
     shards: Vec<Mutex<HashMap<ChatId, ChatSubscription>>>,
+    /// Assigns chats to `shards`.
     spread: RandomState,
     tasks: Tasks,
     stop: CancellationToken,
@@ -65,19 +66,19 @@ pub struct Hub {
     checking: Checks,
     /// Members of a channel above which ordinary members get counts instead of member events.
     channel_events_max: i64,
-    /// Large channels whose members wait for a count.
+    /// Large channels with a member event that ordinary members did not get.
     uncounted: Mutex<HashSet<ChatId>>,
     resync_queue: ResyncQueue,
     resync_progress: ResyncProgress,
-    /// Whether a task compares chats again that seem to be ahead of the store.
+    /// Whether a task is comparing again chats that seem to be ahead of the store.
     rechecking_log: AtomicBool,
-    /// The number of epoch changes so far: state that was read from the store before one is void
-    /// after it.
+    /// The number of epoch changes so far. State that was read from the store before a change must
+    /// not be used after it.
     generation: AtomicU64,
 }
 
-/// Comparisons with the store: one of each kind at a time, and one more if it was requested
-/// meanwhile.
+/// Comparisons with the store: at most one of each kind runs, and one more follows if it was
+/// requested meanwhile.
 #[derive(Default)]
 struct Checks {
     chats: OneAtATime,
@@ -86,7 +87,7 @@ struct Checks {
 
 impl Hub {
     /// A hub without connections. In a channel of more than `channel_events_max` members, ordinary
-    /// members get the number of members instead of each member event.
+    /// members get the number of members instead of each member event. [`Hub::run`] must run.
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
@@ -121,8 +122,8 @@ impl Hub {
         })
     }
 
-    /// Delivers the events that arrive on the bus, and compares the chats with the store every 30
-    /// s, until the hub is stopped.
+    /// Delivers the events that arrive on the bus, and resyncs every 30 s, until the hub is
+    /// stopped.
     pub async fn run(self: Arc<Self>, mut inbox: BusInbox) {
         self.tasks.spawn_vital("epoch", self.clone().keep_epoch());
 
@@ -160,7 +161,7 @@ impl Hub {
         }
     }
 
-    /// Delivers one event to the connections that it concerns.
+    /// Delivers one event to the connections for which it is meant.
     pub fn deliver(self: &Arc<Self>, event: Event) {
         match event {
             Event::Chat(event) => self.deliver_chat_event(event),
@@ -188,7 +189,7 @@ impl Hub {
             }
             Event::LoggedInAgain { session_id, logins } => {
                 for connection in self.registry.of_sessions(&[session_id]) {
-                    if !connection.is_of(Some(logins)) {
+                    if !connection.is_of_current_login(Some(logins)) {
                         connection.close(CloseReason::SessionEnded);
                     }
                 }
@@ -212,8 +213,8 @@ impl Hub {
         }
 
         let subscription = self.open(&mut subscriptions, chat_id, Rev(event.rev.0 - 1));
-        // The subscription may have begun, for other followers, at a revision after the join of a
-        // connected user.
+        // A subscription that other followers began at a later revision drops this join as
+        // delivered. Its connected joiners have to be added from the store.
         let late = event.change.joiners().filter(|_| event.rev <= subscription.rev());
         let unfollowing = |user_id: &UserId| {
             self.registry.streaming(*user_id).iter().any(|it| !subscription.is_followed_by(it))
@@ -231,12 +232,14 @@ impl Hub {
         if accepted == Accepted::Gap {
             self.heal_later(chat_id, None, "gap");
         } else if unknown && followed {
-            // A later event may have arrived first, when the chat had no follower, and was dropped.
+            // A later event may have arrived before, when the chat had no follower, and was
+            // dropped.
             self.check_later(chat_id);
         }
     }
 
-    /// Sends the members of a large channel a count with the next tick, if they wait for one.
+    /// Has the next tick send a count to the ordinary members of a large channel, if they missed a
+    /// member event.
     fn count_later(&self, chat_id: ChatId, subscription: &ChatSubscription) {
         if subscription.has_uncounted() {
             self.uncounted.lock().insert(chat_id);
@@ -252,7 +255,7 @@ impl Hub {
         }
     }
 
-    /// Sends a frame without a revision to some of a chat's followers.
+    /// Sends a frame without a revision to the followers of a chat for which `to` holds.
     fn deliver_passing(
         &self,
         chat_id: ChatId,
@@ -272,7 +275,7 @@ impl Hub {
         metrics::events_delivered(delivered);
     }
 
-    /// Registers an authenticated connection. From now on it closes when its session ends.
+    /// Registers an authenticated connection. From now on the hub closes it when its session ends.
     ///
     /// # Errors
     /// `TooManyConnections` if the user has `per_user_max` connections on all replicas together;
@@ -287,8 +290,8 @@ impl Hub {
 
         self.registry.add(connection);
 
-        // Checked after the connection was added: either the drain finds the connection, or this
-        // check finds the drain.
+        // Checked after the connection was added: either the drain finds the connection in the
+        // registry, or this check sees that the hub drains.
         if self.draining.is_cancelled() {
             self.registry.remove(connection);
             self.presence.leave(connection.user_id);
@@ -299,12 +302,12 @@ impl Hub {
         Ok(())
     }
 
-    /// The presence of this replica's users, and of those that they watch.
+    /// The presence of this replica's users, and of the users that they watch.
     pub fn presence(&self) -> &Arc<PresenceTracker> {
         &self.presence
     }
 
-    /// Removes a connection.
+    /// Removes a connection and its subscriptions.
     pub fn unregister(&self, connection: &Arc<Connection>) {
         self.registry.remove(connection);
         self.presence.leave(connection.user_id);
@@ -321,9 +324,10 @@ impl Hub {
         metrics::socket_closed();
     }
 
-    /// Makes a connection follow chats before their snapshot is read, each known to have reached a
-    /// revision. The connection must be holding back its frames: [`Hub::settle`] and
-    /// [`Connection::go_live`] decide later which of them are newer than the snapshot.
+    /// Makes a connection follow chats before their snapshot is read. Each chat comes with a
+    /// revision that it has reached. The connection must be holding back its frames:
+    /// [`Hub::settle`] and [`Connection::go_live`] decide later which frames are newer than the
+    /// snapshot.
     pub fn follow(&self, connection: &Arc<Connection>, chats: &[(ChatId, Rev)]) {
         for (chat_id, rev) in chats {
             let mut subscriptions = self.subscriptions(*chat_id);
@@ -332,9 +336,9 @@ impl Hub {
         }
     }
 
-    /// Takes over the state of a chat in the connection's snapshot, which was read after
-    /// [`Hub::follow`]: the connection gets the events after that revision. Without the chat in the
-    /// snapshot, it gets none, unless a later event was a join.
+    /// Applies the state of a chat in the connection's snapshot, which was read after
+    /// [`Hub::follow`]: the connection gets the events after that revision. If the snapshot does
+    /// not contain the chat, the connection gets no events, unless the user joined since.
     pub fn settle(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
@@ -352,20 +356,22 @@ impl Hub {
         drop(subscriptions);
 
         if behind.is_some() {
-            // The event is on its way, or was published before this replica followed the chat.
+            // The missing event is under way, or was published before this replica followed the
+            // chat.
             self.heal_later(chat_id, behind, "sync");
         }
     }
 
-    /// Closes every connection, a few at a time over `spread`, so that their return does not
+    /// Closes every connection, a few at a time over `spread`, so that the returning clients do not
     /// overload the other replicas. New connections are refused.
     pub async fn drain(&self, spread: Duration) {
         self.draining.cancel();
+
         let all = self.registry.all();
         let waves_max = usize::try_from(spread.as_millis() / DRAIN_WAVE_EVERY.as_millis())
             .unwrap_or(usize::MAX)
             .max(1);
-        // Fewer connections than waves close one a wave; more are divided evenly over all waves.
+        // Without this bound, few connections would be spread over many empty waves.
         let waves = waves_max.min(all.len());
 
         for wave in 0..waves {
@@ -381,7 +387,7 @@ impl Hub {
         }
     }
 
-    /// Waits until the hub drains.
+    /// Waits until [`Hub::drain`] begins.
     pub async fn draining(&self) {
         self.draining.cancelled().await;
     }
@@ -391,8 +397,8 @@ impl Hub {
         self.registry.all().len()
     }
 
-    /// The subscription of a chat. A new one counts as delivered up to `rev`, and follows the
-    /// chat's topic on the bus.
+    /// Returns the subscription to a chat. A new one counts as delivered up to `rev`, and follows
+    /// the chat's topic on the bus.
     fn open<'a>(
         &self,
         subscriptions: &'a mut HashMap<ChatId, ChatSubscription>,
@@ -405,7 +411,7 @@ impl Hub {
         })
     }
 
-    /// Removes the subscription of a chat without followers. Returns whether it did.
+    /// Removes the subscription to a chat if it has no followers. Returns whether it did.
     fn close_if_unfollowed(
         &self,
         subscriptions: &mut HashMap<ChatId, ChatSubscription>,
@@ -419,6 +425,7 @@ impl Hub {
         unfollowed
     }
 
+    /// Locks the subscriptions of the shard that has this chat.
     fn subscriptions(&self, chat_id: ChatId) -> MutexGuard<'_, HashMap<ChatId, ChatSubscription>> {
         let mut hasher = self.spread.build_hasher();
         hasher.write_u128(chat_id.0.as_u128());
@@ -427,7 +434,7 @@ impl Hub {
     }
 }
 
-/// An interval that does not make up for missed ticks.
+/// An interval that delays missed ticks rather than making up for them in a burst.
 fn slow_interval(every: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(every);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

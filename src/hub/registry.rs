@@ -9,7 +9,8 @@ use super::connection::Connection;
 use crate::cluster::Bus;
 use crate::model::{SessionId, Topic, UserId};
 
-/// The authenticated connections of this replica. Follows the topics of their users on the bus.
+/// The authenticated connections of this replica. Follows the topic of each connected user on the
+/// bus.
 pub struct Registry {
     bus: Arc<dyn Bus>,
     inner: Mutex<Inner>,
@@ -22,13 +23,13 @@ struct Inner {
 }
 
 impl Registry {
-    /// A registry without connections.
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus, inner: Mutex::default() }
     }
 
-    /// Adds a connection.
     pub fn add(&self, connection: &Arc<Connection>) {
+        // The bus is called under the lock, here and in `remove`, so that its calls for one user
+        // keep their order.
         let mut inner = self.inner.lock();
         let of_user =
             inner.by_user.entry(connection.user_id).or_insert_with(|| Vec::with_capacity(1));
@@ -36,6 +37,7 @@ impl Registry {
             self.bus.follow(Topic::User(connection.user_id));
         }
         of_user.push(connection.clone());
+
         inner
             .by_session
             .entry(connection.session_id)
@@ -43,9 +45,8 @@ impl Registry {
             .push(connection.clone());
     }
 
-    /// Removes a connection.
     pub fn remove(&self, connection: &Arc<Connection>) {
-        fn forget<K: std::hash::Hash + Eq>(
+        fn remove_from<K: std::hash::Hash + Eq>(
             map: &mut HashMap<K, Vec<Arc<Connection>>>,
             key: &K,
             id: u64,
@@ -59,14 +60,15 @@ impl Registry {
         }
 
         let mut inner = self.inner.lock();
-        forget(&mut inner.by_user, &connection.user_id, connection.id);
+        remove_from(&mut inner.by_user, &connection.user_id, connection.id);
         if !inner.by_user.contains_key(&connection.user_id) {
             self.bus.unfollow(Topic::User(connection.user_id));
         }
-        forget(&mut inner.by_session, &connection.session_id, connection.id);
+
+        remove_from(&mut inner.by_session, &connection.session_id, connection.id);
     }
 
-    /// The connections of a user that asked for their events.
+    /// The connections of a user that get events or hold them back.
     pub fn streaming(&self, user_id: UserId) -> Vec<Arc<Connection>> {
         let inner = self.inner.lock();
         let of_user = inner.by_user.get(&user_id).into_iter().flatten();
@@ -78,7 +80,6 @@ impl Registry {
         self.inner.lock().by_user.contains_key(&user_id)
     }
 
-    /// The connections of these sessions.
     pub fn of_sessions(&self, sessions: &[SessionId]) -> Vec<Arc<Connection>> {
         let inner = self.inner.lock();
         sessions.iter().filter_map(|id| inner.by_session.get(id)).flatten().cloned().collect()
@@ -89,7 +90,6 @@ impl Registry {
         self.inner.lock().by_session.keys().copied().collect()
     }
 
-    /// Every connection.
     pub fn all(&self) -> Vec<Arc<Connection>> {
         self.inner.lock().by_user.values().flatten().cloned().collect()
     }

@@ -1,8 +1,8 @@
-//! The resync: comparing the followed chats with the store, in case the bus lost an event.
+//! The resync: compares the followed chats with the store, in case the bus lost an event.
 //!
-//! The ordinary resync reads which chats changed since the last one, so a chat in which nothing
-//! happens costs nothing. The full resync compares everything, a step at a time, so that no promise
-//! depends on the ordinary resync being complete.
+//! The ordinary resync reads which chats changed since the last one, so an idle chat costs nothing.
+//! The full resync compares all followed chats, a step at a time: it finds a change that the
+//! ordinary resync missed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::model::limits::{FULL_RESYNC_STEPS, JOIN_RESYNC_MARGIN};
 use crate::model::{ChatId, Result, Timestamp, Topic, UserId};
 use crate::store::{CHANGE_SLOTS_MARGIN, ChangedChat};
 
-/// How far the resyncs have come.
+/// The progress of the resyncs.
 #[derive(Default)]
 pub(super) struct ResyncProgress {
     /// The database's change slot and this process's time when the last complete resync began.
@@ -29,11 +29,12 @@ pub(super) struct ResyncProgress {
 }
 
 impl ResyncProgress {
-    /// Makes the next resync compare everything.
+    /// Makes the next resync compare all followed chats.
     pub fn reset(&self) {
         *self.last.lock() = None;
     }
 
+    /// Advances the full resync by a step, and returns the step.
     fn next_step(&self) -> usize {
         let mut step = self.step.lock();
         *step = (*step + 1) % FULL_RESYNC_STEPS;
@@ -42,7 +43,7 @@ impl ResyncProgress {
 }
 
 impl Hub {
-    /// Compares these topics with the store: the bus may have lost an event of them.
+    /// Starts a task that compares these topics with the store.
     pub(super) fn resync_topics(self: &Arc<Self>, topics: Vec<Topic>) {
         for topic in &topics {
             if let Topic::Presence(user) = topic {
@@ -53,13 +54,16 @@ impl Hub {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move {
             if let Err(error) = hub.compare_topics(&topics).await {
-                tracing::warn!(%error, "failed to compare topics with the store; retrying in two seconds");
+                tracing::warn!(
+                    %error,
+                    "failed to compare topics with the store; retrying in two seconds"
+                );
                 hub.queue_resync(&topics);
             }
         });
     }
 
-    /// Compares these chats, and the chat lists of these users, with the store.
+    /// Compares the chats, and the chat lists of the users, among these topics with the store.
     pub(super) async fn compare_topics(self: &Arc<Self>, topics: &[Topic]) -> Result<()> {
         if topics.contains(&Topic::Everyone) {
             return self.resync_changed().await;
@@ -97,7 +101,11 @@ impl Hub {
         self.tasks.spawn_vital("healing", async move {
             loop {
                 if let Err(error) = hub.resync_changed().await {
-                    tracing::warn!(%error, "failed to compare changed chats with the store; retried with the next resync");
+                    tracing::warn!(
+                        %error,
+                        "failed to compare changed chats with the store; \
+                         retried with the next resync"
+                    );
                 }
                 if !hub.checking.chats.again() {
                     return;
@@ -106,21 +114,21 @@ impl Hub {
         });
     }
 
-    /// Compares all chats that changed since the last resync with the store; everything, if there
-    /// was none.
+    /// Compares all chats that changed since the last resync with the store; all followed chats, if
+    /// there was none.
     ///
     /// # Errors
-    /// `unavailable` if the store did not answer for all of it: then the next resync begins where
+    /// `unavailable` if the store did not answer every query. Then the next resync begins where
     /// this one did.
     pub(super) async fn resync_changed(self: &Arc<Self>) -> Result<()> {
         let (generation, last) = (self.generation(), *self.resync_progress.last.lock());
-        // Both are read before the first row.
+        // Read before the first row: a change during this resync is covered by the next one.
         let (slot, now) = (self.store.change_slot().await?, self.clock.now());
 
         match last {
             Some((last, at)) if last <= slot => self.resync_changed_since(last, at).await?,
-            // The database's clock stepped back: a later change may have an earlier slot than the
-            // last resync.
+            // There was no resync, or the database's clock stepped back: then a later change may
+            // have an earlier slot than the last resync.
             Some(_) | None => self.resync_everything().await?,
         }
 
@@ -130,8 +138,11 @@ impl Hub {
         Ok(())
     }
 
+    /// Compares the chats that changed since a slot, and finds the members that joined since `at`,
+    /// each with a margin.
     async fn resync_changed_since(self: &Arc<Self>, slot: i64, at: Timestamp) -> Result<()> {
         let joined_since = at.minus(JOIN_RESYNC_MARGIN);
+        // The page after (`slot`, `behind`).
         let (mut slot, mut behind) = (slot - CHANGE_SLOTS_MARGIN, ChatId(Uuid::nil()));
 
         loop {
@@ -157,6 +168,7 @@ impl Hub {
         }
     }
 
+    /// Heals the chats of a page that are behind it, and ends those that were removed.
     fn compare_changed(self: &Arc<Self>, page: &[ChangedChat], generation: u64) {
         let mut ahead = Vec::new();
         for chat in page {
@@ -167,11 +179,12 @@ impl Hub {
                 Some(delivered) if delivered < chat.rev => {
                     self.heal_later(chat.id, Some(chat.rev), "check")
                 }
-                // Usually the chat changed after its row was read.
+                // Ordinarily, the chat changed after its row was read.
                 Some(delivered) if delivered > chat.rev => ahead.push(chat.id),
                 Some(_) | None => {}
             }
         }
+
         self.recheck_log(ahead);
     }
 
@@ -193,17 +206,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Starts the next step of the full resync.
+    /// Starts the next step of the full resync as a task.
     pub(super) fn full_resync_step_later(self: &Arc<Self>) {
         let hub = self.clone();
         self.tasks.spawn_vital("healing", async move { hub.full_resync_step().await });
     }
 
-    /// The next step of the full resync, which is complete every 15 minutes.
+    /// Runs the next step of the full resync. All steps take 15 minutes.
     async fn full_resync_step(self: &Arc<Self>) {
         metrics::hub_chats(self.shards.iter().map(|shard| shard.lock().len()).sum());
         if let Err(error) = self.resync_part(self.resync_progress.next_step()).await {
-            tracing::warn!(%error, "failed to compare a part of the followed chats with the store; retried in 15 minutes");
+            tracing::warn!(
+                %error,
+                "failed to compare a part of the followed chats with the store; \
+                 retried in 15 minutes"
+            );
         }
     }
 

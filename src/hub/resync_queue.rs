@@ -1,5 +1,5 @@
-//! Resyncs that are repeated: after a unit of work with an unknown outcome, since its commit may
-//! still be under way, and after a resync that failed.
+//! Repeated resyncs: after a unit of work with an unknown outcome, since its commit may still be
+//! under way, and after a failed resync.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,8 +20,7 @@ pub(super) struct ResyncQueue {
 }
 
 impl ResyncQueue {
-    /// Adds topics. Over [`RESYNC_TOPICS_MAX`] the queue holds [`Topic::Everyone`] in place of them
-    /// all.
+    /// Adds topics. Above [`RESYNC_TOPICS_MAX`], [`Topic::Everyone`] replaces them all.
     fn add(&self, topics: impl Iterator<Item = Topic>) {
         let mut queued = self.topics.lock();
         queued.extend(topics.map(|topic| (topic, RESYNC_REPEATS)));
@@ -54,8 +53,8 @@ impl ResyncQueue {
 }
 
 impl Hub {
-    /// Compares topics with the store now and a few times more: a change of them may have been
-    /// committed, or may be yet.
+    /// Compares topics with the store now and several times after: a unit of work of unknown
+    /// outcome may have changed them, or may still do so.
     pub(super) fn resync_repeatedly(self: &Arc<Self>, topics: Vec<Topic>) {
         self.queue_resync(&topics);
         self.resync_topics(topics);
@@ -63,7 +62,7 @@ impl Hub {
 
     /// Compares topics with the store [`RESYNC_REPEATS`] times, each after a pause. A comparison
     /// that the store does not answer is repeated. Presence is not in the store, so its topics are
-    /// left out.
+    /// skipped.
     pub(super) fn queue_resync(self: &Arc<Self>, topics: &[Topic]) {
         self.resync_queue
             .add(topics.iter().copied().filter(|topic| !matches!(topic, Topic::Presence(_))));
@@ -84,7 +83,7 @@ impl Hub {
         });
     }
 
-    /// A pause, and one comparison of all queued topics.
+    /// Pauses, then compares all queued topics once.
     async fn resync_queued(self: &Arc<Self>) {
         tokio::select! {
             () = self.stop.cancelled() => return,

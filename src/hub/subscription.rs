@@ -1,8 +1,8 @@
 //! The subscription to one chat: its followers, the last revision delivered to them, and the events
-//! that wait for a missing one.
+//! that wait for a missing event.
 //!
-//! A subscription changes only under the lock of its shard, so all followers get the events in one
-//! order.
+//! A subscription changes only under the lock of its shard, so all followers get the events in the
+//! same order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,27 +11,27 @@ use super::connection::{Connection, FramePosition};
 use super::membership_size::{MembershipSize, Snapshot};
 use super::registry::Registry;
 use crate::metrics;
-use crate::model::faults::{self, Mutant};
+use crate::model::faults::mutant;
 use crate::model::limits::REORDER_MAX;
 use crate::model::{Change, Chat, ChatEvent, ChatId, MessageId, Rev, Role, UserId};
 use crate::wire::{EncodedEvent, ServerFrame};
 
-/// The result of an event that arrived.
+/// The state of a subscription after an event arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// It was delivered, now or before.
+    /// No event is missing.
     Settled,
-    /// It waits for an earlier event, which is missing.
+    /// An event is missing.
     Gap,
 }
 
 #[derive(Debug)]
 struct Follower {
     connection: Arc<Connection>,
-    /// The revision of the chat in its snapshot: it gets later events only.
+    /// The revision of the chat in the connection's snapshot: it gets only later events.
     from: Rev,
     standing: Standing,
-    /// The role of its user. Unknown before the snapshot is read.
+    /// The role of the connection's user. `None` before the snapshot is read.
     role: Option<Role>,
 }
 
@@ -41,28 +41,27 @@ impl Follower {
     }
 }
 
-/// What the hub knows about the membership of a follower's user.
+/// The membership of a follower's user, by the snapshot and the events so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// Nothing: the snapshot is yet to be read.
+    /// The snapshot has not been read yet.
     Unknown,
     /// The user left at this revision. A newer snapshot may show that the user joined again.
     Left(Rev),
-    /// The user joined while the snapshot was read.
+    /// An event of a join arrived before the snapshot was applied.
     Joined,
     /// The user is a member.
     Settled,
 }
 
-/// The subscription to a chat, shared by its followers.
 #[derive(Debug)]
 pub struct ChatSubscription {
     /// The last revision delivered.
     rev: Rev,
-    /// The last revision known to exist.
+    /// The last revision that exists, as far as events and the store have shown.
     seen: Rev,
     followers: Vec<Follower>,
-    /// Events that arrived before an earlier one.
+    /// Events that arrived before an earlier event.
     waiting: BTreeMap<Rev, ChatEvent>,
     size: MembershipSize,
     /// Members of a channel above which ordinary members get counts instead of member events.
@@ -89,43 +88,38 @@ impl ChatSubscription {
         }
     }
 
-    /// The last revision delivered.
     pub fn rev(&self) -> Rev {
         self.rev
     }
 
-    /// The last revision known to exist.
     pub fn seen(&self) -> Rev {
         self.seen
     }
 
-    /// Whether it has no followers.
     pub fn is_unfollowed(&self) -> bool {
         self.followers.is_empty()
     }
 
-    /// The connections that follow the chat.
     pub fn connections(&self) -> impl Iterator<Item = &Arc<Connection>> {
         self.followers.iter().map(|follower| &follower.connection)
     }
 
-    /// Whether this connection follows the chat.
     pub fn is_followed_by(&self, connection: &Connection) -> bool {
         self.connections().any(|follower| follower.id == connection.id)
     }
 
-    /// Adds a follower whose snapshot is yet to be read.
+    /// Adds a follower whose snapshot has not been read yet.
     pub fn follow_ahead(&mut self, chat_id: ChatId, connection: &Arc<Connection>) {
         match self.find(connection) {
-            // The event of a join made it a follower before.
+            // The event of a join has made the connection a follower.
             Some(follower) => follower.standing = Standing::Joined,
             None => self.add(chat_id, connection, Rev(0), Standing::Unknown, None),
         }
     }
 
-    /// Takes over what a follower's snapshot says: the chat at a revision, or no such chat. The
-    /// follower stays if its user is a member, which the later of snapshot and events decides, and
-    /// gets the events after the snapshot.
+    /// Applies a follower's snapshot, which contains the chat at a revision, or does not contain
+    /// it. The follower stays if its user is a member by the later of the snapshot and the events.
+    /// It gets the events after the snapshot.
     pub fn settle(
         &mut self,
         chat_id: ChatId,
@@ -135,8 +129,8 @@ impl ChatSubscription {
         if let Some(snapshot) = snapshot {
             self.size.update(snapshot.size);
             if snapshot.role.is_some_and(Role::leads) {
-                // From now on it gets member events, so a later count must not stand for those
-                // before.
+                // From now on the connection gets member events. So a later count must not stand
+                // for the earlier ones.
                 self.send_count_to(chat_id, |follower| follower.connection.id == connection.id);
             }
         }
@@ -173,13 +167,12 @@ impl ChatSubscription {
         standing: Standing,
         role: Option<Role>,
     ) {
-        // A connection that is gone would never be removed again.
+        // An unregistered connection would never be removed from the followers.
         if connection.add_chat(chat_id) {
             self.followers.push(Follower { connection: connection.clone(), from, standing, role });
         }
     }
 
-    /// Removes a follower.
     pub fn unfollow(&mut self, connection: &Connection) {
         if let Some(index) =
             self.followers.iter().position(|follower| follower.connection.id == connection.id)
@@ -188,21 +181,20 @@ impl ChatSubscription {
         }
     }
 
-    /// Takes an event from the bus.
+    /// Takes an event from the bus: delivers it, keeps it until the missing ones arrive, or drops
+    /// it.
     pub fn accept(&mut self, event: ChatEvent, registry: &Registry) -> Accepted {
-        if faults::on(Mutant::ArrivalOrder)
-            || faults::on(Mutant::SeenAgain) && event.rev <= self.rev
-        {
-            self.deliver(event, registry);
-            return Accepted::Settled;
-        }
+        mutant!(ArrivalOrder => return self.accept_any(event, registry));
+        mutant!(DeliverTwice => if event.rev <= self.rev {
+            return self.accept_any(event, registry);
+        });
 
         self.expect_up_to(event.rev);
         if event.rev == self.rev.next() {
             self.deliver(event, registry);
             self.deliver_waiting(registry);
         } else if event.rev > self.rev && self.waiting.len() < REORDER_MAX {
-            // Over the bound the event is dropped: healing fetches it with the missing ones.
+            // Above the bound the event is dropped: healing fetches it with the missing ones.
             self.waiting.insert(event.rev, event);
         }
 
@@ -222,7 +214,7 @@ impl ChatSubscription {
     ) {
         let known = self.rev;
         // A follower whose user joined in the gap must have left before, at a revision that the
-        // store no longer has: it gets nothing of the gap before the join, and joins anew.
+        // store no longer has. It gets no events of the gap before the join, and is added again.
         for (rev, change) in items.iter().filter(|(rev, _)| *rev > known) {
             for user_id in change.joiners() {
                 self.remove_member(chat_id, user_id, *rev);
@@ -234,11 +226,12 @@ impl ChatSubscription {
             if rev <= known {
                 continue;
             }
+
             match &change {
                 Change::MessageSent(message) if sent_earlier.contains_key(&message.id) => {
-                    // A follower whose snapshot is newer has the message already; all have it if it
-                    // was delivered while the store was asked. They get the change, the others get
-                    // the message as new.
+                    // A follower whose snapshot is newer has the message already. All followers
+                    // have it if it was delivered while the store was read. Those that have it get
+                    // the change, the others get the message as new.
                     let sent_rev = sent_earlier[&message.id];
                     let has_it =
                         |follower: &Follower| known >= sent_rev || follower.from >= sent_rev;
@@ -260,16 +253,7 @@ impl ChatSubscription {
         self.deliver_waiting(registry);
     }
 
-    /// Delivers the waiting events and ignores the gap: a deliberate fault, for tests that must
-    /// notice it.
-    pub fn skip_gap(&mut self, registry: &Registry) {
-        for (_, event) in std::mem::take(&mut self.waiting) {
-            self.deliver(event, registry);
-        }
-        self.rev = self.rev.max(self.seen);
-    }
-
-    /// Notes that the chat's log goes up to `rev`.
+    /// Records that the revision `rev` exists.
     pub fn expect_up_to(&mut self, rev: Rev) {
         self.seen = self.seen.max(rev);
     }
@@ -280,7 +264,7 @@ impl ChatSubscription {
         self.seen = self.rev.max(rev);
     }
 
-    /// Whether a revision that exists was not delivered.
+    /// Whether an existing revision was not delivered.
     pub fn has_gap(&self) -> bool {
         self.rev < self.seen
     }
@@ -289,7 +273,7 @@ impl ChatSubscription {
     pub fn end(&mut self, chat_id: ChatId) {
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         for follower in self.followers.drain(..) {
-            // Later than the revision of any snapshot.
+            // The maximum is later than the revision of any snapshot.
             follower.connection.push(
                 Some(chat_id),
                 Some(FramePosition::ChatGone(Rev(i64::MAX))),
@@ -363,7 +347,7 @@ impl ChatSubscription {
                     follower.from = follower.from.max(from);
                     follower.role = view.role;
                 }
-                // It gets the events already.
+                // The connection gets the events already.
                 Some(_) => continue,
                 None => self.add(view.id, &connection, from, Standing::Settled, view.role),
             }
@@ -371,15 +355,15 @@ impl ChatSubscription {
         }
     }
 
-    /// Sends a user's connections `chat_added` again; their events continue from this view.
+    /// Sends `chat_added` to a user's connections again. Their events continue from this view.
     pub fn add_again(&mut self, user_id: UserId, view: &Chat) {
         let frame = ServerFrame::ChatAdded { chat: view.clone() }.encode();
         for follower in
             self.followers.iter_mut().filter(|follower| follower.connection.user_id == user_id)
         {
             follower.from = follower.from.max(view.rev);
-            // Without a position, since it is sent whatever the snapshot holds: there the chat may
-            // be off the list.
+            // Without a position, so that it is sent also if the snapshot is newer: the chat may be
+            // off the list there.
             follower.connection.push(Some(view.id), None, &frame);
         }
     }
@@ -387,10 +371,7 @@ impl ChatSubscription {
     /// Ends the following of a former member's connections, except where a newer snapshot shows
     /// that the user is a member.
     fn remove_member(&mut self, chat_id: ChatId, user_id: UserId, rev: Rev) {
-        if faults::on(Mutant::CachedMembership) {
-            return;
-        }
-
+        mutant!(CachedMembership => return);
         let frame = ServerFrame::ChatGone { chat_id }.encode();
         self.followers.retain_mut(|follower| {
             if follower.connection.user_id != user_id || follower.from >= rev {
@@ -412,9 +393,10 @@ impl ChatSubscription {
     fn broadcast(&mut self, event: ChatEvent, meant: impl Fn(&Follower) -> bool) {
         let (chat_id, rev, member) = (event.chat_id, event.rev, event.change.member());
         if member.is_none() || !self.size.gets_counts(None, self.events_max) {
-            // The count explains the revisions that ordinary members did not get before this event.
+            // The count comes first: it stands for the revisions that ordinary members did not get.
             self.send_count(chat_id);
         }
+
         let Some(encoded) = EncodedEvent::new(event) else {
             return;
         };
@@ -440,13 +422,13 @@ impl ChatSubscription {
         metrics::events_delivered(delivered);
     }
 
-    /// Whether ordinary members wait for a count.
+    /// Whether ordinary members did not get a member event since the last count.
     pub fn has_uncounted(&self) -> bool {
         self.uncounted.is_some()
     }
 
-    /// Sends the number of members to the ordinary members of a large channel, if a member event
-    /// was withheld since the last count.
+    /// Sends the number of members to the ordinary members of a large channel, if they did not get
+    /// a member event since the last count.
     pub fn send_count(&mut self, chat_id: ChatId) {
         self.send_count_to(chat_id, |_| true);
         self.uncounted = None;
@@ -473,5 +455,7 @@ impl ChatSubscription {
     }
 }
 
+#[cfg(feature = "faults")]
+mod mutants;
 #[cfg(test)]
 mod tests;

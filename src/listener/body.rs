@@ -1,4 +1,5 @@
-//! The body of an answer, handed over in pieces, so that it is known whether its client takes it.
+//! The body of an answer. It goes to hyper in pieces, so that the listener sees whether the client
+//! reads it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,11 +10,11 @@ use http_body::{Frame, SizeHint};
 use super::line::Request;
 use crate::model::limits::ANSWER_PIECE_BYTES;
 
-/// A body in pieces of [`ANSWER_PIECE_BYTES`] at most. The request is in progress as long as it is
-/// there.
+/// A body in pieces of at most [`ANSWER_PIECE_BYTES`]. The request is in progress until the body is
+/// dropped.
 pub(super) struct PacedBody {
     body: Body,
-    /// What was read and is not yet handed over.
+    /// Bytes of `body` that hyper has not received yet.
     rest: Bytes,
     request: Request,
 }
@@ -44,6 +45,7 @@ impl HttpBody for PacedBody {
                 end => return Poll::Ready(end),
             }
         }
+
         self.request.moved();
         let length = self.rest.len().min(ANSWER_PIECE_BYTES);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
@@ -57,6 +59,7 @@ impl HttpBody for PacedBody {
         let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
         let mut sum = SizeHint::new();
         sum.set_lower(hint.lower() + rest);
+
         if let Some(upper) = hint.upper() {
             sum.set_upper(upper + rest);
         }
@@ -71,18 +74,19 @@ mod tests {
     use crate::service::SharedAddressSlot;
 
     #[tokio::test]
-    async fn a_body_comes_in_pieces_and_its_length_is_known_all_along() {
-        let whole: Vec<u8> = (0..40_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    async fn a_body_is_sent_in_pieces_and_reports_its_remaining_length() {
+        let bytes: Vec<u8> = (0..40_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
-        let mut body = PacedBody::new(Body::from(whole.clone()), line.begin());
-        let mut taken = Vec::new();
+        let mut body = PacedBody::new(Body::from(bytes.clone()), line.begin());
+
+        let mut received = Vec::new();
         while !body.is_end_stream() {
-            assert_eq!(body.size_hint().exact(), Some((whole.len() - taken.len()) as u64));
+            assert_eq!(body.size_hint().exact(), Some((bytes.len() - received.len()) as u64));
             let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
             let piece = next.unwrap().unwrap().into_data().unwrap();
             assert!(piece.len() <= ANSWER_PIECE_BYTES);
-            taken.extend_from_slice(&piece);
+            received.extend_from_slice(&piece);
         }
-        assert_eq!(taken, whole);
+        assert_eq!(received, bytes);
     }
 }

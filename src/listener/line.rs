@@ -1,4 +1,4 @@
-//! One connection: what it holds, what happens on it, and when it has lasted too long.
+//! The state of one connection: its slots, its requests in progress, and its deadlines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::metrics;
-use crate::model::limits::{CLOSE_MAX, Patience, REQUEST_MAX, REQUEST_READ_MAX};
+use crate::model::limits::{CLOSE_MAX, ConnectionTimeouts, REQUEST_MAX, REQUEST_READ_MAX};
 use crate::service::{RequestGuard, SharedAddressSlot};
 
-/// The slots of one listener.
+/// The connection slots of one listener.
 pub(super) struct Slots {
     free: Arc<Semaphore>,
-    /// Connections without a complete request head, the one that has waited longest first.
     waiting: Mutex<Waiting>,
 }
 
+/// The connections without a complete request head, the oldest first.
 #[derive(Default)]
 struct Waiting {
     next: u64,
     lines: BTreeMap<u64, Arc<Line>>,
 }
 
-/// What the parts of a connection share: the task, the socket and the requests.
+/// The state of a connection, shared by its task, its socket and its requests.
 pub(super) struct Line {
     slots: Arc<Slots>,
-    /// Its key among those that wait.
+    /// The connection's key in [`Waiting`].
     number: u64,
-    /// The slot, until the socket is closed or the slot goes to a newcomer.
+    /// The connection slot, until the socket is closed or the connection is evicted.
     slot: Mutex<Option<OwnedSemaphorePermit>>,
     /// The slot of the peer's address, until the client has authenticated.
     address_slot: SharedAddressSlot,
@@ -40,25 +40,25 @@ pub(super) struct Line {
 
 struct Activity {
     had_head: bool,
-    /// Since when there is no request in progress.
+    /// Since when the connection has had no request in progress.
     quiet_since: Instant,
     /// The requests in progress.
     requests: HashMap<u64, Progress>,
     next_request: u64,
 }
 
-/// How far a request is.
+/// The progress of a request.
 enum Progress {
-    /// Since when it has no answer.
+    /// The request head was complete at this time; there is no answer yet.
     Unanswered(Instant),
-    /// When its answer last moved.
+    /// The client read a piece of the answer, or the answer began, at this time.
     Answered(Instant),
 }
 
 impl Progress {
-    /// Until when it must have moved. An answer that is there may wait for the one before it to be
-    /// taken, as HTTP/1 has it.
-    fn until(&self, patience: &Patience) -> Instant {
+    /// The deadline of the next progress. In HTTP/1 an answer waits until the client has read the
+    /// answer before it, so `stall` also applies to a request without an answer.
+    fn until(&self, patience: &ConnectionTimeouts) -> Instant {
         match self {
             Self::Unanswered(since) => *since + REQUEST_READ_MAX + REQUEST_MAX + patience.stall,
             Self::Answered(moved) => *moved + patience.stall,
@@ -66,14 +66,14 @@ impl Progress {
     }
 }
 
-/// What a look at a connection came to.
+/// The result of a check of a connection's deadlines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Look again then.
+    /// The connection meets its deadlines. Check again at this time.
     Fine(Instant),
-    /// Without a request for too long: it may end in peace.
+    /// The connection had no request for too long: shut it down gracefully.
     Idle,
-    /// It must end now, for this reason.
+    /// The connection missed a deadline: close it now, for this reason.
     Overdue(&'static str),
 }
 
@@ -85,13 +85,15 @@ impl Slots {
         })
     }
 
-    /// A slot for a new connection: a free one, or that of the connection that has waited longest
-    /// without a complete request head. `None` if all have had one.
+    /// Takes a slot for a new connection. If no slot is free, evicts the oldest connection without
+    /// a complete request head. `None` if there is no such connection.
     pub(super) fn take(self: &Arc<Self>, address_slot: SharedAddressSlot) -> Option<Arc<Line>> {
         let slot = self.free.clone().try_acquire_owned().ok().or_else(|| self.evict())?;
+
         let mut waiting = self.waiting.lock();
         let number = waiting.next;
         waiting.next += 1;
+
         let activity = Activity {
             had_head: false,
             quiet_since: Instant::now(),
@@ -122,13 +124,13 @@ impl Slots {
         }
     }
 
-    fn forget(&self, number: u64) {
+    fn stop_waiting(&self, number: u64) {
         self.waiting.lock().lines.remove(&number);
     }
 }
 
 impl Line {
-    /// A request's head is complete.
+    /// Begins a request whose head is complete.
     pub(super) fn begin(self: &Arc<Self>) -> Request {
         let (key, first) = {
             let mut activity = self.activity.lock();
@@ -137,33 +139,35 @@ impl Line {
             activity.requests.insert(key, Progress::Unanswered(Instant::now()));
             (key, !std::mem::replace(&mut activity.had_head, true))
         };
+
         if first {
-            self.slots.forget(self.number);
+            self.slots.stop_waiting(self.number);
         }
         Request { line: self.clone(), key, guard: RequestGuard::new(self.address_slot.clone()) }
     }
 
-    /// The socket is closed.
+    /// Releases the connection's slots. Called when the socket is closed.
     pub(super) fn closed(&self) {
-        self.slots.forget(self.number);
+        self.slots.stop_waiting(self.number);
         self.address_slot.give_back();
         self.slot.lock().take();
     }
 
-    /// Comes back if the slot went to a newcomer.
+    /// Returns once the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// Whether the connection may go on. `leaving` is since when it was asked to end in peace.
+    /// Checks the connection's deadlines. `leaving` is the time at which its graceful shutdown
+    /// began.
     pub(super) fn look(
         &self,
-        patience: &Patience,
+        patience: &ConnectionTimeouts,
         leaving: Option<Instant>,
         now: Instant,
     ) -> Verdict {
         let activity = self.activity.lock();
-        // An answer may begin to wait right after this look.
+        // An answer may begin to stall right after this check.
         let soon = now + patience.stall / 4;
         if let Some(until) = activity.requests.values().map(|request| request.until(patience)).min()
         {
@@ -173,32 +177,32 @@ impl Line {
                 Verdict::Fine(until.min(soon))
             };
         }
-        let (for_long, end): (Duration, _) = match leaving {
+
+        let (quiet_max, end): (Duration, _) = match leaving {
             Some(_) => (CLOSE_MAX, Verdict::Overdue("idle")),
             None if activity.had_head => (patience.idle, Verdict::Idle),
             None => (patience.first_head, Verdict::Overdue("no_request")),
         };
-        let until = leaving.unwrap_or(activity.quiet_since).max(activity.quiet_since) + for_long;
+        let until = leaving.unwrap_or(activity.quiet_since).max(activity.quiet_since) + quiet_max;
         if until <= now { end } else { Verdict::Fine(until.min(soon)) }
     }
 }
 
-/// A request in progress, from its head until its answer is taken entirely or dropped.
+/// A request in progress, from its complete head until its answer is read or dropped.
 pub(super) struct Request {
     line: Arc<Line>,
-    /// Its key among the requests of its connection.
+    /// The request's key in [`Activity::requests`].
     key: u64,
-    /// What the request holds. The work behind the request may hold it longer.
+    /// The address slot and the user's permit. The task behind the request may keep it for longer.
     guard: Arc<RequestGuard>,
 }
 
 impl Request {
-    /// What the request holds.
     pub(super) fn guard(&self) -> Arc<RequestGuard> {
         self.guard.clone()
     }
 
-    /// The answer began, or a piece of it was taken.
+    /// Records that the answer began, or that the client read a piece of it.
     pub(super) fn moved(&self) {
         self.line.activity.lock().requests.insert(self.key, Progress::Answered(Instant::now()));
     }
@@ -216,7 +220,7 @@ impl Drop for Request {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    const PATIENCE: ConnectionTimeouts = ConnectionTimeouts {
         first_head: Duration::from_secs(10),
         idle: Duration::from_mins(1),
         stall: Duration::from_secs(20),
@@ -227,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_has_its_time_for_its_first_head_and_then_to_be_idle() {
+    fn a_connection_ends_without_a_first_head_in_time_and_when_it_is_idle_for_too_long() {
         let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         assert!(matches!(after(&line, 1), Verdict::Fine(_)));
         assert_eq!(after(&line, 11), Verdict::Overdue("no_request"));
@@ -237,14 +241,15 @@ mod tests {
     }
 
     #[test]
-    fn a_request_keeps_its_connection_and_an_answer_that_does_not_move_ends_it() {
+    fn a_request_keeps_its_connection_open_until_its_answer_stalls() {
         let line = Slots::new(1).take(SharedAddressSlot::default()).unwrap();
         let request = line.begin();
         assert!(
             matches!(after(&line, 39), Verdict::Fine(_)),
-            "15 s to read it, 4.5 s to answer it, 20 s to take it"
+            "15 s to read the request, 4.5 s to answer it, 20 s to send the answer"
         );
         assert_eq!(after(&line, 41), Verdict::Overdue("answer_stalled"));
+
         request.moved();
         assert!(matches!(after(&line, 19), Verdict::Fine(_)));
         assert_eq!(after(&line, 21), Verdict::Overdue("answer_stalled"));
@@ -253,17 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_of_the_connection_that_waits_longest_goes_to_a_newcomer_and_no_other_does() {
+    fn a_new_connection_evicts_the_oldest_one_without_a_request_head_and_no_other() {
         let slots = Slots::new(2);
         let take = || slots.take(SharedAddressSlot::default());
         let (first, second) = (take().unwrap(), take().unwrap());
         let _served = first.begin();
         let third = take().unwrap();
         assert!(second.slot.lock().is_none() && first.slot.lock().is_some());
+
         let _served_too = third.begin();
-        assert!(take().is_none(), "both have had a request");
+        assert!(take().is_none(), "both connections have had a request");
         second.closed();
-        assert!(take().is_none(), "the slot is no longer the evicted one's to give back");
+        assert!(take().is_none(), "an evicted connection does not release its former slot");
         first.closed();
         assert!(take().is_some());
     }

@@ -1,7 +1,7 @@
-//! Accepting connections: how many, from where, how patiently, with which buffers.
+//! The listener: accepts connections, bounds their number, and closes those that miss a deadline.
 //!
-//! Each connection runs in a task that also watches it ([`line`]): hyper waits without end for the
-//! first byte, and for the next request of HTTP/2, and for a client that takes no data of it.
+//! The task of each connection also checks its deadlines ([`line`]). hyper alone would wait forever
+//! for the first byte, for the next request of HTTP/2, and for a client that does not read.
 
 mod body;
 mod files;
@@ -33,7 +33,7 @@ use tower::{ServiceExt, service_fn};
 use crate::metrics;
 use crate::model::Error;
 use crate::model::limits::{
-    HEAD_BYTES_MAX, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, Patience, REQUEST_MAX,
+    ConnectionTimeouts, HEAD_BYTES_MAX, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, REQUEST_MAX,
     REQUEST_READ_MAX, SEND_BUFFER_BYTES, UNACKNOWLEDGED_MAX,
 };
 use crate::service::{Admission, SharedAddressSlot};
@@ -42,17 +42,17 @@ use line::{Line, Slots, Verdict};
 
 pub use files::{raise_limit as raise_file_limit, warning as file_warning};
 
-/// Connections to the internal port: scrapers and probes.
+/// Connections to the internal port, from scrapers and probes.
 pub const INTERNAL_CONNECTIONS_MAX: usize = 256;
-/// Connections that wait to be accepted: a herd comes within a moment.
+/// Connections that the kernel queues before they are accepted. Many clients reconnect at once.
 const BACKLOG: u32 = 1024;
-/// Pause after the system refuses to accept, which is when it ran out of something.
+/// Pause after a failed accept. The system has run out of a resource, such as open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on an address. What is set here, each connection has from its listener.
+/// Listens on an address. Each accepted connection inherits the options of the socket.
 ///
 /// # Errors
-/// In a sentence with the settings, if the system refuses.
+/// A sentence that names the settings, if the system refuses the address.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -68,28 +68,27 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     };
     listen().map_err(|error: io::Error| {
         Error::internal(format!(
-            "can't listen on {address}: {error}; choose another with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
+            "can't listen on {address}: {error}; \
+             choose another address with STARLING_LISTEN or STARLING_INTERNAL_LISTEN"
         ))
     })
 }
 
-/// Whom a listener lets in, and for how long.
+/// The bounds and timeouts of a listener's connections.
 pub struct Rules {
-    /// Connections at once.
     pub connections_max: usize,
-    /// Counts connections without a login by address; `None` counts none.
+    /// Counts unauthenticated connections by address; `None` counts none.
     pub admission: Option<Arc<Admission>>,
-    /// Peers that are not counted, since their clients are.
+    /// Peers that are not counted here: their clients are counted by `X-Forwarded-For`.
     pub trusted_proxies: Vec<IpNet>,
-    /// When a connection has lasted too long.
-    pub patience: Patience,
+    pub patience: ConnectionTimeouts,
 }
 
 impl Rules {
-    /// The address slot of a new connection.
+    /// Takes an address slot for a new connection.
     ///
     /// # Errors
-    /// The name of the bound that its address has reached.
+    /// The name of the bound that the address has reached.
     fn address_slot(&self, peer: SocketAddr) -> Result<SharedAddressSlot, &'static str> {
         let ip = peer.ip().to_canonical();
         match &self.admission {
@@ -101,11 +100,12 @@ impl Rules {
     }
 }
 
-/// Serves a router until `stop`, then lets the requests under way end.
+/// Serves a router until `stop`, then waits for the requests in progress.
 pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: CancellationToken) {
     let slots = Slots::new(rules.connections_max);
     let (leave, connections) = (CancellationToken::new(), TaskTracker::new());
     let builder = builder();
+
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -114,11 +114,12 @@ pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: Ca
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
+                tracing::warn!(%error, "failed to accept a connection; retried after a pause");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+
         let address_slot = match rules.address_slot(peer) {
             Ok(slot) => slot,
             Err(bound) => {
@@ -130,35 +131,37 @@ pub async fn serve(listener: TcpListener, router: Router, rules: Rules, stop: Ca
             metrics::connection_refused("connections_max");
             continue;
         };
-        // Frames are small and wanted now.
+
+        // Frames are small: Nagle's algorithm would delay them.
         let _ = stream.set_nodelay(true);
         let serving =
             serve_connection(&builder, &router, stream, peer, line, rules.patience, leave.clone());
         connections.spawn(serving);
     }
+
     drop(listener);
     connections.close();
     leave.cancel();
     if tokio::time::timeout(REQUEST_READ_MAX + REQUEST_MAX, connections.wait()).await.is_err() {
-        tracing::warn!("some requests did not end in time and are given up");
+        tracing::warn!("some requests did not end in time and are abandoned");
     }
 }
 
-/// Runs a connection to its end or to its upgrade. A client that breaks off is no event of the
-/// server's.
+/// Serves a connection until it ends or is upgraded. Errors of a connection are not logged: clients
+/// cause them.
 fn serve_connection(
     builder: &auto::Builder<TokioExecutor>,
     router: &Router,
     stream: TcpStream,
     peer: SocketAddr,
     line: Arc<Line>,
-    patience: Patience,
+    patience: ConnectionTimeouts,
     leave: CancellationToken,
 ) -> impl Future<Output = ()> + 'static {
-    let io = TokioIo::new(Counted { stream, line: line.clone() });
-    let (router, of_requests) = (router.clone(), line.clone());
+    let io = TokioIo::new(SlotStream { stream, line: line.clone() });
+    let (router, request_line) = (router.clone(), line.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (router, begun) = (router.clone(), of_requests.begin());
+        let (router, begun) = (router.clone(), request_line.begin());
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(begun.guard());
         async move {
@@ -168,11 +171,12 @@ fn serve_connection(
     });
     let connection =
         builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service)).into_owned();
+
     async move {
         let mut connection = pin!(connection);
         let mut leaving = None;
         loop {
-            let look_again = match line.look(&patience, leaving, Instant::now()) {
+            let next_check = match line.look(&patience, leaving, Instant::now()) {
                 Verdict::Fine(until) => until,
                 Verdict::Idle => {
                     metrics::connection_closed("idle");
@@ -187,6 +191,7 @@ fn serve_connection(
                     return;
                 }
             };
+
             tokio::select! {
                 biased;
                 _ = connection.as_mut() => return,
@@ -195,7 +200,7 @@ fn serve_connection(
                     leaving = Some(Instant::now());
                     connection.as_mut().graceful_shutdown();
                 }
-                () = tokio::time::sleep_until(look_again) => {}
+                () = tokio::time::sleep_until(next_check) => {}
             }
         }
     }
@@ -208,6 +213,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_READ_MAX)
         .max_buf_size(HEAD_BYTES_MAX);
+
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -218,20 +224,20 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A socket that holds its connection's slot until it is closed, also after its upgrade to a
+/// A socket that releases its connection's slots when it is closed, also after its upgrade to a
 /// WebSocket.
-struct Counted {
+struct SlotStream {
     stream: TcpStream,
     line: Arc<Line>,
 }
 
-impl Drop for Counted {
+impl Drop for SlotStream {
     fn drop(&mut self) {
         self.line.closed();
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for SlotStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -241,7 +247,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for SlotStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -276,13 +282,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_has_its_bounds_from_its_listener() {
+    async fn an_accepted_connection_inherits_the_socket_options_of_its_listener() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let ms = rustix::net::sockopt::tcp_user_timeout(&stream).unwrap();
         assert_eq!(u128::from(ms), UNACKNOWLEDGED_MAX.as_millis());
-        // The system makes it the double.
+        // Linux doubles the requested size.
         assert_eq!(
             rustix::net::sockopt::socket_send_buffer_size(&stream).unwrap(),
             2 * SEND_BUFFER_BYTES as usize

@@ -1,33 +1,33 @@
-//! Addresses as bounds count them: by the network that one customer is given, not by the single
-//! address.
+//! Networks of client addresses. Bounds count the network that one customer is given, not the
+//! single address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A network that a bound counts: one IPv4 address, or an IPv6 prefix of 64, 56 or 48 bits.
 ///
-/// An IPv6 address that only maps an IPv4 address counts as that.
+/// An IPv4-mapped IPv6 address counts as the IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Network {
     /// One IPv4 address.
     V4(Ipv4Addr),
-    /// An IPv6 prefix, its other bits zero.
+    /// An IPv6 prefix. The other bits are zero.
     V6(Ipv6Addr, Prefix),
 }
 
-/// How many bits of an IPv6 address a network keeps.
+/// The length of an IPv6 prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Prefix {
-    /// One link: what a device or a rented machine gets.
+    /// One link: the network of a device or of a rented machine.
     Bits64,
-    /// What a household often gets.
+    /// The network that a provider often gives a household.
     Bits56,
-    /// What a company gets.
+    /// The network that a provider gives a company.
     Bits48,
 }
 
 impl Prefix {
-    /// The number of bits.
+    /// The length in bits.
     pub const fn bits(self) -> u32 {
         match self {
             Self::Bits64 => 64,
@@ -38,7 +38,7 @@ impl Prefix {
 }
 
 impl Network {
-    /// Bits that its addresses share.
+    /// The number of leading bits that all addresses of the network share.
     pub const fn prefix(&self) -> u32 {
         match self {
             Self::V4(_) => 32,
@@ -51,7 +51,7 @@ impl Network {
         Self::within(ip, Prefix::Bits64)
     }
 
-    /// The network of this width; an IPv4 address has one width only.
+    /// The network of this prefix length that contains `ip`. For IPv4 it is always the address.
     pub fn within(ip: IpAddr, prefix: Prefix) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self::V4(ip),
@@ -62,19 +62,20 @@ impl Network {
         }
     }
 
-    /// All networks of an address that a bound counts, the narrowest first: one of IPv4, three of
+    /// All networks of an address that a bound counts, the narrowest first: one for IPv4, three for
     /// IPv6.
     pub fn all(ip: IpAddr) -> impl Iterator<Item = Self> {
         let prefixes: &[Prefix] = match ip.to_canonical() {
             IpAddr::V4(_) => &[Prefix::Bits64],
             IpAddr::V6(_) => &[Prefix::Bits64, Prefix::Bits56, Prefix::Bits48],
         };
+
         prefixes.iter().map(move |prefix| Self::within(ip, *prefix))
     }
 }
 
-/// `192.0.2.1`, or `2001:db8:0:1::/64` with its leading groups written out, as keys in Redis have
-/// always been.
+/// `192.0.2.1`, or `2001:db8:0:1::/64` with its leading groups written out. Keys in Redis contain
+/// this text.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -91,8 +92,8 @@ impl fmt::Display for Network {
     }
 }
 
-/// Whether a host's name or address is this machine's own by all accounts: what is sent there
-/// crosses no network.
+/// Whether a host name or address certainly belongs to this machine, so that traffic to it crosses
+/// no network.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")

@@ -1,23 +1,23 @@
-//! Certificates for the connections to what the server depends on.
+//! Certificates for the connections to Postgres and Redis.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Files in PEM format that were read and found to hold what they should. Printed by their names.
+/// PEM files whose content was checked when they were read. `Debug` prints their paths only.
 #[derive(Clone)]
 pub struct Certificates {
-    /// The authorities that may have signed the other side's certificate.
+    /// The authorities that are trusted to sign the certificate of Postgres or Redis.
     pub authority: Option<PemFile>,
-    /// This side's certificate and its key, where the other side asks for one.
+    /// The certificate and the key by which this replica authenticates, where one is configured.
     pub client: Option<(PemFile, PemFile)>,
 }
 
 /// A file in PEM format.
 #[derive(Clone)]
 pub struct PemFile {
-    /// Where it is.
+    /// The path that the configuration names.
     pub path: PathBuf,
-    /// What it held at start.
+    /// The content at start.
     pub bytes: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Chats, their members, and who may do what.
+//! Chats, their members, and the permissions of each role.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,134 +9,138 @@ use super::{ChatId, Code, MessageId, MessageKind, Result, Rev, Timestamp, UserId
 words! {
     /// The kinds of chat.
     ChatKind {
-        /// Notes to oneself; everyone has at most one.
+        /// A user's notes. A user has at most one self chat.
         SelfChat = "self",
-        /// Two people; a pair has at most one.
+        /// A chat of two users. A pair of users has at most one.
         Private = "private",
-        /// A few people who all write.
+        /// A chat of a few users, in which every member writes.
         Group = "group",
-        /// Owner and admins write, members read.
+        /// A chat in which the owners and admins write and the members read.
         Channel = "channel",
     }
 }
 
 words! {
-    /// What a member may do, least last.
+    /// The roles, the one with the most rights first.
     Role {
-        /// Everything, removing the chat included.
+        /// Has every right, including the removal of the chat.
         Owner = "owner",
-        /// Members and other people's messages.
+        /// Manages plain members and removes messages of others.
         Admin = "admin",
-        /// Read, and write where members write.
+        /// Reads, and writes except in channels.
         Member = "member",
     }
 }
 
 impl ChatKind {
-    /// Whether people come and go: groups and channels.
+    /// Whether users join and leave chats of this kind: groups and channels.
     pub const fn has_membership(self) -> bool {
         matches!(self, Self::Group | Self::Channel)
     }
 }
 
 impl Role {
-    /// Owner or admin.
+    /// Whether the role is owner or admin.
     pub const fn leads(self) -> bool {
         matches!(self, Self::Owner | Self::Admin)
     }
 }
 
-/// What a member wants to do to a chat or somebody in it.
+/// An action of a member on a chat, on a member or on a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send a message, or say that one is being typed.
+    /// Send a message, or show that the member is typing.
     Write,
     /// Change the chat's name.
     Rename,
-    /// Remove the chat for all.
+    /// Remove the chat for all members.
     RemoveChat,
     /// Add a member with this role.
     Add(Role),
     /// Change a member's role from the first to the second.
     ChangeRole(Role, Role),
-    /// Remove a member who has this role.
+    /// Remove a member with this role.
     Remove(Role),
-    /// Remove somebody else's message.
+    /// Remove a message of another user.
     RemoveMessage,
 }
 
-/// The one table of permissions.
+/// Checks whether a member with this role may do this in a chat of this kind. All permissions are
+/// decided here.
 ///
 /// # Errors
-/// `wrong_chat_kind` where chats of this kind don't have that; `not_allowed` where the role lacks
-/// the right.
+/// `wrong_chat_kind` if chats of this kind do not support the action; `not_allowed` if the role
+/// lacks the right.
 pub fn permit(kind: ChatKind, role: Role, action: Action) -> Result<()> {
     let membership_only =
         !matches!(action, Action::Write | Action::RemoveMessage) && !kind.has_membership();
     if membership_only {
         return Err(Code::WrongChatKind.into());
     }
+
     let allowed = match action {
         Action::Write => kind != ChatKind::Channel || role.leads(),
         Action::RemoveMessage => kind.has_membership() && role.leads(),
         Action::Rename => role.leads(),
-        // An admin manages plain members; only owners touch owners and admins.
+        // An admin manages plain members. Only an owner manages owners and admins.
         Action::Add(new) => role == Role::Owner || (role == Role::Admin && new == Role::Member),
         Action::RemoveChat | Action::ChangeRole(..) => role == Role::Owner,
         Action::Remove(target) => {
             role == Role::Owner || (role == Role::Admin && target == Role::Member)
         }
     };
+
     if allowed { Ok(()) } else { Err(Code::NotAllowed.into()) }
 }
 
-/// The newest message of a chat, in few words.
+/// A summary of the newest message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastMessage {
-    /// Its position.
+    /// The position of the message in the chat.
     pub id: MessageId,
-    /// Who sent it.
+    /// The user who sent the message.
     pub sender_id: UserId,
-    /// Its beginning. Absent once removed.
+    /// The first 140 characters of the text. Absent once the message is removed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub text: Option<String>,
-    /// When it was sent.
+    /// When the server accepted the message.
     pub sent_at: Timestamp,
-    /// What it carries.
+    /// The type of the content.
     pub kind: MessageKind,
 }
 
-/// A chat as one of its members sees it. In events that go to all members, what differs between
-/// them is absent.
+/// A chat as one of its members sees it. Events that go to all members leave out the fields that
+/// differ between members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Chat {
-    /// Its id.
+    /// A UUID.
     pub id: ChatId,
-    /// Its kind.
+    /// The kind, fixed when the chat was created.
     pub kind: ChatKind,
-    /// Its name; of a private chat the other member's, of the self chat the caller's.
+    /// The chat's name. A private chat has the name of the other member, a self chat the name of
+    /// the caller.
     pub name: String,
-    /// When it was made.
+    /// When the chat was created.
     pub created_at: Timestamp,
-    /// Its revision at the moment of this view.
+    /// The chat's revision when this view was read.
     pub rev: Rev,
     /// When the last message was sent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_message_at: Option<Timestamp>,
-    /// Position of the last message; 0 in an empty chat.
+    /// The position of the last message; 0 in an empty chat.
     pub last_message_id: MessageId,
-    /// The last message, unless there is none or the caller removed the history.
+    /// The last message; null if there is none or the caller removed the history.
     pub last_message: Option<LastMessage>,
-    /// `last_message_id` − `last_read_message_id`.
+    /// The number of messages after the read marker: `last_message_id` − `last_read_message_id`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unread_count: Option<i64>,
-    /// The caller's read marker.
+    /// The caller's read marker: the position of the last message that the caller read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_read_message_id: Option<MessageId>,
-    /// The caller's role.
+    /// The caller's role in the chat.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub role: Option<Role>,
-    /// How many members it has.
+    /// The number of members.
     pub member_count: i64,
     /// The other member of a private chat.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -144,7 +148,7 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// What of this view is the same for every member.
+    /// This view without the fields that differ between members.
     #[must_use]
     pub fn for_all(self) -> Self {
         Self { unread_count: None, last_read_message_id: None, role: None, peer: None, ..self }
@@ -154,13 +158,13 @@ impl Chat {
 /// A member of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {
-    /// Who.
+    /// The member's account.
     pub user: UserBrief,
-    /// What they may do.
+    /// The member's rights in the chat.
     pub role: Role,
-    /// Since when.
+    /// When the user joined the chat.
     pub joined_at: Timestamp,
-    /// How far they have read.
+    /// The member's read marker: the position of the last message that the member read.
     pub last_read_message_id: MessageId,
 }
 
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_removes_the_other_ones_message_in_a_private_chat() {
+    fn a_member_cannot_remove_the_other_members_message_in_a_private_chat() {
         assert!(permit(ChatKind::Private, Role::Member, Action::RemoveMessage).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! Time as a parameter: the only place that asks the operating system what time it is.
+//! The clock that every part gets as a parameter. Only this module reads the operating system's
+//! clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,13 +11,13 @@ use time::format_description::well_known::Rfc3339;
 
 use super::limits::{CLOCK_JUMP_MAX, CLOCK_TRUST_AFTER};
 
-/// A moment in UTC, in whole milliseconds since 1970. On the wire: RFC 3339 with milliseconds.
+/// A time in UTC, in whole milliseconds since 1970. On the wire: RFC 3339 with milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// From milliseconds since 1970.
+    /// The time this many milliseconds after 1970 began.
     pub const fn from_ms(ms: i64) -> Self {
         Self(ms)
     }
@@ -26,19 +27,19 @@ impl Timestamp {
         self.0
     }
 
-    /// This moment and `span` more.
+    /// The time `span` later.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// This moment less `span`.
+    /// The time `span` earlier.
     #[must_use]
     pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// The time between this moment and another, whichever comes first.
+    /// The time between `self` and `other`, in either order.
     pub const fn distance(self, other: Self) -> Duration {
         Duration::from_millis(self.0.abs_diff(other.0))
     }
@@ -51,6 +52,7 @@ impl std::fmt::Display for Timestamp {
         let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
         let (hour, minute, second) = time.to_hms();
         let ms = self.0.rem_euclid(1000);
+
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
     }
 }
@@ -85,22 +87,22 @@ impl utoipa::PartialSchema for Timestamp {
 
 impl utoipa::ToSchema for Timestamp {}
 
-/// Tells the time. Clones are the same clock.
+/// The clock of a replica. Clones share its state.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// How far the machine's clock is behind the one that it follows.
+    /// How far the machine's clock is behind the clock of the database.
     skew_ms: Arc<AtomicI64>,
-    /// How far tests moved it, to make things expire.
+    /// How far tests moved this clock forward.
     advanced_ms: Arc<AtomicI64>,
 }
 
 impl Clock {
-    /// The time of the operating system.
+    /// A clock that shows the operating system's time.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// Now, in UTC.
+    /// The current time in UTC.
     pub fn now(&self) -> Timestamp {
         let offset = self.skew_ms.load(Ordering::Relaxed).saturating_add(self.advanced_ms());
         Timestamp(Self::of_the_machine().saturating_add(offset))
@@ -112,13 +114,13 @@ impl Clock {
             .fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
-    /// By how much this clock was moved by hand, in milliseconds: 0 but in tests.
+    /// How far [`Clock::advance`] moved this clock, in milliseconds: 0 except in tests.
     pub fn advanced_ms(&self) -> i64 {
         self.advanced_ms.load(Ordering::Relaxed)
     }
 
-    /// Follows another clock, which shows `theirs` now: what expires shall do so at one time on all
-    /// replicas, whatever their machines think.
+    /// Sets this clock to `theirs`, the present time of another clock. All replicas follow the
+    /// database, so that tokens expire on all of them at the same time.
     pub fn follow(&self, theirs: Timestamp) {
         self.skew_ms.store(theirs.0 - Self::of_the_machine(), Ordering::Relaxed);
     }
@@ -130,9 +132,11 @@ impl Clock {
     }
 }
 
-/// Notices when a clock jumps, by a second one that only measures spans. After a jump it is not
-/// known which of the two times is right: a clock that was wrong for a moment shows the right time
-/// soon, one that was set right stays.
+/// Detects jumps of a clock by comparison with a monotonic clock.
+///
+/// After a jump, the time before or the time after it may be wrong. A clock that was wrong for a
+/// moment soon shows the right time again; a clock that was corrected stays where it is. So after
+/// each jump the clock is in doubt for [`CLOCK_TRUST_AFTER`].
 #[derive(Debug, Default)]
 pub struct JumpWatch {
     last: Option<(Timestamp, Instant)>,
@@ -140,9 +144,8 @@ pub struct JumpWatch {
 }
 
 impl JumpWatch {
-    /// Compares the clock with the time that passed since the last call. Whether the clock showed
-    /// no jump of more than [`CLOCK_JUMP_MAX`] for the last [`CLOCK_TRUST_AFTER`], as far as these
-    /// calls can tell.
+    /// Compares the clock with the monotonic time since the previous call. Returns whether no call
+    /// during the last [`CLOCK_TRUST_AFTER`] found a jump of more than [`CLOCK_JUMP_MAX`].
     pub fn is_steady(&mut self, shown: Timestamp, measured: Instant) -> bool {
         if let Some((shown_before, measured_before)) = self.last.replace((shown, measured)) {
             let passed = measured.saturating_duration_since(measured_before);
@@ -151,6 +154,7 @@ impl JumpWatch {
                 self.doubted_until = Some(measured + CLOCK_TRUST_AFTER);
             }
         }
+
         self.doubted_until.is_none_or(|until| measured >= until)
     }
 }
@@ -160,21 +164,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_jumps_is_doubted_until_it_was_steady_for_long() {
+    fn a_clock_that_jumps_is_not_steady_for_the_next_hour() {
         let (start, minute) = (Instant::now(), Duration::from_mins(1));
         let noon = Timestamp::from_ms(1_795_305_600_000);
         let mut watch = JumpWatch::default();
         assert!(watch.is_steady(noon, start));
         assert!(
             watch.is_steady(noon.plus(2 * minute), start + minute),
-            "a clock that is a bit fast"
+            "a clock that is slightly fast"
         );
 
         let ahead = noon.plus(Duration::from_hours(48));
-        assert!(!watch.is_steady(ahead, start + 2 * minute), "forward");
-        assert!(!watch.is_steady(ahead.plus(minute), start + 3 * minute), "and still");
+        assert!(!watch.is_steady(ahead, start + 2 * minute), "a jump forward");
+        assert!(!watch.is_steady(ahead.plus(minute), start + 3 * minute), "a minute after it");
+
         let back = noon.plus(4 * minute);
-        assert!(!watch.is_steady(back, start + 4 * minute), "back");
+        assert!(!watch.is_steady(back, start + 4 * minute), "a jump back");
         assert!(!watch.is_steady(
             back.plus(CLOCK_TRUST_AFTER / 2),
             start + 4 * minute + CLOCK_TRUST_AFTER / 2

@@ -1,4 +1,5 @@
-//! Opaque positions in lists: clients hand them back, and only this module knows what is in them.
+//! Opaque positions in lists. A client sends the cursor of a page back to get the next page; only
+//! this module reads its content.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,68 +8,69 @@ use serde::{Deserialize, Serialize};
 
 use super::{ChatId, Error, Result, UserId};
 
-/// Longest cursor worth decoding; ours are shorter, also with a name of a hundred characters of
-/// four bytes.
+/// Length of the longest cursor that is decoded. The server's cursors are shorter, even with a name
+/// of 100 characters of four bytes.
 const CURSOR_BYTES_MAX: usize = 1024;
 
-/// Where a page of the inbox ended.
+/// The position after a page of the inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InboxCursor {
-    /// Last activity of the last chat, in milliseconds since 1970.
+    /// The last activity in the last chat of the page, in milliseconds since 1970.
     #[serde(rename = "a")]
     pub activity_ms: i64,
-    /// The last chat.
+    /// The last chat of the page.
     #[serde(rename = "c")]
     pub chat_id: ChatId,
 }
 
-/// Where a page of members ended.
+/// The position after a page of members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberCursor {
-    /// The last member.
+    /// The last member of the page.
     #[serde(rename = "u")]
     pub user_id: UserId,
 }
 
-/// Where a page of the directory ended: among those whose login begins with the query, which come
-/// first, or among those whose name does.
+/// The position after a page of the directory. The directory lists first the users whose login
+/// begins with the query, then the users whose name does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum DirectoryCursor {
-    /// The last login.
+    /// A position among the users found by login.
     ByLogin {
-        /// It.
+        /// The login of the last user of the page.
         #[serde(rename = "l")]
         login: String,
     },
-    /// The last name, in lower case, and whose it is.
+    /// A position among the users found by name.
     ByName {
-        /// The name.
+        /// The name of the last user of the page, in lower case.
         #[serde(rename = "n")]
         name_key: String,
-        /// The user.
+        /// The last user of the page.
         #[serde(rename = "u")]
         user_id: UserId,
     },
 }
 
-/// The cursor's words.
+/// Encodes a cursor as the text that a client sends back.
 pub fn encode(cursor: &impl Serialize) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(cursor).unwrap_or_default())
 }
 
-/// The cursor's meaning.
+/// Decodes a cursor that a client sent.
 ///
 /// # Errors
-/// `invalid_fields` naming `after`, if it is not one that [`encode`] made for this list.
-pub fn decode<T: DeserializeOwned>(words: &str) -> Result<T> {
+/// `invalid_fields` for `after`, unless [`encode`] made the text for this list.
+pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T> {
     let bad = || Error::field("after", "is not a cursor of this list");
-    if words.len() > CURSOR_BYTES_MAX {
+    if text.len() > CURSOR_BYTES_MAX {
         return Err(bad());
     }
-    let bytes = URL_SAFE_NO_PAD.decode(words).map_err(|_| bad())?;
+
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad())?;
     serde_json::from_slice(&bytes).map_err(|_| bad())
 }
 
@@ -81,18 +83,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_comes_back_as_it_went(activity_ms: i64, id: u128, login in "\\PC{0,64}") {
+        fn decoding_an_encoded_cursor_returns_the_cursor(
+            activity_ms: i64,
+            id: u128,
+            login in "\\PC{0,64}",
+        ) {
             let inbox = InboxCursor { activity_ms, chat_id: ChatId(uuid::Uuid::from_u128(id)) };
             prop_assert_eq!(decode::<InboxCursor>(&encode(&inbox)).unwrap(), inbox);
-            let by_name = DirectoryCursor::ByName { name_key: login.clone(), user_id: UserId(uuid::Uuid::from_u128(id)) };
+
+            let user_id = UserId(uuid::Uuid::from_u128(id));
+            let by_name = DirectoryCursor::ByName { name_key: login.clone(), user_id };
             for directory in [DirectoryCursor::ByLogin { login }, by_name] {
                 prop_assert_eq!(decode::<DirectoryCursor>(&encode(&directory)).unwrap(), directory);
             }
         }
 
         #[test]
-        fn what_is_no_cursor_is_refused_and_never_panics(words in "\\PC{0,600}") {
-            if let Err(error) = decode::<InboxCursor>(&words) {
+        fn text_that_is_no_cursor_is_refused_without_a_panic(text in "\\PC{0,600}") {
+            if let Err(error) = decode::<InboxCursor>(&text) {
                 prop_assert_eq!(error.code.as_str(), "invalid_fields");
             }
         }
@@ -100,10 +108,11 @@ mod tests {
 
     #[test]
     fn a_cursor_of_another_list_is_refused() {
-        let words = encode(&DirectoryCursor::ByLogin { login: "ada".into() });
-        assert!(decode::<InboxCursor>(&words).is_err());
-        let words = encode(&MemberCursor { user_id: UserId::default() });
-        assert!(decode::<DirectoryCursor>(&words).is_err());
+        let by_login = encode(&DirectoryCursor::ByLogin { login: "ada".into() });
+        assert!(decode::<InboxCursor>(&by_login).is_err());
+
+        let member = encode(&MemberCursor { user_id: UserId::default() });
+        assert!(decode::<DirectoryCursor>(&member).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The epoch that is in force, for every part that labels something with it or compares it.
+//! The epoch of the log, shared by all parts of a replica that write or compare it.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use parking_lot::RwLock;
 
 use super::Epoch;
 
-/// The epoch of the log as this process knows it. Clones are the same value.
+/// The epoch that this replica uses. Clones share one value.
 #[derive(Clone, Debug, Default)]
 pub struct PresentEpoch(Arc<RwLock<Epoch>>);
 
 impl PresentEpoch {
-    /// The epoch now.
+    /// The present epoch.
     pub fn get(&self) -> Epoch {
         *self.0.read()
     }
 
-    /// Puts another epoch in force. Returns the one before.
+    /// Replaces the epoch. Returns the previous epoch.
     pub fn set(&self, epoch: Epoch) -> Epoch {
         std::mem::replace(&mut *self.0.write(), epoch)
     }

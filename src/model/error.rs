@@ -1,5 +1,5 @@
-//! One error for HTTP and the gateway: a stable code, a sentence for people, and what the cause
-//! means for the caller.
+//! The error type of HTTP and the gateway: a stable code, a sentence for people, and the kind,
+//! which determines the HTTP status or close code.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,57 +7,57 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The result of everything that can be refused or fail.
+/// The result of an operation that the server may refuse or that may fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong with one field of a request.
+/// An invalid field of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// The field's path, such as `text` or `member_ids[3]`.
     pub field: String,
-    /// What is wrong with it, in words.
+    /// Why the field is invalid, as a phrase that follows its name.
     pub message: String,
 }
 
-/// What an error means for the caller. HTTP turns it into a status, the gateway into an answer or a
-/// close code.
+/// The kind of an error. HTTP turns it into a status, the gateway into an answer or a close code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The request can't be read at all.
+    /// The request cannot be parsed.
     Malformed,
-    /// No valid session.
+    /// The request has no valid token.
     Unauthenticated,
-    /// Known, seen, and still not allowed.
+    /// The caller is authenticated and sees the resource, but lacks the right.
     Forbidden,
-    /// It isn't there, or is none of the caller's business.
+    /// The resource does not exist, or the caller must not learn of it.
     NotFound,
-    /// The resource has no such method.
+    /// The resource does not support the method.
     MethodNotAllowed,
-    /// It contradicts the state of things.
+    /// The request contradicts the present state of the resource.
     Conflict,
-    /// The body or frame is over its bound.
+    /// The body or frame exceeds its bound.
     TooLarge,
-    /// The body is not JSON by its own word.
+    /// The `Content-Type` of the body is not JSON.
     UnsupportedMediaType,
-    /// Readable, but a field is wrong.
+    /// The request can be parsed, but a field is invalid.
     Invalid,
-    /// Too often.
+    /// The caller exceeded a rate limit.
     RateLimited,
-    /// A dependency is down or busy; nothing was done, or the same `client_id` tells.
+    /// A dependency is down or busy. The change was not made, or its outcome is unknown; a repeated
+    /// send with the same `client_id` returns the message if it was committed.
     Unavailable,
-    /// A fault of the server.
+    /// The server has a defect.
     Internal,
 }
 
 macro_rules! codes {
     ($($(#[$doc:meta])+ $name:ident = $code:literal, $kind:ident, $title:literal;)+) => {
-        /// The machine-readable reason of an error. The words are part of the contract and never
+        /// The machine-readable reason of an error. The codes are part of the protocol and never
         /// change.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[$doc])+ $name),+ }
 
         impl Code {
-            /// Every code, for the documents.
+            /// All codes, for the API documents.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
             /// The code on the wire.
@@ -65,7 +65,7 @@ macro_rules! codes {
                 match self { $(Self::$name => $code),+ }
             }
 
-            /// What it means for the caller.
+            /// The kind of all errors with this code.
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$name => Kind::$kind),+ }
             }
@@ -79,141 +79,146 @@ macro_rules! codes {
 }
 
 codes! {
-    /// Not JSON.
+    /// The body or frame is not JSON.
     MalformedJson = "malformed_json", Malformed, "The body is not valid JSON";
-    /// Neither JSON nor anything else that can be read.
+    /// The request or frame cannot be read, for a reason other than its JSON.
     MalformedRequest = "malformed_request", Malformed, "The request can't be read";
-    /// No, an unknown or an expired token.
+    /// The token is missing, unknown or expired.
     NotAuthenticated = "not_authenticated", Unauthenticated, "A valid token is needed";
-    /// Unknown login or wrong password: which of them is not told.
+    /// The login is unknown or the password is wrong. The answer does not show which, so that
+    /// logins cannot be probed.
     InvalidCredentials = "invalid_credentials", Unauthenticated, "Login or password is wrong";
     /// The refresh token is unknown, expired or spent.
-    InvalidRefreshToken = "invalid_refresh_token", Unauthenticated, "The refresh token is not valid";
+    InvalidRefreshToken = "invalid_refresh_token", Unauthenticated,
+        "The refresh token is not valid";
     /// The caller's role lacks the right.
     NotAllowed = "not_allowed", Forbidden, "Your role does not allow this";
     /// The request comes from a page of another origin.
     OriginNotAllowed = "origin_not_allowed", Forbidden, "This origin is not allowed";
-    /// Wrong password where one confirms an action.
+    /// The password that confirms a change of the account is wrong.
     WrongPassword = "wrong_password", Forbidden, "The password is wrong";
-    /// The user wants to hear only from those who share a chat with them. Among several users it is
-    /// not said which.
+    /// The user accepts chats only from users who share a chat with them. If the request names
+    /// several users, the error does not show which of them refuses.
     UserUnreachable = "user_unreachable", Forbidden, "You can't bring this user into a chat";
-    /// No such path.
-    RouteNotFound = "route_not_found", NotFound, "There is nothing here";
-    /// No such chat, or none of the caller's.
+    /// The path does not exist.
+    RouteNotFound = "route_not_found", NotFound, "There is no such path";
+    /// The chat does not exist, or the caller is not a member.
     ChatNotFound = "chat_not_found", NotFound, "There is no such chat";
-    /// No such message.
+    /// The chat has no message at this position.
     MessageNotFound = "message_not_found", NotFound, "There is no such message";
-    /// No such account.
+    /// The account does not exist.
     UserNotFound = "user_not_found", NotFound, "There is no such user";
-    /// No such member in this chat.
+    /// The user is not a member of the chat.
     MemberNotFound = "member_not_found", NotFound, "There is no such member";
-    /// No such session of the caller's.
+    /// The caller has no such session.
     SessionNotFound = "session_not_found", NotFound, "There is no such session";
-    /// Unknown, used up or expired invite.
+    /// The invite is unknown, used up or expired.
     InviteNotFound = "invite_not_found", NotFound, "There is no such invite";
-    /// The path has no such method.
+    /// The path does not support the method.
     MethodNotAllowed = "method_not_allowed", MethodNotAllowed, "This method does not apply here";
-    /// The login belongs to somebody.
+    /// Another account has the login.
     LoginTaken = "login_taken", Conflict, "This login is taken";
-    /// The `client_id` was used for another message.
+    /// The sender used the `client_id` for another message in the chat.
     ClientIdReused = "client_id_reused", Conflict, "This client_id was used for another message";
     /// The message was removed.
     MessageRemoved = "message_removed", Conflict, "The message was removed";
-    /// Already a member.
+    /// The user is already a member of the chat.
     AlreadyMember = "already_member", Conflict, "This user is a member already";
-    /// The last owner must hand over first.
-    LastOwner = "last_owner", Conflict, "The last owner must hand over first";
-    /// The chat has all the members that it may have.
+    /// The chat would have no owner: another member must become an owner first.
+    LastOwner = "last_owner", Conflict, "The last owner must make another member an owner first";
+    /// The chat has the maximum number of members.
     MemberLimit = "member_limit_reached", Conflict, "The chat is full";
-    /// The user has all the chats that one may have.
+    /// The user has the maximum number of chats.
     ChatLimit = "chat_limit_reached", Conflict, "The limit of chats is reached";
-    /// The user has all the open invites that one may have.
+    /// The user has the maximum number of open invites.
     InviteLimit = "invite_limit_reached", Conflict, "The limit of open invites is reached";
-    /// What can't be done to a chat of this kind.
-    WrongChatKind = "wrong_chat_kind", Conflict, "A chat of this kind does not have that";
-    /// `sync` was asked for twice.
-    AlreadySynced = "already_synced", Conflict, "sync comes once per connection";
-    /// The connection is authenticated already.
-    AlreadyAuthenticated = "already_authenticated", Conflict, "This connection is authenticated already";
-    /// Body or frame too large.
+    /// Chats of this kind do not support the action.
+    WrongChatKind = "wrong_chat_kind", Conflict, "Chats of this kind do not support this";
+    /// The client sent a second `sync` on one connection.
+    AlreadySynced = "already_synced", Conflict, "sync is allowed once per connection";
+    /// The client sent `authenticate` on an authenticated connection.
+    AlreadyAuthenticated = "already_authenticated", Conflict,
+        "This connection is authenticated already";
+    /// The body or frame is too large.
     TooLarge = "too_large", TooLarge, "The body is too large";
-    /// Not `application/json`.
-    UnsupportedMediaType = "unsupported_media_type", UnsupportedMediaType, "The body must be application/json";
-    /// One or more fields are wrong.
+    /// The `Content-Type` is not `application/json`.
+    UnsupportedMediaType = "unsupported_media_type", UnsupportedMediaType,
+        "The body must be application/json";
+    /// One or more fields are invalid.
     InvalidFields = "invalid_fields", Invalid, "Some fields are not valid";
-    /// The gateway does not know this frame.
+    /// The gateway has no frame of this type.
     UnknownFrame = "unknown_frame", Invalid, "There is no such frame";
-    /// Too often.
+    /// The caller exceeded a rate limit.
     RateLimited = "rate_limited", RateLimited, "Too many requests";
-    /// Database or another dependency away, or overloaded.
+    /// The database or another dependency is unavailable or overloaded.
     Unavailable = "unavailable", Unavailable, "The server can't do this right now";
-    /// A fault of the server.
+    /// The server has a defect.
     Internal = "internal", Internal, "The server made a mistake";
 }
 
-/// Why something was refused or failed.
+/// Why a request or frame was refused or failed.
 #[derive(Clone, Debug)]
 pub struct Error {
     /// The stable reason.
     pub code: Code,
-    /// One sentence about this occurrence. Never a secret, never a cause from inside.
+    /// One sentence about this occurrence, for the client. It contains no secret and no internal
+    /// cause.
     pub detail: Cow<'static, str>,
-    /// The fields at fault.
+    /// The invalid fields.
     pub fields: Vec<FieldError>,
-    /// When to come back, in milliseconds.
+    /// How long the client should wait before it tries again, in milliseconds.
     pub retry_after_ms: Option<u64>,
-    /// The cause, for the log of the boundary that handles it. Never sent.
+    /// The cause, for the log of the boundary that handles it. Never sent to a client.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
-    /// An error that says no more than its code.
+    /// An error whose detail is the title of its code.
     pub fn new(code: Code) -> Self {
         Self::with_detail(code, code.title())
     }
 
-    /// An error with a sentence of its own.
+    /// An error with a detail of its own.
     pub fn with_detail(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { code, detail: detail.into(), fields: Vec::new(), retry_after_ms: None, source: None }
     }
 
-    /// One wrong field.
+    /// `invalid_fields` for one field.
     pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::fields(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
-    /// Wrong fields, each named.
+    /// `invalid_fields` for several fields.
     pub fn fields(fields: Vec<FieldError>) -> Self {
-        let names = fields
+        let detail = fields
             .iter()
             .map(|f| format!("{}: {}", f.field, f.message))
             .collect::<Vec<_>>()
             .join("; ");
-        Self { fields, ..Self::with_detail(Code::InvalidFields, names) }
+        Self { fields, ..Self::with_detail(Code::InvalidFields, detail) }
     }
 
-    /// Refused for now; come back in `retry_after_ms`.
+    /// Refused by a rate limit; the client may retry after `retry_after_ms`.
     pub fn rate_limited(retry_after_ms: u64) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(Code::RateLimited) }
     }
 
-    /// A dependency is away; come back in a second.
+    /// A dependency is unavailable; the client may retry after a second.
     pub fn unavailable(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { source: Some(Arc::new(source)), ..Self::overloaded() }
     }
 
-    /// A queue is full; come back in a second.
+    /// A queue is full; the client may retry after a second.
     pub fn overloaded() -> Self {
         Self { retry_after_ms: Some(1000), ..Self::new(Code::Unavailable) }
     }
 
-    /// A fault of ours.
+    /// A defect of the server, with its cause.
     pub fn internal(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { source: Some(Arc::from(source.into())), ..Self::new(Code::Internal) }
     }
 
-    /// What it means for the caller.
+    /// The kind of the error's code.
     pub fn kind(&self) -> Kind {
         self.code.kind()
     }

@@ -1,32 +1,31 @@
-//! Events: what the service announces over the bus to every hub. Their format between replicas is
-//! in `wire`, so these types have no format of their own.
+//! Events, which the service publishes on the bus to the hubs. `wire` defines their format between
+//! replicas, so these types implement no serialisation.
 
 use super::{Chat, ChatId, Member, Message, MessageId, Rev, SessionId, UserId};
 
 /// One durable change of a chat.
 #[derive(Clone, Debug)]
 pub struct ChatEvent {
-    /// The chat.
+    /// The chat that changed.
     pub chat_id: ChatId,
     /// The revision that the change produced.
     pub rev: Rev,
-    /// What changed.
+    /// The change itself.
     pub change: Change,
 }
 
 /// The kinds of durable change.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// The chat was created; the view of it that each first member has.
+    /// The chat was created. Holds each first member's view of the chat.
     Created(Vec<(UserId, Chat)>),
     /// A message was sent.
     MessageSent(Message),
     /// A message's text changed.
     MessageEdited(Message),
-    /// A message was removed; it keeps its place without a text.
+    /// A message was removed. It keeps its position, without a text.
     MessageRemoved(Message),
-    /// A user joined, with the user's view of the chat; the view is absent when the change was read
-    /// back from the store.
+    /// A user joined. Holds the user's view of the chat, unless the change was read from the store.
     MemberJoined(Box<(Member, Option<Chat>)>),
     /// A member's role changed.
     MemberChanged(Member),
@@ -34,12 +33,12 @@ pub enum Change {
     MemberLeft(UserId),
     /// The chat's name changed.
     Renamed(Chat),
-    /// The chat was removed for all.
+    /// The chat was removed for all members.
     Removed,
 }
 
 impl Change {
-    /// The message that changed, if it was one.
+    /// The message that changed, if the change concerns a message.
     pub fn message_id(&self) -> Option<MessageId> {
         match self {
             Self::MessageSent(message)
@@ -49,8 +48,9 @@ impl Change {
         }
     }
 
-    /// The change that a message stands for in the protocol: to a client that does not know the
-    /// message it is new, however often it changed since.
+    /// The change by which a client learns of the present state of a message. For a client that
+    /// does not have the message (`is_known` is false), the message is new, even if it changed
+    /// since.
     pub fn of_message(message: Message, is_known: bool) -> Self {
         if !is_known {
             Self::MessageSent(message)
@@ -61,7 +61,7 @@ impl Change {
         }
     }
 
-    /// The member that joined, left or got another role by this change.
+    /// The member who joined, left or changed roles by this change.
     pub fn member(&self) -> Option<UserId> {
         match self {
             Self::MemberJoined(joined) => Some(joined.0.user.id),
@@ -71,78 +71,79 @@ impl Change {
         }
     }
 
-    /// The users that enter the chat by this change.
+    /// The users who enter the chat by this change.
     pub fn joiners(&self) -> impl Iterator<Item = UserId> {
         let created: &[(UserId, Chat)] = if let Self::Created(views) = self { views } else { &[] };
         let joined =
             if let Self::MemberJoined(joined) = self { Some(joined.0.user.id) } else { None };
+
         created.iter().map(|(user_id, _)| *user_id).chain(joined)
     }
 }
 
-/// Everything that is published on the bus.
+/// An event on the bus.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large one is nearly all of them")]
+#[expect(clippy::large_enum_variant, reason = "nearly all events are of the large variant")]
 pub enum Event {
-    /// A durable change. It may be lost on the way: the hub notices the gap by its `rev` and asks
-    /// the store.
+    /// A durable change. The bus may lose it: the hub then finds a gap in the chat's `rev` and
+    /// reads the change from the store.
     Chat(ChatEvent),
     /// A member's read marker moved.
     Read {
-        /// The chat.
+        /// The chat of the read marker.
         chat_id: ChatId,
-        /// The member whose marker it is.
+        /// The member whose read marker moved.
         user_id: UserId,
-        /// Where it is now.
+        /// The position of the last message that the member read.
         message_id: MessageId,
-        /// Whether the other members get the event; in channels they don't.
+        /// Whether the other members get the event. In channels they do not.
         to_all: bool,
     },
-    /// A member is typing. May be lost.
+    /// A member is typing. The bus may lose it.
     Typing {
-        /// The chat.
+        /// The chat in which the member is typing.
         chat_id: ChatId,
-        /// The member who types.
+        /// The member who is typing.
         user_id: UserId,
     },
-    /// A self or private chat left the user's list.
+    /// A self or private chat was removed from the user's list.
     ChatGone {
-        /// The chat.
+        /// The chat that was removed from the list.
         chat_id: ChatId,
-        /// The user whose list it is.
+        /// The user whose list changed.
         user_id: UserId,
     },
-    /// A self or private chat is back in the user's list, at the user's request. It may have
-    /// changed since.
+    /// A user restored a self or private chat to their list. The chat may have changed meanwhile.
     ChatBack {
-        /// The chat.
+        /// The restored chat.
         chat_id: ChatId,
-        /// The user whose list it is.
+        /// The user whose list changed.
         user_id: UserId,
     },
-    /// These sessions ended: their connections close.
+    /// These sessions ended: the hubs close their connections.
     SessionsEnded(Vec<SessionId>),
-    /// A login went into a live session: the connections of the logins before it close.
+    /// A user logged in to a live session: the hubs close the connections of the earlier logins.
     LoggedInAgain {
         /// The session.
         session_id: SessionId,
-        /// Logins into it after the first, now.
+        /// The number of logins into the session after the first.
         logins: i64,
     },
-    /// A user may have come online or gone offline: replicas with a watcher look up the user's
-    /// presence.
+    /// A user may have come online or gone offline: each replica with a watcher of the user reads
+    /// the user's presence.
     Presence(UserId),
-    /// A unit of work that was to change these ended with an unknown outcome: compare them with the
-    /// store.
+    /// A unit of work on these topics ended with an unknown outcome: the hubs compare the topics
+    /// with the store.
     Resync(Vec<Topic>),
 }
 
-/// What a hub subscribes to on the bus; an event is published on each topic that it may concern.
+/// A subject to which a hub subscribes on the bus. An event is published on each topic that it may
+/// concern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// The followers of a chat.
+    /// The subscribers of a chat.
     Chat(ChatId),
-    /// The connections of a user, whatever chats they follow.
+    /// The connections of a user, whichever chats they subscribe to.
     User(UserId),
     /// The watchers of a user's presence.
     Presence(UserId),
@@ -151,8 +152,8 @@ pub enum Topic {
 }
 
 impl Event {
-    /// The topics that this event is published on. More than one if users join a chat, since they
-    /// do not follow it yet.
+    /// The topics on which this event is published. A join also goes to the topic of the user who
+    /// joins, since that user's connections do not subscribe to the chat yet.
     pub fn topics(&self) -> Vec<Topic> {
         match self {
             Self::Chat(event) => {

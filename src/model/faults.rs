@@ -1,21 +1,24 @@
-//! Deliberate faults, for tests that must fail when the server is wrong. Without the feature
-//! `faults`, which no release has, all of this is nothing.
+//! Deliberate faults, for tests that must detect a faulty server. Without the feature `faults`,
+//! which no release has, this module does nothing.
 //!
-//! `STARLING_MUTANT=no_gap_fill` makes the process wrong in one way ([`Mutant`]).
-//! `STARLING_FAILPOINTS=committed=crash/200` makes it crash, panic or wait at a [`Point`], about
+//! `STARLING_MUTANT=no_gap_fill` gives the process one defect ([`Mutant`]).
+//! `STARLING_FAILPOINTS=committed=crash/200` lets it crash, panic or wait at a [`Point`], about
 //! once in 200 times: `point=crash/N`, `point=panic/N` or `point=wait:MS/N`, comma-separated.
 
 macro_rules! named {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])+ $variant:ident = $word:literal),+ $(,)? }) => {
+    (
+        $(#[$meta:meta])*
+        $name:ident { $($(#[$doc:meta])+ $variant:ident = $word:literal),+ $(,)? }
+    ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $name { $($(#[$doc])+ $variant),+ }
 
         impl $name {
-            /// All of them.
+            /// All variants.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// Its name in the environment.
+            /// The name of the variant in the environment variable.
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
@@ -24,72 +27,89 @@ macro_rules! named {
 }
 
 named! {
-    /// The ways to be wrong.
+    /// The defects.
     Mutant {
-        /// Acknowledges some messages that it does not commit.
+        /// Acknowledges some messages without a commit.
         AckBeforeCommit = "ack_before_commit",
-        /// Gives places in a chat before the commit that fills them, as a sequence does.
+        /// Assigns positions in a chat before the commit, as a sequence does.
         SequenceOrder = "sequence_order",
-        /// Does not fetch what the bus lost.
+        /// Does not read from the store the events that the bus lost.
         NoGapFill = "no_gap_fill",
-        /// Follows a chat after it read what the client missed.
+        /// Subscribes to a chat after, not before, the read of the client's missed changes.
         SubscribeAfterFetch = "subscribe_after_fetch",
-        /// Drops what happens during a sync.
+        /// Drops events that arrive during a sync.
         NoHold = "no_hold",
-        /// Goes on telling who left.
+        /// Continues to deliver to members who left.
         CachedMembership = "cached_membership",
-        /// Delivers events as they arrive, whatever their revision.
+        /// Delivers events in the order of their arrival, not of their revisions.
         ArrivalOrder = "arrival_order",
-        /// Forgets `client_id`.
+        /// Ignores `client_id`.
         DedupeForgotten = "dedupe_forgotten",
-        /// Hears its own events twice, and delivers what it delivered before.
-        SeenAgain = "seen_again",
-        /// Delivers what it fetched in the wrong order.
+        /// Receives its own events twice, and delivers them twice.
+        DeliverTwice = "seen_again",
+        /// Delivers the events of a heal in reverse order.
         HealBackwards = "heal_backwards",
-        /// Subscribes to nothing after it was cut off, and does not look.
+        /// Neither subscribes again nor resyncs after its bus connection was cut.
         NoResubscribe = "no_resubscribe",
-        /// Does not look when another replica dies.
-        NoLookOnDeath = "no_look_on_death",
-        /// Leaves the sockets of an ended session open.
+        /// Does not resync when another replica dies.
+        NoResyncOnDeath = "no_look_on_death",
+        /// Leaves the connections of an ended session open.
         RevokeWithoutClosing = "revoke_without_closing",
-        /// Remembers tokens for long and never forgets one.
+        /// Caches resolved tokens for long and never removes one.
         StaleSessions = "stale_sessions",
         /// Keeps the users of a dead replica online.
-        GhostsNeverExpire = "ghosts_never_expire",
-        /// Lets what waits for a slow client grow.
+        DeadReplicasStayOnline = "ghosts_never_expire",
+        /// Does not bound the outbox of a slow consumer.
         UnboundedOutbox = "unbounded_outbox",
-        /// Drops what a slow client does not take.
+        /// Drops events for a slow consumer, and does not close its connection.
         DropOnOverflow = "drop_on_overflow",
     }
 }
 
 named! {
-    /// The steps between which something may go wrong.
+    /// The points at which the process can crash, panic or wait.
     Point {
-        /// A batch of messages is about to be committed.
+        /// Before the commit of a batch of messages.
         Committing = "committing",
-        /// It was committed, and nobody heard of it.
+        /// After the commit of the batch, before its events are published.
         Committed = "committed",
-        /// The hubs were told of it, its senders were not.
+        /// After the events of the batch are published, before its senders get their answers.
         Announced = "announced",
-        /// A client's chats are followed, and not yet read.
+        /// After a connection subscribed to the client's chats, before it reads them.
         Followed = "followed",
-        /// They are read, and the client was told nothing.
+        /// After the chats are read, before the client gets any of them.
         SnapshotRead = "snapshot_read",
-        /// The database said who a token stands for, and the cache was not told.
+        /// After the database resolved a token, before the cache stores its session.
         Resolved = "resolved",
-        /// A session ended, and nobody heard of it.
+        /// After a session ended in the database, before its event is published.
         SessionEnded = "session_ended",
     }
 }
 
-/// Whether the process is wrong in this way.
+/// Whether the process has this defect.
 #[cfg(not(feature = "faults"))]
 pub const fn on(_mutant: Mutant) -> bool {
     false
 }
 
-/// Comes by a step.
+/// `wrong` if the process has this defect, else `right`.
+pub fn choose<T>(mutant: Mutant, right: T, wrong: T) -> T {
+    if on(mutant) { wrong } else { right }
+}
+
+/// Does `$wrong` if the process has the defect `$mutant`. Compiles to nothing without the feature
+/// `faults`.
+macro_rules! mutant {
+    ($mutant:ident => $wrong:expr) => {
+        #[cfg(feature = "faults")]
+        if $crate::model::faults::on($crate::model::faults::Mutant::$mutant) {
+            $wrong
+        }
+    };
+}
+pub(crate) use mutant;
+
+/// Reaches a point. Does nothing in this build.
 #[cfg(not(feature = "faults"))]
 #[expect(clippy::unused_async, reason = "with the feature it waits")]
 pub async fn at(_point: Point) {}
@@ -117,7 +137,7 @@ mod enabled {
         std::env::vars().find_map(|(key, value)| (key == name).then_some(value))
     }
 
-    /// Whether the process is wrong in this way.
+    /// Whether the process has this defect.
     pub fn on(mutant: Mutant) -> bool {
         static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
         let choose = || {
@@ -127,19 +147,20 @@ mod enabled {
         *CHOSEN.get_or_init(choose) == Some(mutant)
     }
 
-    /// Comes by a step.
+    /// Reaches a point: crashes, panics or waits there as `STARLING_FAILPOINTS` demands.
     ///
     /// # Panics
-    /// If it was told to.
-    #[expect(clippy::panic, reason = "that is what is asked for")]
+    /// If the variable demands it for this point.
+    #[expect(clippy::panic, reason = "a failpoint that panics is one of its functions")]
     pub async fn at(point: Point) {
         static CHOSEN: OnceLock<Vec<(Point, Act, u32)>> = OnceLock::new();
         let chosen =
             CHOSEN.get_or_init(|| read(&variable("STARLING_FAILPOINTS").unwrap_or_default()));
+
         for (_, act, one_in) in chosen.iter().filter(|(chosen, ..)| *chosen == point) {
             if rand::rng().random_range(0..*one_in) == 0 {
                 match act {
-                    // As SIGKILL would: nothing is cleaned up.
+                    // Like SIGKILL: the process does not clean up.
                     Act::Crash => std::process::abort(),
                     Act::Panic => panic!("a failpoint"),
                     Act::Wait(span) => tokio::time::sleep(*span).await,
@@ -148,10 +169,11 @@ mod enabled {
         }
     }
 
-    fn read(words: &str) -> Vec<(Point, Act, u32)> {
-        let one = |word: &str| {
-            let (name, act) = word.trim().split_once('=')?;
+    fn read(failpoints: &str) -> Vec<(Point, Act, u32)> {
+        let parse = |failpoint: &str| {
+            let (name, act) = failpoint.trim().split_once('=')?;
             let point = Point::ALL.iter().copied().find(|point| point.word() == name)?;
+
             let (act, one_in) = act.split_once('/').unwrap_or((act, "1"));
             let act = match act.split_once(':') {
                 Some(("wait", ms)) => Act::Wait(Duration::from_millis(ms.parse().ok()?)),
@@ -160,6 +182,6 @@ mod enabled {
             };
             Some((point, act, one_in.parse().ok().filter(|one_in| *one_in > 0)?))
         };
-        words.split(',').filter_map(one).collect()
+        failpoints.split(',').filter_map(parse).collect()
     }
 }

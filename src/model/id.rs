@@ -1,4 +1,5 @@
-//! Identifiers as types of their own, so that a chat's id can't be passed where a user's belongs.
+//! Identifiers. Each is a type of its own, so that the compiler refuses a chat's id in the place of
+//! a user's.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -10,16 +11,18 @@ use super::Timestamp;
 macro_rules! uuids {
     ($($(#[$doc:meta])+ $name:ident),+ $(,)?) => {$(
         $(#[$doc])+
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Serialize, Deserialize, sqlx::Type, ToSchema)]
         #[serde(transparent)]
         #[sqlx(transparent)]
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new `UUIDv7` (RFC 9562): 48 bits of `now`, the rest from the random source.
+            /// A new `UUIDv7` (RFC 9562): 48 bits are the time `now`, the others are random.
             pub fn new(now: Timestamp, random: &mut impl Rng) -> Self {
                 let mut bytes = [0; 10];
                 random.fill_bytes(&mut bytes);
+
                 let ms = u64::try_from(now.as_ms()).unwrap_or(0);
                 Self(uuid::Builder::from_unix_timestamp_millis(ms, &bytes).into_uuid())
             }
@@ -42,28 +45,29 @@ macro_rules! uuids {
 }
 
 uuids! {
-    /// An account.
+    /// The id of an account.
     UserId,
-    /// A login with its tokens.
+    /// The id of a session.
     SessionId,
-    /// A conversation of any kind.
+    /// The id of a chat of any kind.
     ChatId,
-    /// A history of the log: the revisions of one can't be compared with those of another.
+    /// The id of one history of the log. Revisions of two epochs cannot be compared.
     Epoch,
-    /// A request, to find it in the logs.
+    /// The id of a request, by which its log lines are found.
     RequestId,
 }
 
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident),+ $(,)?) => {$(
         $(#[$doc])+
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Serialize, Deserialize, sqlx::Type, ToSchema)]
         #[serde(transparent)]
         #[sqlx(transparent)]
         pub struct $name(pub i64);
 
         impl $name {
-            /// The one that follows.
+            /// The next number.
             #[must_use]
             pub const fn next(self) -> Self {
                 Self(self.0.saturating_add(1))
@@ -87,8 +91,8 @@ macro_rules! counters {
 }
 
 counters! {
-    /// A message's position in its chat: 1, 2, 3, … without gaps; 0 stands for "before the first".
+    /// A message's position in its chat: 1, 2, 3, … without gaps. 0 is before the first message.
     MessageId,
-    /// A chat's revision: it grows by exactly 1 with every durable change of the chat.
+    /// A chat's revision. Every durable change of the chat increases it by exactly 1.
     Rev,
 }

@@ -1,4 +1,4 @@
-//! Reading JSON from clients: strict, and naming every field that is wrong, not just the first.
+//! Strict decoding of JSON from clients. An error names every invalid field, not just the first.
 
 use std::collections::HashMap;
 
@@ -7,24 +7,25 @@ use serde_json::Value;
 
 use super::{Code, Error, FieldError, Result};
 
-/// Wrong fields named in one answer.
+/// Invalid fields that one answer names.
 const FIELDS_MAX: usize = 16;
 
-/// Reads one JSON value of a known shape.
+/// Decodes one JSON object.
 ///
 /// # Errors
-/// `malformed_json` if it is not JSON; `invalid_fields` naming each field that is unknown, missing
-/// or of a wrong type.
+/// `malformed_json` if the bytes are not JSON; `invalid_fields` for each field that is unknown,
+/// missing or of a wrong type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    // Every request is an object. The reader would also take the bare list of its values, in the
-    // order of our source.
+    // serde also decodes a struct from an array of its fields in the order of declaration, which is
+    // not part of the protocol.
     if bytes.trim_ascii_start().starts_with(b"[") && serde_json::from_slice::<Value>(bytes).is_ok()
     {
         return Err(Error::field("body", "must be an object"));
     }
+
     serde_json::from_slice(bytes).map_err(|error| {
-        // A number too large for its field is reported as syntax, though it is JSON: only a second
-        // reading tells.
+        // serde_json reports a number that is too large for its field as a syntax error. A second
+        // parse without types finds out whether the bytes are JSON.
         match serde_json::from_slice::<Value>(bytes) {
             Ok(value) => Error::fields(wrong_fields::<T>(value, &error)),
             Err(error) => {
@@ -34,13 +35,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     })
 }
 
-/// Takes out one wrong field after the other, and puts something in for those that are missing,
-/// until the rest can be read.
+/// Removes one invalid field after the other, and adds a value for each missing field, until the
+/// rest can be decoded.
 fn wrong_fields<T: DeserializeOwned>(
     mut value: Value,
     first: &serde_json::Error,
 ) -> Vec<FieldError> {
-    // One of these is of the type of nearly every field.
+    // Nearly every field accepts one of these values.
     let stand_ins = [
         Value::from(""),
         Value::from(0),
@@ -49,6 +50,7 @@ fn wrong_fields<T: DeserializeOwned>(
     ];
     let mut untried: HashMap<String, std::slice::Iter<'_, Value>> = HashMap::new();
     let mut wrong: Vec<FieldError> = Vec::new();
+
     while wrong.len() < FIELDS_MAX {
         let Err(error) = serde_path_to_error::deserialize::<_, T>(&value) else {
             break;
@@ -58,8 +60,9 @@ fn wrong_fields<T: DeserializeOwned>(
         if !wrong.iter().any(|earlier| self::top(earlier) == top) {
             wrong.push(error);
         }
+
+        // A field that was removed because it was invalid is then missing. It is not named twice.
         let Some(object) = value.as_object_mut() else { break };
-        // A field that was taken out because it was wrong is then missing: that is no second fault.
         if object.remove(&top).is_none() {
             let Some(stand_in) =
                 untried.entry(top.clone()).or_insert_with(|| stand_ins.iter()).next()
@@ -69,18 +72,20 @@ fn wrong_fields<T: DeserializeOwned>(
             object.insert(top, stand_in.clone());
         }
     }
+
     if wrong.is_empty() {
         wrong.push(field_error(".".to_owned(), first.to_string()));
     }
     wrong
 }
 
-/// What the reader says of a field. Of one that is unknown, missing or there twice it tells the
-/// name in its message alone.
+/// Makes a [`FieldError`] of an error of serde. For an unknown, missing or duplicate field, the
+/// path leads to the object, and only the message contains the field's name.
 pub fn field_error(path: String, message: String) -> FieldError {
     let by_name = ["unknown field", "missing field", "duplicate field"]
         .iter()
         .any(|kind| message.starts_with(kind));
+
     let field = match message.split('`').nth(1).filter(|_| by_name) {
         Some(name) => name.to_owned(),
         None if path == "." || path.is_empty() => "body".to_owned(),
@@ -89,7 +94,7 @@ pub fn field_error(path: String, message: String) -> FieldError {
     FieldError { field, message }
 }
 
-/// The field of the outermost object that an error is about.
+/// The field of the outermost object that contains the error.
 fn top(error: &FieldError) -> &str {
     if error.message.starts_with("unknown field") {
         return &error.field;
@@ -132,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_malformed() {
+    fn a_body_that_is_not_json_is_malformed() {
         for bad in ["", "{", "nul", "{\"text\": \"\\ud800\"}", "\u{feff}{}", "{\"text\":\"a\"} x"] {
             assert_eq!(
                 decode::<Shape>(bad.as_bytes()).unwrap_err().code,
@@ -144,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn decoding_any_bytes_does_not_panic(bytes: Vec<u8>) {
             let _ = decode::<Shape>(&bytes);
         }
     }

@@ -1,5 +1,5 @@
-//! Every bound of the server, with its reason. What an operator may change is in [`Limits`]; the
-//! rest is constant.
+//! Every bound of the server, with its reason. Operators can change those in [`Limits`]; the others
+//! are constants.
 
 mod rates;
 
@@ -7,358 +7,368 @@ use std::time::Duration;
 
 pub use rates::*;
 
-/// Characters (Unicode scalar values) of a message, after trimming. From the protocol.
+/// Characters (Unicode scalar values) of a message after trimming. Part of the protocol.
 pub const TEXT_CHARS_MAX: usize = 4096;
-/// Characters of the text shown in the inbox: a line on a wide screen.
+/// Characters of a message's text that the inbox shows: one line on a wide screen.
 pub const SNIPPET_CHARS_MAX: usize = 140;
-/// Characters of a user's or chat's name: fits a title bar.
+/// Characters of the name of a user or chat: it fits in a title bar.
 pub const NAME_CHARS_MAX: usize = 100;
 /// Characters of a login: lower-case letters, digits, `.`, `_`, `-`.
 pub const LOGIN_CHARS_MAX: usize = 64;
-/// Fewest characters of a password: NIST SP 800-63B.
+/// The fewest characters of a password (NIST SP 800-63B).
 pub const PASSWORD_CHARS_MIN: usize = 8;
-/// Most characters of a password: bounds the work of hashing one.
+/// The most characters of a password. Bounds the work of one hash.
 pub const PASSWORD_CHARS_MAX: usize = 128;
-/// Characters of a device's description, shown in the list of sessions.
+/// Characters of a device's description, which the list of sessions shows.
 pub const DEVICE_CHARS_MAX: usize = 100;
-/// Characters of a `client_id`. From the protocol.
+/// Characters of a `client_id`. Part of the protocol.
 pub const CLIENT_ID_CHARS_MAX: usize = 64;
-/// Characters of an emoji or search query in the directory.
+/// Characters of a search query in the directory.
 pub const QUERY_CHARS_MAX: usize = 100;
 
-/// Entries of a page that does not say: a screen or two.
+/// Entries of a page if the request gives no number: one or two screens.
 pub const PAGE: i64 = 50;
-/// Statements that read one page of the directory at most, each of one page's rows. More are needed
-/// only where most users whose name begins with the query were listed by their login already; then
-/// the page is shorter than was asked.
+/// Statements that read one page of the directory, each at most one page of rows. Several are
+/// needed only if most users whose name begins with the query were already listed by their login.
+/// At this bound, the page is shorter than requested.
 pub const DIRECTORY_READS_MAX: usize = 10;
-/// Members named at once when a group or channel is created: one transaction stays short.
+/// Members that a request can name when it creates a group or channel. Keeps the transaction short.
 pub const MEMBERS_AT_ONCE_MAX: usize = 100;
-/// Most uses of one invite.
+/// Uses of one invite.
 pub const INVITE_USES_MAX: i64 = 1000;
-/// Longest life of an invite: a month; older links are forgotten, not kept.
+/// The longest lifetime of an invite: a month.
 pub const INVITE_LIFE_MAX: Duration = Duration::from_hours(30 * 24);
-/// Life of an invite that does not say.
+/// The lifetime of an invite if the request gives none.
 pub const INVITE_LIFE: Duration = Duration::from_hours(7 * 24);
 
-/// Bytes of a request body: the longest text in 4-byte characters, each escaped as a surrogate
-/// pair, fits (4096 × 12).
+/// Bytes of a request body. The longest text fits, with each of its 4096 characters escaped as a
+/// surrogate pair of 12 bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of a file of certificates or a key: a bundle of all public authorities is a fifth of it.
+/// Bytes of a file of certificates or of a key. A bundle of all public authorities has a fifth of
+/// it.
 pub const PEM_BYTES_MAX: u64 = 1024 * 1024;
-/// Bytes of a request's head.
+/// Bytes of a request head.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Time for a client to send a request's head or body.
+/// Time for a client to send a request head or a request body.
 pub const REQUEST_READ_MAX: Duration = Duration::from_secs(15);
-/// Time for a request to be answered once its body is there, and for a frame; then `503` or
-/// `unavailable`, whatever the database does. Clients may count on 5 s. What is under way then goes
-/// on to its end.
+/// Deadline of a request from the end of its body, and of a frame. After it the answer is `503` or
+/// `unavailable`, and the work behind it goes on. Clients can rely on an answer within 5 s.
 pub const REQUEST_MAX: Duration = Duration::from_millis(4500);
 
-/// Time from the accept of a connection to its first complete request head. Everything before it is
-/// without a login, so it is as short as a slow line allows: a TCP handshake that is repeated twice
-/// and a head of [`HEAD_BYTES_MAX`].
+/// Time from the accept of a connection to the end of its first request head. No client has
+/// authenticated before that, so it is as short as a slow network allows: a TCP handshake with two
+/// repetitions, and a head of [`HEAD_BYTES_MAX`].
 pub const FIRST_HEAD_MAX: Duration = Duration::from_secs(15);
-/// How long a connection may stay open without a request in progress: longer than the 60 s for
-/// which load balancers keep theirs, so that they close first and no request meets a connection
-/// that is just closing.
+/// How long a connection stays open without a request in progress. Longer than the 60 s of common
+/// load balancers, so that they close first: otherwise a request could arrive on a connection that
+/// the server is closing.
 pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(75);
-/// How long a client may take no piece of an answer before its connection is closed, as long as
-/// [`WRITE_MAX`].
+/// How long a client may read nothing of an answer before the server closes its connection. As long
+/// as [`WRITE_MAX`].
 pub const ANSWER_STALL_MAX: Duration = Duration::from_secs(20);
-/// Bytes of an answer's body that are handed over at once: what a connection keeps beside the
-/// answer itself.
+/// Bytes of an answer's body that hyper gets at once, and buffers besides the answer itself.
 pub const ANSWER_PIECE_BYTES: usize = 16 * 1024;
-/// Streams of one HTTP/2 connection at once: what a browser opens for a page, and as many as
-/// [`USER_REQUESTS_MAX`].
+/// Concurrent streams of one HTTP/2 connection: as many as a browser opens for a page, and as many
+/// as [`USER_REQUESTS_MAX`].
 pub const HTTP2_STREAMS_MAX: u32 = 16;
-/// Bytes of one HTTP/2 stream that wait for the connection to write them: two pieces of an answer.
+/// Bytes of one HTTP/2 stream that are buffered until the connection writes them: two pieces of an
+/// answer.
 pub const HTTP2_SEND_BYTES_MAX: usize = 2 * ANSWER_PIECE_BYTES;
-/// Requests of one user at once on a replica, each from its authentication until the last byte of
-/// its answer is taken. An answer has about a MiB at most, so one account holds 16 MiB, over
-/// however many connections and streams.
+/// Concurrent requests of one user on a replica, each from its authentication until the client has
+/// read the answer. An answer has about 1 MiB at most, so one account holds at most 16 MiB, over
+/// any number of connections and streams.
 pub const USER_REQUESTS_MAX: usize = 16;
-/// How long a request waits for one of its user's [`USER_REQUESTS_MAX`]; then `503`. Shorter than
-/// [`REQUEST_MAX`].
+/// How long a request waits for one of its user's [`USER_REQUESTS_MAX`] permits before it fails
+/// with `503`. Shorter than [`REQUEST_MAX`].
 pub const USER_REQUEST_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Bytes of text on a page of messages, as stored; one message is always on it. As JSON that is
-/// twice as much at most.
+/// Bytes of text on a page of messages, as stored. A page holds at least one message. As JSON, the
+/// text has at most twice as many bytes.
 pub const PAGE_BYTES_MAX: usize = 512 * 1024;
-/// How many times the share of one address the IPv6 /56 around it has: a household has several
+/// The share of an IPv6 /56 in multiples of the share of one address: a household has several
 /// links.
 pub const ADDRESS_SHARES_56: usize = 2;
-/// How many times the share of one address the IPv6 /48 around it has: a company has many links.
+/// The share of an IPv6 /48 in multiples of the share of one address: a company has many links.
 pub const ADDRESS_SHARES_48: usize = 4;
 
-/// How often the database is asked whether it answers, for the readiness probes.
+/// Pause between two pings of the database for the readiness probes.
 pub const HEALTH_EVERY: Duration = Duration::from_secs(1);
-/// How old the last good answer of the database may be for the replica to be ready: a ping of 2 s
-/// may fail, and the next.
+/// Age of the last successful ping at which the replica is no longer ready. One ping may time out
+/// after 2 s, and the next one too.
 pub const HEALTH_STALE: Duration = Duration::from_secs(6);
-/// Pause between two warnings about a proxy that is not trusted: a stranger can cause them.
+/// Pause between two warnings about an untrusted proxy. Any client can cause the warning.
 pub const PROXY_WARNING_EVERY: Duration = Duration::from_hours(1);
-/// Open files that are no connections of clients: the database, Redis, the log, listeners, and
-/// connections just closing.
+/// Open files other than clients' connections: the database, Redis, the log, listeners, and
+/// connections that are closing.
 pub const FILES_RESERVE: usize = 256;
 
-/// Bytes of one WebSocket message from a client: the longest text, escaped, fits.
+/// Bytes of one WebSocket message from a client. The longest text fits, escaped.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of the `id` of a frame, which the answer repeats: a UUID in text form fits. From the
+/// Bytes of a frame's `id`, which the answer repeats. A UUID in text form fits. Part of the
 /// protocol.
 pub const FRAME_ID_BYTES_MAX: usize = 64;
-/// Bytes of a connection's read buffer. An idle connection costs this; a larger frame grows it.
+/// Bytes of a connection's read buffer. Each idle connection holds this much; a larger frame grows
+/// the buffer.
 pub const READ_BUFFER_BYTES: usize = 1024;
-/// Bytes that the system is asked to keep for a connection whose client does not read. By itself
-/// Linux keeps up to 4 MiB, and a thousand stalled clients would use up what all connections of the
-/// machine may hold. The system makes it the double, so 512 KiB, which over a line of 200 ms is 20
-/// MBit/s.
+/// Size of a connection's send buffer in the kernel. Linux doubles it to 512 KiB, which allows 20
+/// Mbit/s at a round trip of 200 ms. The default of Linux is up to 4 MiB, with which a thousand
+/// stalled clients would use up the memory for all TCP connections of the machine.
 pub const SEND_BUFFER_BYTES: u32 = 256 * 1024;
-/// Bytes that wait for one slow reader before it is closed with 4413.
+/// Bytes of an outbox. A slow consumer that exceeds it is closed with 4413.
 pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that a connection writes at once.
 pub const WRITE_BATCH_BYTES_MAX: usize = 64 * 1024;
-/// How long a client's system may leave what was sent unacknowledged before the connection is
-/// dropped, as long as two heartbeats: by itself Linux tries for a quarter of an hour.
+/// How long sent bytes may stay unacknowledged by TCP before the kernel drops the connection. As
+/// long as two heartbeats; the default of Linux is about 15 minutes.
 pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_mins(1);
-/// Time for a slow reader to take what was written before its connection is dropped.
+/// Time for one write to a WebSocket. Then the connection is dropped.
 pub const WRITE_MAX: Duration = Duration::from_secs(20);
-/// Time for a client to authenticate by its first frame. From the protocol.
+/// Time for a client to authenticate by its first frame. Part of the protocol.
 pub const AUTHENTICATE_MAX: Duration = Duration::from_secs(5);
 /// Time for the closing handshake.
 pub const CLOSE_MAX: Duration = Duration::from_secs(2);
-/// Bad frames in a row that close a connection. From the protocol.
+/// Bad frames in a row that close a connection. Part of the protocol.
 pub const BAD_FRAMES_MAX: u32 = 10;
-/// Frames refused as too many, less those accepted since, that close a connection with 4429.
+/// Frames refused by the rate limit, less those accepted since, that close a connection with 4429.
 pub const FLOODED_FRAMES_MAX: u32 = 100;
-/// Frames of one connection that are worked on at once; further ones wait in the socket.
+/// Frames of one connection in progress. Further frames wait in the socket.
 pub const INFLIGHT_FRAMES_MAX: usize = 32;
 /// Chats that one `sync` may name: more than a user can have.
 pub const SYNC_CHATS_MAX: usize = 10_000;
-/// Bytes of one chat in the `sync` of a client: its id in quotation marks, a colon, a revision
-/// below 10⁹ (ten changes a second make that many in three years) and a comma.
+/// Bytes of one chat in a `sync` frame: its id in quotation marks, a colon, a revision below 10⁹
+/// (ten changes a second for three years) and a comma.
 pub const SYNC_CHAT_BYTES: usize = 36 + 2 + 1 + 9 + 1;
 /// Bytes of a `sync` frame besides its chats: its type, id, epoch and options.
 pub const SYNC_ENVELOPE_BYTES: usize = 1024;
-/// Chats that other users may bring a user into, by a private chat with them or as a member of
-/// theirs. Counted apart, so that nobody uses up the room for the user's own.
+/// Chats into which other users may bring a user: private chats that they opened, groups and
+/// channels to which they added the user. Counted separately, so that other users cannot use up the
+/// chats that the user may create.
 pub const CHATS_BY_OTHERS_MAX: i64 = 300;
-/// The most that [`Limits::chats_per_user_max`] may be: with those that others brought, all of a
-/// user's chats fit in one `sync` frame. A user with more could never come back in sync.
+/// Upper bound of [`Limits::chats_per_user_max`]. With the chats by others, all chats of a user fit
+/// in one `sync` frame; a user with more chats could never sync again.
 #[expect(clippy::cast_possible_wrap, reason = "about a thousand")]
 pub const CHATS_PER_USER_MAX: i64 =
     ((FRAME_BYTES_MAX - SYNC_ENVELOPE_BYTES) / SYNC_CHAT_BYTES) as i64 - CHATS_BY_OTHERS_MAX;
-/// Changes of one chat that `sync` replays; a chat further behind gets `reset`.
+/// Changes of one chat that `sync` replays. A chat that is further behind gets `reset`.
 pub const SYNC_CHANGES_MAX: i64 = 500;
-/// Connections let in at once, from the look-up of their token to `ready`: a herd of reconnecting
-/// clients queues here, not in front of the sends of others in the database.
+/// Connections that authenticate at the same time, from the look-up of the token to `ready`. When
+/// many clients reconnect, they queue here and do not delay the sends of others in the database.
 pub const ARRIVALS_AT_ONCE_MAX: usize = 16;
-/// Reads of snapshots for `sync` at once, for the same reason: fewer than there are connections to
-/// the database.
+/// Snapshots for `sync` that are read at the same time, for the same reason. Fewer than the
+/// connections to the database.
 pub const SYNCS_AT_ONCE_MAX: usize = 8;
-/// Changes that `sync` reads at once.
+/// Changes that `sync` reads in one statement.
 pub const SYNC_PAGE_MAX: i64 = 100;
-/// Bytes of what one client missed that are encoded before it took those in front of them.
+/// Bytes of missed changes that are encoded for one client ahead of its reading.
 pub const SYNC_PAGE_BYTES_MAX: usize = 512 * 1024;
 
-/// Frames of one user that work on the database at once on one replica (`edit_message`,
-/// `remove_message`, `read`, `typing`, `watch_presence`, `sync`): a quarter of the default number
-/// of connections. Further ones wait, and their sockets are not read meanwhile.
+/// Frames of one user in progress on the database of one replica (`edit_message`, `remove_message`,
+/// `read`, `typing`, `watch_presence`, `sync`): a quarter of the default number of connections.
+/// Further frames wait, and their sockets are not read meanwhile.
 pub const FRAMES_AT_ONCE_PER_USER: usize = 4;
-/// Units of work that wait for one of a pool's connections; over it the newest is refused at once.
-/// Sixteen connections that need 2 ms each for a unit work this off in 64 ms, so a longer queue
-/// means that the database stands still, and what joined it would be given up after its wait all
-/// the same. One user's burst of [`READS`] does not fill it.
+/// Units of work that wait for a connection of one pool. Over it the newest is refused at once.
+/// Sixteen connections with units of 2 ms complete such a queue in 64 ms, so a longer queue means
+/// that the database is stalled and that the unit would time out. One user's burst of [`READS`]
+/// does not fill the queue.
 pub const STORE_WAITING_MAX: usize = 512;
-/// Connections to Postgres for sessions alone (look-ups of tokens, checks, logins), so that
-/// whatever requests wait for, users are still recognised and ended sessions still noticed.
+/// Connections to Postgres that only sessions use (look-ups of tokens, checks, logins). While all
+/// other connections are busy, users still authenticate and ended sessions are still found.
 pub const SESSION_CONNECTIONS_MAX: u32 = 4;
-/// Users, or pairs of user and chat, that a replica counts in its own memory; the idle ones are
-/// forgotten first.
+/// Users, or pairs of a user and a chat, that a replica counts in memory. Over it, idle ones are
+/// removed first.
 pub const BUDGET_KEYS_MAX: usize = 100_000;
 
-/// Pause between two groups of connections that a stopping replica sends away.
+/// Pause between two groups of connections that a draining replica closes.
 pub const DRAIN_WAVE_EVERY: Duration = Duration::from_millis(100);
-/// Users that one `watch_presence` may name: what a screen shows, a few times over.
+/// Users that one `watch_presence` may name: several times the users on one screen.
 pub const WATCH_USERS_MAX: usize = 200;
-/// Users that one connection may watch: the members of every chat that the user has in view, and
-/// more.
+/// Users that one connection may watch: more than the members of all chats on the user's screen.
 pub const WATCHED_MAX: usize = 1000;
-/// Presence resyncs at once: a herd of reconnecting clients queues here, not in the database.
+/// Concurrent presence resyncs. When many clients reconnect, they queue here and not in the
+/// database.
 pub const PRESENCE_RESYNCS_MAX: usize = 16;
-/// Users compared in one presence resync, pairs of watcher and watched user in one statement, and
-/// users whose `last_seen_at` one statement stores.
+/// Users compared in one presence resync; pairs of watcher and watched user in one statement; users
+/// whose `last_seen_at` one statement stores.
 pub const PRESENCE_BATCH: usize = 500;
-/// How long a connection waits for the shared presence to grant or refuse its slot. Then it is
-/// admitted.
+/// How long a connection waits for the shared presence to grant or refuse its connection slot. Then
+/// the connection is accepted.
 pub const PRESENCE_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How long a presence read waits for replicas that have not written their state: longer than an
+/// How long a presence read waits for replicas that have not written their state. Longer than an
 /// epoch of Redis takes to settle (2 s), so that a client that watches a user right after a start
 /// gets an answer.
 pub const PRESENCE_SYNC_MAX: Duration = Duration::from_secs(3);
-/// Pause between two sweeps over the users that linger: short beside the linger of 5 s.
+/// Pause between two sweeps over the lingering users: short beside the linger of 5 s.
 pub const PRESENCE_SWEEP_EVERY: Duration = Duration::from_millis(100);
 
-/// Arrivals that wait for the hub, and events that wait to be published. Over it an event is
-/// dropped, and the hub, or the other replicas, compare all their chats with the store.
+/// Length of the hub's queue of received events, and of the queue of events to publish. Over it an
+/// event is dropped, and the hub, or the other replicas, compare all their chats with the store.
 pub const BUS_QUEUE_MAX: usize = 65_536;
-/// Bytes of an event that is published as such. Of a larger one, only its topics are published, and
-/// the subscribers compare them with the store: the output buffer that Redis keeps for a subscriber
-/// must hold many events.
+/// Bytes of an event that is published in full. Of a larger event, only the topics are published,
+/// and the subscribers compare them with the store: the output buffer that Redis keeps for each
+/// subscriber must hold many events.
 pub const BUS_EVENT_BYTES_MAX: usize = 16 * 1024;
-/// Topics with an event that could not be published, remembered one by one until Redis takes a
-/// resync for them; beyond it the other replicas compare everything with the store.
+/// Topics with an unpublished event that a replica keeps until Redis accepts a resync for them.
+/// Over it the other replicas compare all chats with the store.
 pub const BUS_DIRTY_TOPICS_MAX: usize = 10_000;
-/// Age of a sealed event at which a replica no longer delivers it and compares its topics with the
-/// store instead: bounds how long a copy of an event can be replayed by anyone with write access to
-/// Redis. An event is published within a second, or replaced by a resync; the rest allows for
-/// replicas whose clocks differ.
+/// Age of a sealed event at which a replica no longer delivers it, and compares its topics with the
+/// store instead. Bounds how long an attacker with write access to Redis can replay a copy of an
+/// event. Events are published within a second or replaced by a resync; the rest of the minute
+/// allows for different clocks.
 pub const BUS_EVENT_AGE_MAX: Duration = Duration::from_mins(1);
-/// Topics with a stale or an unreadable event that a replica remembers until the next comparison;
-/// beyond it the replica compares everything. A comparison is one statement for up to a thousand
-/// chats.
+/// Topics with a stale or unreadable event that a replica keeps until the next comparison. Over it
+/// the replica compares all chats. One statement compares up to a thousand chats.
 pub const BUS_RECEIVED_TOPICS_MAX: usize = 1000;
-/// Pause between two comparisons for events that this version cannot read. The first event is
-/// compared at once; in a rolling update with many of them, a replica makes 20 comparisons a second
-/// at most.
+/// Pause between two comparisons for events that this version cannot read. The first comparison is
+/// immediate; in a rolling update with many such events, a replica makes at most 20 a second.
 pub const BUS_UNREADABLE_PAUSE: Duration = Duration::from_millis(50);
-/// Events of a chat that wait for a missing one. Over it the newest are dropped, to be fetched with
-/// the missing one.
+/// Events of a chat that wait for a missing event. Over it the newest are dropped, and read from
+/// the store together with the missing event.
 pub const REORDER_MAX: usize = 256;
-/// How long a missing event may be late before the store is asked for it.
+/// How long the hub waits for a missing event before it reads the event from the store.
 pub const REORDER_WAIT: Duration = Duration::from_millis(50);
-/// How often a hub compares the chats that changed with the store, in case the bus lost an event
-/// without a sign.
+/// Pause between two resyncs, which compare the changed chats with the store. Bounds the delay of
+/// an event that the bus lost without an error.
 pub const HUB_RESYNC_EVERY: Duration = Duration::from_secs(30);
-/// Steps of the comparison of everything, one with each such resync: it is complete every 15
-/// minutes.
+/// Steps of the comparison of all chats. Each resync makes one step, so the comparison is complete
+/// every 15 minutes.
 pub const FULL_RESYNC_STEPS: usize = 30;
-/// How long before the last resync a join is searched for: longer than a unit of work, and the
-/// clocks of replicas differ.
+/// How long before the previous resync the search for joins begins. Longer than a unit of work plus
+/// the difference between the clocks of replicas.
 pub const JOIN_RESYNC_MARGIN: Duration = Duration::from_mins(1);
-/// How often a replica asks the store which of its connections' sessions ended: bounds how long a
-/// connection outlives its session when the event is lost.
+/// Pause between two checks for connections whose session ended. Bounds how long a connection
+/// outlives its session when the bus loses the event.
 pub const SESSION_CHECK_EVERY: Duration = Duration::from_secs(3);
-/// How often a replica sets its clock by the database's.
+/// Pause between two adjustments of the replica's clock to the clock of the database.
 pub const CLOCK_EVERY: Duration = Duration::from_mins(1);
-/// Pause between two `member_count` frames of a large channel: with 100,000 members online, one
-/// frame each in this time is 20,000 frames/s over the whole fleet.
+/// Pause between two `member_count` frames of a large channel. With 100,000 members online, this is
+/// 20,000 frames/s over all replicas.
 pub const MEMBER_COUNT_EVERY: Duration = Duration::from_secs(5);
-/// How often a replica looks whether the log is still the one that it served: how long clients may
-/// be shown a history that a failover or a restore has ended.
+/// Pause between two checks of the log's epoch. Bounds how long clients see a history that a
+/// failover or a restore has ended.
 pub const EPOCH_CHECK_EVERY: Duration = Duration::from_secs(1);
-/// How far the write-ahead log of Postgres must step back to count as another history: more than
-/// its largest record (33 page images), of which a killed server may have written a part that it
-/// drops when it starts again.
+/// How far the write-ahead log of Postgres must step back to count as another history. More than
+/// its largest record (33 page images): a killed server may have written a part of one, and drops
+/// it at its next start.
 pub const LOG_STEP_BACK_BYTES_MIN: i64 = 512 * 1024;
-/// Pause before a chat is compared again whose revision in the store is lower than the one
-/// delivered.
+/// Pause before a replica compares a chat again whose revision in the store is lower than the last
+/// delivered one.
 pub const LOG_RECHECK_PAUSE: Duration = Duration::from_secs(1);
-/// Longest that a client is asked to stay away when the log has a new epoch: each connection adds 1
-/// ms, so that a thousand a second come back.
+/// The longest delay after which clients reconnect when the log has a new epoch. Each connection
+/// adds 1 ms, so that a thousand clients a second reconnect.
 pub const EPOCH_RETURN_MAX: Duration = Duration::from_secs(5);
-/// Pause between the comparisons of a chat that a unit of work with an unknown outcome may have
-/// changed.
+/// Pause between the comparisons of a chat after a unit of work with an unknown outcome.
 pub const RESYNC_EVERY: Duration = Duration::from_secs(2);
-/// Comparisons of such a chat after the first, which is immediate. The last one comes after the
-/// longest unit of work (4 s), which may still have been under way.
+/// Comparisons of such a chat after the first, which is immediate. The last comparison comes after
+/// the longest unit of work (4 s), which may have been in progress at the first.
 pub const RESYNC_REPEATS: u32 = 3;
-/// Such chats and users remembered one by one; over it everything is compared.
+/// Chats and users that wait for such comparisons. Over it all chats are compared.
 pub const RESYNC_TOPICS_MAX: usize = 10_000;
-/// Pause before the store is asked again for the missing events of a chat, after it failed to
-/// answer.
+/// Pause before the hub retries a failed read of missing events.
 pub const HEAL_RETRY: Duration = Duration::from_secs(1);
 
-/// Messages in one commit: more don't make it cheaper.
+/// Messages in one commit. Larger batches do not make a message cheaper.
 pub const APPEND_BATCH_MAX: usize = 128;
-/// Longest that a commit waits for as many messages as the one before held: less than a commit
-/// takes on a busy disk.
+/// How long an appender waits for as many messages as the previous batch had. Shorter than a commit
+/// on a busy disk.
 pub const APPEND_GATHER_MAX: Duration = Duration::from_millis(2);
-/// Messages that wait for a commit; over it a send is answered `503`.
+/// Messages in the queue of an appender. Over it a send fails with `503`.
 pub const APPEND_QUEUE_MAX: usize = 4096;
-/// Appenders of a replica. A chat always belongs to the same one, which keeps its sends in order.
+/// Appenders of a replica. A chat always belongs to the same appender, which keeps its sends in
+/// order.
 pub const APPENDERS: usize = 2;
 
-/// How long a batch of messages waits for a chat that another transaction holds, before the batch
-/// goes without it. A transaction of the server holds a chat for a few milliseconds; half of what
-/// the others of the batch may be delayed by.
+/// How long a batch waits for the row lock of a chat before it commits without that chat's
+/// messages. The server's transactions hold a row lock for a few milliseconds. The other messages
+/// of the batch are delayed by at most twice this time.
 pub const APPEND_LOCK_MAX: Duration = Duration::from_millis(50);
-/// Chats of a replica that wait for their lock in a lane of their own; over it a send to one more
-/// is answered `503`.
+/// Lanes of a replica: chats whose messages wait for the row lock outside the batches. Over it a
+/// send to another locked chat fails with `503`.
 pub const LANES_MAX: usize = 32;
-/// Lanes that use a connection to the database at once. An appender has connections of its own
-/// beside the pool.
+/// Lanes that use a database connection at the same time. Each appender has connections of its own
+/// besides the pool.
 pub const LANES_AT_ONCE_MAX: usize = 8;
-/// Messages that wait in one lane; over it a send is answered `503`. All lanes together hold what
-/// the appenders' queues do.
+/// Messages in one lane. Over it a send fails with `503`. All lanes together hold as many messages
+/// as the queues of the appenders.
 pub const LANE_QUEUE_MAX: usize = 256;
 
-/// How long a token's session is believed without asking the store, where there is one replica: an
-/// end is noticed at once.
+/// Lifetime of a resolved token in the session cache of a single replica, where the end of a
+/// session removes the token at once.
 pub const SESSION_CACHE_LIFE: Duration = Duration::from_secs(30);
-/// How long a replica of many believes its own memory of a token. With [`SESSION_SHARED_LIFE`] it
-/// bounds how long an ended session may still be answered when Redis failed at the wrong moment: 10
-/// s.
+/// Lifetime of a resolved token in the memory of one of several replicas. Together with
+/// [`SESSION_SHARED_LIFE`], it bounds how long requests of an ended session succeed if Redis fails
+/// while the session ends: 10 s.
 pub const SESSION_LOCAL_LIFE: Duration = Duration::from_secs(2);
-/// How long an entry in Redis is believed.
+/// Lifetime of a resolved token in Redis.
 pub const SESSION_SHARED_LIFE: Duration = Duration::from_secs(8);
-/// Pause before Redis is told again to forget a token, when it could not be told.
-pub const SESSION_FORGET_RETRY: Duration = Duration::from_millis(500);
-/// Tokens looked up in the store at once: a herd of reconnecting clients queues here, not in the
-/// pool.
+/// Pause before a replica retries a failed removal of a token from Redis.
+pub const SESSION_REMOVE_RETRY: Duration = Duration::from_millis(500);
+/// Concurrent look-ups of tokens in the store. When many clients reconnect, they queue here and not
+/// in the pool.
 pub const RESOLVES_AT_ONCE_MAX: usize = 8;
-/// Sessions remembered.
+/// Entries of the session cache.
 pub const SESSION_CACHE_MAX: u64 = 100_000;
-/// How often the `last_seen_at` of a session, or of a connected user, is written at most.
+/// The shortest pause between two writes of the `last_seen_at` of a session or of a connected user.
 pub const LAST_SEEN_EVERY: Duration = Duration::from_mins(1);
-/// How long the refresh token before the current one may come again, because its answer was lost.
+/// How long the previous refresh token still works, in case the answer to its use was lost.
 pub const REFRESH_GRACE: Duration = Duration::from_secs(10);
-/// Spent refresh tokens that are kept of a session, the most recent ones: one that comes again
-/// shows that it was stolen, and ends the session. A token that was spent longer ago than these is
-/// unknown. Without a bound, a session that is refreshed for years could not be deleted in time.
+/// Spent refresh tokens that are kept for a session, the most recent ones. The reuse of one shows
+/// that it was stolen and ends the session; an older token is unknown. Without this bound, the
+/// deletion of a session that was refreshed for years would exceed its deadline.
 pub const SPENT_TOKENS_MAX: i64 = 32;
-/// Times that a login, or a change of the account, verifies the password again because it changed
-/// meanwhile; then `503`.
+/// How many times a login or a change of the account verifies the password when another request
+/// changes it meanwhile. Then the request fails with `503`.
 pub const VERIFY_TRIES_MAX: usize = 3;
-/// Keys that the rate limiter remembers; the idle ones are forgotten first.
+/// Keys in the memory of the rate limiter. Over it, idle ones are removed first.
 pub const LIMITER_KEYS_MAX: usize = 100_000;
 
-/// Rows that a cleaning job removes in one transaction.
+/// Rows that a clean-up job removes in one transaction.
 pub const JOB_BATCH: i64 = 500;
-/// How long the removal of an account waits until its chats are left: enough for a hundred chats,
-/// so that the caller sees it done, and short of [`REQUEST_MAX`]. Leaving more chats goes on after
-/// the answer.
+/// How long the request that removes an account waits until the account has left its chats: enough
+/// for a hundred chats, and shorter than [`REQUEST_MAX`]. The rest is done after the answer.
 pub const REMOVAL_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Chats that removed accounts leave at once on a replica: each takes a connection to the database
+/// Chats that removed accounts leave at the same time on a replica. Each uses a database connection
 /// for a moment.
 pub const DEPARTURES_AT_ONCE_MAX: usize = 2;
-/// How often the cleanup runs.
+/// Pause between two runs of the clean-up jobs.
 pub const CLEANUP_EVERY: Duration = Duration::from_mins(1);
-/// How long expired sessions and invites are kept: a session that a wrong clock took for expired
-/// still exists once the clock is right.
+/// Pause before a replica retries a clean-up that another replica is running.
+pub const CLEANUP_RETRY: Duration = Duration::from_secs(1);
+/// How long the lease of a worker is valid without a renewal. Longer than a stall of the database
+/// that the server survives, so that such a stall does not move the work to another replica.
+pub const WORKER_LEASE: Duration = Duration::from_secs(30);
+/// Pause between two renewals of a worker's lease. Two renewals in a row can fail.
+pub const WORKER_LEASE_RENEWAL: Duration = Duration::from_secs(8);
+/// Pause between two rounds of a consumer that has applied everything.
+pub const CONSUMER_EVERY: Duration = Duration::from_secs(1);
+/// Chats that a consumer reads in one statement.
+pub const CONSUMER_BATCH: i64 = 1_000;
+/// How long expired sessions and invites are kept. A session that a wrong clock takes for expired
+/// still exists once the clock is corrected.
 pub const CLEANUP_GRACE: Duration = Duration::from_hours(24);
-/// How far a clock may move against the time that passed between two rounds of the cleaning jobs:
-/// more than any slew.
+/// How far a clock may differ from the monotonic time between two runs of the clean-up jobs. More
+/// than a clock that is slewed differs.
 pub const CLOCK_JUMP_MAX: Duration = Duration::from_mins(5);
-/// How long a clock that jumped has to be steady before the cleaning jobs believe it.
+/// How long a clock must be steady after a jump before the clean-up jobs remove expired rows.
 pub const CLOCK_TRUST_AFTER: Duration = Duration::from_hours(1);
-/// How long it is remembered who left a chat; a client away for longer gets `reset`.
+/// Lifetime of the tombstones of members who left a chat. A client that was away for longer gets
+/// `reset`.
 pub const TOMBSTONE_LIFE: Duration = Duration::from_hours(30 * 24);
 
-/// What an operator may change. The defaults are in [`Limits::default`].
+/// The bounds that an operator can change. The defaults are in [`Limits::default`].
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Sessions of a user; one more ends the oldest.
+    /// Sessions of a user. A further login ends the oldest session.
     pub sessions_per_user_max: i64,
     /// Open invites of a user.
     pub invites_per_user_max: i64,
-    /// Chats of a user by their own act; [`CHATS_PER_USER_MAX`] at most. Nobody is added to a group
-    /// or channel who has as many altogether.
+    /// Chats that a user created or joined; at most [`CHATS_PER_USER_MAX`]. A user who has as many
+    /// chats of any origin cannot be added to a group or channel.
     pub chats_per_user_max: i64,
     /// Members of a group.
     pub group_members_max: i64,
     /// Members of a channel up to which every member gets the event of each join, leave and change
-    /// of role. In a larger one only owner and admins get these, and the members get `member_count`
-    /// now and then: 10,000 joins in a row would otherwise cost 50 million frames.
+    /// of role. In a larger channel only the owner and the admins get these events, and the other
+    /// members get `member_count` frames: 10,000 joins in a row would otherwise cost 50 million
+    /// frames.
     pub channel_events_members_max: i64,
     /// Entries of a page: chats, members, users, messages, changes.
     pub page_max: i64,
@@ -366,17 +376,17 @@ pub struct Limits {
     pub connections_per_user_max: usize,
     /// Connections of this replica, HTTP and WebSocket.
     pub connections_max: usize,
-    /// Connections of one address that have not authenticated yet; an IPv6 /64 counts as one
+    /// Connections of one address whose clients have not authenticated. An IPv6 /64 counts as one
     /// address.
     pub connections_per_address_max: usize,
-    /// Life of an access token.
+    /// Lifetime of an access token.
     pub token_life: Duration,
-    /// Life of a refresh token, and so of a session that nobody refreshes.
+    /// Lifetime of a refresh token, and so of a session that is not refreshed.
     pub refresh_life: Duration,
-    /// How often clients are told to `ping`; silent for twice as long, they are closed.
+    /// How often clients send `ping`. A connection that is silent for twice as long is closed.
     pub heartbeat_interval: Duration,
-    /// How long a user whose last connection ended still counts as online: a change of networks
-    /// takes a few seconds.
+    /// How long a user stays online after the last connection ended. A change of networks takes a
+    /// few seconds.
     pub presence_linger: Duration,
     /// Whether rate limits apply.
     pub rate_limits: bool,
@@ -403,24 +413,24 @@ impl Default for Limits {
     }
 }
 
-/// How patient a listener is with a connection. Constants, except in tests.
+/// The timeouts of a listener's connections. Constants, except in tests.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// From the accept to the first complete request head.
+pub struct ConnectionTimeouts {
+    /// From the accept to the end of the first request head.
     pub first_head: Duration,
     /// Without a request in progress.
     pub idle: Duration,
-    /// While an answer waits for its client to take a piece of it.
+    /// While the client reads nothing of an answer.
     pub stall: Duration,
 }
 
-impl Default for Patience {
+impl Default for ConnectionTimeouts {
     fn default() -> Self {
         Self { first_head: FIRST_HEAD_MAX, idle: CONNECTION_IDLE_MAX, stall: ANSWER_STALL_MAX }
     }
 }
 
-/// What one password hash costs (argon2id, one lane). A constant, except in tests.
+/// The cost of one password hash (argon2id, one lane). A constant, except in tests.
 #[derive(Clone, Copy, Debug)]
 pub struct PasswordCost {
     /// Memory, in KiB.
@@ -445,10 +455,10 @@ mod tests {
     #[test]
     fn all_chats_that_a_user_can_have_fit_in_one_sync_frame() {
         assert!(Limits::default().chats_per_user_max <= CHATS_PER_USER_MAX);
-        let most = usize::try_from(CHATS_PER_USER_MAX + CHATS_BY_OTHERS_MAX).unwrap();
-        assert!(most <= SYNC_CHATS_MAX);
+        let chats_max = usize::try_from(CHATS_PER_USER_MAX + CHATS_BY_OTHERS_MAX).unwrap();
+        assert!(chats_max <= SYNC_CHATS_MAX);
 
-        let chats: serde_json::Map<String, serde_json::Value> = (0..most as u128)
+        let chats: serde_json::Map<String, serde_json::Value> = (0..chats_max as u128)
             .map(|number| {
                 (uuid::Uuid::from_u128(u128::MAX - number).to_string(), json!(999_999_999))
             })
@@ -460,7 +470,7 @@ mod tests {
         assert!(frame.len() <= FRAME_BYTES_MAX, "{} bytes", frame.len());
         assert!(
             frame.len() + SYNC_CHAT_BYTES + SYNC_ENVELOPE_BYTES > FRAME_BYTES_MAX,
-            "the bound wastes no room"
+            "one more chat would not fit"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! What the server talks about: plain values and rules without I/O. Everything above may use it; it
-//! uses nothing above.
+//! The values and rules of the server, without I/O. All other layers may import this module; it
+//! imports none of them.
 
 pub mod address;
 pub mod certificates;
@@ -26,25 +26,31 @@ pub use error::{Code, Error, FieldError, Kind, Result};
 pub use event::{Change, ChatEvent, Event, Topic};
 pub use id::{ChatId, Epoch, MessageId, Rev, SessionId, UserId};
 pub use limits::Limits;
-pub use message::{Message, MessageKind};
+pub use message::{Message, MessageBody, MessageKind};
 pub use session::Session;
 pub use user::{Account, User};
 
-/// Declares an enum that is stored and sent as one lower-case word, and the conversions both ways.
+/// Declares an enum whose variants are stored and sent as lower-case words, with its conversions.
 macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+    (
+        $(#[$meta:meta])*
+        $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),+ $(,)? }
+    ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name { $($(#[$variant_meta])* #[serde(rename = $word)] $variant),+ }
 
         impl $name {
-            /// The word that stands for it in the database and on the wire.
+            /// All variants.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word for this variant in the database and on the wire.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
 
-        // By hand: the derive does not see a literal that comes through a macro.
+        // Written out, since the derive does not see a literal that comes from a macro.
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
                 utoipa::openapi::ObjectBuilder::new()

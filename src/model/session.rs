@@ -1,4 +1,4 @@
-//! Sessions: a login with its tokens, its caller, and the origin of its requests.
+//! Sessions, authenticated callers, and the origin of requests.
 
 use std::net::IpAddr;
 
@@ -11,50 +11,50 @@ use super::{SessionId, Timestamp, UserId};
 /// A session as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
-    /// Its id; it stays when the tokens rotate.
+    /// A UUID. It stays the same when the tokens rotate.
     pub id: SessionId,
-    /// What the client said of itself.
+    /// The device's description, as the client gave it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device: Option<String>,
-    /// The address of the last login or refresh.
+    /// The client's IP address at the last login or refresh.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ip: Option<String>,
-    /// When it began.
+    /// When the session began.
     pub created_at: Timestamp,
-    /// When it was last used, to the minute.
+    /// When the session was last used, to the minute.
     pub last_seen_at: Timestamp,
-    /// Whether the caller is asking with it.
+    /// Whether this request belongs to the session.
     pub current: bool,
 }
 
-/// The user and the session that a valid token stands for.
+/// The user and the session of a valid access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
-    /// The account.
+    /// The user's account.
     pub user_id: UserId,
-    /// The session.
+    /// The session that the token belongs to.
     pub session_id: SessionId,
-    /// When the token stops being valid.
+    /// When the token expires.
     pub expires_at: Timestamp,
-    /// When the session was last seen, as far as known.
+    /// When the session was last used. May be out of date by the lifetime of the session cache.
     pub last_seen_at: Timestamp,
-    /// Logins into the session after the first, when the token was made: the next one closes this
-    /// caller's connections.
+    /// The number of logins into the session after the first, when the token was made. The next
+    /// login closes this caller's connections.
     pub logins: i64,
 }
 
-/// The address and the device that a request comes from.
+/// The address and the device of a request's client.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// The client's address.
+    /// The client's address, if it is known.
     pub ip: Option<IpAddr>,
-    /// The client's name for itself.
+    /// The device's description, as the client gave it.
     pub device: Option<String>,
 }
 
 impl Origin {
-    /// The key of limits per address: an IPv4 address, or the /64 network of an IPv6 address, which
-    /// is what one customer gets.
+    /// The key of rate limits per address: an IPv4 address, or the /64 network of an IPv6 address,
+    /// which a provider gives to one customer.
     pub fn rate_key(&self) -> String {
         self.ip.map_or_else(|| "unknown".to_owned(), |ip| Network::of(ip).to_string())
     }

@@ -1,24 +1,25 @@
-//! The rules for text that people type: what is trimmed, what is refused, and in which words.
+//! The rules for texts from users: trimming, lengths, forbidden characters, and the messages of the
+//! errors.
 
 use super::{FieldError, limits};
 
-/// Collects what is wrong with a request, so that one answer names every field at fault.
+/// Collects the invalid fields of a request, so that one answer names all of them.
 #[derive(Debug, Default)]
 pub struct Checks(Vec<FieldError>);
 
 impl Checks {
-    /// Starts with nothing wrong.
+    /// Checks without an invalid field.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Notes that `field` is wrong.
+    /// Records that `field` is invalid.
     pub fn fail(&mut self, field: &str, message: impl Into<String>) {
         self.0.push(FieldError { field: field.to_owned(), message: message.into() });
     }
 
-    /// Keeps a good value, notes a bad one. The default stands in for a bad one until
-    /// [`Checks::done`] refuses it.
+    /// Returns a valid value. For an invalid value, records the error and returns the default,
+    /// which is never used, since [`Checks::done`] then refuses the request.
     pub fn keep<T: Default>(&mut self, field: &str, checked: Result<T, String>) -> T {
         checked.unwrap_or_else(|message| {
             self.fail(field, message);
@@ -26,7 +27,7 @@ impl Checks {
         })
     }
 
-    /// Refuses the request if anything was wrong.
+    /// Refuses the request if any field is invalid.
     pub fn done(self) -> super::Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(super::Error::fields(self.0)) }
     }
@@ -35,8 +36,9 @@ impl Checks {
 fn trimmed(text: &str, min: usize, max: usize) -> Result<String, String> {
     let text = text.trim();
     if text.contains('\0') {
-        return Err("may not contain U+0000".to_owned());
+        return Err("must not contain U+0000".to_owned());
     }
+
     let chars = text.chars().count();
     if chars < min || chars > max {
         return Err(format!("has {chars} characters, {min} to {max} are allowed"));
@@ -44,27 +46,29 @@ fn trimmed(text: &str, min: usize, max: usize) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A message's text: 1 to 4096 characters after trimming, no U+0000.
+/// Trims and checks a message's text: 1 to 4096 characters, no U+0000.
 pub fn message(text: &str) -> Result<String, String> {
     trimmed(text, 1, limits::TEXT_CHARS_MAX)
 }
 
-/// The name of a user or chat: 1 to 100 characters, no control characters.
+/// Trims and checks the name of a user or chat: 1 to 100 characters, no control characters.
 pub fn name(text: &str) -> Result<String, String> {
     let name = trimmed(text, 1, limits::NAME_CHARS_MAX)?;
     if name.chars().any(char::is_control) {
-        Err("may not contain control characters".to_owned())
+        Err("must not contain control characters".to_owned())
     } else {
         Ok(name)
     }
 }
 
-/// A login, in lower case: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or digit.
+/// Checks a login and converts it to lower case: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter
+/// or digit.
 pub fn login(text: &str) -> Result<String, String> {
     let login = text.trim().to_lowercase();
     let well_formed =
         login.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
             && login.starts_with(|c: char| c.is_ascii_alphanumeric());
+
     if !well_formed || login.len() > limits::LOGIN_CHARS_MAX {
         return Err(format!(
             "must be 1 to {} of a-z, 0-9, '.', '_', '-', and start with a letter or digit",
@@ -74,31 +78,32 @@ pub fn login(text: &str) -> Result<String, String> {
     Ok(login)
 }
 
-/// A new password: 8 to 128 characters, none of the commonest, not the login.
+/// Checks a new password: 8 to 128 characters, not a common password, not the login.
 pub fn password(text: &str, login: &str) -> Result<(), String> {
     let chars = text.chars().count();
     let (min, max) = (limits::PASSWORD_CHARS_MIN, limits::PASSWORD_CHARS_MAX);
     if chars < min || chars > max {
         return Err(format!("has {chars} characters, {min} to {max} are allowed"));
     }
+
     let lower = text.to_lowercase();
     if COMMON_PASSWORDS.binary_search(&lower.as_str()).is_ok() || lower == login {
-        return Err("is one of the first that an attacker would try".to_owned());
+        return Err("is a common password or equal to the login: choose another".to_owned());
     }
     Ok(())
 }
 
-/// A device's description: up to 100 characters, no control characters.
+/// Trims and checks a device's description: up to 100 characters, no control characters.
 pub fn device(text: &str) -> Result<String, String> {
     let device = trimmed(text, 0, limits::DEVICE_CHARS_MAX)?;
     if device.chars().any(char::is_control) {
-        Err("may not contain control characters".to_owned())
+        Err("must not contain control characters".to_owned())
     } else {
         Ok(device)
     }
 }
 
-/// An idempotency key: 1 to 64 characters, taken as it is.
+/// Checks an idempotency key: 1 to 64 characters, no U+0000. It is not trimmed.
 pub fn client_id(text: &str) -> Result<(), String> {
     let chars = text.chars().count();
     if chars == 0 || chars > limits::CLIENT_ID_CHARS_MAX || text.contains('\0') {
@@ -110,13 +115,13 @@ pub fn client_id(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The beginning of a text, for the inbox.
+/// The first characters of a text, for the inbox.
 pub fn snippet(text: &str) -> String {
     text.chars().take(limits::SNIPPET_CHARS_MAX).collect()
 }
 
-/// The commonest passwords of 8 characters and more, sorted. From the public lists of leaked
-/// passwords.
+/// The most common passwords of at least 8 characters, from public lists of leaked passwords.
+/// Sorted, for a binary search.
 const COMMON_PASSWORDS: &[&str] = &[
     "00000000",
     "11111111",

@@ -1,46 +1,46 @@
-//! Accounts as others see them.
+//! Accounts, as their owners and as other users see them.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Timestamp, UserId};
 
-/// The name that stands for somebody whose account is gone.
+/// The name that is shown for a removed account.
 pub const REMOVED_NAME: &str = "removed account";
 
-/// An account.
+/// An account as all users see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct User {
-    /// Its id.
+    /// A UUID.
     pub id: UserId,
-    /// The name to log in with. Absent once the account is removed.
+    /// The unique name to log in with. Absent once the account is removed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub login: Option<String>,
-    /// The name to show.
+    /// The name that clients show, 1 to 100 characters.
     pub name: String,
-    /// When it was made.
+    /// When the account was created.
     pub created_at: Timestamp,
 }
 
 /// An account as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Account {
-    /// What all may see of it.
+    /// The fields that all users see.
     #[serde(flatten)]
     pub user: User,
-    /// Whether users who share no chat with this one are kept from opening a chat with them and
-    /// from adding them to one.
+    /// Whether only users who share a chat with this user can open a private chat with this user,
+    /// or add this user to a group or channel.
     pub refuse_strangers: bool,
 }
 
-/// An account in few words, inside other things.
+/// A summary of an account, as a part of other objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UserBrief {
-    /// Its id.
+    /// A UUID.
     pub id: UserId,
-    /// The name to log in with. Absent once the account is removed.
+    /// The unique name to log in with. Absent once the account is removed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub login: Option<String>,
-    /// The name to show.
+    /// The name that clients show, 1 to 100 characters.
     pub name: String,
 }

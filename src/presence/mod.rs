@@ -1,32 +1,33 @@
 //! Presence: which users are online, and which connections of this replica watch them.
 //!
-//! Four parts, of which each knows only the next:
+//! Four parts, each of which depends only on the next ones:
 //!
 //! - [`tracker`] follows the connections of this replica. A user is online from the first
 //!   connection on. After the last one the user **lingers** for a few seconds, so that a change of
-//!   networks changes nothing; then the user is withdrawn and `last_seen_at` is stored.
-//! - [`watchers`] remembers which connection watches which user, and what each was last sent.
-//! - [`resync`] compares the shared state with that, and sends the differences to the watchers that
-//!   still share a chat with the user.
-//! - [`crate::cluster::Presence`] holds the state that the replicas share: in memory for one
+//!   networks changes nothing. Then the user is withdrawn and `last_seen_at` is stored.
+//! - [`resync`] compares the shared state with the state that each watcher was last sent. It sends
+//!   the differences to the watchers that still share a chat with the user.
+//! - [`watchers`] records which connection watches which user, and what state it was last sent.
+//! - [`crate::cluster::Presence`] holds the state that the replicas share: in memory for a single
 //!   replica, in Redis for several. There each replica keeps one hash, from user to number of
 //!   connections, which counts while the replica's lease is listed.
 //!
-//! [`Event::Presence`](crate::model::Event::Presence) on the bus says only that the presence of a
-//! user may have changed, and goes only where the user is watched: the cost grows with the
-//! watchers, not with the community. The event carries no state, so it may be lost or doubled. A
-//! lost one is made up for when the hub hears that the bus lost something, and every 30 s: then
-//! every watched user is compared.
+//! [`Event::Presence`](crate::model::Event::Presence) on the bus announces that the presence of a
+//! user may have changed. It goes only to replicas where the user is watched: the cost grows with
+//! the watchers, not with the community. The event carries no state, so it may be lost or doubled.
+//! Every watched user is compared when the bus may have lost an event, and every 30 s.
 //!
-//! What the shared state answers while Redis is away or was wiped:
+//! The shared state in case of a failure:
 //!
-//! | situation | `enter` | `online` |
-//! |---|---|---|
-//! | Redis is away | counts the connections of this replica | fails: nothing changes for the watchers, and a new `watch_presence` is `unavailable` |
-//! | Redis was wiped a moment ago | counts the connections of this replica until it is synced, within a second | waits until every replica is synced, or has been silent for 10 s |
-//! | a replica was killed | counts its connections for 4 s | its users are offline after 10 s |
+//! - **Redis is unreachable.** `enter` counts the connections of this replica only. `online` fails:
+//!   watchers get no changes, and a new `watch_presence` is `unavailable`.
+//! - **Redis was just wiped.** `enter` counts the connections of this replica only, until the
+//!   replica is synced, within a second. `online` waits up to 3 s until every replica is synced or
+//!   is no longer listed (10 s without a renewal), and fails otherwise.
+//! - **A replica was killed.** `enter` counts its connections for 4 s more. `online` counts its
+//!   users for 10 s more.
 //!
-//! The hub sees a [`PresenceTracker`]; presence sees the hub's connections as [`Watcher`]s.
+//! The hub uses a [`PresenceTracker`]; presence uses the hub's connections as [`Watcher`]s.
 
 mod resync;
 mod tracker;
@@ -51,11 +52,11 @@ use watchers::Watchers;
 
 /// A connection that may watch users.
 pub trait Watcher: Send + Sync {
-    /// Tells the connections of this process apart.
+    /// Identifies the connection within this process.
     fn id(&self) -> u64;
-    /// The user of the connection.
+    /// The watching user.
     fn user_id(&self) -> UserId;
-    /// Encodes the presence of a user. Every watcher may get the same bytes.
+    /// Encodes the presence of a user. The bytes may be sent to other watchers, too.
     fn encode(&self, user: UserId, online: bool, last_seen_at: Option<Timestamp>) -> Bytes;
     /// Queues an encoded frame.
     fn send(&self, frame: &Bytes);
@@ -69,17 +70,20 @@ pub struct PresenceTracker {
     clock: Clock,
     linger: Duration,
     lingering: Mutex<Lingering>,
+    /// Notified after each insertion into `lingering`.
     left: Notify,
     watchers: Watchers,
-    /// Users to compare soon.
+    /// Users to compare in the next resync.
     due: Mutex<HashSet<UserId>>,
+    /// Notified after each insertion into `due`.
     due_added: Notify,
+    /// Permits for resyncs.
     resyncs: Semaphore,
 }
 
 impl PresenceTracker {
-    /// The tracker of a replica that shares `shared` with the others. A user lingers for `linger`.
-    /// [`PresenceTracker::run`] must run.
+    /// The tracker of a replica. `shared` holds the state of all replicas. A user lingers for
+    /// `linger`. [`PresenceTracker::run`] must run.
     pub fn new(
         shared: Arc<dyn Presence>,
         store: Store,
@@ -102,14 +106,14 @@ impl PresenceTracker {
         })
     }
 
-    /// Withdraws users that left, stores when users were last seen, and resyncs watchers, until
-    /// `stop`.
+    /// Withdraws users that left, stores `last_seen_at`, and resyncs watchers, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::join!(
             self.withdraw_lingering(&stop),
             self.store_last_seen(&stop),
             self.resync_due(&stop)
         );
+
         self.store_lingering().await;
     }
 
@@ -118,8 +122,8 @@ impl PresenceTracker {
     /// a user that shares no chat with the connection's user.
     ///
     /// # Errors
-    /// The connection would watch more than
-    /// [`WATCHED_MAX`](crate::model::limits::WATCHED_MAX) users.
+    /// The connection would watch more than [`WATCHED_MAX`](crate::model::limits::WATCHED_MAX)
+    /// users.
     pub fn watch(
         &self,
         watcher: &Arc<dyn Watcher>,

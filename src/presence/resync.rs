@@ -1,4 +1,5 @@
-//! Compares the shared presence with what the watchers were sent, and sends them the differences.
+//! Compares the shared presence with the states that the watchers were sent, and sends them the
+//! differences.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,15 +13,16 @@ use crate::model::limits::{HEAL_RETRY, PRESENCE_BATCH};
 use crate::model::{Error, Result, Timestamp, UserId};
 
 impl PresenceTracker {
-    /// Compares these users, and sends their presence to the watchers that were sent something
-    /// else, or nothing yet.
+    /// Compares these users, and sends their state to the watchers that were sent another state, or
+    /// none.
     ///
     /// # Errors
-    /// `unavailable`: not all watchers are up to date.
+    /// `unavailable`: some watchers may have an outdated state.
     pub async fn resync(&self, users: &[UserId]) -> Result<()> {
         let _permit = self.resyncs.acquire().await.map_err(Error::internal)?;
 
         for batch in users.chunks(PRESENCE_BATCH) {
+            // Numbered before the read: of two results, the one with the higher number is newer.
             let number = self.watchers.begin_resync();
             let online = self.shared.online(batch).await?;
             let updates = self.watchers.record(number, batch.iter().copied().zip(online));
@@ -32,14 +34,14 @@ impl PresenceTracker {
         Ok(())
     }
 
-    /// Compares a user soon, if the user is watched on this replica.
+    /// Has [`Self::run`] compare a user, if the user is watched on this replica.
     pub fn resync_soon(&self, user: UserId) {
         if self.watchers.is_watched(user) {
             self.add_due([user]);
         }
     }
 
-    /// Compares every user soon that is watched on this replica.
+    /// Has [`Self::run`] compare every user that is watched on this replica.
     pub fn resync_all_soon(&self) {
         self.add_due(self.watchers.watched());
     }
@@ -63,11 +65,12 @@ impl PresenceTracker {
         }
     }
 
-    /// Sends updates to the watchers that share a chat with the user, and ends the other watches.
+    /// Sends updates to the watchers that share a chat with the user. Ends the other watches.
     async fn send(&self, updates: &[Update]) -> Result<()> {
-        // Asked each time: the two users may have left the last chat that they shared.
+        // Read each time: the two users may have left the last chat that they shared.
         let pairs: HashSet<(UserId, UserId)> = updates.iter().map(Update::pair).collect();
-        let acquainted = self.store.acquaintances(&pairs.into_iter().collect::<Vec<_>>()).await?;
+        let acquainted =
+            self.store.users_sharing_a_chat(&pairs.into_iter().collect::<Vec<_>>()).await?;
         let last_seen: HashMap<(UserId, UserId), Option<Timestamp>> =
             acquainted.into_iter().map(|it| ((it.watcher, it.watched), it.last_seen_at)).collect();
 
@@ -87,6 +90,7 @@ impl PresenceTracker {
                 || frames.entry((update.user, update.online)).or_insert_with(encode).clone();
             sent += u64::from(self.watchers.send(update, frame));
         }
+
         metrics::presence_events(sent);
         Ok(())
     }

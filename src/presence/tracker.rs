@@ -1,4 +1,4 @@
-//! The users of this replica: they enter, leave, linger, and are withdrawn.
+//! The users of this replica: users enter, leave, linger, and are withdrawn.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,18 +11,19 @@ use crate::cluster::{Entered, TooMany};
 use crate::model::limits::{LAST_SEEN_EVERY, PRESENCE_BATCH, PRESENCE_SWEEP_EVERY};
 use crate::model::{Event, Timestamp, UserId};
 
-/// Users whose last connection ended, until they are withdrawn: until when each lingers, and when
-/// the user was last seen.
+/// The users that linger, each with the end of the linger and the time at which the user was last
+/// seen.
 pub(super) type Lingering = HashMap<UserId, (Instant, Timestamp)>;
 
-/// Removes the users whose time is over, and returns them with when they were last seen.
+/// Removes the users whose linger is over. Returns each with the time at which the user was last
+/// seen.
 fn take_due(lingering: &mut Lingering, now: Instant) -> Vec<(UserId, Timestamp)> {
     let due = lingering.extract_if(|_, (until, _)| *until <= now);
     due.map(|(user, (_, seen_at))| (user, seen_at)).collect()
 }
 
 impl PresenceTracker {
-    /// Takes a slot for one more connection of a user.
+    /// Takes a connection slot of a user. Announces a user that was offline on this replica.
     ///
     /// # Errors
     /// The user has `max` connections on all replicas.
@@ -33,10 +34,10 @@ impl PresenceTracker {
         Ok(())
     }
 
-    /// Gives the slot back. After the user's last one, the user lingers.
+    /// Gives a connection slot back. After the last one on this replica, the user lingers.
     pub fn leave(&self, user: UserId) {
         if self.shared.leave(user) {
-            // A user that left again lingers anew.
+            // A user that left, returned and left again lingers from now on.
             self.lingering.lock().insert(user, (Instant::now() + self.linger, self.clock.now()));
             self.left.notify_one();
         }
@@ -58,6 +59,7 @@ impl PresenceTracker {
                 {
                     return;
                 }
+
                 let due = take_due(&mut self.lingering.lock(), Instant::now());
                 for batch in due.chunks(PRESENCE_BATCH) {
                     self.withdraw(batch).await;
@@ -67,7 +69,7 @@ impl PresenceTracker {
     }
 
     async fn withdraw(&self, users: &[(UserId, Timestamp)]) {
-        // Stored before it is announced: the watchers get `last_seen_at` with the announcement.
+        // Stored first: the resync that the announcement causes reads `last_seen_at`.
         self.store_seen(users).await;
 
         let users: Vec<UserId> = users.iter().map(|(user, _)| *user).collect();
@@ -76,10 +78,11 @@ impl PresenceTracker {
         }
     }
 
-    /// Stores once a minute that the connected users are seen, until `stop`.
+    /// Stores `last_seen_at` of the connected users once a minute, until `stop`.
     pub(super) async fn store_last_seen(&self, stop: &CancellationToken) {
         let mut tick = tokio::time::interval(LAST_SEEN_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             let now = self.clock.now();
             let connected: Vec<_> =
@@ -88,8 +91,8 @@ impl PresenceTracker {
         }
     }
 
-    /// Stores when the lingering users were last seen, at the end of this replica. They are not
-    /// announced: their clients are on their way to another replica, or come back to this one.
+    /// Stores `last_seen_at` of the lingering users when this replica stops. They are not
+    /// announced: their clients are connecting to another replica, or return to this one.
     pub(super) async fn store_lingering(&self) {
         let lingering = std::mem::take(&mut *self.lingering.lock());
         let lingering: Vec<_> =
@@ -99,8 +102,11 @@ impl PresenceTracker {
 
     async fn store_seen(&self, users: &[(UserId, Timestamp)]) {
         for batch in users.chunks(PRESENCE_BATCH) {
-            if let Err(error) = self.store.note_seen(batch).await {
-                tracing::warn!(%error, "failed to store last_seen_at; retried when the users disconnect");
+            if let Err(error) = self.store.set_last_seen(batch).await {
+                tracing::warn!(
+                    %error,
+                    "failed to store last_seen_at; retried when the users disconnect"
+                );
                 return;
             }
         }
@@ -118,6 +124,7 @@ mod tests {
         let mut lingering = Lingering::new();
         lingering.insert(user, (at(5), Timestamp::from_ms(0)));
         lingering.insert(user, (at(9), Timestamp::from_ms(4000)));
+
         assert_eq!(take_due(&mut lingering, at(8)), []);
         assert_eq!(take_due(&mut lingering, at(9)), [(user, Timestamp::from_ms(4000))]);
         assert!(lingering.is_empty());

@@ -1,5 +1,5 @@
-//! Which connection watches which user on this replica, and what each was last sent. Bookkeeping
-//! only; [`super::resync`] uses it.
+//! Records which connection watches which user on this replica, and what state it was last sent.
+//! [`super::resync`] uses these records.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::metrics;
 use crate::model::limits::WATCHED_MAX;
 use crate::model::{Topic, UserId};
 
-/// The watches of this replica. Follows the topics of the watched users on the bus, and no others.
+/// The watches of this replica. Follows the presence topic of each watched user on the bus.
 pub(super) struct Watchers {
     bus: Arc<dyn Bus>,
     inner: Mutex<Inner>,
@@ -23,30 +23,30 @@ pub(super) struct Watchers {
 struct Inner {
     by_user: HashMap<UserId, Watched>,
     by_connection: HashMap<u64, HashSet<UserId>>,
-    /// Resyncs begun so far: the result of a later one is newer.
+    /// Resyncs begun so far. A resync with a higher number has the newer result.
     resyncs: u64,
 }
 
-/// A watched user.
 #[derive(Default)]
 struct Watched {
-    /// The latest resync that found out whether the user is online, and its result.
+    /// The number of the latest resync with a result, and whether the user was online.
     latest: Option<(u64, bool)>,
+    /// By the id of the connection.
     watches: HashMap<u64, Watch>,
 }
 
 /// One connection's watch of one user.
 struct Watch {
     watcher: Arc<dyn Watcher>,
-    /// What the connection was last sent.
+    /// The state that the connection was last sent; `None` if it must be sent the next one.
     sent: Option<bool>,
 }
 
-/// The connection would watch too many users.
+/// The connection would watch more than [`WATCHED_MAX`] users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyWatched;
 
-/// A watcher that was sent something else than the user's present state, or nothing yet.
+/// A frame to send: the watcher was last sent another state of the user, or none.
 pub(super) struct Update {
     pub watcher: Arc<dyn Watcher>,
     pub user: UserId,
@@ -54,28 +54,30 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// The watching and the watched user.
+    /// The watching user and the watched user.
     pub fn pair(&self) -> (UserId, UserId) {
         (self.watcher.user_id(), self.user)
     }
 }
 
 impl Watchers {
-    /// No watches.
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus, inner: Mutex::default() }
     }
 
-    /// Makes a connection watch these users; the next resync sends it each, also one that it was
-    /// sent before. Returns the users that it did not watch yet.
+    /// Makes a connection watch these users. The next resync sends it the state of each, even if it
+    /// was sent that state before. Returns the users that it did not watch yet.
     pub fn add(
         &self,
         watcher: &Arc<dyn Watcher>,
         users: &[UserId],
     ) -> Result<Vec<UserId>, TooManyWatched> {
+        // The bus is called under the lock, here and in `remove`, so that its calls for one user
+        // keep their order.
         let mut inner = self.inner.lock();
         let Inner { by_user, by_connection, .. } = &mut *inner;
         let users: HashSet<UserId> = users.iter().copied().collect();
+
         let before = by_connection.get(&watcher.id());
         let new: Vec<UserId> = users
             .iter()
@@ -117,27 +119,26 @@ impl Watchers {
         }
     }
 
-    /// Whether a connection watches this user.
     pub fn is_watched(&self, user: UserId) -> bool {
         self.inner.lock().by_user.contains_key(&user)
     }
 
-    /// The watched users.
+    /// The watched users. Also updates the metric of watches.
     pub fn watched(&self) -> Vec<UserId> {
         let inner = self.inner.lock();
         metrics::presence_watches(inner.by_connection.values().map(HashSet::len).sum());
         inner.by_user.keys().copied().collect()
     }
 
-    /// Begins a resync, and returns its number. Its result counts unless a later one has a result
-    /// first.
+    /// Begins a resync and returns its number. To be called before the shared state is read: the
+    /// result is dropped if a later resync has recorded one.
     pub fn begin_resync(&self) -> u64 {
         let mut inner = self.inner.lock();
         inner.resyncs += 1;
         inner.resyncs
     }
 
-    /// Records the result of a resync, and returns the watchers that are not up to date.
+    /// Records the result of a resync. Returns an update for each watcher that is not up to date.
     pub fn record(&self, resync: u64, states: impl Iterator<Item = (UserId, bool)>) -> Vec<Update> {
         let mut inner = self.inner.lock();
         let mut updates = Vec::new();
@@ -158,18 +159,20 @@ impl Watchers {
         updates
     }
 
-    /// Sends an update by `frame`, unless the watch ended, another resync sent the same, or the
-    /// state is another by now: the resync that found that sends it. Returns whether it was sent.
+    /// Sends the frame of an update and returns true, unless the watch has ended, another resync
+    /// has sent the same state, or the state has changed: then the resync that recorded the new
+    /// state sends it.
     pub fn send(&self, update: &Update, frame: impl FnOnce() -> Bytes) -> bool {
         let mut inner = self.inner.lock();
         let Some(Watched { latest, watches }) = inner.by_user.get_mut(&update.user) else {
             return false;
         };
+
         let is_current = latest.is_some_and(|(_, online)| online == update.online);
         match watches.get_mut(&update.watcher.id()) {
             Some(watch) if is_current && watch.sent != Some(update.online) => {
                 watch.sent = Some(update.online);
-                // Under the lock, so that two changes reach the outbox in order.
+                // Under the lock, so that two states reach the outbox in the order of `sent`.
                 watch.watcher.send(&frame());
                 true
             }
@@ -242,7 +245,7 @@ mod tests {
         (Watchers::new(Arc::new(MemoryBus::new().0)), counter.clone(), counter)
     }
 
-    /// A resync that finds this, and sends every update.
+    /// Records the result of a resync and sends every update.
     fn resync(watchers: &Watchers, number: u64, online: bool) {
         for update in watchers.record(number, [(user(2), online)].into_iter()) {
             watchers.send(&update, Bytes::new);
@@ -299,13 +302,14 @@ mod tests {
         watchers.add(&connection, &[user(1), user(1), user(2)]).unwrap();
         let over = [user(0), user(1_000_000)];
         assert_eq!(watchers.add(&connection, &over).unwrap_err(), TooManyWatched);
+
         watchers.add(&connection, &over[..1]).unwrap();
         watchers.remove(1, &over[..1]);
         watchers.add(&connection, &over[1..]).unwrap();
     }
 
     #[test]
-    fn a_connection_that_ends_leaves_nothing_behind() {
+    fn a_connection_that_ends_leaves_no_watches() {
         let (watchers, _, connection) = bench();
         watchers.add(&connection, &[user(2), user(3)]).unwrap();
         let updates = watchers.record(watchers.begin_resync(), [(user(2), true)].into_iter());

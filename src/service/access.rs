@@ -1,4 +1,4 @@
-//! Whether a caller may see a chat, for the services that must ask apart from their unit of work.
+//! Whether a caller may see a chat, for services that check this outside of their unit of work.
 
 use crate::model::session::Caller;
 use crate::model::{ChatId, Code, Error, Result};

@@ -1,4 +1,4 @@
-//! Accounts: registration, and what users change of their own account.
+//! Accounts: registration, and changes by users to their own accounts.
 
 use std::sync::Arc;
 
@@ -15,41 +15,40 @@ use crate::model::token::random_code;
 use crate::model::{Account, Clock, Code, Error, Result, User, UserId};
 use crate::store::{AccountChange, NewUser, Store};
 
-/// A registration as a client asks for it.
+/// A client's request to register.
 pub struct Registration {
     /// The invite's code.
     pub invite: String,
-    /// The name to log in with.
+    /// The name for logging in.
     pub login: String,
-    /// The password.
     pub password: String,
-    /// The name to show.
+    /// The name that other users see.
     pub name: String,
 }
 
-/// Changes of the caller's account. Fields that are `None` stay.
+/// Changes to the caller's account. Fields that are `None` keep their value.
 pub struct AccountPatch {
-    /// The name to show.
+    /// The name that other users see.
     pub name: Option<String>,
-    /// The name to log in with.
+    /// The name for logging in.
     pub login: Option<String>,
     /// The new password.
     pub password: Option<String>,
-    /// The present password. Required to change the login or the password.
+    /// Required to change the login or the password.
     pub current_password: Option<String>,
-    /// Whether users that share no chat with this one are refused.
+    /// Whether users that share no chat with the caller must not bring the caller into one.
     pub refuse_strangers: Option<bool>,
 }
 
-/// An account that the operator made, with secrets that are shown only here.
+/// An account that the operator created. Its secrets are shown only here.
 pub struct MadeUser {
-    /// Its id.
+    /// The id of the new account.
     pub user_id: UserId,
-    /// Its login.
+    /// The name for logging in, in lower case.
     pub login: String,
-    /// Its random password.
+    /// The random password, in clear text.
     pub password: String,
-    /// The access token of its first session, if one was asked for.
+    /// The access token of the first session; `None` if no session was requested.
     pub token: Option<String>,
 }
 
@@ -65,7 +64,7 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Makes an account by invitation, and its first session.
+    /// Creates an account by an invite, and the account's first session.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `invite_not_found`, `login_taken`.
@@ -93,7 +92,8 @@ impl Accounts {
         Ok(tokens.grant(user, session))
     }
 
-    /// Refuses a code that opens nothing before the expensive hash. The unit of work decides.
+    /// Refuses a code without an open invite before the expensive hash. The unit of work checks the
+    /// invite again.
     async fn check_invite(&self, code: &str) -> Result<()> {
         let is_open =
             is_plausible(code) && self.store.open_invite(code, self.clock.now()).await?.is_some();
@@ -112,7 +112,8 @@ impl Accounts {
         })
     }
 
-    /// Makes an account for the operator, with a random password, and a first session if asked.
+    /// Creates an account for the operator with a random password, and a first session if
+    /// `with_session`.
     ///
     /// # Errors
     /// `invalid_fields`, `login_taken`.
@@ -135,7 +136,7 @@ impl Accounts {
         Ok(MadeUser { user_id: user.id, login: user.login, password, token })
     }
 
-    /// An account as other users see it, removed or not.
+    /// An account as other users see it. A removed account is found too.
     ///
     /// # Errors
     /// `user_not_found`.
@@ -163,11 +164,13 @@ impl Accounts {
             if let Some(current) = &passwords.current {
                 change.confirmed = Some(self.passwords.confirm(caller, current.clone()).await?);
             }
+            // Hashed once, after the first confirmation: a wrong password must not cost a hash.
             if let (Some(new), None) = (&passwords.new, &change.password) {
                 change.password = Some((self.hasher.hash(new.clone()).await?, caller.session_id));
             }
+
             match self.store.change_account(caller.user_id, &change).await {
-                // The password changed, or was hashed again, after it was confirmed.
+                // The password changed, or was rehashed, after it was confirmed: confirm it again.
                 Err(error) if error.code == Code::WrongPassword => {}
                 Err(error) => return Err(error),
                 Ok((account, ended)) => {
@@ -182,17 +185,18 @@ impl Accounts {
 
 /// The passwords of a patch, in clear text.
 struct PatchPasswords {
-    /// The present password; `None` if nothing that needs it changes.
+    /// `None` if no change requires the current password.
     current: Option<String>,
     new: Option<String>,
 }
 
-/// Checks a patch.
+/// Checks the fields of a patch, and separates the passwords.
 ///
 /// # Errors
 /// `invalid_fields`.
 fn checked(patch: AccountPatch) -> Result<(AccountChange, PatchPasswords)> {
     let AccountPatch { name, login, password, current_password, refuse_strangers } = patch;
+
     let mut checks = Checks::new();
     let name = name.map(|name| checks.keep("name", text::name(&name)));
     let login = login.map(|login| checks.keep("login", text::login(&login)));
@@ -202,7 +206,7 @@ fn checked(patch: AccountPatch) -> Result<(AccountChange, PatchPasswords)> {
 
     let sensitive = password.is_some() || login.is_some();
     if sensitive && current_password.is_none() {
-        checks.fail("current_password", "is needed to change login or password");
+        checks.fail("current_password", "is required to change the login or the password");
     }
     if name.is_none() && !sensitive && refuse_strangers.is_none() {
         checks.fail("name", "nothing to change: give name, login, password or refuse_strangers");

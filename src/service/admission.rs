@@ -1,5 +1,5 @@
-//! Admission of clients that have not authenticated: connection slots, counted by address, which
-//! the client's address gets back once the client has authenticated.
+//! Admission of clients that have not authenticated. Each address has a number of connection slots.
+//! A client's slots are free again once the client has authenticated.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,29 +12,28 @@ use super::permits::UserPermit;
 use crate::model::address::{Network, Prefix};
 use crate::model::limits::{ADDRESS_SHARES_48, ADDRESS_SHARES_56};
 
-/// Counts the slots of each address: connections that have not authenticated, and behind a trusted
-/// proxy requests and sockets.
+/// Counts the slots of each address. A connection holds a slot until its client has authenticated.
+/// Behind a trusted proxy, each request and each WebSocket holds a slot instead.
 #[derive(Debug)]
 pub struct Admission {
     per_address_max: usize,
     held: Mutex<HashMap<Network, usize>>,
 }
 
-/// A connection slot of an address. Dropping it gives it back.
+/// A connection slot of an address, given back when dropped.
 #[derive(Debug)]
 pub struct AddressSlot {
     admission: Arc<Admission>,
     ip: IpAddr,
 }
 
-/// A slot with several owners, of which the first gives it back. Empty for peers that are not
-/// counted.
+/// A slot with several owners, any of which can give it back. Empty for peers that are not counted.
 #[derive(Clone, Debug, Default)]
 pub struct SharedAddressSlot(Arc<Mutex<Option<AddressSlot>>>);
 
 impl Admission {
-    /// Gives each address `per_address_max` slots, and the IPv6 networks around it a few times as
-    /// many.
+    /// Allows each address `per_address_max` slots. An IPv6 /56 has [`ADDRESS_SHARES_56`] times as
+    /// many, an IPv6 /48 [`ADDRESS_SHARES_48`] times as many.
     pub fn new(per_address_max: usize) -> Arc<Self> {
         Arc::new(Self { per_address_max, held: Mutex::default() })
     }
@@ -45,12 +44,15 @@ impl Admission {
     /// The name of the bound that is reached.
     pub fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<AddressSlot, &'static str> {
         let mut held = self.held.lock();
+
+        // All bounds are checked before a count changes: a refused client counts nowhere.
         for network in Network::all(ip) {
             let (bound, max) = self.bound(network);
             if held.get(&network).is_some_and(|count| *count >= max) {
                 return Err(bound);
             }
         }
+
         for network in Network::all(ip) {
             *held.entry(network).or_default() += 1;
         }
@@ -90,7 +92,6 @@ impl Drop for AddressSlot {
 }
 
 impl SharedAddressSlot {
-    /// Shares a slot.
     pub fn new(slot: Option<AddressSlot>) -> Self {
         Self(Arc::new(Mutex::new(slot)))
     }
@@ -101,15 +102,15 @@ impl SharedAddressSlot {
     }
 }
 
-/// What one request holds: its address slot and its user's permit. The listener, the endpoint and
-/// the work behind it share the guard. The last of them to drop it gives everything back, so a
-/// request counts until its answer is taken and its work has ended. A WebSocket holds one until it
-/// has authenticated.
+/// Holds the address slot and the user's permit of one request. The listener, the endpoint and the
+/// endpoint's task share the guard; the last of them to drop it gives both back. So a request
+/// counts until its client has taken the answer and its task has ended. A WebSocket holds a guard
+/// until its client has authenticated.
 #[derive(Debug, Default)]
 pub struct RequestGuard {
     /// The slot of the connection, which outlives the request.
     connection: SharedAddressSlot,
-    /// The slot of this request, behind a trusted proxy.
+    /// The slot of this request, if it came through a trusted proxy.
     own: Mutex<Option<AddressSlot>>,
     permit: Mutex<Option<UserPermit>>,
     /// How long the request waited for its permit.
@@ -117,17 +118,17 @@ pub struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// The guard of a request on a connection that holds this slot.
+    /// A guard for a request on a connection that holds this slot.
     pub fn new(connection: SharedAddressSlot) -> Arc<Self> {
         Arc::new(Self { connection, ..Self::default() })
     }
 
-    /// Keeps a slot of the client behind a proxy.
+    /// Keeps the slot of a client behind a trusted proxy.
     pub fn keep_slot(&self, slot: AddressSlot) {
         *self.own.lock() = Some(slot);
     }
 
-    /// Keeps one of the user's permits, or none if the wait for it was in vain.
+    /// Keeps the user's permit, or `None` if the wait for a permit timed out.
     pub fn keep_permit(&self, permit: Option<UserPermit>, waited: Duration) {
         *self.permit.lock() = permit;
         *self.waited.lock() = waited;
@@ -138,7 +139,7 @@ impl RequestGuard {
         *self.waited.lock()
     }
 
-    /// Gives the address its slots back, because the client has authenticated.
+    /// Gives the address slots back, because the client has authenticated.
     pub fn authenticated(&self) {
         self.connection.give_back();
         self.own.lock().take();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn wider_networks_have_a_few_times_as_many() {
+    fn wider_networks_have_a_multiple_of_the_slots_of_an_address() {
         let admission = Admission::new(1);
         let enter = |address: &str| admission.enter(ip(address));
         let mut slots = vec![enter("2001:db8:0:0::1").unwrap(), enter("2001:db8:0:1::1").unwrap()];

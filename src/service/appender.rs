@@ -1,15 +1,17 @@
 //! Groups concurrent sends into commits.
 //!
 //! Each chat belongs to one of a few appenders. An appender takes the drafts in its queue, commits
-//! them in one transaction, announces them, and answers. While one commit goes to the disk, the
-//! next batch gathers in the queue: a single sender pays no delay, and many senders share each
-//! fsync. Senders that were answered together tend to send again together. So after a commit of
-//! many drafts the appender waits for as many, for a fraction of the time that the commit took.
-//! Without that, the first of them would be committed alone and the others would wait for its
-//! commit.
+//! them in one transaction, publishes their events and answers their senders. While a commit goes
+//! to the disk, the next batch gathers in the queue. So a single sender has no delay, and many
+//! senders share each fsync.
 //!
-//! A chat that another transaction holds gets a lane of its own ([`super::lanes`]), so that the
-//! other chats do not wait for it.
+//! Senders that were answered together tend to send again together. So after a commit of many
+//! drafts, the appender waits for as many drafts again, for at most half of the time that the
+//! commit took. Without this wait, it would commit the first draft by itself, and the other drafts
+//! would wait for that commit.
+//!
+//! A chat whose row another transaction locks gets a lane ([`super::lanes`]), so that the other
+//! chats do not wait for that lock.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -36,9 +38,10 @@ pub(super) struct Appender {
 }
 
 impl Appender {
-    /// Starts the appenders. They run until the tasks are stopped, and finish the batch they have.
+    /// Starts the appenders. When `tasks` stop, each appender commits the drafts in its queue and
+    /// ends.
     pub fn start(store: &Store, bus: &Arc<dyn Bus>, clock: &Clock, tasks: &Tasks) -> Self {
-        // SQLite has one writer: a second appender would only make smaller batches.
+        // SQLite has one writer: with a second appender, batches would only be smaller.
         let count = if store.is_embedded() { 1 } else { APPENDERS };
         let committer = Committer { store: store.clone(), bus: bus.clone(), clock: clock.clone() };
         let lanes = Lanes::new(committer.clone(), tasks.clone());
@@ -83,10 +86,12 @@ struct Worker {
 impl Worker {
     async fn run(self, mut queue: mpsc::Receiver<QueuedDraft>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(APPEND_BATCH_MAX);
-        // The size of the last batch, and how long the next one may gather until it has that size.
+        // The size of the last batch, and how long the next batch may wait to reach that size.
         let (mut expected, mut gather_window) = (1, Duration::ZERO);
+
         loop {
             tokio::select! {
+                // The queue first: drafts that were queued before the stop are committed.
                 biased;
                 taken = queue.recv_many(&mut batch, APPEND_BATCH_MAX) => if taken == 0 { return },
                 () = stop.cancelled() => return,
@@ -94,13 +99,13 @@ impl Worker {
 
             let gathering = async {
                 while batch.len() < expected {
-                    let room = APPEND_BATCH_MAX - batch.len();
-                    if queue.recv_many(&mut batch, room).await == 0 {
+                    let free = APPEND_BATCH_MAX - batch.len();
+                    if queue.recv_many(&mut batch, free).await == 0 {
                         return;
                     }
                 }
             };
-            // A timeout is the ordinary end of the gather window.
+            // A timeout ordinarily ends the gather window.
             let _ = tokio::time::timeout(gather_window, gathering).await;
 
             expected = batch.len();
@@ -110,8 +115,7 @@ impl Worker {
         }
     }
 
-    /// Commits and answers the drafts of chats without a lane. A chat that another transaction
-    /// holds gets a lane.
+    /// Commits and answers the drafts of chats without a lane. The other drafts join their lanes.
     async fn append(&self, batch: &mut Vec<QueuedDraft>) {
         let batch: Vec<_> = batch.drain(..).filter_map(|queued| self.lanes.join(queued)).collect();
         if batch.is_empty() {
@@ -125,16 +129,20 @@ impl Worker {
             self.committer.fail(batch, &error);
             return;
         }
-        // A draft that the database fails on must not fail the others of its batch.
+
+        // A draft that the database fails on must not fail the others of its batch: commit each by
+        // itself.
         for queued in batch.into_iter().filter_map(|queued| self.lanes.join(queued)) {
-            if let Err((error, alone)) = self.commit(vec![queued]).await {
-                self.committer.fail(alone, &error);
+            if let Err((error, failed)) = self.commit(vec![queued]).await {
+                self.committer.fail(failed, &error);
             }
         }
     }
 
-    /// Commits drafts whose chats are free, and puts the others into lanes. Returns all drafts if
-    /// the commit failed as a whole.
+    /// Commits drafts whose chats no other transaction locks, and puts the others into lanes.
+    ///
+    /// # Errors
+    /// All drafts, if the transaction failed.
     async fn commit(&self, batch: Vec<QueuedDraft>) -> Result<(), (Error, Vec<QueuedDraft>)> {
         for held in self.committer.commit_free(batch).await? {
             self.lanes.open_or_join(held);

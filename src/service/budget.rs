@@ -1,9 +1,9 @@
-//! What one user may take of a replica: how often they may read and arrive, and how much of their
-//! work runs at once.
+//! Budgets of each user on a replica: the rates of reads and arrivals, and the number of concurrent
+//! requests and frames. An arrival is a connection or a `sync`.
 //!
-//! Reads and arrivals are counted in the memory of this replica, because a read must not cost a
-//! round trip to Redis. A user whose requests are spread over several replicas may therefore read
-//! as much on each: every replica protects its own database connections.
+//! Reads and arrivals are counted in this replica's memory, because a read must not cost a round
+//! trip to Redis. So a user has the same budget again on every other replica. This suffices,
+//! because the budgets protect the database connections of one replica.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -45,8 +45,8 @@ impl Budgets {
         }
     }
 
-    /// Takes one of the caller's [`USER_REQUESTS_MAX`] permits, which `guard` keeps, and gives the
-    /// address of the client its slots back.
+    /// Takes one of the caller's [`USER_REQUESTS_MAX`] permits into `guard`, and gives the address
+    /// slots of `guard` back.
     ///
     /// # Errors
     /// `unavailable` if no permit is free within [`USER_REQUEST_WAIT_MAX`].
@@ -64,9 +64,9 @@ impl Budgets {
         Err(Error::overloaded())
     }
 
-    /// A permit for a frame of this user that works on the database. Permits go to callers in the
-    /// order in which their futures are first polled. They bound concurrent work, so they hold even
-    /// where rate limits are off.
+    /// A permit for a frame of this user that uses the database. Callers get permits in the order
+    /// in which their futures are first polled. Permits bound concurrent work, so they apply even
+    /// if rate limits are off.
     ///
     /// # Errors
     /// `unavailable` if no permit is free within [`REQUEST_MAX`].
@@ -78,7 +78,7 @@ impl Budgets {
         async move { permits.acquire(user_id, REQUEST_MAX).await.ok_or_else(Error::overloaded) }
     }
 
-    /// Counts one read of a user, on this replica alone.
+    /// Counts one read of a user on this replica.
     ///
     /// # Errors
     /// `rate_limited`.
@@ -86,7 +86,7 @@ impl Budgets {
         self.count(&self.reads, user_id)
     }
 
-    /// Counts one connection or `sync` of a user, on this replica alone.
+    /// Counts one connection or `sync` of a user on this replica.
     ///
     /// # Errors
     /// `rate_limited`.
@@ -94,8 +94,7 @@ impl Budgets {
         self.count(&self.arrivals, user_id)
     }
 
-    /// Counts one `watch_presence` of the caller over all replicas: each costs look-ups in the
-    /// store.
+    /// Counts one `watch_presence` of the caller over all replicas, because it costs queries.
     ///
     /// # Errors
     /// `rate_limited`.
@@ -103,9 +102,9 @@ impl Budgets {
         self.rates.count(WATCHES, &caller.user_id.to_string()).await
     }
 
-    /// Whether this replica has passed on no `typing` of the user in this chat within the pause of
-    /// [`TYPING`]. If so, this one counts as passed on.
-    pub(super) fn takes_typing(&self, user_id: UserId, chat_id: ChatId) -> bool {
+    /// Whether this replica accepts a `typing` of the user in this chat. It accepts one in each
+    /// pause of [`TYPING`].
+    pub(super) fn accepts_typing(&self, user_id: UserId, chat_id: ChatId) -> bool {
         self.typing.take((user_id, chat_id), self.rates.clock.now()).is_ok()
     }
 
@@ -132,7 +131,7 @@ impl<K: Eq + Hash> Counters<K> {
         Self { rate, buckets: Mutex::default() }
     }
 
-    /// Counts one under `key`.
+    /// Counts one event under `key`.
     ///
     /// # Errors
     /// `rate_limited`.
@@ -141,6 +140,7 @@ impl<K: Eq + Hash> Counters<K> {
         if buckets.len() >= BUDGET_KEYS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
+        // No bucket is idle: dropping all of them bounds the memory.
         if buckets.len() >= BUDGET_KEYS_MAX {
             buckets.clear();
         }
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_beyond_the_bound_are_forgotten() {
+    fn counters_beyond_the_bound_are_dropped() {
         let counters = Counters::new(TYPING);
         let now = Timestamp::from_ms(1);
         for number in 0..=BUDGET_KEYS_MAX {

@@ -1,4 +1,4 @@
-//! Chats: the caller's list, creating, renaming and removing them, and what changed in one.
+//! Chats: the caller's list, creating, renaming and removing, and the changes of a chat.
 
 use super::page;
 use super::publisher::Publisher;
@@ -13,18 +13,17 @@ use crate::model::{
 };
 use crate::store::{Changes, Creation, NewChat, Opened, Store};
 
-/// A chat as a client asks for it.
+/// A client's request to create a chat.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
-    /// Its kind.
     pub kind: ChatKind,
-    /// Its name. Only groups and channels have one.
+    /// Only groups and channels have a name.
     pub name: Option<String>,
-    /// The other members: exactly one for `private`.
+    /// The other members: exactly one for `private`, none for `self`.
     pub member_ids: Vec<UserId>,
 }
 
-/// The changes of a chat after a revision, sorted by their subject.
+/// The changes of a chat after a revision, grouped by their subject.
 #[derive(Debug)]
 pub struct ChangesPage {
     /// Messages that were sent or changed, oldest change first.
@@ -33,13 +32,14 @@ pub struct ChangesPage {
     pub members: Vec<Member>,
     /// Members that left.
     pub removed_member_ids: Vec<UserId>,
-    /// The chat, if it changed itself.
+    /// The chat, if its own fields changed.
     pub chat: Option<Chat>,
     /// The revision that this page reaches.
     pub rev: Rev,
-    /// Whether [`ChangesPage::rev`] is the chat's present revision.
+    /// Whether [`ChangesPage::rev`] is the chat's current revision.
     pub complete: bool,
-    /// Whether the tombstones of members that left are no longer kept that far back.
+    /// Whether tombstones after the requested revision were deleted, so that `removed_member_ids`
+    /// may be incomplete.
     pub members_forgotten: bool,
 }
 
@@ -55,8 +55,8 @@ pub struct Chats {
 }
 
 impl Chats {
-    /// A page of the caller's chats, last activity first, and the cursor of the next page if there
-    /// may be one.
+    /// A page of the caller's chats, most recent activity first, and the cursor of the next page;
+    /// `None` on the last page.
     ///
     /// # Errors
     /// `invalid_fields` for a bad cursor.
@@ -83,7 +83,8 @@ impl Chats {
         self.store.chat(chat_id, caller.user_id).await?.ok_or(Error::new(Code::ChatNotFound))
     }
 
-    /// Makes a chat, or finds the `self` or `private` chat that exists. Returns whether it is new.
+    /// Creates a chat, or finds the existing `self` or `private` chat. Returns `true` for a new
+    /// chat.
     ///
     /// # Errors
     /// `invalid_fields`, `rate_limited`, `user_unreachable`, `chat_limit_reached`,
@@ -100,16 +101,17 @@ impl Chats {
 
         match created {
             Opened::New(views) => {
-                let mine = views
+                let own_view = views
                     .iter()
                     .find(|(user_id, _)| *user_id == caller.user_id)
                     .map(|(_, chat)| chat.clone());
+
                 let change = Change::Created(views);
                 self.publisher.publish(Event::Chat(ChatEvent { chat_id: id, rev: Rev(1), change }));
-                Ok((mine.ok_or(Error::new(Code::ChatNotFound))?, true))
+                Ok((own_view.ok_or(Error::new(Code::ChatNotFound))?, true))
             }
-            Opened::Found { chat, was_off_the_list } => {
-                if was_off_the_list {
+            Opened::Found { chat, was_unlisted } => {
+                if was_unlisted {
                     self.publisher
                         .publish(Event::ChatBack { chat_id: chat.id, user_id: caller.user_id });
                 }
@@ -120,10 +122,10 @@ impl Chats {
 
     fn check_creation(&self, creator: UserId, request: ChatRequest) -> Result<Creation> {
         let ChatRequest { kind, name, member_ids: mut members } = request;
+
         let mut checks = Checks::new();
         if kind.has_membership() {
-            // The list is the set of members that the chat shall have. So it may name the creator,
-            // and a user twice.
+            // The list is a set of members: it may name the creator, and a user twice.
             members.retain(|id| *id != creator);
             members.sort_unstable();
             members.dedup();
@@ -138,7 +140,7 @@ impl Chats {
         let creation = match kind {
             ChatKind::SelfChat => {
                 if !members.is_empty() {
-                    checks.fail("member_ids", "must be absent: nobody else is in this chat");
+                    checks.fail("member_ids", "must be absent: a self chat has no other members");
                 }
                 Creation::SelfChat
             }
@@ -146,6 +148,7 @@ impl Chats {
                 [peer] if *peer != creator => Creation::Private(*peer),
                 _ => {
                     checks.fail("member_ids", "must name exactly one other user");
+                    // Never created: `checks.done` returns the error.
                     Creation::SelfChat
                 }
             },
@@ -154,8 +157,9 @@ impl Chats {
                 Creation::Shared { kind, name, members }
             }
         };
+
         if !kind.has_membership() && name.is_some_and(|name| !name.trim().is_empty()) {
-            checks.fail("name", "must be absent: chats of this kind have no name of their own");
+            checks.fail("name", "must be absent: only groups and channels have a name");
         }
         checks.done()?;
 
@@ -177,6 +181,7 @@ impl Chats {
         let mut checks = Checks::new();
         let name = checks.keep("name", text::name(name));
         checks.done()?;
+
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
 
         let renamed = self.store.rename_chat(chat_id, caller.user_id, &name).await;
@@ -190,13 +195,14 @@ impl Chats {
         Ok(chat)
     }
 
-    /// Removes a group or channel for all members. Of a self or private chat, removes the history
-    /// for the caller alone.
+    /// Removes a group or channel for all members. In a self or private chat, removes the history
+    /// for the caller only.
     ///
     /// # Errors
     /// `rate_limited`, `chat_not_found`, `not_allowed`.
     pub async fn remove(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let removed = self.store.remove_chat(chat_id, caller.user_id, self.clock.now()).await;
         let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
 
@@ -209,7 +215,7 @@ impl Chats {
         Ok(())
     }
 
-    /// The changes of a chat after a revision: `max` items, or fewer if their texts reach
+    /// The changes of a chat after a revision: at most `max` items, and fewer if their texts reach
     /// [`PAGE_BYTES_MAX`].
     ///
     /// # Errors
@@ -222,11 +228,13 @@ impl Chats {
         max: Option<i64>,
     ) -> Result<ChangesPage> {
         let max = page::size("max", max, self.page_max)?;
+
         let changes = self.store.changes(chat_id, Some(caller.user_id), after_rev, max).await?;
         let mut changes = changes.ok_or(Error::new(Code::ChatNotFound))?;
         changes.cut_to_bytes(PAGE_BYTES_MAX);
 
         let mut page = ChangesPage::of(changes, caller.user_id);
+        // The change carries the chat as all members see it; the page has the caller's view.
         if page.chat.is_some() {
             page.chat = Some(self.view(caller, chat_id).await?);
         }
@@ -235,7 +243,7 @@ impl Chats {
 }
 
 impl ChangesPage {
-    /// Sorts changes by their subject, and leaves out the messages of a history that the viewer
+    /// Groups changes by their subject. Leaves out the messages of a history that the viewer
     /// removed.
     fn of(changes: Changes, viewer: UserId) -> Self {
         let mut page = Self {
@@ -247,6 +255,7 @@ impl ChangesPage {
             complete: changes.complete,
             members_forgotten: changes.forgotten,
         };
+
         for (_, change) in changes.items {
             match change {
                 Change::MessageSent(message)
@@ -263,11 +272,12 @@ impl ChangesPage {
                 Change::Created(_) | Change::Removed => {}
             }
         }
+
         page
     }
 }
 
-/// The topics of all first members of a chat.
+/// The user topics of the first members of a chat.
 fn topics_of_members(new: &NewChat) -> Vec<Topic> {
     let others: &[UserId] = match &new.kind {
         Creation::SelfChat => &[],

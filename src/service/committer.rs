@@ -1,4 +1,4 @@
-//! Commits drafts, announces them in the order of the commit, and answers their senders.
+//! Commits drafts, publishes their events in commit order, and answers their senders.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::model::message::{Draft, Sent};
 use crate::model::{Change, ChatEvent, ChatId, Clock, Code, Error, Event, Result, Topic};
 use crate::store::Store;
 
-/// A draft that waits for its commit, with the way back to its sender.
+/// A draft that waits for its commit, with the channel for the answer to its sender.
 pub(super) struct QueuedDraft {
     pub draft: Draft,
     answer: oneshot::Sender<Result<Sent>>,
@@ -25,28 +25,27 @@ impl QueuedDraft {
         (Self { draft, answer }, PendingSend(outcome))
     }
 
-    /// Answers that the draft was not sent.
+    /// Answers the sender with an error.
     pub fn refuse(self, error: Error) {
         self.answer(Err(error));
     }
 
     fn answer(self, outcome: Result<Sent>) {
-        // The sender may have gone away.
+        // The sender may no longer wait for the answer.
         let _ = self.answer.send(outcome);
     }
 }
 
-/// A send that is queued for its commit. Dropping this does not withdraw it.
+/// A send that waits for its commit. Dropping it does not cancel the send.
 #[derive(Debug)]
 pub struct PendingSend(oneshot::Receiver<Result<Sent>>);
 
 impl PendingSend {
-    /// The outcome, once it is durable.
+    /// Waits for the outcome, which is durable.
     ///
     /// # Errors
-    /// What [`Store::append`] refuses. `unavailable` if the outcome is unknown, or not known within
-    /// [`REQUEST_MAX`]: several batches may wait one after another for a database that does not
-    /// answer.
+    /// Those of [`Store::append`]. `unavailable` if the outcome is unknown, or not known within
+    /// [`REQUEST_MAX`]: several batches may wait in turn for a database that does not answer.
     pub async fn outcome(self) -> Result<Sent> {
         match tokio::time::timeout(REQUEST_MAX, self.0).await {
             Ok(Ok(outcome)) => outcome,
@@ -64,11 +63,11 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Commits the drafts whose chats no other transaction holds, announces and answers them.
-    /// Returns the drafts of the other chats.
+    /// Commits the drafts whose chats no other transaction locks, publishes their events and
+    /// answers their senders. Returns the drafts of the other chats.
     ///
     /// # Errors
-    /// All drafts, if the commit failed as a whole.
+    /// All drafts, if the transaction failed.
     pub async fn commit_free(
         &self,
         queued: Vec<QueuedDraft>,
@@ -90,33 +89,37 @@ impl Committer {
         Ok(held)
     }
 
-    /// Commits drafts of one chat and answers them, however long the chat's lock takes.
+    /// Commits drafts of one chat and answers their senders. Waits for the chat's lock as long as a
+    /// statement may take.
     pub async fn commit_under_lock(&self, queued: Vec<QueuedDraft>) {
         let drafts: Vec<_> = queued.iter().map(|queued| queued.draft.clone()).collect();
         metrics::append_batch(drafts.len());
-        match self.store.append_patiently(&drafts, self.clock.now()).await {
+
+        match self.store.append_waiting(&drafts, self.clock.now()).await {
             Ok(appended) => self.announce(appended.into_iter().zip(queued).collect()).await,
-            // A draft that the database fails on must not fail the others of its batch.
+            // A draft that the database fails on must not fail the others of its batch: commit each
+            // by itself.
             Err(error) if error.code == Code::Internal && queued.len() > 1 => {
                 for queued in queued {
-                    self.commit_alone_under_lock(queued).await;
+                    self.commit_one_under_lock(queued).await;
                 }
             }
             Err(error) => self.fail(queued, &error),
         }
     }
 
-    async fn commit_alone_under_lock(&self, queued: QueuedDraft) {
+    async fn commit_one_under_lock(&self, queued: QueuedDraft) {
         let draft = std::slice::from_ref(&queued.draft);
-        match self.store.append_patiently(draft, self.clock.now()).await {
+        match self.store.append_waiting(draft, self.clock.now()).await {
             Ok(appended) => self.announce(appended.into_iter().zip([queued]).collect()).await,
             Err(error) => self.fail(vec![queued], &error),
         }
     }
 
-    /// Publishes what was committed, in the order of the commit, then answers the senders.
+    /// Publishes the events of the committed messages in commit order, then answers the senders.
     async fn announce(&self, decided: Vec<(Result<Sent>, QueuedDraft)>) {
         faults::at(Point::Committed).await;
+
         let is_unknown =
             |sent: &Result<Sent>| matches!(sent, Err(error) if error.code == Code::Unavailable);
         self.request_resync(
@@ -130,8 +133,8 @@ impl Committer {
                     sends += 1;
                     messages.push(message);
                 }
-                // The first send may never have been announced: its answer was lost, and perhaps
-                // its replica too. Hubs drop a revision that they have.
+                // The replica of the first send may have died before it published the event. Hubs
+                // drop a revision that they delivered before.
                 Ok(Sent::Repeated(message))
                     if message.edited_at.is_none() && message.removed_at.is_none() =>
                 {
@@ -140,7 +143,9 @@ impl Committer {
                 _ => {}
             }
         }
-        // Messages that went step by step come after the others of their chat.
+
+        // A message that the store placed step by step has a later revision than messages after it
+        // in the batch.
         messages.sort_by_key(|message| message.rev);
         for message in messages {
             let change = Change::MessageSent(message.clone());
@@ -158,17 +163,17 @@ impl Committer {
         }
     }
 
-    /// Answers drafts whose commit failed.
+    /// Answers the senders of drafts whose commit failed.
     pub fn fail(&self, queued: Vec<QueuedDraft>, error: &Error) {
         self.request_resync(queued.iter().map(|queued| &queued.draft));
+
         for queued in queued {
             queued.refuse(error.clone());
         }
     }
 
-    /// Asks the hubs to compare the chats of these drafts with the store. The outcome of the drafts
-    /// is unknown: they may be committed, and if no client sends them again, nothing else announces
-    /// them.
+    /// Requests a resync of the chats of these drafts. The outcome of the drafts is unknown: they
+    /// may be committed, and without a retry by the client no event of them is published.
     fn request_resync<'a>(&self, drafts: impl IntoIterator<Item = &'a Draft>) {
         let chats: HashSet<ChatId> = drafts.into_iter().map(|draft| draft.chat_id).collect();
         if !chats.is_empty() {

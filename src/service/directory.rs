@@ -1,5 +1,5 @@
-//! The directory: users whose login begins with a query, by login; then users of whom only the name
-//! does, by name.
+//! The directory: first the users whose login begins with a query, by login, then the users of whom
+//! only the name begins with it, by name.
 
 use super::page;
 use crate::model::cursor::{self, DirectoryCursor};
@@ -7,7 +7,7 @@ use crate::model::limits::{DIRECTORY_READS_MAX, QUERY_CHARS_MAX};
 use crate::model::{Error, Result, User, UserId};
 use crate::store::Store;
 
-/// A page of users, and the cursor of the next page if there may be one.
+/// A page of users, and the cursor of the next page; `None` on the last page.
 type Page = (Vec<User>, Option<String>);
 
 /// The service for the directory.
@@ -17,10 +17,9 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A page of accounts whose login or name begins with `query`, and the cursor of the next page
-    /// if there may be one. A page may be shorter than `limit`, or empty, and another page still
-    /// follows: this happens where very many names begin with the query and nearly all of their
-    /// logins do too.
+    /// A page of the users whose login or name begins with `query`. A page may be shorter than
+    /// `limit`, or empty, although another page follows. This happens if the names and the logins
+    /// of very many users begin with the query.
     ///
     /// # Errors
     /// `invalid_fields` for a bad cursor or query.
@@ -37,6 +36,7 @@ impl Directory {
                 format!("has at most {QUERY_CHARS_MAX} characters and no U+0000"),
             ));
         }
+
         let after: Option<DirectoryCursor> = after.map(cursor::decode).transpose()?;
         let limit = page::size("limit", limit, self.page_max)?;
 
@@ -56,7 +56,7 @@ impl Directory {
             return Ok((users, Some(cursor::encode(&DirectoryCursor::ByLogin { login }))));
         }
 
-        // Every login begins with the empty query, so all users were listed by login.
+        // Every login begins with the empty query, so the pages by login contain all users.
         if query.is_empty() {
             return Ok((users, None));
         }
@@ -64,10 +64,10 @@ impl Directory {
         self.by_name(&query, users, start, limit).await
     }
 
-    /// Fills a page with users whose name begins with `query` and whose login does not. A user
-    /// whose login does was listed by it on an earlier page and is skipped here, so over all pages
-    /// this skips no more rows than were listed. One page reads [`DIRECTORY_READS_MAX`] times its
-    /// size at most.
+    /// Fills a page with users whose name begins with `query` and whose login does not. Skips the
+    /// users whose login begins with `query`: earlier pages contain them. So all pages together
+    /// skip at most as many rows as they list. One page makes at most [`DIRECTORY_READS_MAX`] reads
+    /// of its size.
     async fn by_name(
         &self,
         query: &str,
@@ -75,17 +75,17 @@ impl Directory {
         mut after: (String, UserId),
         limit: i64,
     ) -> Result<Page> {
-        let room = usize::try_from(limit).unwrap_or(usize::MAX);
+        let users_max = usize::try_from(limit).unwrap_or(usize::MAX);
         let cursor_after = |(name_key, user_id): (String, UserId)| {
             Some(cursor::encode(&DirectoryCursor::ByName { name_key, user_id }))
         };
 
         for _ in 0..DIRECTORY_READS_MAX {
             let found = self.store.directory_by_name(query, (&after.0, after.1), limit + 1).await?;
-            let is_last = found.len() <= room;
+            let is_last = found.len() <= users_max;
             for (user, name_key) in found {
                 let is_listed = user.login.as_ref().is_some_and(|login| login.starts_with(query));
-                if !is_listed && users.len() == room {
+                if !is_listed && users.len() == users_max {
                     return Ok((users, cursor_after(after)));
                 }
                 after = (name_key, user.id);
@@ -101,7 +101,7 @@ impl Directory {
     }
 }
 
-/// Refuses U+0000: Postgres takes none in a text, and no cursor of this server has one.
+/// Refuses U+0000: Postgres does not accept it in a text, and no cursor of this server contains it.
 fn without_nul(text: String) -> Result<String> {
     if text.contains('\0') {
         Err(Error::field("after", "is not a cursor of this list"))

@@ -1,13 +1,14 @@
-//! Limits on guesses at passwords. Only failures count. An attempt takes its permits before the
-//! password is checked, so that concurrent attempts are counted exactly, and gives them back unless
+//! Limits on password guesses. Only failures count. An attempt takes its permits before the
+//! password is checked, so that concurrent attempts are counted exactly. It gives them back unless
 //! the password was wrong.
 //!
-//! An attempt to log in counts against its address, against the wider networks of the address, and
-//! against the account at that address, so that an attacker elsewhere can't lock the account's
-//! owner out. It also counts against the account as a whole, which bounds guesses from many
-//! networks. That last bound does not stop an attempt from a network where the account has a live
-//! session, nor an attempt that names a live session of the account: a logged-in user can always
-//! log in again.
+//! A login attempt counts against its address, against the wider networks of the address, and
+//! against the account at that address. So an attacker at another address can't lock the account's
+//! owner out.
+//!
+//! It also counts against the account over all addresses, which bounds guesses from many networks.
+//! This limit does not apply to an attempt from a network where the account has a live session, nor
+//! to an attempt that names a live session of the account. So a logged-in user can log in again.
 
 use super::rates::RateLimits;
 use crate::cluster::Permit;
@@ -20,7 +21,7 @@ use crate::model::session::Origin;
 use crate::model::{Clock, Result, SessionId};
 use crate::store::Store;
 
-/// The permits that an attempt took.
+/// The permits of an attempt.
 #[derive(Default)]
 pub(super) struct Attempt {
     permits: Vec<(Rate, String, Permit)>,
@@ -43,7 +44,7 @@ impl Guesses {
         let mut attempt = Attempt::default();
         for (rate, key) in limits {
             if let Err(error) = self.count(&mut attempt, rate, key).await {
-                // No password was checked: a flood that one limit refuses must not use up another.
+                // No password was checked. Attempts that one limit refuses must not use up another.
                 self.give_back(attempt).await;
                 return Err(error);
             }
@@ -51,7 +52,7 @@ impl Guesses {
         Ok(attempt)
     }
 
-    /// Takes one more permit for an attempt.
+    /// Takes a further permit for an attempt.
     ///
     /// # Errors
     /// `rate_limited`; the attempt keeps its other permits.
@@ -69,8 +70,8 @@ impl Guesses {
         }
     }
 
-    /// Whether an attempt comes from a network where this login has a live session, or names such a
-    /// session. A login that does not exist costs the same look-up.
+    /// Whether an attempt comes from a network where this login has a live session, or names a live
+    /// session of this login. An unknown login costs the same query.
     pub async fn is_expected(
         &self,
         login: &str,
@@ -78,16 +79,17 @@ impl Guesses {
         origin: &Origin,
     ) -> Result<bool> {
         let sessions = self.store.live_sessions_of_login(login, self.clock.now()).await?;
-        let here = origin.ip.map(Network::of);
-        let network =
+
+        let network = origin.ip.map(Network::of);
+        let network_of =
             |ip: &Option<String>| ip.as_ref().and_then(|ip| ip.parse().ok()).map(Network::of);
         Ok(sessions
             .iter()
-            .any(|(id, ip)| named == Some(*id) || (here.is_some() && network(ip) == here)))
+            .any(|(id, ip)| named == Some(*id) || (network.is_some() && network_of(ip) == network)))
     }
 }
 
-/// The limits that an attempt to log in counts against, besides the account as a whole.
+/// The limits of a login attempt, except the limit of the account over all addresses.
 pub(super) fn login_limits(login: &str, origin: &Origin) -> Vec<(Rate, String)> {
     let mut limits = vec![(LOGINS_PER_ADDRESS, origin.rate_key())];
     for network in origin.ip.into_iter().flat_map(Network::all) {
@@ -112,11 +114,12 @@ mod tests {
         Origin { ip: Some(ip.parse().unwrap()), device: None }
     }
 
-    /// How many of `each` guesses from each of these addresses are allowed at one moment. Each
-    /// guess of an address is at another account.
+    /// How many guesses are allowed at one moment if each of these addresses makes `each` guesses.
+    /// Each guess of an address is at another account.
     async fn guesses(addresses: impl Iterator<Item = String>, each: usize) -> usize {
         let (limiter, now, mut granted) =
             (MemoryRateLimiter::default(), Timestamp::from_ms(1_795_305_599_123), 0);
+
         for address in addresses {
             for account in 0..each {
                 let mut taken = Vec::new();
@@ -126,6 +129,7 @@ mod tests {
                         Err(_) => break,
                     }
                 }
+
                 if taken.len() == login_limits("u", &from(&address)).len() {
                     granted += 1;
                 } else {
@@ -135,6 +139,7 @@ mod tests {
                 }
             }
         }
+
         granted
     }
 
@@ -142,6 +147,7 @@ mod tests {
     async fn an_address_and_each_wider_network_has_a_larger_bound_of_its_own() {
         assert_eq!(guesses(["203.0.113.7".to_owned()].into_iter(), 100).await, 60);
         assert_eq!(guesses((0..4).map(|host| format!("203.0.113.{host}")), 100).await, 240);
+
         assert_eq!(
             guesses((0..9).map(|host| format!("2001:db8:1:2::{host:x}")), 100).await,
             60,

@@ -1,4 +1,4 @@
-//! Password hashing by argon2id, on blocking threads, with a bounded number at once.
+//! Password hashing by argon2id on blocking threads, with bounded concurrency.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,35 +10,33 @@ use tokio::sync::Semaphore;
 use crate::model::limits::PasswordCost;
 use crate::model::{Error, Result};
 
-/// Threads that argon2 may use for one hash.
+/// Threads that argon2 uses for one hash.
 const LANES: u32 = 1;
-/// How long a password waits for a permit; then the request is answered `503`.
+/// How long a hash waits for a permit; then the request is answered `503`.
 const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// Hashes and verifies passwords.
 #[derive(Clone)]
 pub struct Hasher {
     argon2: Argon2<'static>,
-    /// The beginning of every hash that has the current parameters.
+    /// The prefix of every hash that has the current parameters.
     current_prefix: Arc<str>,
     permits: Arc<Semaphore>,
-    /// A hash without an account: verifying against it takes as long as against a real one.
+    /// The hash for unknown logins, so that they take as long to verify as existing ones.
     decoy: Arc<str>,
 }
 
 /// The result of a check of a password against a hash.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PasswordCheck {
-    /// The password does not fit.
     Wrong,
-    /// The password fits.
     Right,
-    /// The password fits, but the hash was made with other parameters than the current ones.
+    /// The password is right, but its hash does not have the current parameters.
     RightButOutdated,
 }
 
 impl Hasher {
-    /// A hasher that hashes `at_once` passwords at a time, each at this cost.
+    /// A hasher that hashes at most `at_once` passwords at a time, each at this cost.
     ///
     /// # Errors
     /// `internal` if argon2 refuses the parameters.
@@ -47,7 +45,7 @@ impl Hasher {
         let params = Params::new(memory_kib, passes, LANES, None)
             .map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let decoy = hash(&argon2, "a password that is nobody's")?;
+        let decoy = hash(&argon2, "a password of no account")?;
         let current_prefix = format!("$argon2id$v=19$m={memory_kib},t={passes},p={LANES}$").into();
 
         Ok(Self {
@@ -66,20 +64,20 @@ impl Hasher {
         self.with_permit(move |argon2| hash(argon2, &password)).await?
     }
 
-    /// Checks a password against a hash. Without a hash the check takes as long, and the password
-    /// is wrong.
+    /// Checks a password against a hash. Without a hash, the check takes as long and returns
+    /// [`PasswordCheck::Wrong`].
     ///
     /// # Errors
     /// `unavailable` if no permit is free within [`WAIT_MAX`].
     pub async fn verify(&self, password: String, hash: Option<String>) -> Result<PasswordCheck> {
         let (decoy, current_prefix) = (self.decoy.clone(), self.current_prefix.clone());
         self.with_permit(move |argon2| {
-            let known = hash.is_some();
             let fits = argon2
                 .verify_password(password.as_bytes(), hash.as_deref().unwrap_or(&decoy))
                 .is_ok();
+
             match hash {
-                Some(hash) if fits && known => {
+                Some(hash) if fits => {
                     if hash.starts_with(&*current_prefix) {
                         PasswordCheck::Right
                     } else {
@@ -103,8 +101,8 @@ impl Hasher {
 
         let argon2 = self.argon2.clone();
         tokio::task::spawn_blocking(move || {
-            // The work holds the permit, not the request: a client that goes away does not make
-            // room for another hash.
+            // The permit belongs to the thread, not to the request: the hash goes on after a client
+            // disconnects.
             let _permit = permit;
             work(&argon2)
         })
@@ -131,6 +129,7 @@ mod tests {
     async fn no_more_passwords_are_hashed_at_once_than_configured() {
         let (hasher, working) =
             (Hasher::new(2, PasswordCost::default()).unwrap(), Arc::new(AtomicUsize::new(0)));
+
         let work = || {
             let working = working.clone();
             hasher.with_permit(move |_| {
@@ -140,6 +139,7 @@ mod tests {
                 others
             })
         };
+
         let others = futures_util::future::join_all((0..20).map(|_| work())).await;
         assert_eq!(others.into_iter().map(Result::unwrap).max(), Some(1));
     }
@@ -149,6 +149,7 @@ mod tests {
         let hasher = Hasher::new(1, PasswordCost::default()).unwrap();
         let hash = hasher.hash("correct horse".into()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+
         assert_eq!(
             hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(),
             PasswordCheck::Right
@@ -158,7 +159,7 @@ mod tests {
             PasswordCheck::Wrong
         );
         assert_eq!(
-            hasher.verify("a password that is nobody's".into(), None).await.unwrap(),
+            hasher.verify("a password of no account".into(), None).await.unwrap(),
             PasswordCheck::Wrong
         );
     }

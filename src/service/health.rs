@@ -1,5 +1,5 @@
-//! Whether the database answers. One task asks it, so that probes cost nothing and never wait
-//! behind other requests.
+//! Health of the database. One task pings it, so that probes cost no query and never wait for other
+//! requests.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Invites: every account but the operator's own begins with one.
+//! Invites. Registration requires one; only the operator can create an account without one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::store::Store;
 
 pub use crate::store::{Invite, OpenInvite};
 
-/// Longest code that can be an invite's, in bytes.
+/// Longest invite code, in bytes.
 const CODE_BYTES_MAX: usize = 64;
 
 /// The service for invites.
@@ -30,7 +30,7 @@ pub struct Invites {
 }
 
 impl Invites {
-    /// Makes an invite in the caller's name. `uses` defaults to 1, `expires_in_s` (seconds) to
+    /// Creates an invite for the caller. `uses` defaults to 1, `expires_in_s` (seconds) to
     /// [`INVITE_LIFE`].
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Invites {
         self.insert(Some(caller.user_id), uses, expires_in_s).await
     }
 
-    /// Makes an invite in the operator's name. No limit on open invites applies.
+    /// Creates an invite for the operator. The limit on open invites does not apply.
     ///
     /// # Errors
     /// `invalid_fields`.
@@ -57,7 +57,7 @@ impl Invites {
         self.insert(None, uses, expires_in_s).await
     }
 
-    /// The invite for the first account: an open one if there is one, else a new one.
+    /// The invite for the first account: an open invite if one exists, else a new one.
     ///
     /// # Errors
     /// `unavailable`.
@@ -86,6 +86,7 @@ impl Invites {
         if !(1..=INVITE_USES_MAX).contains(&uses) {
             checks.fail("uses", format!("must be 1 to {INVITE_USES_MAX}"));
         }
+
         let life = expires_in_s
             .map_or(INVITE_LIFE, |s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
         if life.is_zero() || life > INVITE_LIFE_MAX {
@@ -112,6 +113,7 @@ impl Invites {
     /// `rate_limited`, `invite_not_found`.
     pub async fn open(&self, code: &str, origin: &Origin) -> Result<OpenInvite> {
         self.rates.count(INVITE_LOOKUPS_PER_ADDRESS, &origin.rate_key()).await?;
+
         let found = if is_plausible(code) {
             self.store.open_invite(code, self.clock.now()).await?
         } else {
@@ -131,7 +133,8 @@ impl Invites {
     }
 }
 
-/// Whether a text can be an invite's code. Any other text, such as one with U+0000, costs no query.
+/// Whether a text has the form of an invite code. Other texts, such as one with U+0000, cost no
+/// query.
 pub(super) fn is_plausible(code: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     code.len() <= CODE_BYTES_MAX && code.chars().all(is_allowed)

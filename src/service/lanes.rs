@@ -1,10 +1,13 @@
-//! Lanes: queues for chats whose row another transaction holds, so that the batches need not wait.
+//! Lanes: queues for chats whose row another transaction locks, so that batches do not wait for
+//! these chats.
 //!
 //! A lane belongs to one chat. Its task waits for the chat's lock and commits the drafts of the
 //! lane in order. While the lane exists, later drafts of its chat join it and never go into a
-//! batch. Only the appender of a chat opens its lane, and it looks for the lane before each batch,
-//! so no draft overtakes an earlier one: drafts before the lane were decided before it opened. The
-//! lane ends only after its last commit, under the mutex under which it was seen to be empty.
+//! batch.
+//!
+//! No draft overtakes an earlier draft of its chat. Only the chat's appender opens the lane, once
+//! the earlier drafts have their outcomes, and it checks for the lane before each batch. The lane
+//! ends only after its last commit: the check that it is empty and its removal are under one mutex.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,19 +31,19 @@ struct Shared {
     committer: Committer,
     tasks: Tasks,
     waiting: Mutex<HashMap<ChatId, VecDeque<QueuedDraft>>>,
-    /// Permits to use a database connection.
+    /// Permits to use a database connection for a commit.
     permits: Semaphore,
 }
 
 impl Lanes {
-    /// Starts without lanes. Each lane that opens runs as one of `tasks`.
+    /// Starts without lanes. Each lane runs as one of `tasks`.
     pub fn new(committer: Committer, tasks: Tasks) -> Self {
         let (waiting, permits) = (Mutex::default(), Semaphore::new(LANES_AT_ONCE_MAX));
         Self { shared: Arc::new(Shared { committer, tasks, waiting, permits }) }
     }
 
-    /// Puts a draft at the end of its chat's lane. Returns the draft if the chat has no lane. A
-    /// full lane refuses it.
+    /// Puts a draft at the end of its chat's lane, or refuses it if the lane is full. Returns the
+    /// draft if the chat has no lane.
     pub fn join(&self, queued: QueuedDraft) -> Option<QueuedDraft> {
         let mut waiting = self.shared.waiting.lock();
         let Some(lane) = waiting.get_mut(&queued.draft.chat_id) else { return Some(queued) };
@@ -55,8 +58,9 @@ impl Lanes {
         None
     }
 
-    /// Puts a draft into its chat's lane, and opens the lane if there is none. Refuses the draft if
-    /// there are [`LANES_MAX`] lanes. Only the chat's appender may call this.
+    /// Puts a draft into its chat's lane, and opens the lane if the chat has none. Refuses the
+    /// draft if there are [`LANES_MAX`] lanes. Only the chat's appender calls this, so no other
+    /// task opens the lane at the same time.
     pub fn open_or_join(&self, queued: QueuedDraft) {
         let Some(queued) = self.join(queued) else { return };
         let chat_id = queued.draft.chat_id;

@@ -1,4 +1,4 @@
-//! Members of chats: listing, adding, roles, removing and leaving.
+//! Members of chats: listing, adding, changing roles, removing and leaving.
 
 use super::access::access;
 use super::page;
@@ -22,7 +22,7 @@ pub struct Members {
 }
 
 impl Members {
-    /// A page of a chat's members, and the cursor of the next page if there may be one.
+    /// A page of a chat's members, and the cursor of the next page; `None` on the last page.
     ///
     /// # Errors
     /// `chat_not_found`, `invalid_fields` for a bad cursor.
@@ -39,7 +39,7 @@ impl Members {
 
         let mut members = self.store.members(chat_id, caller.user_id, after, limit + 1).await?;
         if members.is_empty() {
-            // Either the cursor is behind the last member, or the caller is not a member.
+            // Either no member follows the cursor, or the caller is not a member.
             access(&self.store, caller, chat_id).await?;
         }
 
@@ -52,7 +52,7 @@ impl Members {
     /// Adds a member to a group or channel.
     ///
     /// # Errors
-    /// `rate_limited`, and what [`Store::add_member`] refuses.
+    /// `rate_limited`, and those of [`Store::add_member`].
     pub async fn add(
         &self,
         caller: Caller,
@@ -61,6 +61,7 @@ impl Members {
         role: Role,
     ) -> Result<Member> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let add = AddMember {
             chat_id,
             actor: caller.user_id,
@@ -75,17 +76,17 @@ impl Members {
         let event = self.publisher.resync_if_unknown(added, topics)?;
 
         let Change::MemberJoined(joined) = &event.change else {
-            return Err(Error::internal("adding a member made another change"));
+            return Err(Error::internal("add_member returned another change than a join"));
         };
         let member = joined.0.clone();
         self.publisher.publish(Event::Chat(event));
         Ok(member)
     }
 
-    /// Gives a member another role.
+    /// Changes the role of a member.
     ///
     /// # Errors
-    /// `rate_limited`, and what [`Store::change_role`] refuses.
+    /// `rate_limited`, and those of [`Store::change_role`].
     pub async fn change_role(
         &self,
         caller: Caller,
@@ -94,6 +95,7 @@ impl Members {
         role: Role,
     ) -> Result<Member> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let changed = self.store.change_role(chat_id, caller.user_id, user_id, role).await;
         let changed = self.publisher.resync_if_unknown(changed, || vec![Topic::Chat(chat_id)])?;
 
@@ -104,12 +106,13 @@ impl Members {
         Ok(member)
     }
 
-    /// Removes a member, or lets the caller leave.
+    /// Removes a member. If `user_id` is the caller, the caller leaves.
     ///
     /// # Errors
-    /// `rate_limited`, and what [`Store::remove_member`] refuses.
+    /// `rate_limited`, and those of [`Store::remove_member`].
     pub async fn remove(&self, caller: Caller, chat_id: ChatId, user_id: UserId) -> Result<()> {
         self.rates.count(CHANGES, &caller.user_id.to_string()).await?;
+
         let removed =
             self.store.remove_member(chat_id, caller.user_id, user_id, self.clock.now()).await;
         let event = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;

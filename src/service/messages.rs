@@ -1,4 +1,4 @@
-//! Messages: sending, reading, editing, removing; read markers and typing.
+//! Messages: sending, reading, editing and removing; read markers and typing.
 
 use std::sync::Arc;
 
@@ -9,35 +9,36 @@ use super::committer::PendingSend;
 use super::page;
 use super::publisher::Publisher;
 use super::rates::RateLimits;
+use crate::model::faults::{self, Mutant};
 use crate::model::limits::{SENDS, TYPING};
 use crate::model::message::Draft;
 use crate::model::session::Caller;
 use crate::model::text::{self, Checks};
 use crate::model::{
-    Change, ChatEvent, ChatId, ChatKind, Clock, Code, Event, Message, MessageId, Result, Topic,
-    chat,
+    Change, ChatEvent, ChatId, ChatKind, Clock, Code, Event, Message, MessageBody, MessageId,
+    Result, Topic, chat,
 };
 use crate::store::{HistoryRange, Store};
 
-/// A message as a client asks to send it.
+/// A client's request to send a message.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// 1 to 4096 characters after trimming.
     pub text: String,
     /// Idempotency key, 1 to 64 characters.
     pub client_id: Option<String>,
-    /// The message that this one answers.
+    /// The message that this is a reply to.
     pub reply_to: Option<MessageId>,
 }
 
 /// The part of a history to read.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryPage {
-    /// Only messages before this one.
+    /// Only messages before this message.
     pub before: Option<MessageId>,
-    /// Only messages after this one.
+    /// Only messages after this message.
     pub after: Option<MessageId>,
-    /// Number of messages; clamped to the configured maximum.
+    /// Largest number of messages, capped at the configured maximum.
     pub max: Option<i64>,
 }
 
@@ -54,10 +55,11 @@ pub struct Messages {
 
 impl Messages {
     /// Checks a message and queues it for the next commit. Sends keep their order: of two calls for
-    /// one chat, the call that returns first is the first in the chat.
+    /// one chat, the message of the call that returns first comes first.
     ///
     /// # Errors
-    /// `invalid_fields`, `rate_limited`, `unavailable`; later what [`PendingSend::outcome`] says.
+    /// `invalid_fields`, `rate_limited`, `unavailable`. The other errors come from
+    /// [`PendingSend::outcome`].
     pub async fn begin_send(
         &self,
         caller: Caller,
@@ -70,7 +72,7 @@ impl Messages {
             checks.keep("client_id", text::client_id(client_id));
         }
         if outgoing.reply_to.is_some_and(|id| id.0 < 1) {
-            checks.fail("reply_to", "is no message id");
+            checks.fail("reply_to", "is not a message id");
         }
         checks.done()?;
 
@@ -78,14 +80,14 @@ impl Messages {
         self.appender.submit(Draft {
             chat_id,
             sender_id: caller.user_id,
-            text,
+            body: MessageBody::Text(text),
             reply_to: outgoing.reply_to,
-            client_id: outgoing.client_id,
+            client_id: faults::choose(Mutant::DedupeForgotten, outgoing.client_id, None),
         })
     }
 
-    /// A page of a chat's history, ascending, bounded in messages and in bytes as
-    /// [`Store::history`] says.
+    /// A page of a chat's history, ascending by id. [`Store::history`] bounds its messages and its
+    /// bytes.
     ///
     /// # Errors
     /// `chat_not_found`.
@@ -100,13 +102,13 @@ impl Messages {
 
         let messages = self.store.history(chat_id, caller.user_id, range).await?;
         if messages.is_empty() {
-            // Either there are no messages in this range, or the caller is not a member.
+            // Either the range has no messages, or the caller is not a member.
             access(&self.store, caller, chat_id).await?;
         }
         Ok(messages.into_iter().map(|message| message.for_viewer(caller.user_id)).collect())
     }
 
-    /// One message.
+    /// A message as the caller sees it.
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`.
@@ -133,8 +135,8 @@ impl Messages {
         let mut checks = Checks::new();
         let text = checks.keep("text", text::message(text));
         checks.done()?;
-        self.rates.count(SENDS, &caller.user_id.to_string()).await?;
 
+        self.rates.count(SENDS, &caller.user_id.to_string()).await?;
         let edited =
             self.store.edit_message(chat_id, id, caller.user_id, &text, self.clock.now()).await;
         let edited = self.publisher.resync_if_unknown(edited, || vec![Topic::Chat(chat_id)])?;
@@ -153,6 +155,7 @@ impl Messages {
     /// `rate_limited`, `chat_not_found`, `message_not_found`, `not_allowed`.
     pub async fn remove(&self, caller: Caller, chat_id: ChatId, id: MessageId) -> Result<()> {
         self.rates.count(SENDS, &caller.user_id.to_string()).await?;
+
         let removed =
             self.store.remove_message(chat_id, id, caller.user_id, self.clock.now()).await;
         let removed = self.publisher.resync_if_unknown(removed, || vec![Topic::Chat(chat_id)])?;
@@ -168,7 +171,7 @@ impl Messages {
     /// Moves the caller's read marker forward.
     ///
     /// # Errors
-    /// `rate_limited`, `chat_not_found`, `message_not_found` past the end.
+    /// `rate_limited`, `chat_not_found`; `message_not_found` beyond the last message.
     pub async fn mark_read(
         &self,
         caller: Caller,
@@ -179,7 +182,7 @@ impl Messages {
         let moved = self.store.mark_read(chat_id, caller.user_id, message_id).await?;
 
         if let Some((kind, message_id)) = moved {
-            // In a channel, each read would cost a frame to each of thousands of members.
+            // In a channel, each read marker would cost one frame for each of thousands of members.
             let to_all = kind != ChatKind::Channel;
             self.publisher.publish(Event::Read {
                 chat_id,
@@ -191,19 +194,20 @@ impl Messages {
         Ok(())
     }
 
-    /// Announces to the other members that the caller is typing, at most once in the pause of
-    /// [`TYPING`] over all replicas. A repetition costs neither a look-up nor an event.
+    /// Announces to the other members that the caller is typing, at most once in each pause of
+    /// [`TYPING`] over all replicas. A repetition within the pause costs neither a query nor an
+    /// event.
     ///
     /// # Errors
-    /// `rate_limited`, `chat_not_found`; `not_allowed` where the caller can't write.
+    /// `rate_limited`, `chat_not_found`; `not_allowed` if the caller can't write.
     pub async fn typing(&self, caller: Caller, chat_id: ChatId) -> Result<()> {
-        // The replica's own memory first: a client that repeats itself a hundred times a second
-        // costs no round trip.
-        if !self.budgets.takes_typing(caller.user_id, chat_id) {
+        // This replica's memory first, so that a client that repeats the frame costs no round trip.
+        if !self.budgets.accepts_typing(caller.user_id, chat_id) {
             return Ok(());
         }
+
         self.budgets.count_read(caller.user_id)?;
-        if !self.rates.allows_after_pause(TYPING, &format!("{}:{chat_id}", caller.user_id)).await {
+        if !self.rates.try_after_pause(TYPING, &format!("{}:{chat_id}", caller.user_id)).await {
             return Ok(());
         }
 

@@ -1,8 +1,8 @@
-//! The rules: what each caller may do, and what follows from it. No HTTP, SQL or Redis here.
+//! The rules: what each caller may do, and which events follow. No HTTP, SQL or Redis here.
 //!
 //! Every call takes the same path: check the input, count it against a rate limit, run one unit of
 //! work in the store, publish the result. There is one service for each domain. A service holds
-//! only the parts that it uses; [`Services::start`] is the only place that knows them all.
+//! only the parts that it uses; only [`Services::start`] handles all parts.
 //!
 //! | service | domain | uses, besides the store |
 //! |---|---|---|
@@ -13,16 +13,15 @@
 //! | [`Directory`] | search for users | |
 //! | [`Chats`], [`Members`] | chats, their changes and their members | publisher, rate limits |
 //! | [`Messages`] | sending, history, edits, read markers, typing | appender, publisher |
-//! | [`Syncs`] | what a client missed while it was away | budgets |
-//! | [`Cleanup`] | removal of expired rows, on a timer | sessions, removals |
-//! | [`Budgets`] | how much of a replica one user may take | rate limits |
+//! | [`Syncs`] | the changes that a client missed | budgets |
+//! | [`Budgets`] | the load that one user may put on a replica | rate limits |
 //! | [`Health`] | whether the database answers | |
 //!
 //! The parts behind them: `rates` counts events over all replicas, `guesses` counts failed logins,
-//! `passwords` confirms the caller's password, `hasher` bounds the hashing, `publisher` announces
-//! changes, `permits` bounds concurrent work of a user, and `admission` bounds clients that have
-//! not logged in. A send goes through `appender`, which commits batches by `committer`, and through
-//! `lanes` if another transaction holds its chat.
+//! `passwords` confirms the caller's password, `hasher` bounds the hashing, `publisher` publishes
+//! events, `permits` bounds the concurrent work of a user, and `admission` bounds clients that have
+//! not authenticated. A send goes through `appender`, which commits batches by `committer`, and
+//! through `lanes` if another transaction locks its chat.
 
 mod access;
 mod accounts;
@@ -30,7 +29,6 @@ mod admission;
 mod appender;
 mod budget;
 mod chats;
-mod cleanup;
 mod committer;
 mod directory;
 mod guesses;
@@ -40,6 +38,8 @@ mod invites;
 mod lanes;
 mod members;
 mod messages;
+#[cfg(feature = "faults")]
+mod mutants;
 mod page;
 mod passwords;
 mod permits;
@@ -53,7 +53,6 @@ mod sync;
 pub use accounts::{Accounts, MadeUser};
 pub use budget::Budgets;
 pub use chats::Chats;
-pub use cleanup::Cleanup;
 pub use directory::Directory;
 pub use health::Health;
 pub use invites::{Invite, Invites};
@@ -86,23 +85,23 @@ use passwords::Passwords;
 use publisher::Publisher;
 use rates::RateLimits;
 
-/// What the services are made of.
+/// The parts from which [`Services::start`] composes the services.
 pub struct Parts {
-    /// The database.
+    /// All durable state.
     pub store: Store,
-    /// The bus to every hub.
+    /// Carries events to the hubs of all replicas.
     pub bus: Arc<dyn Bus>,
-    /// Resolved tokens.
+    /// Caches the callers of access tokens.
     pub session_cache: Arc<dyn SessionCache>,
-    /// Rate limits that all replicas count together.
+    /// Counts rate limits over all replicas.
     pub limiter: Arc<dyn RateLimiter>,
-    /// The time.
+    /// The clock of this replica, which follows the database's clock.
     pub clock: Clock,
-    /// The bounds that the operator chose.
+    /// The bounds that the operator configured.
     pub limits: Limits,
-    /// Hashes passwords.
+    /// Hashes passwords, a bounded number at a time.
     pub hasher: Hasher,
-    /// Tracks tasks that outlive a request and end before the process does.
+    /// Tracks tasks that may outlive their request; the process waits for them when it stops.
     pub tasks: Tasks,
 }
 
@@ -112,30 +111,30 @@ pub struct Services {
     pub accounts: Accounts,
     /// Logins and tokens.
     pub sessions: Arc<Sessions>,
-    /// The end of accounts.
+    /// Removal of accounts.
     pub removals: Arc<Removals>,
-    /// Invites.
+    /// Creating, listing and revoking invites.
     pub invites: Invites,
-    /// The search for users.
+    /// Search for users.
     pub directory: Directory,
     /// Chats and their changes.
     pub chats: Chats,
-    /// Members of chats.
+    /// Members of chats and their roles.
     pub members: Members,
     /// Messages, read markers and typing.
     pub messages: Messages,
-    /// What clients missed.
+    /// The changes that clients missed.
     pub sync: Syncs,
-    /// The removal of expired rows.
-    pub cleanup: Arc<Cleanup>,
-    /// What one user may take of this replica.
+    /// Starts a cleanup at once, since a chat was removed.
+    pub cleanup_due: Arc<Notify>,
+    /// The load that one user may put on this replica.
     pub budgets: Arc<Budgets>,
     /// Whether the database answers.
     pub health: Arc<Health>,
 }
 
 impl Services {
-    /// Composes the services and starts the appenders, which run until `tasks` stop.
+    /// Composes the services and starts the appenders. The appenders run until `tasks` stop.
     pub fn start(parts: Parts) -> Arc<Self> {
         let Parts { store, bus, session_cache, limiter, clock, limits, hasher, tasks } = parts;
 
@@ -181,13 +180,6 @@ impl Services {
             tasks,
             departures: Semaphore::new(DEPARTURES_AT_ONCE_MAX),
         });
-        let cleanup = Cleanup::new(
-            store.clone(),
-            sessions.clone(),
-            removals.clone(),
-            clock.clone(),
-            cleanup_due,
-        );
 
         let shared = Shared { store, rates, publisher, budgets, clock, limits };
         Arc::new(Self {
@@ -200,7 +192,7 @@ impl Services {
             members: shared.members(),
             messages: shared.messages(appender),
             sync: shared.sync(),
-            cleanup: Arc::new(cleanup),
+            cleanup_due,
             budgets: shared.budgets,
             health: Health::good(),
         })

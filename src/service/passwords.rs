@@ -7,7 +7,7 @@ use crate::model::session::Caller;
 use crate::model::{Code, Result};
 use crate::store::Store;
 
-/// Confirms passwords of users who are logged in.
+/// Confirms passwords of authenticated users.
 #[derive(Clone)]
 pub(super) struct Passwords {
     pub store: Store,
@@ -16,9 +16,9 @@ pub(super) struct Passwords {
 }
 
 impl Passwords {
-    /// Checks the password of the caller's account and returns the hash that it fits. The unit of
-    /// work that relies on it compares that hash again under the account's lock. Only wrong
-    /// passwords count against the limit.
+    /// Checks the password of the caller's account and returns the hash that it matches. The unit
+    /// of work that relies on the check compares that hash again under the account's row lock. Only
+    /// wrong passwords count against the limit.
     ///
     /// # Errors
     /// `rate_limited`, `wrong_password`, `unavailable`.
@@ -31,11 +31,13 @@ impl Passwords {
             let check = self.hasher.verify(password, hash.clone()).await?;
             Ok(hash.filter(|_| check != PasswordCheck::Wrong))
         };
+
         match verifying.await {
+            // The permit is not given back, so the wrong password counts.
             Ok(None) => Err(Code::WrongPassword.into()),
-            decided => {
+            outcome => {
                 self.guesses.give_back(attempt).await;
-                decided.and_then(|hash| hash.ok_or(Code::WrongPassword.into()))
+                outcome.and_then(|hash| hash.ok_or(Code::WrongPassword.into()))
             }
         }
     }

@@ -9,11 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::UserId;
 
-/// Permits of which each user has the same number on this replica. A user that holds none and waits
-/// for none costs no memory. A user's permits go to requests in the order in which they asked.
+/// Permits for the users of this replica, the same number for each user. A user that neither holds
+/// nor awaits a permit costs no memory. A user's requests get their permits in the order of their
+/// calls.
 #[derive(Debug)]
 pub struct UserPermits {
-    of_each: usize,
+    per_user: usize,
     users: Mutex<HashMap<UserId, Share>>,
 }
 
@@ -21,18 +22,19 @@ pub struct UserPermits {
 #[derive(Debug)]
 struct Share {
     permits: Arc<Semaphore>,
-    /// Number of holders and waiters. At zero the share is removed.
-    users: usize,
+    /// Number of permits that are held or awaited. At zero, the share is removed.
+    interests: usize,
 }
 
-/// One permit of a user. Dropping it gives it back.
+/// One permit of a user, given back when dropped.
 #[derive(Debug)]
 pub struct UserPermit {
     permit: Option<OwnedSemaphorePermit>,
     interest: Interest,
 }
 
-/// Keeps a user's share alive, also while its holder waits and may be cancelled.
+/// Keeps a user's share in the map while a permit is held or awaited. Its drop also runs if the
+/// wait is cancelled.
 #[derive(Debug)]
 struct Interest {
     permits: Arc<UserPermits>,
@@ -40,12 +42,12 @@ struct Interest {
 }
 
 impl UserPermits {
-    /// Permits of which each user has `of_each`; at least one.
-    pub fn new(of_each: usize) -> Arc<Self> {
-        Arc::new(Self { of_each: of_each.max(1), users: Mutex::default() })
+    /// Gives each user `per_user` permits, and at least one.
+    pub fn new(per_user: usize) -> Arc<Self> {
+        Arc::new(Self { per_user: per_user.max(1), users: Mutex::default() })
     }
 
-    /// A permit of this user, if one is free at once.
+    /// A permit of this user, if one is free.
     pub fn try_acquire(self: &Arc<Self>, user_id: UserId) -> Option<UserPermit> {
         let (share, interest) = self.share(user_id);
         let permit = share.try_acquire_owned().ok()?;
@@ -57,12 +59,13 @@ impl UserPermits {
         if let Some(permit) = self.try_acquire(user_id) {
             return Some(permit);
         }
+
         let (share, interest) = self.share(user_id);
         let permit = tokio::time::timeout(wait, share.acquire_owned()).await.ok()?.ok()?;
         Some(UserPermit { permit: Some(permit), interest })
     }
 
-    /// Number of users that hold a permit or wait for one.
+    /// Number of users with a permit that is held or awaited.
     #[cfg(test)]
     pub fn users(&self) -> usize {
         self.users.lock().len()
@@ -70,15 +73,14 @@ impl UserPermits {
 
     fn share(self: &Arc<Self>, user_id: UserId) -> (Arc<Semaphore>, Interest) {
         let mut users = self.users.lock();
-        let fresh = || Share { permits: Arc::new(Semaphore::new(self.of_each)), users: 0 };
+        let fresh = || Share { permits: Arc::new(Semaphore::new(self.per_user)), interests: 0 };
         let share = users.entry(user_id).or_insert_with(fresh);
-        share.users += 1;
+        share.interests += 1;
         (share.permits.clone(), Interest { permits: self.clone(), user_id })
     }
 }
 
 impl UserPermit {
-    /// The user that the permit belongs to.
     pub fn user_id(&self) -> UserId {
         self.interest.user_id
     }
@@ -86,7 +88,7 @@ impl UserPermit {
 
 impl Drop for UserPermit {
     fn drop(&mut self) {
-        // Before the interest: a share that is removed has all of its permits.
+        // The permit first, then the interest: a removed share must have all of its permits.
         self.permit = None;
     }
 }
@@ -95,8 +97,8 @@ impl Drop for Interest {
     fn drop(&mut self) {
         let mut users = self.permits.users.lock();
         if let Some(share) = users.get_mut(&self.user_id) {
-            share.users -= 1;
-            if share.users == 0 {
+            share.interests -= 1;
+            if share.interests == 0 {
                 users.remove(&self.user_id);
             }
         }
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_has_so_many_permits_and_another_user_as_many() {
+    async fn each_user_has_the_configured_number_of_permits() {
         let permits = UserPermits::new(2);
         let held = [permits.try_acquire(user(1)), permits.try_acquire(user(1))];
         assert!(held.iter().all(Option::is_some));
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_permit_that_is_given_back_goes_to_the_one_that_waits() {
+    async fn a_permit_given_back_goes_to_the_waiting_request() {
         let permits = UserPermits::new(1);
         let held = permits.try_acquire(user(1)).unwrap();
         assert_eq!(held.user_id(), user(1));
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_of_a_user_without_permits_even_if_one_gave_up_waiting() {
+    async fn a_user_without_permits_costs_no_memory_even_after_a_wait_timed_out() {
         let permits = UserPermits::new(1);
         let held = permits.try_acquire(user(1));
         assert!(permits.acquire(user(1), SOON).await.is_none());

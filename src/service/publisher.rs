@@ -1,4 +1,4 @@
-//! Publishing: what the other connections and replicas learn about a unit of work.
+//! Publishes the events of units of work to all replicas.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::model::{Change, ChatEvent, Event, Kind, Result, Topic};
 #[derive(Clone)]
 pub(super) struct Publisher {
     pub bus: Arc<dyn Bus>,
-    /// Wakes the cleanup before its clock does.
+    /// Wakes the cleanup before its timer fires.
     pub cleanup_due: Arc<Notify>,
 }
 
 impl Publisher {
-    /// Publishes an event to every hub.
+    /// Publishes an event to the hubs of all replicas.
     pub fn publish(&self, event: Event) {
         self.bus.publish(event);
     }
@@ -32,9 +32,8 @@ impl Publisher {
         }
     }
 
-    /// Passes on the result of a unit of work that changes `topics`. If the outcome is unknown, the
-    /// unit may have been committed and nothing else would announce it: the hubs are asked to
-    /// compare these topics with the store.
+    /// Returns the result of a unit of work that changes `topics`. If the outcome is unknown,
+    /// requests a resync of `topics`: the unit may be committed, and no other event announces it.
     pub fn resync_if_unknown<T>(
         &self,
         result: Result<T>,

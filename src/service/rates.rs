@@ -7,7 +7,8 @@ use crate::metrics;
 use crate::model::limits::Rate;
 use crate::model::{Clock, Result};
 
-/// The cluster's rate limiter, and whether the operator wants its limits. Clones share the counts.
+/// The cluster's rate limiter, and whether the operator enabled rate limits. Clones share the
+/// counts.
 #[derive(Clone)]
 pub(super) struct RateLimits {
     pub limiter: Arc<dyn RateLimiter>,
@@ -24,7 +25,7 @@ impl RateLimits {
         self.take(rate, key).await.map(drop)
     }
 
-    /// Takes a permit under `key`, which [`RateLimits::give_back`] can return. `None` where rate
+    /// Takes a permit under `key`, which [`RateLimits::give_back`] can return. `None` if rate
     /// limits are off.
     ///
     /// # Errors
@@ -33,6 +34,7 @@ impl RateLimits {
         if !self.enabled {
             return Ok(None);
         }
+
         let taken = self.limiter.take(rate, key, self.clock.now()).await;
         if taken.is_err() {
             metrics::rate_limited(rate.name);
@@ -40,14 +42,15 @@ impl RateLimits {
         taken.map(Some)
     }
 
-    /// Returns a permit: its event counts no longer.
+    /// Returns a permit: its event no longer counts.
     pub async fn give_back(&self, rate: Rate, key: &str, permit: Permit) {
         self.limiter.give_back(rate, key, permit, self.clock.now()).await;
     }
 
-    /// Whether `rate` allows one more event under `key`, which then counts. Unlike the limits, a
-    /// pause that is part of the protocol holds where rate limits are off, and its end is no error.
-    pub async fn allows_after_pause(&self, rate: Rate, key: &str) -> bool {
+    /// Whether the pause that `rate` demands between two events under `key` is over. If so, the
+    /// next pause begins. Such a pause is part of the protocol: it applies even if rate limits are
+    /// off, and an early event is not an error.
+    pub async fn try_after_pause(&self, rate: Rate, key: &str) -> bool {
         self.limiter.take(rate, key, self.clock.now()).await.is_ok()
     }
 }

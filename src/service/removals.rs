@@ -1,4 +1,5 @@
-//! Removal of an account: at once for the user, then chat by chat, by any replica.
+//! Removal of an account. The account ends at once; then it leaves its chats one by one, on any
+//! replica.
 
 use std::sync::Arc;
 
@@ -22,15 +23,15 @@ pub struct Removals {
     pub(super) publisher: Publisher,
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
-    /// Permits to take a removed account out of a chat.
+    /// Permits to remove an ended account from a chat.
     pub(super) departures: Semaphore,
 }
 
 impl Removals {
-    /// Removes the caller's account: its sessions end, it leaves its chats, its messages stay
-    /// without a name. When this returns, the sessions have ended. So have the memberships, unless
-    /// leaving the chats takes longer than [`REMOVAL_WAIT_MAX`]: then a task continues, and after a
-    /// crash the cleanup of any replica.
+    /// Removes the caller's account: its sessions end, it leaves its chats, and its messages stay
+    /// without a name. When this returns, the sessions have ended. If leaving the chats takes
+    /// longer than [`REMOVAL_WAIT_MAX`], a task finishes it later; after a crash, the cleanup of
+    /// any replica does.
     ///
     /// # Errors
     /// `rate_limited`, `wrong_password`.
@@ -41,10 +42,14 @@ impl Removals {
         let removals = self.clone();
         let leaving = self.tasks.spawn(async move {
             if let Err(error) = removals.leave_chats(caller.user_id).await {
-                tracing::warn!(%error, "failed to leave all chats of a removed account; the cleanup will resume it");
+                tracing::warn!(
+                    %error,
+                    "failed to remove an ended account from all its chats; the next cleanup retries"
+                );
             }
         });
-        // A timeout is the ordinary end for a user of many chats.
+
+        // A user with many chats reaches this timeout; the task goes on.
         let _ = tokio::time::timeout(REMOVAL_WAIT_MAX, leaving).await;
         Ok(())
     }
@@ -55,7 +60,7 @@ impl Removals {
         for _ in 0..VERIFY_TRIES_MAX {
             let confirmed = self.passwords.confirm(caller, password.to_owned()).await?;
             match self.store.end_account(caller.user_id, &confirmed, self.clock.now()).await {
-                // The password changed, or was hashed again, after it was confirmed.
+                // The password changed, or was rehashed, after it was confirmed: confirm it again.
                 Err(error) if error.code == Code::WrongPassword => {}
                 outcome => return outcome,
             }
@@ -63,28 +68,30 @@ impl Removals {
         Err(Error::overloaded())
     }
 
-    /// Takes an ended account out of its chats, one unit of work for each chat, until it has left
-    /// all or the process stops. A chat that fails does not hold up the others.
+    /// Removes an ended account from its chats, one unit of work for each chat, until none is left
+    /// or the process stops. A failure in one chat does not affect the others.
     ///
     /// # Errors
-    /// The first failure, such as `unavailable`. The account has left the other chats.
+    /// The first failure, such as `unavailable`, after all chats were tried.
     async fn leave_chats(&self, user_id: UserId) -> Result<()> {
         let stop = self.tasks.stop_token();
         let mut failure: Option<Error> = None;
+
         for (chat_id, _) in self.store.chat_heads(user_id).await? {
             let _permit = self.departures.acquire().await.map_err(Error::internal)?;
             if stop.is_cancelled() {
                 return Ok(());
             }
+
             let departed = self.store.depart(chat_id, user_id, self.clock.now()).await;
             match self.publisher.resync_if_unknown(departed, || vec![Topic::Chat(chat_id)]) {
                 Ok(events) => {
-                    metrics::chat_left_by_removal();
+                    metrics::departure();
                     for event in events {
                         self.publisher.publish_change(event);
                     }
                 }
-                // Another replica was faster, or the chat was removed.
+                // Another replica removed the account from the chat, or the chat was removed.
                 Err(error) if error.code == Code::ChatNotFound => {}
                 Err(error) => failure = failure.or(Some(error)),
             }
@@ -96,10 +103,10 @@ impl Removals {
         }
     }
 
-    /// Continues the removals of accounts that a crash, a restart or the database interrupted.
+    /// Resumes the removals of accounts that a crash, a restart or a database failure interrupted.
     ///
     /// # Errors
-    /// The first failure. The other removals were tried all the same.
+    /// The first failure, after all removals of the batch were tried.
     pub async fn resume(&self) -> Result<()> {
         let mut outcome = Ok(());
         for user_id in self.store.pending_removals(JOB_BATCH).await? {

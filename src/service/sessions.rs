@@ -1,4 +1,4 @@
-//! Sessions: logging in, resolving a token, refreshing, ending.
+//! Sessions: logging in, resolving tokens, refreshing and ending.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,31 +25,28 @@ use crate::model::{
 use crate::store::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, SessionTokens, Store};
 use crate::tasks::Tasks;
 
-/// A login as a client asks for it.
+/// A client's request to log in.
 pub struct Login {
-    /// The account's login.
+    /// The login of the account; upper case counts as lower case.
     pub login: String,
-    /// Its password.
+    /// The password, in clear text.
     pub password: String,
-    /// A live session of the account that gets new tokens. `None` makes a session.
+    /// The live session of the account that gets new tokens. `None` creates a session.
     pub session_id: Option<SessionId>,
 }
 
-/// A session with its new tokens, which are shown only here.
+/// A session with its new tokens. The tokens are shown only here.
 pub struct Grant {
-    /// The account.
     pub user: User,
-    /// The session.
     pub session: Session,
     /// The access token.
     pub token: String,
-    /// The refresh token.
     pub refresh_token: String,
-    /// When the access token ends.
+    /// When the access token expires.
     pub expires_at: Timestamp,
 }
 
-/// New tokens before they are granted.
+/// New tokens in clear text, to be granted once the store has their hashes.
 pub(super) struct FreshTokens {
     token: Token,
     refresh: Token,
@@ -78,7 +75,7 @@ pub struct Sessions {
     pub(super) budgets: Arc<Budgets>,
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
-    /// Permits to look up a token in the store.
+    /// Permits to read a token from the store.
     pub(super) resolves: Semaphore,
     pub(super) per_user_max: i64,
     pub(super) token_life: Duration,
@@ -97,44 +94,47 @@ impl Sessions {
         }
         checks.done()?;
 
-        // Text that can't be a login or a password is answered like any wrong one.
+        // Text that can't be a login or a password gets the answer of a wrong one.
         let name = text::login(&login.login).unwrap_or_default();
         let is_plausible = login.password.chars().count() <= PASSWORD_CHARS_MAX;
         let password = if is_plausible { login.password } else { String::new() };
 
         let mut attempt = self.guesses.begin(login_limits(&name, &origin)).await?;
-        let crowded =
+        let over_limit =
             self.guesses.count(&mut attempt, LOGINS_PER_ACCOUNT, name.clone()).await.err();
+
         let trying = async {
-            // Beyond the account's bound, a wrong password, a password that is not believed and an
-            // unknown login all get `429` after the time of a hash. So the answer does not reveal
-            // whether the account has a session in the client's network.
-            let believed = crowded.is_none()
+            // Over the account's limit, only an expected attempt may succeed. A wrong password, an
+            // unexpected attempt and an unknown login all get `429` after the time of a hash. So
+            // the answer does not reveal whether the account has a session in the client's network.
+            let may_succeed = over_limit.is_none()
                 || self.guesses.is_expected(&name, login.session_id, &origin).await?;
-            self.log_in_by_password(&name, password, login.session_id, origin, believed).await
+            self.log_in_by_password(&name, password, login.session_id, origin, may_succeed).await
         };
 
         match trying.await {
-            Ok(None) => Err(crowded.unwrap_or_else(|| Code::InvalidCredentials.into())),
-            decided => {
+            // The permits are not given back, so the failure counts.
+            Ok(None) => Err(over_limit.unwrap_or_else(|| Code::InvalidCredentials.into())),
+            outcome => {
                 self.guesses.give_back(attempt).await;
-                decided.and_then(|grant| grant.ok_or(Code::InvalidCredentials.into()))
+                outcome.and_then(|grant| grant.ok_or(Code::InvalidCredentials.into()))
             }
         }
     }
 
-    /// Logs in if the password is right. Returns `None` if it is wrong, or if it is not `believed`,
-    /// which takes as long.
+    /// Logs in if the password is right. Returns `None` if it is wrong or the attempt must not
+    /// succeed, after the same time.
     async fn log_in_by_password(
         &self,
         name: &str,
         password: String,
         reuse: Option<SessionId>,
         origin: Origin,
-        believed: bool,
+        may_succeed: bool,
     ) -> Result<Option<Grant>> {
         for _ in 0..VERIFY_TRIES_MAX {
-            let (user_id, hash) = self.store.credentials(name).await?.filter(|_| believed).unzip();
+            let (user_id, hash) =
+                self.store.credentials(name).await?.filter(|_| may_succeed).unzip();
             let check = self.hasher.verify(password.clone(), hash.clone()).await?;
             let (Some(user_id), Some(mut hash)) =
                 (user_id.filter(|_| check != PasswordCheck::Wrong), hash)
@@ -145,6 +145,7 @@ impl Sessions {
             if check == PasswordCheck::RightButOutdated {
                 let new = self.hasher.hash(password.clone()).await?;
                 if !self.store.rehash_password(user_id, &hash, &new).await? {
+                    // The password changed after it was verified: verify it again.
                     continue;
                 }
                 hash = new;
@@ -152,8 +153,7 @@ impl Sessions {
 
             let (new, tokens) = self.prepare(user_id, origin.clone());
             match self.store.log_in(&new, &hash, reuse, self.per_user_max).await {
-                // The password changed, or was hashed again, after it was verified. It may be wrong
-                // now.
+                // The password changed, or was rehashed, after it was verified: verify it again.
                 Err(error) if error.code == Code::InvalidCredentials => {}
                 Err(error) => return Err(error),
                 Ok(LoggedIn { session_id, replaced, ended }) => {
@@ -166,19 +166,19 @@ impl Sessions {
         Err(Error::overloaded())
     }
 
-    /// Closes the connections of earlier logins into the session on all replicas, and forgets their
-    /// token.
+    /// Closes the connections of earlier logins into the session on all replicas, and removes their
+    /// token from the cache.
     async fn announce_replaced(&self, session_id: SessionId, replaced: Option<Replaced>) {
         if let Some(Replaced { token, logins }) = replaced {
-            // Published first: a Redis that hangs must not keep the sockets open.
+            // Published first: a Redis that hangs must not keep connections open.
             self.bus.publish(Event::LoggedInAgain { session_id, logins });
             self.cache.forget(&[token]).await;
         }
     }
 
-    /// Exchanges a refresh token for new tokens. A refresh token that was used before ends its
-    /// session. Unknown refresh tokens count against the address, and never prevent the refresh by
-    /// a known one.
+    /// Exchanges a refresh token for new tokens. A spent refresh token ends its session, except the
+    /// previous token during its grace. Unknown refresh tokens count against the address. Known
+    /// ones count only against their session, so that unknown ones never block them.
     ///
     /// # Errors
     /// `rate_limited`, `invalid_refresh_token`.
@@ -192,15 +192,17 @@ impl Sessions {
             }
             None => None,
         };
+
         let (Some(presented), Some(session_id)) = (presented, session_id) else {
             self.rates.count(REFRESHES_PER_ADDRESS, &origin.rate_key()).await?;
             return Err(refused());
         };
+
         self.rates.count(REFRESHES_PER_SESSION, &session_id.to_string()).await?;
 
-        let (tokens, kept) = self.fresh_tokens();
+        let (tokens, hashes) = self.fresh_tokens();
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
-        match self.store.refresh(presented, &kept, ip.as_deref(), self.clock.now()).await? {
+        match self.store.refresh(presented, &hashes, ip.as_deref(), self.clock.now()).await? {
             Refreshed::Rotated { session, user_id } => {
                 self.cache.forget(&[session.token]).await;
                 self.grant(user_id, session.id, tokens).await
@@ -224,12 +226,14 @@ impl Sessions {
 
         let caller = match self.cache.get(token).await {
             Ok(caller) => caller,
+            // The ticket keeps the cache from storing a caller whose token ends during the query.
             Err(ticket) => {
                 let caller = {
                     let _permit = self.resolves.acquire().await.map_err(Error::internal)?;
                     self.store.resolve(token, now).await?.ok_or_else(refused)?
                 };
                 faults::at(Point::Resolved).await;
+
                 self.cache.put(token, caller, ticket).await;
                 if caller.last_seen_at < now.minus(LAST_SEEN_EVERY) {
                     self.touch(caller.session_id, now);
@@ -237,16 +241,21 @@ impl Sessions {
                 caller
             }
         };
+
+        // A cached caller may have expired since the query.
         if caller.expires_at > now { Ok(caller) } else { Err(refused()) }
     }
 
-    /// Stores in the background when a session was last seen. The cache makes this rare: an entry
-    /// lives for seconds, and only a look-up in the store comes here.
+    /// Stores the `last_seen_at` of a session in the background. This is rare: it follows a cache
+    /// miss, at most once in [`LAST_SEEN_EVERY`].
     fn touch(&self, session_id: SessionId, now: Timestamp) {
         let store = self.store.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = store.touch_session(session_id, now).await {
-                tracing::warn!(%error, "failed to store last_seen_at of a session; retried at its next request");
+            if let Err(error) = store.set_session_last_seen(session_id, now).await {
+                tracing::warn!(
+                    %error,
+                    "failed to store last_seen_at of a session; retried at a later request"
+                );
             }
         });
     }
@@ -270,7 +279,7 @@ impl Sessions {
         self.store.sessions(caller, self.clock.now()).await
     }
 
-    /// How many logins a live session has had after its first, read from the store. `None` if the
+    /// Number of logins into a live session after the first, read from the store. `None` if the
     /// session has ended.
     ///
     /// # Errors
@@ -295,7 +304,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends all of the caller's sessions but this one.
+    /// Ends all of the caller's sessions except the current one.
     ///
     /// # Errors
     /// `rate_limited`, `unavailable`.
@@ -306,42 +315,44 @@ impl Sessions {
         Ok(())
     }
 
-    /// Closes the connections of ended sessions on all replicas, and forgets their tokens.
-    pub(super) async fn announce_ended(&self, ended: Vec<EndedSession>) {
+    /// Closes the connections of ended sessions on all replicas, and removes their tokens from the
+    /// cache.
+    pub(crate) async fn announce_ended(&self, ended: Vec<EndedSession>) {
         if ended.is_empty() {
             return;
         }
         faults::at(Point::SessionEnded).await;
 
-        // Published first: a Redis that hangs must not keep the sockets open.
+        // Published first: a Redis that hangs must not keep connections open.
         self.bus.publish(Event::SessionsEnded(ended.iter().map(|session| session.id).collect()));
         self.cache.forget(&ended.iter().map(|session| session.token).collect::<Vec<_>>()).await;
     }
 
-    /// A session for the store to insert, and the tokens to grant once it has.
+    /// A session for the store to insert, and the tokens to grant after the insert.
     pub(super) fn prepare(&self, user_id: UserId, origin: Origin) -> (NewSession, FreshTokens) {
         let now = self.clock.now();
-        let (fresh, tokens) = self.fresh_tokens();
+        let (tokens, hashes) = self.fresh_tokens();
+
         let device = origin
             .device
             .and_then(|device| text::device(&device).ok())
             .filter(|device| !device.is_empty());
         let ip = origin.ip.map(|ip| ip.to_canonical().to_string());
         let id = SessionId::new(now, &mut rand::rng());
-        (NewSession { id, user_id, tokens, device, ip, now }, fresh)
+        (NewSession { id, user_id, tokens: hashes, device, ip, now }, tokens)
     }
 
     fn fresh_tokens(&self) -> (FreshTokens, SessionTokens) {
         let now = self.clock.now();
         let (token, refresh) = (Token::new(&mut secrets()), Token::new(&mut secrets()));
         let token_expires_at = now.plus(self.token_life);
-        let kept = SessionTokens {
+        let hashes = SessionTokens {
             token: token.hash(),
             refresh: refresh.hash(),
             token_expires_at,
             expires_at: now.plus(self.refresh_life),
         };
-        (FreshTokens { token, refresh, expires_at: token_expires_at }, kept)
+        (FreshTokens { token, refresh, expires_at: token_expires_at }, hashes)
     }
 
     async fn grant(

@@ -1,33 +1,34 @@
-//! What changed in any chat since a moment: how a hub makes up for what the bus lost without
-//! reading every chat.
+//! The chats that changed since a time: so a hub finds what the bus lost without reading every
+//! chat.
 //!
-//! The database notes with each change of a chat in which slot of its clock that was (see the
-//! migration `log_epoch`). A change is noted when it is written and seen when it is committed, so a
-//! look begins [`CHANGE_SLOTS_MARGIN`] before the last one did.
+//! With each change of a chat, the database stores the slot of its clock in which the change was
+//! written (see the migration `log_epoch`). A change becomes visible only when it is committed, so
+//! a resync begins [`CHANGE_SLOTS_MARGIN`] before the slot of the last one.
 
 use super::{Store, on, on_ids, timed};
 use crate::model::{ChatId, Result, Rev, Timestamp, UserId};
 
-/// Seconds of a slot, as the triggers have it.
+/// Length of a slot, as the triggers compute it.
 #[cfg(test)]
 const SLOT_SECONDS: u64 = 10;
-/// Slots before the last look in which a change may have been written that was committed after it:
-/// 10 s at least, more than any unit of work takes.
+/// Slots before the last resync that the next one reads again. A change that was written in them
+/// may have been committed after the last resync. A slot is 10 s, longer than any unit of work
+/// takes.
 pub const CHANGE_SLOTS_MARGIN: i64 = 1;
-/// Changes of a chat within which a join is looked for. A chat with more of them between two looks
-/// is left to the slow comparison.
+/// Changes of a chat among which a resync searches for joins. A chat with more changes between two
+/// resyncs is left to the full resync.
 const JOIN_REVS_MAX: i64 = 10_000;
 
-/// A chat that changed.
+/// A chat that changed, as a resync compares it with its subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ChangedChat {
-    /// In which slot of the database's clock it changed last.
+    /// The slot of the database's clock in which it changed last.
     pub changed_slot: i64,
-    /// Which.
+    /// The chat that changed.
     pub id: ChatId,
-    /// Its revision.
+    /// The chat's revision now.
     pub rev: Rev,
-    /// Whether it was removed for all.
+    /// Whether the chat was removed for all its members.
     pub removed: bool,
 }
 
@@ -45,8 +46,8 @@ impl Store {
         .await
     }
 
-    /// Up to `max` chats behind this slot and chat that changed in it or later, in the order of
-    /// slot and id.
+    /// Up to `max` chats that changed in this slot or later, in the order of slot and id, after
+    /// the chat `behind` of this slot.
     pub async fn chats_changed(
         &self,
         slot: i64,
@@ -66,7 +67,7 @@ impl Store {
         .await
     }
 
-    /// Who joined one of these chats since then and is still a member.
+    /// The members who joined one of these chats at `since` or later and have not left.
     pub async fn joined(
         &self,
         chats: &[ChatId],
@@ -77,7 +78,8 @@ impl Store {
                 self.reader(),
                 query_as,
                 "SELECT m.chat_id, m.user_id FROM chats c JOIN members m ON m.chat_id = c.id \
-                 AND m.rev > c.rev - $2 WHERE c.id = ANY($1) AND m.joined_at_ms >= $3 AND m.left_rev IS NULL",
+                 AND m.rev > c.rev - $2 WHERE c.id = ANY($1) AND m.joined_at_ms >= $3 \
+                 AND m.left_rev IS NULL",
                 chats,
                 |query, db| query.bind(JOIN_REVS_MAX).bind(since).fetch_all(db)
             )
@@ -91,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_triggers_and_the_look_agree_on_the_length_of_a_slot() {
+    fn triggers_and_resync_use_the_same_slot_length() {
         let sources = [
             include_str!("../../migrations/postgres/0003_log_epoch.sql"),
             include_str!("../../migrations/sqlite/0003_log_epoch.sql"),

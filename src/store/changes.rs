@@ -1,8 +1,8 @@
-//! What changed in a chat after a revision: the way back in sync after any absence, and how a hub
-//! heals a gap.
+//! The changes of a chat after a revision: `sync` reads them after an absence, and a hub to heal a
+//! gap.
 //!
-//! There is no second log. Messages and members carry the `rev` that last changed them, so an item
-//! that changed several times comes once, with its latest state.
+//! There is no second log. Messages and members carry the `rev` of their last change, so an item
+//! that changed several times appears once, in its latest state.
 
 use std::collections::HashMap;
 
@@ -12,57 +12,60 @@ use super::{Store, Work, on, on_ids, timed, within};
 use crate::model::limits::MEMBERS_AT_ONCE_MAX;
 use crate::model::{Change, Chat, ChatId, ChatKind, Message, MessageId, Result, Rev, UserId};
 
-/// Items that can share one rev: the first members of a chat, and the chat itself.
+/// Items that can share one rev: the first members of a chat, and its name.
 #[expect(clippy::cast_possible_wrap, reason = "a hundred")]
 const SHARED_REV_MAX: i64 = MEMBERS_AT_ONCE_MAX as i64 + 2;
 
-/// One item that changed, by the revision that changed it last.
+/// An item that changed, with the revision of its last change.
 pub type ChangeItem = (Rev, Change);
 
-/// From where changes are asked for.
+/// The revisions from which changes are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Since {
-    /// What the viewer knew at first: a message sent after it is new to them.
+    /// The revision that the viewer had at the start. A message sent after it is new to the
+    /// viewer.
     pub known: Rev,
-    /// What they were told meanwhile; changes after it are read.
-    pub told: Rev,
-    /// Of whom changes of the membership are read: of all members, or of this one alone.
+    /// The revision up to which the viewer has received changes. Changes after it are read.
+    pub delivered: Rev,
+    /// The only member whose changes of membership are read; `None` for all members.
     pub only_member: Option<UserId>,
 }
 
 impl From<Rev> for Since {
     fn from(known: Rev) -> Self {
-        Self { known, told: known, only_member: None }
+        Self { known, delivered: known, only_member: None }
     }
 }
 
-/// What changed in a chat after a revision.
+/// The changes of a chat after a revision.
 #[derive(Debug)]
 pub struct Changes {
-    /// Oldest change first; each item once.
+    /// The changed items in the order of their revisions, each once.
     pub items: Vec<ChangeItem>,
-    /// Messages among them that were sent after that revision and changed since: by which revision
-    /// they were sent.
+    /// For the messages among them that were sent after [`Since::known`] and changed later: the
+    /// revision at which they were sent.
     pub sent_earlier: HashMap<MessageId, Rev>,
-    /// How far this goes: the chat's revision, or the last item's where there was no room for all.
+    /// The revision that these changes reach: the chat's, or the last item's if there are more
+    /// changes.
     pub rev: Rev,
-    /// Whether it goes to the chat's revision.
+    /// Whether [`Changes::rev`] is the chat's revision.
     pub complete: bool,
-    /// Whether changes before these are forgotten, so that the caller must start anew.
+    /// Whether some of the changes are no longer stored, so that the caller must start anew.
     pub forgotten: bool,
-    /// Since when the viewer is a member; `None` without a viewer.
+    /// The revision at which the viewer joined; `None` without a viewer.
     pub joined_rev: Option<Rev>,
-    /// The chat's kind.
+    /// The chat's kind: with the number of members, it decides how a hub announces joins.
     pub kind: ChatKind,
-    /// How many members the chat has at its present revision, which is [`Changes::rev`] if that is
+    /// The number of members at the chat's revision, which is [`Changes::rev`] if these are
     /// complete.
     pub member_count: i64,
-    /// The viewer removed the history up to here, for themselves; 0 without a viewer.
+    /// The last message of the history that the viewer has removed for themselves; 0 without a
+    /// viewer.
     pub cleared_message_id: MessageId,
 }
 
 impl Changes {
-    /// Ends the page at so many bytes of text, after one item at least, and says so in `rev` and
+    /// Ends the page at `bytes_max` bytes of text, but after one item at least. Adjusts `rev` and
     /// `complete`.
     pub fn cut_to_bytes(&mut self, bytes_max: usize) {
         let mut bytes = 0;
@@ -70,19 +73,20 @@ impl Changes {
             bytes += match change {
                 Change::MessageSent(it)
                 | Change::MessageEdited(it)
-                | Change::MessageRemoved(it) => it.text.as_ref().map_or(0, String::len),
+                | Change::MessageRemoved(it) => it.text().map_or(0, str::len),
                 _ => 0,
             };
             bytes <= bytes_max
         };
-        let mut room = self.items.iter().map(fits).take_while(|fits| *fits).count().max(1);
-        // Items that share a rev come on one page, or the rest would be lost.
-        while room < self.items.len() && self.items[room].0 == self.items[room - 1].0 {
-            room += 1;
+
+        let mut kept = self.items.iter().map(fits).take_while(|fits| *fits).count().max(1);
+        // Items that share a rev stay on one page: the next page begins after that rev.
+        while kept < self.items.len() && self.items[kept].0 == self.items[kept - 1].0 {
+            kept += 1;
         }
-        if room < self.items.len() {
-            self.items.truncate(room);
-            self.rev = self.items[room - 1].0;
+        if kept < self.items.len() {
+            self.items.truncate(kept);
+            self.rev = self.items[kept - 1].0;
             self.complete = false;
         }
     }
@@ -105,9 +109,9 @@ struct HeadRow {
 }
 
 impl Store {
-    /// Up to `max` items of a chat that changed since then, in one snapshot. `None` if the chat is
-    /// gone, or the viewer is no member at that moment. A changed name comes as the chat that
-    /// `viewer` sees, without what is theirs alone.
+    /// Up to `max` items of a chat that changed after `since`, in one snapshot. `None` if the chat
+    /// does not exist, or the viewer is not a member of it in this snapshot. A changed name is
+    /// reported as a chat without the fields that differ between its members.
     pub async fn changes(
         &self,
         chat_id: ChatId,
@@ -119,7 +123,8 @@ impl Store {
         timed("changes", || async {
             let mut work = self.snapshot().await?;
             let head: Option<HeadRow> = within!(work, |db| sqlx::query_as(
-                "SELECT kind, member_count, rev, renamed_rev, forgotten_rev FROM chats WHERE id = $1 AND removed_at_ms IS NULL"
+                "SELECT kind, member_count, rev, renamed_rev, forgotten_rev FROM chats \
+                 WHERE id = $1 AND removed_at_ms IS NULL"
             )
             .bind(chat_id)
             .fetch_optional(db))?;
@@ -131,9 +136,10 @@ impl Store {
                 },
                 None => None,
             };
+
             let (mut items, sent_earlier) = items_after(&mut work, chat_id, since, max).await?;
-            if head.renamed_rev > since.told {
-                // Any member's view will do: what differs between members is left out.
+            if head.renamed_rev > since.delivered {
+                // The view of any member serves, since the fields that differ are left out.
                 let viewer = match viewer {
                     Some(viewer) => Some(viewer),
                     None => any_member(&mut work, chat_id).await?,
@@ -143,17 +149,20 @@ impl Store {
                     items.push((head.renamed_rev, Change::Renamed(chat.for_all())));
                 }
             }
+
             items.sort_by_key(|(rev, _)| *rev);
-            let mut room = usize::try_from(max).unwrap_or(0);
-            // A chat's first members share its first rev: they come on one page, or the rest would
-            // be lost.
-            while room > 0 && room < items.len() && items[room].0 == items[room - 1].0 {
-                room += 1;
+            let mut kept = usize::try_from(max).unwrap_or(0);
+            // Items that share a rev, such as a chat's first members, stay on one page: the next
+            // page begins after that rev.
+            while kept > 0 && kept < items.len() && items[kept].0 == items[kept - 1].0 {
+                kept += 1;
             }
-            let complete = items.len() <= room;
-            items.truncate(room);
-            let rev = if complete { head.rev } else { items.last().map_or(since.told, |(rev, _)| *rev) };
-            let forgotten = since.told.0 > 0 && since.told < head.forgotten_rev;
+            let complete = items.len() <= kept;
+            items.truncate(kept);
+
+            let last_rev = items.last().map_or(since.delivered, |(rev, _)| *rev);
+            let rev = if complete { head.rev } else { last_rev };
+            let forgotten = since.delivered.0 > 0 && since.delivered < head.forgotten_rev;
             let joined_rev = membership.map(|it| it.joined_rev);
             let cleared_message_id = membership.map(|it| it.cleared_message_id).unwrap_or_default();
             let HeadRow { kind, member_count, .. } = head;
@@ -172,8 +181,8 @@ impl Store {
         .await
     }
 
-    /// Whether more than `max` messages of a chat changed after a revision; with `members`,
-    /// messages and members.
+    /// Whether more than `max` messages of a chat changed after a revision. With `members`, changed
+    /// members count as well.
     pub async fn has_more_changes(
         &self,
         chat_id: ChatId,
@@ -182,12 +191,16 @@ impl Store {
         max: i64,
     ) -> Result<bool> {
         timed("has_more_changes", || async {
-            // Each count ends where it is enough: a client may be a million changes behind.
+            // Each count stops above `max`: a client may be a million changes behind.
             let count: i64 = on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT (SELECT COUNT(*) FROM messages WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
-                    (SELECT rev FROM messages WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4)) \
-                 + (SELECT COUNT(*) FROM members WHERE $5 AND chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
-                    (SELECT rev FROM members WHERE chat_id = $1 AND rev > $2 ORDER BY rev LIMIT 1 OFFSET $3), $4))"
+                "SELECT (SELECT COUNT(*) FROM messages \
+                 WHERE chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM messages WHERE chat_id = $1 AND rev > $2 \
+                     ORDER BY rev LIMIT 1 OFFSET $3), $4)) \
+                 + (SELECT COUNT(*) FROM members \
+                 WHERE $5 AND chat_id = $1 AND rev > $2 AND rev <= COALESCE( \
+                    (SELECT rev FROM members WHERE chat_id = $1 AND rev > $2 \
+                     ORDER BY rev LIMIT 1 OFFSET $3), $4))"
             )
             .bind(chat_id)
             .bind(known)
@@ -200,7 +213,7 @@ impl Store {
         .await
     }
 
-    /// The revisions of these chats, as far as they are there.
+    /// The revisions of these chats. Chats that do not exist are left out.
     pub async fn revs(&self, chats: &[ChatId]) -> Result<Vec<(ChatId, Rev)>> {
         timed("revs", || async {
             on_ids!(
@@ -215,33 +228,33 @@ impl Store {
     }
 }
 
-/// Messages and members that changed since then: at least the first `max` of both together, and all
-/// that share the last one's rev, in no order.
+/// Messages and members that changed after `delivered`, in no order: at least the first `max` of
+/// both together, and all that share the last one's rev.
 async fn items_after(
     work: &mut Work,
     chat_id: ChatId,
-    Since { known, told, only_member }: Since,
+    Since { known, delivered, only_member }: Since,
     max: i64,
 ) -> Result<(Vec<ChangeItem>, HashMap<MessageId, Rev>)> {
     let messages: Vec<MessageRow> =
         within!(work, |db| sqlx::query_as(messages!("AND rev > $2 ORDER BY rev LIMIT $3"))
             .bind(chat_id)
-            .bind(told)
-            // No two messages share a rev; one more tells whether these are all.
+            .bind(delivered)
+            // No two messages share a rev, so one more row shows whether there are more.
             .bind(max + 1)
             .fetch_all(db))?;
     let members: Vec<MemberRow> = match only_member {
         None => {
             within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 ORDER BY m.rev LIMIT $3"))
                 .bind(chat_id)
-                .bind(told)
+                .bind(delivered)
                 .bind(max + SHARED_REV_MAX)
                 .fetch_all(db))?
         }
         Some(user_id) => {
             within!(work, |db| sqlx::query_as(members!("AND m.rev > $2 AND m.user_id = $3"))
                 .bind(chat_id)
-                .bind(told)
+                .bind(delivered)
                 .bind(user_id)
                 .fetch_all(db))?
         }
@@ -268,11 +281,12 @@ async fn membership(
 ) -> Result<Option<MembershipRow>> {
     within!(work, |db| {
         sqlx::query_as(
-        "SELECT joined_rev, cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
-    )
-    .bind(chat_id)
-    .bind(user_id)
-    .fetch_optional(db)
+            "SELECT joined_rev, cleared_message_id FROM members \
+             WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL",
+        )
+        .bind(chat_id)
+        .bind(user_id)
+        .fetch_optional(db)
     })
 }
 

@@ -1,4 +1,4 @@
-//! Chats: making, showing, renaming, removing them; the inbox.
+//! Chats: reading, renaming and removing them; the inbox.
 
 use sqlx::FromRow;
 
@@ -12,46 +12,49 @@ use crate::model::{
     UserId,
 };
 
-/// What a member may see and do in a chat.
+/// A member's rights in a chat, and the positions that limit what the member can read.
 #[derive(Clone, Debug, FromRow)]
 pub struct Access {
-    /// The chat's kind.
+    /// The chat's kind, which decides with the role what the member is allowed to do.
     #[sqlx(try_from = "String")]
     pub kind: ChatKind,
-    /// The member's role.
+    /// The member's role in this chat.
     #[sqlx(try_from = "String")]
     pub role: Role,
-    /// The member removed the history up to here, for themselves.
+    /// The last message of the history that the member has removed for themselves; 0 if none.
     pub cleared_message_id: MessageId,
-    /// The newest message.
+    /// The newest message of the chat; 0 if there is none.
     pub last_message_id: MessageId,
-    /// The chat's revision.
+    /// The chat's revision when this was read.
     pub rev: Rev,
 }
 
-/// A chat of a user, with what `sync` needs to know of the membership.
+/// A chat of a user, with the fields of the membership that `sync` needs.
 #[derive(Clone, Debug)]
 pub struct ChatToSync {
     /// The chat as the user sees it.
     pub chat: Chat,
     /// The revision at which the user joined.
     pub joined_rev: Rev,
-    /// The user removed the history up to here, for themselves.
+    /// The last message of the history that the user has removed for themselves; 0 if none.
     pub cleared_message_id: MessageId,
-    /// Whether it is in the user's list: not if they removed it and nothing was sent since.
+    /// Whether the chat is in the user's inbox: a chat that the user removed is not, until the next
+    /// message is sent.
     pub listed: bool,
 }
 
-/// The columns of [`ViewRow`]; the caller's membership is `m`.
+/// Begins a statement with the columns of [`ViewRow`]; the caller's membership is `m`.
 macro_rules! view {
     ($tail:literal) => {
         concat!(
-            "SELECT c.id, c.kind, c.name, c.created_at_ms, c.rev, c.member_count, c.activity_at_ms, c.last_message_id, \
-             c.last_sender_id, c.last_text, c.last_kind, c.last_sent_at_ms, m.role, m.last_read_message_id, m.joined_rev, \
-             m.cleared_message_id, m.hidden, p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
+            "SELECT c.id, c.kind, c.name, c.created_at_ms, c.rev, c.member_count, \
+             c.activity_at_ms, c.last_message_id, c.last_sender_id, c.last_text, c.last_kind, \
+             c.last_sent_at_ms, m.role, m.last_read_message_id, m.joined_rev, \
+             m.cleared_message_id, m.hidden, \
+             p.id AS peer_id, p.login AS peer_login, p.name AS peer_name \
              FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL \
              LEFT JOIN users p ON p.id = CASE WHEN c.self_user IS NOT NULL THEN c.self_user \
-                                              WHEN c.pair_low = m.user_id THEN c.pair_high ELSE c.pair_low END \
+                 WHEN c.pair_low = m.user_id THEN c.pair_high ELSE c.pair_low END \
              WHERE m.left_rev IS NULL AND m.user_id = $1 ",
             $tail
         )
@@ -120,8 +123,8 @@ impl From<ViewRow> for Chat {
 }
 
 impl Store {
-    /// Chats of a user, last activity first, from after the cursor. With each: the cursor behind
-    /// it.
+    /// Up to `limit` chats of a user's inbox after the cursor, the last active first. Each comes
+    /// with the cursor from which the next page continues.
     pub async fn inbox(
         &self,
         user_id: UserId,
@@ -129,9 +132,11 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<(Chat, InboxCursor)>> {
         timed("inbox", || async {
-            let after = after.unwrap_or(InboxCursor { activity_ms: i64::MAX, chat_id: ChatId(uuid::Uuid::max()) });
+            let first = InboxCursor { activity_ms: i64::MAX, chat_id: ChatId(uuid::Uuid::max()) };
+            let after = after.unwrap_or(first);
             let rows: Vec<ViewRow> = on!(self.reader(), |db| sqlx::query_as(view!(
-                "AND (NOT m.hidden OR c.last_message_id > m.cleared_message_id) AND (c.activity_at_ms, c.id) < ($2, $3) \
+                "AND (NOT m.hidden OR c.last_message_id > m.cleared_message_id) \
+                 AND (c.activity_at_ms, c.id) < ($2, $3) \
                  ORDER BY c.activity_at_ms DESC, c.id DESC LIMIT $4"
             ))
             .bind(user_id)
@@ -139,17 +144,22 @@ impl Store {
             .bind(after.chat_id)
             .bind(limit)
             .fetch_all(db))?;
-            let cursor = |row: &ViewRow| InboxCursor { activity_ms: row.activity_at_ms, chat_id: row.id };
-            Ok(rows.into_iter().map(|row| (cursor(&row), row)).map(|(cursor, row)| (row.into(), cursor)).collect())
+
+            let with_cursor = |row: ViewRow| {
+                let cursor = InboxCursor { activity_ms: row.activity_at_ms, chat_id: row.id };
+                (Chat::from(row), cursor)
+            };
+            Ok(rows.into_iter().map(with_cursor).collect())
         })
         .await
     }
 
-    /// The ids and revisions of all chats of a user.
+    /// The ids and revisions of all chats of a user, in no order.
     pub async fn chat_heads(&self, user_id: UserId) -> Result<Vec<(ChatId, Rev)>> {
         timed("chat_heads", || async {
             on!(self.reader(), |db| sqlx::query_as(
-                "SELECT c.id, c.rev FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                "SELECT c.id, c.rev FROM members m
+                 JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                  WHERE m.user_id = $1 AND m.left_rev IS NULL"
             )
             .bind(user_id)
@@ -158,24 +168,27 @@ impl Store {
         .await
     }
 
-    /// How many chats each of these users has; users without any are left out.
+    /// The number of chats of each of these users; users without any are left out.
     pub async fn chat_counts(&self, users: &[UserId]) -> Result<Vec<(UserId, usize)>> {
         timed("chat_counts", || async {
             let counts: Vec<(UserId, i64)> = on_ids!(
                 self.reader(),
                 query_as,
-                "SELECT m.user_id, COUNT(*) FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                "SELECT m.user_id, COUNT(*) FROM members m
+                 JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                  WHERE m.user_id = ANY($1) AND m.left_rev IS NULL GROUP BY m.user_id",
                 users,
                 |query, db| query.fetch_all(db)
             )?;
-            Ok(counts.into_iter().map(|(id, count)| (id, usize::try_from(count).unwrap_or(0))).collect())
+            let counted =
+                |(id, count): (UserId, i64)| (id, usize::try_from(count).unwrap_or_default());
+            Ok(counts.into_iter().map(counted).collect())
         })
         .await
     }
 
-    /// All chats of a user in no order, hidden ones too: what `sync` starts from. The limit of
-    /// chats per user bounds them.
+    /// All chats of a user, also those removed from the inbox, in no order. The maximum number of
+    /// chats of a user bounds them.
     pub async fn chats_to_sync(&self, user_id: UserId) -> Result<Vec<ChatToSync>> {
         timed("chats_to_sync", || async {
             let rows: Vec<ViewRow> =
@@ -191,7 +204,7 @@ impl Store {
         .await
     }
 
-    /// A chat as one of its members sees it.
+    /// A chat as its member `user_id` sees it; `None` if the user is not a member.
     pub async fn chat(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Chat>> {
         timed("chat", || async {
             let row: Option<ViewRow> =
@@ -204,11 +217,12 @@ impl Store {
         .await
     }
 
-    /// What a user may see and do in a chat; `None` if they are no member.
+    /// A user's rights in a chat; `None` if the user is not a member.
     pub async fn access(&self, chat_id: ChatId, user_id: UserId) -> Result<Option<Access>> {
         timed("access", || async {
             on!(self.reader(), |db| sqlx::query_as(
-                "SELECT c.kind, m.role, m.cleared_message_id, c.last_message_id, c.rev FROM members m
+                "SELECT c.kind, m.role, m.cleared_message_id, c.last_message_id, c.rev
+                 FROM members m
                  JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                  WHERE m.chat_id = $1 AND m.user_id = $2 AND m.left_rev IS NULL"
             )
@@ -219,7 +233,7 @@ impl Store {
         .await
     }
 
-    /// Gives a group or channel another name. `None` if it has that name already.
+    /// Gives a group or channel another name. `None` if the chat has that name already.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`.
@@ -234,7 +248,8 @@ impl Store {
             let head = Head::lock(&mut work, chat_id, user_id).await?;
             permit(head.kind, head.role, Action::Rename)?;
             let renamed: Option<ChatId> = within!(work, |db| sqlx::query_scalar(
-                "UPDATE chats SET name = $2, renamed_rev = rev WHERE id = $1 AND name <> $2 RETURNING id"
+                "UPDATE chats SET name = $2, renamed_rev = rev \
+                 WHERE id = $1 AND name <> $2 RETURNING id"
             )
             .bind(chat_id)
             .bind(name)
@@ -242,6 +257,7 @@ impl Store {
             if renamed.is_none() {
                 return Ok(None);
             }
+
             let chat = view_within(&mut work, chat_id, user_id).await?;
             work.commit().await?;
             Ok(Some(chat))
@@ -249,8 +265,9 @@ impl Store {
         .await
     }
 
-    /// Removes a group or channel for all, or the history of a self or private chat for the caller
-    /// alone. Returns the rev of the removal for all; the job clears what is left of it.
+    /// Removes a group or channel for all its members, or the history of a self or private chat for
+    /// the caller. Returns the rev of a removal for all. The cleaning job then deletes the chat's
+    /// rows.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`.
@@ -267,6 +284,7 @@ impl Store {
                 drop(work);
                 return self.clear_history(chat_id, user_id).await.map(|()| None);
             }
+
             permit(head.kind, head.role, Action::RemoveChat)?;
             mark_removed(&mut work, chat_id, now).await?;
             work.commit().await?;
@@ -275,28 +293,29 @@ impl Store {
         .await
     }
 
-    /// Hides everything up to now from one member. No change of the chat for anyone else, so no
-    /// rev. A send of this member may come in between and know of a later message: neither marker
-    /// moves back.
+    /// Removes the history up to now for one member. The chat does not change for its other
+    /// members, so it gets no new rev. This member may send a message at the same moment, which
+    /// advances the markers further: neither marker moves back.
     async fn clear_history(&self, chat_id: ChatId, user_id: UserId) -> Result<()> {
         on!(self.writer(), |db| {
             sqlx::query(
-            "UPDATE members SET hidden = TRUE,
-                 cleared_message_id = CASE WHEN cleared_message_id < c.last_message_id
-                     THEN c.last_message_id ELSE cleared_message_id END,
-                 last_read_message_id = CASE WHEN last_read_message_id < c.last_message_id
-                     THEN c.last_message_id ELSE last_read_message_id END
-             FROM chats c WHERE c.id = $1 AND members.chat_id = $1 AND members.user_id = $2 AND left_rev IS NULL"
-        )
-        .bind(chat_id)
-        .bind(user_id)
-        .execute(db)
-        .map_ok_drop()
+                "UPDATE members SET hidden = TRUE,
+                     cleared_message_id = CASE WHEN cleared_message_id < c.last_message_id
+                         THEN c.last_message_id ELSE cleared_message_id END,
+                     last_read_message_id = CASE WHEN last_read_message_id < c.last_message_id
+                         THEN c.last_message_id ELSE last_read_message_id END
+                 FROM chats c WHERE c.id = $1 AND members.chat_id = $1 AND members.user_id = $2
+                   AND left_rev IS NULL",
+            )
+            .bind(chat_id)
+            .bind(user_id)
+            .execute(db)
+            .map_ok_drop()
         })
     }
 }
 
-/// The chat as a member sees it from inside the unit of work.
+/// The chat as a member sees it, read inside the unit of work.
 pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserId) -> Result<Chat> {
     let row: ViewRow = within!(work, |db| sqlx::query_as(view!("AND m.chat_id = $2"))
         .bind(user_id)
@@ -305,13 +324,14 @@ pub(super) async fn view_within(work: &mut Work, chat_id: ChatId, user_id: UserI
     Ok(row.into())
 }
 
-/// Nobody sees the chat any more; the job clears what is left of it. The members' rows stay as they
-/// are until then, since a channel may have more of them than one transaction can write: whatever
-/// counts memberships looks at the chat.
+/// Marks a chat as removed for all. The cleaning job deletes its rows later: a channel may have
+/// more members than one transaction can delete in time. So every statement that counts memberships
+/// must check that the chat is not removed.
 pub(super) async fn mark_removed(work: &mut Work, chat_id: ChatId, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
-            "UPDATE chats SET removed_at_ms = $2, self_user = NULL, pair_low = NULL, pair_high = NULL WHERE id = $1",
+            "UPDATE chats SET removed_at_ms = $2, self_user = NULL, pair_low = NULL, \
+             pair_high = NULL WHERE id = $1",
         )
         .bind(chat_id)
         .bind(now)

@@ -1,10 +1,10 @@
-//! What replicas agree on through the database: their common key, and the time.
+//! The values that all replicas share through the database: a key, and the time.
 
 use super::{MapOkDrop, Store, on, timed};
 use crate::model::{Error, Result, Timestamp};
 
 impl Store {
-    /// The key that all replicas on this database share. `fresh` becomes it if there is none yet.
+    /// The key that all replicas on this database share. If there is none yet, it becomes `fresh`.
     pub async fn cluster_key(&self, fresh: [u8; 32]) -> Result<[u8; 32]> {
         timed("cluster_key", || async {
             on!(self.writer(), |db| sqlx::query(
@@ -13,18 +13,19 @@ impl Store {
             .bind(&fresh[..])
             .execute(db)
             .map_ok_drop())?;
+
             let key: Vec<u8> = on!(self.writer(), |db| sqlx::query_scalar(
                 "SELECT key FROM cluster_keys WHERE id = 1"
             )
             .fetch_one(db))?;
             key.try_into()
-                .map_err(|_| Error::internal("the cluster's key in the database is damaged"))
+                .map_err(|_| Error::internal("the key in cluster_keys does not have 32 bytes"))
         })
         .await
     }
 
-    /// The time by the database's clock, which all replicas follow; `None` where the database has
-    /// no clock of its own.
+    /// The time of the database's clock, which all replicas follow. `None` for the embedded
+    /// database, which has no clock of its own.
     pub async fn time(&self) -> Result<Option<Timestamp>> {
         timed("time", || async {
             if self.is_embedded() {

@@ -1,12 +1,11 @@
-//! The directory: accounts by how their login or name begins. Each statement reads one range of one
-//! index, in its order, so a page costs its own rows, however many accounts there are.
+//! The directory: accounts by the beginning of their login or name. Each statement reads one range
+//! of one index in its order, so the cost of a page does not grow with the number of accounts.
 
 use sqlx::FromRow;
 
 use super::{Store, on, timed};
 use crate::model::{Result, Timestamp, User, UserId};
 
-/// An account found by its name.
 #[derive(FromRow)]
 struct NamedRow {
     id: UserId,
@@ -26,12 +25,14 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<User>> {
         timed("directory_by_login", || async {
-            // One lower end, since SQLite seeks by one only. No login lies between one and the same
-            // with U+0001 behind.
+            // SQLite seeks by one lower bound only, so `prefix` and `after` become one. No login
+            // lies between `after` and the same with U+0001 appended.
             let after = after.map(|after| format!("{after}\u{1}")).unwrap_or_default();
             let start = prefix.max(after.as_str());
+
             let rows: Vec<super::users::UserRow> = on!(self.reader(), |db| sqlx::query_as(
-                "SELECT id, login, name, created_at_ms FROM users WHERE login >= $1 AND login < $2 ORDER BY login LIMIT $3"
+                "SELECT id, login, name, created_at_ms FROM users \
+                 WHERE login >= $1 AND login < $2 ORDER BY login LIMIT $3"
             )
             .bind(start)
             .bind(end_of(prefix))
@@ -42,8 +43,8 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` accounts whose name begins with `prefix` (lower case), by name and id, after
-    /// this name of this user. With each: its name as it is compared.
+    /// Up to `limit` accounts whose name begins with `prefix` (lower case), ordered by name and id,
+    /// after this name and id. Each comes with its name in the form that is compared.
     pub async fn directory_by_name(
         &self,
         prefix: &str,
@@ -61,6 +62,7 @@ impl Store {
             .bind(end_of(prefix))
             .bind(limit)
             .fetch_all(db))?;
+
             let user = |NamedRow { id, login, name, created_at_ms, name_key }| {
                 (User { id, login, name, created_at: created_at_ms }, name_key)
             };
@@ -70,8 +72,7 @@ impl Store {
     }
 }
 
-/// U+10FFFF sorts behind everything, so the range up to here holds just what begins with the
-/// prefix.
+/// The end of a prefix's range: U+10FFFF sorts after every other character.
 fn end_of(prefix: &str) -> String {
     format!("{prefix}\u{10FFFF}")
 }

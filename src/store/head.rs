@@ -1,11 +1,11 @@
-//! The head of a chat's log: its row, whose lock orders all changes of the chat.
+//! The head of a chat's log: the chat's row, whose row lock orders all changes of the chat.
 
 use sqlx::FromRow;
 
 use super::{Work, within};
 use crate::model::{ChatId, ChatKind, Code, Error, MessageId, Result, Rev, Role, UserId};
 
-/// The locked head of a chat's log, with the revision that this unit of work will produce.
+/// The locked head of a chat's log. `rev` is the revision that this unit of work produces.
 #[derive(Debug)]
 pub(super) struct Head {
     pub kind: ChatKind,
@@ -16,9 +16,8 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Takes the chat's lock and its next revision for a change by `user_id`. Strangers and former
-    /// members are refused without the lock, so that nobody can hold up a chat in which they are
-    /// not.
+    /// Locks the chat's row and takes its next revision, for a change by `user_id`. A user who is
+    /// not a member is refused without the lock, so such a user cannot block a chat.
     ///
     /// # Errors
     /// `chat_not_found`.
@@ -31,19 +30,23 @@ impl Head {
             last_message_id: MessageId,
             member_count: i64,
         }
+
         let row: Option<Row> = within!(work, |db| {
             sqlx::query_as(
-                "UPDATE chats SET rev = rev + 1 WHERE id = $1 AND removed_at_ms IS NULL AND EXISTS (
-                     SELECT 1 FROM members m WHERE m.chat_id = $1 AND m.user_id = $2 AND m.left_rev IS NULL
+                "UPDATE chats SET rev = rev + 1
+                 WHERE id = $1 AND removed_at_ms IS NULL AND EXISTS (
+                     SELECT 1 FROM members m
+                     WHERE m.chat_id = $1 AND m.user_id = $2 AND m.left_rev IS NULL
                  ) RETURNING kind, rev, last_message_id, member_count",
             )
             .bind(chat_id)
             .bind(user_id)
             .fetch_optional(db)
         })?;
+
         let not_found = || Error::new(Code::ChatNotFound);
         let row = row.ok_or_else(not_found)?;
-        // Asked after the lock is held: whoever was removed before this change is seen as removed.
+        // Read after the lock is taken, so a removal that was committed before is seen.
         let role = role_of(work, chat_id, user_id).await?.ok_or_else(not_found)?;
         Ok(Self {
             kind: row.kind,
@@ -55,7 +58,7 @@ impl Head {
     }
 }
 
-/// The role of a member, if they are one.
+/// The role of a member; `None` if the user is not a member.
 pub(super) async fn role_of(
     work: &mut Work,
     chat_id: ChatId,

@@ -1,4 +1,4 @@
-//! Invites.
+//! Invites: codes with which a new user can register.
 
 use sqlx::FromRow;
 
@@ -6,29 +6,31 @@ use super::locks::lock_users;
 use super::{Db, MapOkDrop, Store, Work, on, timed, within};
 use crate::model::{Code, Result, Timestamp, UserId};
 
-/// An invite.
+/// An invite, as its creator sees it.
 #[derive(Clone, Debug, FromRow)]
 pub struct Invite {
-    /// The words that let somebody in.
+    /// The code that the new user enters.
     pub code: String,
-    /// How many more may register with it.
+    /// The number of registrations that it still allows.
     pub uses_left: i64,
-    /// When it stops working.
+    /// The time from which it is no longer accepted.
     pub expires_at_ms: Timestamp,
-    /// When it was made.
+    /// The time at which it was created.
     pub created_at_ms: Timestamp,
 }
 
-/// What a stranger may know of an invite.
+/// The part of an invite that is shown to anyone who has the code.
 #[derive(Clone, Debug, FromRow)]
 pub struct OpenInvite {
-    /// Who invites; `None`: the operator.
+    /// The name of the user who invites; `None` for an invite of the operator.
     pub inviter: Option<String>,
-    /// When it stops working.
+    /// The time from which it is no longer accepted.
     pub expires_at_ms: Timestamp,
 }
 
-const INSERT: &str = "INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str = "\
+    INSERT INTO invites (code, user_id, uses_left, expires_at_ms, created_at_ms) \
+    VALUES ($1, $2, $3, $4, $5)";
 
 async fn insert(work: &mut Work, invite: &Invite, user_id: Option<UserId>) -> Result<()> {
     within!(work, |db| sqlx::query(INSERT)
@@ -42,11 +44,11 @@ async fn insert(work: &mut Work, invite: &Invite, user_id: Option<UserId>) -> Re
 }
 
 impl Store {
-    /// Makes an invite in the name of `user_id`, or of the operator, who has no limit.
+    /// Creates an invite for `user_id`, or for the operator, who has no limit.
     ///
     /// # Errors
-    /// `invite_limit_reached` if the user has `open_max` open ones, `not_authenticated` if their
-    /// account has ended.
+    /// `invite_limit_reached` if the user has `open_max` open invites, `not_authenticated` if the
+    /// user's account has ended.
     pub async fn create_invite(
         &self,
         invite: &Invite,
@@ -59,8 +61,10 @@ impl Store {
                 if lock_users(&mut work, &[user_id]).await?.is_empty() {
                     return Err(Code::NotAuthenticated.into());
                 }
+
                 let open: i64 = within!(work, |db| sqlx::query_scalar(
-                    "SELECT COUNT(*) FROM invites WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2"
+                    "SELECT COUNT(*) FROM invites \
+                     WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2"
                 )
                 .bind(user_id)
                 .bind(invite.created_at_ms)
@@ -69,6 +73,7 @@ impl Store {
                     return Err(Code::InviteLimit.into());
                 }
             }
+
             insert(&mut work, invite, user_id).await?;
             work.commit().await
         })
@@ -85,36 +90,40 @@ impl Store {
         timed("invites", || async {
             on!(self.reader(), |db| {
                 sqlx::query_as(
-                "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
-                 WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, code LIMIT $3"
-            )
-            .bind(user_id)
-            .bind(now)
-            .bind(limit)
-            .fetch_all(db)
+                    "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
+                     WHERE user_id = $1 AND uses_left > 0 AND expires_at_ms > $2
+                     ORDER BY created_at_ms DESC, code LIMIT $3",
+                )
+                .bind(user_id)
+                .bind(now)
+                .bind(limit)
+                .fetch_all(db)
             })
         })
         .await
     }
 
-    /// An open invite for one use that the operator made, the newest; without one, `new` is made.
-    /// Replicas that start at the same moment find the same.
+    /// The newest open invite of the operator for one use. If there is none, `new` is created.
+    /// Replicas that start at the same moment get the same invite.
     pub async fn first_invite(&self, new: Invite) -> Result<Invite> {
         timed("first_invite", || async {
             let mut work = self.begin().await?;
             if matches!(self.writer, Db::Postgres(_)) {
-                let one_at_a_time = "LOCK TABLE invites IN SHARE ROW EXCLUSIVE MODE";
-                within!(work, |db| sqlx::query(one_at_a_time).execute(db).map_ok_drop())?;
+                let lock = "LOCK TABLE invites IN SHARE ROW EXCLUSIVE MODE";
+                within!(work, |db| sqlx::query(lock).execute(db).map_ok_drop())?;
             }
+
             let open: Option<Invite> = within!(work, |db| sqlx::query_as(
                 "SELECT code, uses_left, expires_at_ms, created_at_ms FROM invites
-                 WHERE user_id IS NULL AND uses_left = 1 AND expires_at_ms > $1 ORDER BY created_at_ms DESC LIMIT 1"
+                 WHERE user_id IS NULL AND uses_left = 1 AND expires_at_ms > $1
+                 ORDER BY created_at_ms DESC LIMIT 1"
             )
             .bind(new.created_at_ms)
             .fetch_optional(db))?;
             if let Some(open) = open {
                 return Ok(open);
             }
+
             insert(&mut work, &new, None).await?;
             work.commit().await?;
             Ok(new.clone())
@@ -122,11 +131,12 @@ impl Store {
         .await
     }
 
-    /// What a stranger may know of an open invite.
+    /// The public part of an open invite.
     pub async fn open_invite(&self, code: &str, now: Timestamp) -> Result<Option<OpenInvite>> {
         timed("open_invite", || async {
             on!(self.reader(), |db| sqlx::query_as(
-                "SELECT u.name AS inviter, i.expires_at_ms FROM invites i LEFT JOIN users u ON u.id = i.user_id
+                "SELECT u.name AS inviter, i.expires_at_ms
+                 FROM invites i LEFT JOIN users u ON u.id = i.user_id
                  WHERE i.code = $1 AND i.uses_left > 0 AND i.expires_at_ms > $2"
             )
             .bind(code)
@@ -136,7 +146,7 @@ impl Store {
         .await
     }
 
-    /// Revokes a user's invite. Whether there was one.
+    /// Revokes a user's invite. Returns whether it existed.
     pub async fn revoke_invite(&self, user_id: UserId, code: &str) -> Result<bool> {
         timed("revoke_invite", || async {
             let revoked: Option<String> = on!(self.writer(), |db| sqlx::query_scalar(

@@ -1,11 +1,11 @@
-//! Who is in a chat: joining, leaving, roles, read markers.
+//! The members of a chat: joining, leaving, roles, read markers.
 //!
-//! Whoever leaves keeps a row with `left_rev`, so that clients who were away learn of it. A job
-//! forgets old ones.
+//! A member who leaves keeps a row with `left_rev`, the tombstone, so that clients that were away
+//! learn of it. The cleaning job deletes old tombstones.
 
 use sqlx::FromRow;
 
-use super::chat_limits::may_be_brought_in;
+use super::chat_limits::check_can_be_added;
 use super::chats::{mark_removed, view_within};
 use super::head::{Head, role_of};
 use super::locks::lock_users;
@@ -43,7 +43,7 @@ impl From<MemberRow> for Member {
 }
 
 impl MemberRow {
-    /// What became of this member at `rev`, for somebody who knows the chat up to `known`.
+    /// The change of this member at `rev`, for a viewer who has the chat up to `known`.
     pub fn change_after(self, known: Rev) -> (Rev, Change) {
         let rev = self.rev;
         let joined_unseen = self.joined_rev > known;
@@ -58,11 +58,12 @@ impl MemberRow {
     }
 }
 
-/// The columns of [`MemberRow`]; the chat is `$1`.
+/// Begins a statement with the columns of [`MemberRow`]; the chat is `$1`.
 macro_rules! members {
     ($tail:literal) => {
         concat!(
-            "SELECT m.user_id, u.login, u.name, m.role, m.joined_at_ms, m.joined_rev, m.rev, m.left_rev, m.last_read_message_id \
+            "SELECT m.user_id, u.login, u.name, m.role, m.joined_at_ms, m.joined_rev, m.rev, \
+             m.left_rev, m.last_read_message_id \
              FROM members m JOIN users u ON u.id = m.user_id WHERE m.chat_id = $1 ",
             $tail
         )
@@ -70,21 +71,22 @@ macro_rules! members {
 }
 pub(super) use members;
 
-/// A membership to be written.
+/// A membership to insert.
 struct NewMember {
     pub chat_id: ChatId,
     pub user_id: UserId,
     pub role: Role,
     pub rev: Rev,
-    /// The chat's end: a new member starts with nothing unread.
+    /// The chat's newest message: a new member starts with nothing unread.
     pub last_message_id: MessageId,
-    /// Whether another user brought them in.
+    /// Whether another user added the member.
     pub by_others: bool,
 }
 
 impl Store {
-    /// Members of a chat by id, after the member `after`. None if `viewer` is no member: one
-    /// statement decides that and reads, so nobody reads who came after their removal.
+    /// A page of a chat's members in the order of their ids, after the member `after`. Empty if
+    /// `viewer` is not a member: one statement checks that and reads, so a viewer who was removed
+    /// sees no member who joined later.
     pub async fn members(
         &self,
         chat_id: ChatId,
@@ -95,7 +97,8 @@ impl Store {
         timed("members", || async {
             let rows: Vec<MemberRow> = on!(self.reader(), |db| sqlx::query_as(members!(
                 "AND m.left_rev IS NULL AND m.user_id > $2 AND EXISTS ( \
-                     SELECT 1 FROM members v JOIN chats c ON c.id = v.chat_id AND c.removed_at_ms IS NULL \
+                     SELECT 1 FROM members v \
+                     JOIN chats c ON c.id = v.chat_id AND c.removed_at_ms IS NULL \
                      WHERE v.chat_id = $1 AND v.user_id = $4 AND v.left_rev IS NULL) \
                  ORDER BY m.user_id LIMIT $3"
             ))
@@ -109,7 +112,8 @@ impl Store {
         .await
     }
 
-    /// Adds a member. `members_max` bounds groups, `chats_max` the new member's chats.
+    /// Adds a member. `members_max` bounds the members of a group, `chats_max` the chats of the new
+    /// member.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `user_not_found`, `already_member`,
@@ -122,6 +126,7 @@ impl Store {
             if !found.contains(&add.actor) {
                 return Err(Code::NotAuthenticated.into());
             }
+
             let head = Head::lock(&mut work, add.chat_id, add.actor).await?;
             permit(head.kind, head.role, Action::Add(add.role))?;
             if !found.contains(&add.user_id) {
@@ -133,7 +138,8 @@ impl Store {
             if head.kind == ChatKind::Group && head.member_count >= add.members_max {
                 return Err(Code::MemberLimit.into());
             }
-            may_be_brought_in(&mut work, add.actor, &[add.user_id], Some(add.chats_max)).await?;
+
+            check_can_be_added(&mut work, add.actor, &[add.user_id], Some(add.chats_max)).await?;
             let member = NewMember {
                 chat_id: add.chat_id,
                 user_id: add.user_id,
@@ -144,6 +150,7 @@ impl Store {
             };
             insert_member(&mut work, &member, add.now).await?;
             count_members(&mut work, add.chat_id, 1).await?;
+
             let member = member_within(&mut work, add.chat_id, add.user_id).await?;
             let view = view_within(&mut work, add.chat_id, add.user_id).await?;
             work.commit().await?;
@@ -153,7 +160,7 @@ impl Store {
         .await
     }
 
-    /// Gives a member another role. `None` if they have it already.
+    /// Gives a member another role. Returns no event if the member has this role already.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `member_not_found`, `last_owner`.
@@ -170,12 +177,14 @@ impl Store {
             let target = role_of(&mut work, chat_id, user_id).await?;
             permit(head.kind, head.role, Action::ChangeRole(target.unwrap_or(Role::Member), role))?;
             let target = target.ok_or(Error::new(Code::MemberNotFound))?;
+
             if target == role {
                 return Ok((member_within(&mut work, chat_id, user_id).await?, None));
             }
             if target == Role::Owner && owners(&mut work, chat_id).await? <= 1 {
                 return Err(Code::LastOwner.into());
             }
+
             set_role(&mut work, chat_id, user_id, role, head.rev).await?;
             let member = member_within(&mut work, chat_id, user_id).await?;
             work.commit().await?;
@@ -186,8 +195,8 @@ impl Store {
         .await
     }
 
-    /// Removes a member, or lets them leave (`actor` = `user_id`). The last one out removes the
-    /// chat.
+    /// Removes a member from a chat; with `actor` = `user_id`, the member leaves. If it is the last
+    /// member, the chat is removed.
     ///
     /// # Errors
     /// `chat_not_found`, `not_allowed`, `wrong_chat_kind`, `member_not_found`, `last_owner`.
@@ -209,6 +218,7 @@ impl Store {
             } else {
                 permit(head.kind, head.role, Action::Remove(target.unwrap_or(Role::Member)))?;
             }
+
             let target = target.ok_or(Error::new(Code::MemberNotFound))?;
             if target == Role::Owner
                 && head.member_count > 1
@@ -216,6 +226,7 @@ impl Store {
             {
                 return Err(Code::LastOwner.into());
             }
+
             let event = leave(&mut work, chat_id, user_id, &head, now).await?;
             work.commit().await?;
             Ok(event)
@@ -224,7 +235,7 @@ impl Store {
     }
 
     /// Moves a member's read marker forward, never back and never past the last message. Returns
-    /// where it is now if it moved.
+    /// the chat's kind and the marker's new position if it moved.
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`.
@@ -235,13 +246,16 @@ impl Store {
         message_id: MessageId,
     ) -> Result<Option<(ChatKind, MessageId)>> {
         timed("mark_read", || async {
-            let access = self.access(chat_id, user_id).await?.ok_or(Error::new(Code::ChatNotFound))?;
+            let not_found = || Error::new(Code::ChatNotFound);
+            let access = self.access(chat_id, user_id).await?.ok_or_else(not_found)?;
             if message_id.0 < 0 || message_id > access.last_message_id {
                 return Err(Code::MessageNotFound.into());
             }
+
             let moved: Option<MessageId> = on!(self.writer(), |db| sqlx::query_scalar(
                 "UPDATE members SET last_read_message_id = $3
-                 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL AND last_read_message_id < $3
+                 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL
+                   AND last_read_message_id < $3
                  RETURNING last_read_message_id"
             )
             .bind(chat_id)
@@ -254,33 +268,36 @@ impl Store {
     }
 }
 
-/// Whom to add where.
+/// The parameters of [`Store::add_member`].
 #[derive(Clone, Debug)]
 pub struct AddMember {
-    /// The chat.
+    /// The group or channel.
     pub chat_id: ChatId,
-    /// Who adds.
+    /// The member who adds the user.
     pub actor: UserId,
-    /// Who is added.
+    /// The user to add.
     pub user_id: UserId,
-    /// What the new member may do.
+    /// The new member's role.
     pub role: Role,
-    /// Now.
+    /// The time of joining.
     pub now: Timestamp,
-    /// Members of a group.
+    /// The maximum number of members of a group; a channel has none.
     pub members_max: i64,
-    /// Chats that the new member may have altogether.
+    /// The maximum number of chats of the new member.
     pub chats_max: i64,
 }
 
 async fn insert_member(work: &mut Work, new: &NewMember, now: Timestamp) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
-            "INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-         VALUES ($1, $2, $3, $4, $5, $5, $6, $7)
-         ON CONFLICT (chat_id, user_id) DO UPDATE SET role = $3, joined_at_ms = $4, joined_rev = $5, rev = $5,
-             left_rev = NULL, left_at_ms = NULL, last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE,
-             by_others = $7",
+            "INSERT INTO members
+                 (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id,
+                  by_others)
+             VALUES ($1, $2, $3, $4, $5, $5, $6, $7)
+             ON CONFLICT (chat_id, user_id) DO UPDATE SET role = $3, joined_at_ms = $4,
+                 joined_rev = $5, rev = $5, left_rev = NULL, left_at_ms = NULL,
+                 last_read_message_id = $6, cleared_message_id = 0, hidden = FALSE,
+                 by_others = $7",
         )
         .bind(new.chat_id)
         .bind(new.user_id)
@@ -306,6 +323,7 @@ pub(super) async fn member_within(
     Ok(row.into())
 }
 
+/// The number of owners of a chat.
 pub(super) async fn owners(work: &mut Work, chat_id: ChatId) -> Result<i64> {
     within!(work, |db| sqlx::query_scalar(
         "SELECT COUNT(*) FROM members WHERE chat_id = $1 AND role = 'owner' AND left_rev IS NULL"
@@ -332,6 +350,7 @@ pub(super) async fn set_role(
     .map_ok_drop())
 }
 
+/// Adds `by` to the stored number of members.
 async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> {
     within!(work, |db| sqlx::query(
         "UPDATE chats SET member_count = member_count + $2 WHERE id = $1"
@@ -342,6 +361,7 @@ async fn count_members(work: &mut Work, chat_id: ChatId, by: i64) -> Result<()> 
     .map_ok_drop())
 }
 
+/// Turns a membership into a tombstone. Removes the chat if it was the last one.
 pub(super) async fn leave(
     work: &mut Work,
     chat_id: ChatId,
@@ -351,16 +371,18 @@ pub(super) async fn leave(
 ) -> Result<ChatEvent> {
     within!(work, |db| {
         sqlx::query(
-        "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4 WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL"
-    )
-    .bind(chat_id)
-    .bind(user_id)
-    .bind(head.rev)
-    .bind(now)
-    .execute(db)
-    .map_ok_drop()
+            "UPDATE members SET left_rev = $3, rev = $3, left_at_ms = $4
+             WHERE chat_id = $1 AND user_id = $2 AND left_rev IS NULL",
+        )
+        .bind(chat_id)
+        .bind(user_id)
+        .bind(head.rev)
+        .bind(now)
+        .execute(db)
+        .map_ok_drop()
     })?;
     count_members(work, chat_id, -1).await?;
+
     let change = if head.member_count <= 1 {
         mark_removed(work, chat_id, now).await?;
         Change::Removed

@@ -1,4 +1,4 @@
-//! Messages one by one: history, edit, remove. Sending is in [`super::append`].
+//! Single messages: history, edit, remove. Sending is in [`super::append`].
 
 use sqlx::FromRow;
 
@@ -8,7 +8,8 @@ use crate::model::chat::{Action, permit};
 use crate::model::limits::PAGE_BYTES_MAX;
 use crate::model::text::snippet;
 use crate::model::{
-    ChatId, Code, Error, Message, MessageId, MessageKind, Result, Rev, Timestamp, UserId,
+    ChatId, Code, Error, Message, MessageBody, MessageId, MessageKind, Result, Rev, Timestamp,
+    UserId,
 };
 
 #[derive(Clone, FromRow)]
@@ -36,7 +37,7 @@ impl From<MessageRow> for Message {
             rev: row.rev,
             sender_id: row.sender_id,
             kind: row.kind,
-            text: row.text,
+            body: MessageBody::from_columns(row.kind, row.text),
             reply_to: row.reply_to,
             client_id: row.client_id,
             sent_at: row.sent_at_ms,
@@ -46,11 +47,12 @@ impl From<MessageRow> for Message {
     }
 }
 
-/// The columns of [`MessageRow`]; the chat is `$1`.
+/// Begins a statement with the columns of [`MessageRow`]; the chat is `$1`.
 macro_rules! messages {
     ($tail:literal) => {
         concat!(
-            "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, sent_at_ms, edited_at_ms, removed_at_ms \
+            "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, \
+             sent_at_ms, edited_at_ms, removed_at_ms \
              FROM messages WHERE chat_id = $1 ",
             $tail
         )
@@ -58,13 +60,15 @@ macro_rules! messages {
 }
 pub(super) use messages;
 
-/// The same as far as the member `$2` may see it and after the message `$3`. The member is looked
-/// up once, before the range is read, and its two lower ends are made one, since SQLite seeks by
-/// one only. Without a member the end is `NULL`, which nothing is after.
+/// Begins a statement like `messages!`, limited to the messages after the message `$3` that the
+/// member `$2` may see. The member is looked up once, before the range is read, and the two lower
+/// bounds become one, since SQLite seeks by one lower bound only. For a user who is not a member
+/// the bound is `NULL`, so there are no rows.
 macro_rules! visible {
     ($tail:literal) => {
         concat!(
-            "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, sent_at_ms, edited_at_ms, removed_at_ms \
+            "SELECT chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, \
+             sent_at_ms, edited_at_ms, removed_at_ms \
              FROM messages WHERE chat_id = $1 AND id > ( \
                  SELECT CASE WHEN v.cleared_message_id > $3 THEN v.cleared_message_id ELSE $3 END \
                  FROM members v JOIN chats c ON c.id = v.chat_id AND c.removed_at_ms IS NULL \
@@ -74,22 +78,22 @@ macro_rules! visible {
     };
 }
 
-/// Which part of a history to read; both ends are excluded.
+/// The part of a history to read.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRange {
-    /// From after this one, oldest first.
+    /// Only messages after this one, the oldest ones first.
     pub after: Option<MessageId>,
-    /// Up to before this one; newest first unless `after` is given.
+    /// Only messages before this one; the newest ones first unless `after` is given.
     pub before: Option<MessageId>,
-    /// Messages at most.
+    /// The maximum number of messages.
     pub max: i64,
 }
 
 impl Store {
-    /// A page of a chat's history, ascending, as far as `viewer` may see it. Empty if that is no
-    /// member: one statement decides that and reads, so nobody reads what came after their removal.
-    /// The page holds `range.max` messages, or fewer if their texts reach [`PAGE_BYTES_MAX`], but
-    /// at least one where there is one.
+    /// A page of a chat's history in ascending order, as far as `viewer` may see it. Empty if
+    /// `viewer` is not a member: one statement checks that and reads, so a viewer who was removed
+    /// sees no later message. The page has at most `range.max` messages and ends earlier at
+    /// [`PAGE_BYTES_MAX`] of text, but has at least one message if there is one.
     pub async fn history(
         &self,
         chat_id: ChatId,
@@ -99,6 +103,7 @@ impl Store {
         timed("history", || async {
             let after = range.after.unwrap_or_default();
             let before = range.before.unwrap_or(MessageId(i64::MAX));
+
             let rows: Vec<MessageRow> = if range.after.is_some() {
                 let mut oldest_first: Vec<MessageRow> = on!(self.reader(), |db| sqlx::query_as(
                     visible!("AND id < $4 ORDER BY id LIMIT $5")
@@ -125,12 +130,13 @@ impl Store {
                 newest_first.reverse();
                 newest_first
             };
+
             Ok(rows.into_iter().map(Message::from).collect())
         })
         .await
     }
 
-    /// One message, if `viewer` may see it.
+    /// A message; `None` if it does not exist or `viewer` may not see it.
     pub async fn message(
         &self,
         chat_id: ChatId,
@@ -150,10 +156,10 @@ impl Store {
         .await
     }
 
-    /// Changes the text of one's own message. The message as it is now, and whether it changed.
+    /// Changes the text of a message. Returns the message and whether it changed.
     ///
     /// # Errors
-    /// `chat_not_found`, `message_not_found`, `not_allowed` for another's message,
+    /// `chat_not_found`, `message_not_found`, `not_allowed` if the user is not the sender,
     /// `message_removed`.
     pub async fn edit_message(
         &self,
@@ -166,7 +172,8 @@ impl Store {
         timed("edit_message", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
-            let message = seen(&mut work, chat_id, id, user_id).await?;
+
+            let message = visible_to(&mut work, chat_id, id, user_id).await?;
             if message.sender_id != user_id {
                 return Err(Code::NotAllowed.into());
             }
@@ -174,11 +181,13 @@ impl Store {
             if message.removed_at.is_some() {
                 return Err(Code::MessageRemoved.into());
             }
-            if message.text.as_deref() == Some(text) {
+            if message.text() == Some(text) {
                 return Ok((message, false));
             }
+
             within!(work, |db| sqlx::query(
-                "UPDATE messages SET text = $3, edited_at_ms = $4, rev = $5 WHERE chat_id = $1 AND id = $2"
+                "UPDATE messages SET text = $3, edited_at_ms = $4, rev = $5 \
+                 WHERE chat_id = $1 AND id = $2"
             )
             .bind(chat_id)
             .bind(id)
@@ -187,16 +196,18 @@ impl Store {
             .bind(head.rev)
             .execute(db)
             .map_ok_drop())?;
-            show_as_last(&mut work, chat_id, id, Some(text)).await?;
+            set_last_text(&mut work, chat_id, id, Some(text)).await?;
             work.commit().await?;
+
             let text = Some(text.to_owned());
-            Ok((Message { text, edited_at: Some(now), rev: head.rev, ..message }, true))
+            let body = text.map(MessageBody::Text);
+            Ok((Message { body, edited_at: Some(now), rev: head.rev, ..message }, true))
         })
         .await
     }
 
-    /// Removes one's own message, or anyone's as owner or admin of a group or channel. What is left
-    /// of it; `None` if it was removed before.
+    /// Removes a message of the user, or any message if the user is an owner or admin of the group
+    /// or channel. Returns the removed message; `None` if it was removed before.
     ///
     /// # Errors
     /// `chat_not_found`, `message_not_found`, `not_allowed`.
@@ -210,15 +221,18 @@ impl Store {
         timed("remove_message", || async {
             let mut work = self.begin().await?;
             let head = Head::lock(&mut work, chat_id, user_id).await?;
-            let message = seen(&mut work, chat_id, id, user_id).await?;
+
+            let message = visible_to(&mut work, chat_id, id, user_id).await?;
             if message.sender_id != user_id {
                 permit(head.kind, head.role, Action::RemoveMessage)?;
             }
             if message.removed_at.is_some() {
                 return Ok(None);
             }
+
             within!(work, |db| sqlx::query(
-                "UPDATE messages SET text = NULL, reply_to = NULL, removed_at_ms = $3, rev = $4 WHERE chat_id = $1 AND id = $2"
+                "UPDATE messages SET text = NULL, reply_to = NULL, removed_at_ms = $3, rev = $4 \
+                 WHERE chat_id = $1 AND id = $2"
             )
             .bind(chat_id)
             .bind(id)
@@ -226,15 +240,19 @@ impl Store {
             .bind(head.rev)
             .execute(db)
             .map_ok_drop())?;
-            show_as_last(&mut work, chat_id, id, None).await?;
+            set_last_text(&mut work, chat_id, id, None).await?;
             work.commit().await?;
-            Ok(Some(Message { text: None, reply_to: None, removed_at: Some(now), rev: head.rev, ..message }))
+
+            let removed_at = Some(now);
+            let rev = head.rev;
+            Ok(Some(Message { body: None, reply_to: None, removed_at, rev, ..message }))
         })
         .await
     }
 }
 
-/// Ends a page, in the order of reading, at [`PAGE_BYTES_MAX`] of text, after one message at least.
+/// Ends a page at [`PAGE_BYTES_MAX`] of text, but after one message at least. The rows are in the
+/// order in which they were read.
 fn cut_to_bytes(rows: &mut Vec<MessageRow>) {
     let mut bytes = 0;
     let fits = |row: &MessageRow| {
@@ -245,11 +263,18 @@ fn cut_to_bytes(rows: &mut Vec<MessageRow>) {
     rows.truncate(fitting.max(1));
 }
 
-/// The message, unless it isn't there or the user removed the history up to it.
-async fn seen(work: &mut Work, chat_id: ChatId, id: MessageId, user_id: UserId) -> Result<Message> {
+/// The message. `message_not_found` if it does not exist or is in the history that the user removed
+/// for themselves.
+async fn visible_to(
+    work: &mut Work,
+    chat_id: ChatId,
+    id: MessageId,
+    user_id: UserId,
+) -> Result<Message> {
     let row: Option<MessageRow> = within!(work, |db| {
         sqlx::query_as(messages!(
-            "AND id = $2 AND id > (SELECT cleared_message_id FROM members WHERE chat_id = $1 AND user_id = $3)"
+            "AND id = $2 AND id > (SELECT cleared_message_id FROM members \
+             WHERE chat_id = $1 AND user_id = $3)"
         ))
         .bind(chat_id)
         .bind(id)
@@ -259,8 +284,8 @@ async fn seen(work: &mut Work, chat_id: ChatId, id: MessageId, user_id: UserId) 
     row.map(Message::from).ok_or(Error::new(Code::MessageNotFound))
 }
 
-/// Keeps the inbox's copy of the last message true.
-async fn show_as_last(
+/// Updates the text that the inbox shows if this is the chat's last message.
+async fn set_last_text(
     work: &mut Work,
     chat_id: ChatId,
     id: MessageId,

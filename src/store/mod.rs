@@ -1,13 +1,15 @@
-//! The durable truth. All SQL of the server lives in this module, one text for Postgres and SQLite.
+//! Durable data. All SQL of the server is in this module, one text for Postgres and SQLite.
 //!
 //! One public method is one unit of work: a transaction never leaves this module. Look-ups return
-//! `Option`; refusals that only the data can decide (not a member, login taken) are [`Error`]s with
-//! their code. A database that is away is `unavailable`, which callers may retry.
+//! `Option`. A refusal that depends on the stored rows (the caller is not a member, the login is
+//! taken) is an [`Error`] with its code. If the database is away, the error is `unavailable`, which
+//! callers can retry.
 //!
-//! `engine/` holds what all tables share: connections, units of work, errors, migrations, locks.
-//! Every other file holds the statements of one table, or of one job across tables.
+//! `engine/` contains what all tables share: connections, units of work, errors, migrations, locks.
+//! Each other file contains the statements of one table, or of one task across tables.
 
 mod append;
+mod append_checked;
 mod append_postgres;
 mod append_sqlite;
 mod changed;
@@ -23,13 +25,15 @@ mod jobs;
 mod locks;
 mod members;
 mod messages;
-mod new_chats;
 #[cfg(feature = "faults")]
-mod numbered_first;
+mod mutants;
+mod new_chats;
 mod presence;
+mod refresh_tokens;
 mod removals;
 mod sessions;
 mod users;
+mod workers;
 
 pub use append::{Appended, Attempted};
 pub use changed::{CHANGE_SLOTS_MARGIN, ChangedChat};
@@ -37,13 +41,15 @@ pub use changes::{ChangeItem, Changes, Since};
 pub use chats::{Access, ChatToSync};
 pub use engine::{ReplicaLock, Store, StoreOptions, for_sqlite};
 pub use invites::{Invite, OpenInvite};
-pub use jobs::Swept;
+pub use jobs::DeletedRows;
 pub use members::AddMember;
 pub use messages::HistoryRange;
 pub use new_chats::{Creation, NewChat, Opened};
-pub use presence::Acquaintance;
-pub use sessions::{EndedSession, LoggedIn, NewSession, Refreshed, Replaced, SessionTokens};
+pub use presence::SharedChat;
+pub use refresh_tokens::Refreshed;
+pub use sessions::{EndedSession, LoggedIn, NewSession, Replaced, SessionTokens};
 pub use users::{AccountChange, NewUser};
+pub use workers::ConsumerBacklog;
 
 use engine::{
     Db, MapOkDrop, Tx, Work, ended, failure, id_list, is_lock_timeout, is_unique_violation, lent,

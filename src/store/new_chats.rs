@@ -1,65 +1,66 @@
-//! Creating chats, or finding the one that exists.
+//! Creating chats, or finding the existing one.
 
-use super::chat_limits::{below_chat_limit, may_be_brought_in};
+use super::chat_limits::{check_can_be_added, check_chat_limit};
 use super::chats::view_within;
 use super::locks::lock_users;
 use super::{MapOkDrop, Store, Tx, Work, ended, failure, id_list, on_lease, timed, within};
 use crate::model::{Chat, ChatId, ChatKind, Code, Error, Result, Role, Timestamp, UserId};
 
-/// A chat to be made.
+/// A chat to create.
 #[derive(Clone, Debug)]
 pub struct NewChat {
-    /// Its id.
+    /// The id that the chat gets unless it exists already.
     pub id: ChatId,
-    /// What it is, and with whom.
+    /// The kind of the chat and its other members.
     pub kind: Creation,
-    /// Who makes it, and owns it.
+    /// The user who creates the chat, and owns it unless it is private.
     pub creator: UserId,
-    /// Now.
+    /// The time of creation.
     pub now: Timestamp,
-    /// Chats that the creator may have by their own act, and each member of a group or channel
-    /// altogether.
+    /// The maximum number of chats of the creator by their own act. For a group or channel, also
+    /// the maximum number of all chats of each other member.
     pub chats_max: i64,
 }
 
-/// What to make.
+/// The kind of a new chat and its other members.
 #[derive(Clone, Debug)]
 pub enum Creation {
     /// The creator's chat with themselves.
     SelfChat,
-    /// The chat of a pair.
+    /// The chat of the creator and this user.
     Private(UserId),
     /// A group or channel.
     Shared {
-        /// Group or channel.
+        /// The kind: group or channel.
         kind: ChatKind,
-        /// A checked name.
+        /// The chat's name, which the caller has checked.
         name: String,
-        /// Who else is in it from the start.
+        /// The other members from the start.
         members: Vec<UserId>,
     },
 }
 
-/// What became of a [`NewChat`].
+/// The result of [`Store::create_chat`].
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a request")]
 pub enum Opened {
-    /// It is made; this is what each first member sees of it.
+    /// The chat was created. Each first member with the chat as that member sees it.
     New(Vec<(UserId, Chat)>),
-    /// The one `self` or `private` chat was there already.
+    /// The self chat, or the private chat of the two users, existed already.
     Found {
-        /// As the creator sees it.
+        /// The chat as the creator sees it.
         chat: Chat,
-        /// Whether they had removed it, and nothing had come since.
-        was_off_the_list: bool,
+        /// Whether the chat was not in the creator's inbox: the creator had removed it, and no
+        /// message was sent since.
+        was_unlisted: bool,
     },
 }
 
 impl Store {
-    /// Makes a chat, or finds the one `self` or `private` chat that there is.
+    /// Creates a chat, or finds the existing self or private chat.
     ///
     /// # Errors
-    /// `invalid_fields` naming `member_ids` for unknown users, `user_unreachable`,
+    /// `invalid_fields` with `member_ids` for users that do not exist, `user_unreachable`,
     /// `chat_limit_reached`, `not_authenticated` if the creator's account has ended.
     pub async fn create_chat(&self, new: &NewChat) -> Result<Opened> {
         timed("create_chat", || async {
@@ -69,25 +70,30 @@ impl Store {
                 Creation::Private(peer) => std::slice::from_ref(peer),
                 Creation::Shared { members, .. } => members,
             };
+
             let wanted: Vec<UserId> = others.iter().copied().chain([new.creator]).collect();
             let found = lock_users(&mut work, &wanted).await?;
             if !found.contains(&new.creator) {
                 return Err(Code::NotAuthenticated.into());
             }
             if let Some(position) = others.iter().position(|id| !found.contains(id)) {
-                return Err(Error::field(format!("member_ids[{position}]"), "is no user"));
+                let field = format!("member_ids[{position}]");
+                return Err(Error::field(field, "is not the id of an existing user"));
             }
+
             if !insert_chat(&mut work, new, wanted.len()).await? {
                 let found = reopen(&mut work, new).await?;
                 work.commit().await?;
                 return Ok(found);
             }
-            below_chat_limit(&mut work, new.creator, new.chats_max).await?;
+
+            check_chat_limit(&mut work, new.creator, new.chats_max).await?;
             if !others.is_empty() {
-                // How many chats a user made keeps no other from writing to that user.
+                // A private chat does not count the peer's own chats: a user with many chats can
+                // still be written to.
                 let altogether_max =
                     matches!(new.kind, Creation::Shared { .. }).then_some(new.chats_max);
-                may_be_brought_in(&mut work, new.creator, others, altogether_max).await?;
+                check_can_be_added(&mut work, new.creator, others, altogether_max).await?;
             }
 
             insert_first_members(&mut work, new, &wanted).await?;
@@ -99,7 +105,7 @@ impl Store {
     }
 }
 
-/// Writes the chat's row, unless the one chat of this user or pair exists. Whether it wrote.
+/// Inserts the chat's row, unless the self or private chat exists. Returns whether it was inserted.
 async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Result<bool> {
     let (kind, name, self_user, pair) = match &new.kind {
         Creation::SelfChat => (ChatKind::SelfChat, None, Some(new.creator), None),
@@ -108,33 +114,39 @@ async fn insert_chat(work: &mut Work, new: &NewChat, member_count: usize) -> Res
         }
         Creation::Shared { kind, name, .. } => (*kind, Some(name.as_str()), None, None),
     };
+
     let inserted: Option<ChatId> = within!(work, |db| {
         sqlx::query_scalar(
-        "INSERT INTO chats (id, kind, name, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, renamed_rev, member_count)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 1, 1, $8) ON CONFLICT DO NOTHING RETURNING id"
-    )
-    .bind(new.id)
-    .bind(kind.as_str())
-    .bind(name)
-    .bind(self_user)
-    .bind(pair.map(|(low, _)| low))
-    .bind(pair.map(|(_, high)| high))
-    .bind(new.now)
-    .bind(i64::try_from(member_count).unwrap_or(i64::MAX))
-    .fetch_optional(db)
+            "INSERT INTO chats
+                 (id, kind, name, self_user, pair_low, pair_high, created_at_ms, activity_at_ms,
+                  rev, renamed_rev, member_count)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 1, 1, $8)
+             ON CONFLICT DO NOTHING RETURNING id",
+        )
+        .bind(new.id)
+        .bind(kind.as_str())
+        .bind(name)
+        .bind(self_user)
+        .bind(pair.map(|(low, _)| low))
+        .bind(pair.map(|(_, high)| high))
+        .bind(new.now)
+        .bind(i64::try_from(member_count).unwrap_or(i64::MAX))
+        .fetch_optional(db)
     })?;
     Ok(inserted.is_some())
 }
 
-/// Writes the first members of a new chat. The creator of a chat of more than a pair owns it.
+/// Inserts the first members of a new chat. The creator becomes its owner unless it is private.
 async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) -> Result<()> {
     let role = if matches!(new.kind, Creation::Private(_)) { Role::Member } else { Role::Owner };
     work.count_statement();
     match &mut work.inner {
         Tx::Postgres(lease) => {
             let sql = "INSERT INTO members
-                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0, u.user_id <> $3
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev,
+                            last_read_message_id, by_others)
+                       SELECT $1, u.user_id, CASE WHEN u.user_id = $3 THEN $4 ELSE $5 END, $6, 1, 1,
+                           0, u.user_id <> $3
                        FROM UNNEST($2::uuid[]) AS u (user_id) ORDER BY u.user_id";
             let ids: Vec<uuid::Uuid> = users.iter().map(|id| id.0).collect();
             on_lease!(lease, |db| sqlx::query(sql)
@@ -149,9 +161,10 @@ async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) 
         }
         Tx::Sqlite(tx) => {
             let sql = "INSERT INTO members
-                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id, by_others)
-                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END, $6, 1, 1, 0,
-                           unhex(u.value) <> $3 FROM json_each($2) u";
+                           (chat_id, user_id, role, joined_at_ms, joined_rev, rev,
+                            last_read_message_id, by_others)
+                       SELECT $1, unhex(u.value), CASE WHEN unhex(u.value) = $3 THEN $4 ELSE $5 END,
+                           $6, 1, 1, 0, unhex(u.value) <> $3 FROM json_each($2) u";
             sqlx::query(sql)
                 .bind(new.id)
                 .bind(id_list(users.iter().map(|id| id.0)))
@@ -168,13 +181,14 @@ async fn insert_first_members(work: &mut Work, new: &NewChat, users: &[UserId]) 
     }
 }
 
-/// The one chat of this user or pair that exists, shown again if the caller had removed it from
-/// their list.
+/// Finds the existing self or private chat, and puts it back into the creator's inbox if the
+/// creator had removed it.
 async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
     let (self_user, pair) = match new.kind {
         Creation::Private(peer) => (None, Some(ordered(new.creator, peer))),
         _ => (Some(new.creator), None),
     };
+
     let chat_id: ChatId = within!(work, |db| {
         sqlx::query_scalar(
             "SELECT id FROM chats WHERE self_user = $1
@@ -185,7 +199,8 @@ async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
         .bind(pair.map(|(_, high)| high))
         .fetch_one(db)
     })?;
-    // Hidden does not say that it was off the list: what came since put it back.
+
+    // A hidden chat may be in the inbox nevertheless: a message that was sent since put it back.
     let was_off: Option<bool> = within!(work, |db| {
         sqlx::query_scalar(
             "UPDATE members SET hidden = FALSE WHERE chat_id = $1 AND user_id = $2 AND hidden
@@ -195,16 +210,17 @@ async fn reopen(work: &mut Work, new: &NewChat) -> Result<Opened> {
         .bind(new.creator)
         .fetch_optional(db)
     })?;
+
     let chat = view_within(work, chat_id, new.creator).await?;
-    Ok(Opened::Found { chat, was_off_the_list: was_off.unwrap_or(false) })
+    Ok(Opened::Found { chat, was_unlisted: was_off.unwrap_or(false) })
 }
 
 fn ordered(a: UserId, b: UserId) -> (UserId, UserId) {
     if a < b { (a, b) } else { (b, a) }
 }
 
-/// What each first member sees of a new chat. In a group or channel the views differ by the role
-/// alone.
+/// A new chat as each first member sees it. In a group or channel the views differ only by the
+/// role.
 async fn first_views(
     work: &mut Work,
     new: &NewChat,

@@ -1,11 +1,11 @@
-//! Accounts that end: at once for the user, and chat by chat for everyone else.
+//! The end of an account: at once for its user, and chat by chat for the other members.
 //!
-//! A user may be in thousands of chats. Leaving all of them in one transaction would hold all their
-//! locks, and would never fit into the time of a unit of work. So the first unit of work ends the
-//! account and notes that its chats are to be left; each chat is left in a unit of work of its own.
-//! Any replica may go on with that at any time: a chat that was left already is not found, which is
-//! fine. No chat is joined meanwhile, since joining needs the user's lock and an account that has
-//! not ended.
+//! A user can be a member of thousands of chats. One transaction that left them all would hold all
+//! their row locks and exceed the time of a unit of work. So the first unit of work ends the
+//! account and records its removal; then each chat is left in a unit of work of its own. Any
+//! replica can continue this at any time: a chat that was left before is `chat_not_found`, which is
+//! ignored. The user joins no chat in the meantime, since joining requires the user's row lock and
+//! an account that has not ended.
 
 use super::head::Head;
 use super::locks::lock_user_with_password;
@@ -16,12 +16,12 @@ use crate::model::user::REMOVED_NAME;
 use crate::model::{Change, ChatEvent, ChatId, Code, Result, Rev, Role, Timestamp, UserId};
 
 impl Store {
-    /// Ends an account: its sessions and invites go, its login is free, its name is gone, and its
-    /// chats are noted as to be left. `confirmed` is the hash against which its password was
-    /// verified. Returns the sessions that ended.
+    /// Ends an account: deletes its sessions and invites, frees its login, replaces its name, and
+    /// records its removal so that its chats are left. `confirmed` is the hash against which the
+    /// password was verified. Returns the sessions that ended.
     ///
     /// # Errors
-    /// `wrong_password` if the account has ended before, or has another password by now.
+    /// `wrong_password` if the account has ended already, or its password has changed.
     pub async fn end_account(
         &self,
         id: UserId,
@@ -34,15 +34,16 @@ impl Store {
                 return Err(Code::WrongPassword.into());
             }
 
-            let delete_sessions = "DELETE FROM sessions WHERE user_id = $1 RETURNING id, token_hash";
-            let sessions = within!(work, |db| sqlx::query_as(delete_sessions).bind(id).fetch_all(db))?;
+            let delete = "DELETE FROM sessions WHERE user_id = $1 RETURNING id, token_hash";
+            let sessions = within!(work, |db| sqlx::query_as(delete).bind(id).fetch_all(db))?;
             within!(work, |db| sqlx::query("DELETE FROM invites WHERE user_id = $1")
                 .bind(id)
                 .execute(db)
                 .map_ok_drop())?;
 
             within!(work, |db| sqlx::query(
-                "UPDATE users SET login = NULL, name_key = NULL, name = $2, password_hash = '', removed_at_ms = $3
+                "UPDATE users SET login = NULL, name_key = NULL, name = $2, password_hash = '',
+                     removed_at_ms = $3
                  WHERE id = $1"
             )
             .bind(id)
@@ -50,11 +51,13 @@ impl Store {
             .bind(now)
             .execute(db)
             .map_ok_drop())?;
-            within!(work, |db| sqlx::query("INSERT INTO account_removals (user_id, removed_at_ms) VALUES ($1, $2)")
-                .bind(id)
-                .bind(now)
-                .execute(db)
-                .map_ok_drop())?;
+            within!(work, |db| sqlx::query(
+                "INSERT INTO account_removals (user_id, removed_at_ms) VALUES ($1, $2)"
+            )
+            .bind(id)
+            .bind(now)
+            .execute(db)
+            .map_ok_drop())?;
 
             work.commit().await?;
             Ok(sessions)
@@ -62,7 +65,8 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` ended accounts whose chats are still to be left, longest ended first.
+    /// Up to `limit` ended accounts with chats that are not left yet, in the order in which they
+    /// ended.
     pub async fn pending_removals(&self, limit: i64) -> Result<Vec<UserId>> {
         timed("pending_removals", || async {
             on!(self.reader(), |db| sqlx::query_scalar(
@@ -74,11 +78,12 @@ impl Store {
         .await
     }
 
-    /// Takes a user whose account has ended out of one chat. Where they were the last owner, the
-    /// longest-standing admin, else member, becomes one: a chat is never left without.
+    /// Removes a user whose account has ended from one chat. If the user was the last owner, the
+    /// admin who joined first becomes the owner, or without admins the member who joined first: a
+    /// chat never stays without an owner.
     ///
     /// # Errors
-    /// `chat_not_found` if they are no member any more.
+    /// `chat_not_found` if the user is no longer a member.
     pub async fn depart(
         &self,
         chat_id: ChatId,
@@ -94,12 +99,13 @@ impl Store {
         .await
     }
 
-    /// Forgets that the chats of an ended account are to be left, if all of them are.
+    /// Deletes the record of an account's removal if all chats of the account are left.
     pub async fn finish_removal(&self, user_id: UserId) -> Result<()> {
         timed("finish_removal", || async {
             on!(self.writer(), |db| sqlx::query(
                 "DELETE FROM account_removals WHERE user_id = $1 AND NOT EXISTS (
-                     SELECT 1 FROM members m JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
+                     SELECT 1 FROM members m
+                     JOIN chats c ON c.id = m.chat_id AND c.removed_at_ms IS NULL
                      WHERE m.user_id = $1 AND m.left_rev IS NULL
                  )"
             )
@@ -119,6 +125,7 @@ async fn depart(
 ) -> Result<Vec<ChatEvent>> {
     let head = Head::lock(work, chat_id, user_id).await?;
     let mut events = vec![leave(work, chat_id, user_id, &head, now).await?];
+
     let heir_needed =
         head.kind.has_membership() && head.role == Role::Owner && head.member_count > 1;
     if !heir_needed || owners(work, chat_id).await? > 0 {
@@ -127,7 +134,8 @@ async fn depart(
 
     let heir: UserId = within!(work, |db| {
         sqlx::query_scalar(
-            "SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL ORDER BY role, joined_rev, user_id LIMIT 1",
+            "SELECT user_id FROM members WHERE chat_id = $1 AND left_rev IS NULL
+             ORDER BY role, joined_rev, user_id LIMIT 1",
         )
         .bind(chat_id)
         .fetch_one(db)
@@ -137,6 +145,7 @@ async fn depart(
     )
     .bind(chat_id)
     .fetch_one(db))?;
+
     set_role(work, chat_id, heir, Role::Owner, rev).await?;
     let change = Change::MemberChanged(member_within(work, chat_id, heir).await?);
     events.push(ChatEvent { chat_id, rev, change });

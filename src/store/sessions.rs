@@ -1,89 +1,74 @@
-//! Sessions and their tokens, which are stored as hashes only.
+//! Sessions and their access tokens, which are stored as hashes only.
 
 use std::collections::HashMap;
 
 use sqlx::FromRow;
 
 use super::locks::lock_user_with_password;
+use super::refresh_tokens::{BY_LOGIN, insert_refresh, rotate};
 use super::{MapOkDrop, Store, Work, on, on_ids, timed, within};
-use crate::metrics;
-use crate::model::limits::{REFRESH_GRACE, SPENT_TOKENS_MAX};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 use crate::model::{Code, Error, Result, Session, SessionId, Timestamp, UserId};
 
-/// Fresh tokens of a session, as the store keeps them.
+/// New tokens of a session, as the store keeps them.
 #[derive(Clone, Copy)]
 pub struct SessionTokens {
-    /// Hash of the access token.
+    /// The hash of the access token.
     pub token: TokenHash,
-    /// Hash of the refresh token.
+    /// The hash of the refresh token.
     pub refresh: TokenHash,
-    /// When the access token ends.
+    /// The time at which the access token expires.
     pub token_expires_at: Timestamp,
-    /// When the refresh token, and so the session, ends.
+    /// The time at which the refresh token expires, and with it the session.
     pub expires_at: Timestamp,
 }
 
-/// A session to be made.
+/// A session to create.
 #[derive(Clone)]
 pub struct NewSession {
-    /// Its id.
+    /// The id that the session gets.
     pub id: SessionId,
-    /// Its owner.
+    /// The user who logs in.
     pub user_id: UserId,
-    /// Its first tokens.
+    /// The first tokens of the session.
     pub tokens: SessionTokens,
-    /// What the client says of itself.
+    /// The name that the client gave to its device.
     pub device: Option<String>,
-    /// Where it comes from.
+    /// The address of the client.
     pub ip: Option<String>,
-    /// Now.
+    /// The time of the login.
     pub now: Timestamp,
 }
 
-/// A session that is over, and the token that must open nothing any more.
+/// A session that ended, with the token that is no longer valid.
 #[derive(Clone, Copy, FromRow)]
 pub struct EndedSession {
-    /// The session.
+    /// The session that ended.
     pub id: SessionId,
-    /// Its last access token.
+    /// The hash of its last access token.
     #[sqlx(rename = "token_hash", try_from = "Vec<u8>")]
     pub token: TokenHash,
 }
 
-/// What a login into a live session replaced.
+/// The state of a session before a login reused it.
 #[derive(Clone, Copy)]
 pub struct Replaced {
-    /// The token that the session had before.
+    /// The hash of the access token that the session had before.
     pub token: TokenHash,
-    /// Logins into the session after the first, with this one: connections of earlier ones end.
+    /// The number of logins into the session after the first, this one included. Connections of
+    /// earlier logins end.
     pub logins: i64,
 }
 
-/// What became of a login.
+/// The result of [`Store::log_in`].
 pub struct LoggedIn {
-    /// The session.
+    /// The session of the login, reused or new.
     pub session_id: SessionId,
-    /// What it replaced, if the session is an old one.
+    /// The previous token of a reused session; `None` for a new session.
     pub replaced: Option<Replaced>,
-    /// The sessions that had to end for it.
+    /// The sessions that ended because the user had too many.
     pub ended: Vec<EndedSession>,
-}
-
-/// What became of a refresh.
-pub enum Refreshed {
-    /// The session has the new tokens.
-    Rotated {
-        /// The session, with the token that it had before.
-        session: EndedSession,
-        /// Its owner.
-        user_id: UserId,
-    },
-    /// The token had been spent before: somebody else has it. The session is over.
-    Reused(EndedSession),
-    /// Unknown or expired.
-    Unknown,
 }
 
 #[derive(FromRow)]
@@ -109,12 +94,12 @@ impl SessionRow {
 }
 
 impl Store {
-    /// Logs in: gives the session `reuse` new tokens if it is a live one of this user's, else makes
-    /// a new one, ending the oldest over the limit, those past their end first. `verified` is the
-    /// hash against which the password was verified.
+    /// Logs in. If `reuse` is a live session of this user, it gets the new tokens. Otherwise a new
+    /// session is created; if the user has `sessions_max` already, expired and then oldest sessions
+    /// end. `verified` is the hash against which the password was verified.
     ///
     /// # Errors
-    /// `invalid_credentials` if the account is gone, or has another password by now.
+    /// `invalid_credentials` if the account does not exist or its password has changed.
     pub async fn log_in(
         &self,
         new: &NewSession,
@@ -127,6 +112,7 @@ impl Store {
             if !lock_user_with_password(&mut work, new.user_id, verified).await? {
                 return Err(Code::InvalidCredentials.into());
             }
+
             if let Some(id) = reuse
                 && let Some(replaced) = lock_session(&mut work, id, new.user_id, new.now).await?
             {
@@ -140,12 +126,18 @@ impl Store {
                 .execute(db)
                 .map_ok_drop())?;
                 work.commit().await?;
-                return Ok(LoggedIn { session_id: id, replaced: Some(replaced), ended: Vec::new() });
+                return Ok(LoggedIn {
+                    session_id: id,
+                    replaced: Some(replaced),
+                    ended: Vec::new(),
+                });
             }
+
             let ended = within!(work, |db| sqlx::query_as(
                 "DELETE FROM sessions WHERE id IN (
                      SELECT id FROM sessions WHERE user_id = $1
-                     ORDER BY expires_at_ms > $3 DESC, created_at_ms DESC, id DESC LIMIT 1000 OFFSET $2
+                     ORDER BY expires_at_ms > $3 DESC, created_at_ms DESC, id DESC
+                     LIMIT 1000 OFFSET $2
                  ) RETURNING id, token_hash"
             )
             .bind(new.user_id)
@@ -159,83 +151,18 @@ impl Store {
         .await
     }
 
-    /// Which session a refresh token belongs to, spent or not.
-    pub async fn session_of_refresh_token(
-        &self,
-        presented: TokenHash,
-    ) -> Result<Option<SessionId>> {
-        timed("session_of_refresh_token", || async {
-            on!(self.reader(), |db| sqlx::query_scalar(
-                "SELECT session_id FROM refresh_tokens WHERE hash = $1"
-            )
-            .bind(&presented.0[..])
-            .fetch_optional(db))
-        })
-        .await
-    }
-
-    /// Spends a refresh token for new tokens. One spent before ends its session, except within a
-    /// short grace the one that the current token was made from, since the answer may have been
-    /// lost.
-    pub async fn refresh(
-        &self,
-        presented: TokenHash,
-        tokens: &SessionTokens,
-        ip: Option<&str>,
-        now: Timestamp,
-    ) -> Result<Refreshed> {
-        timed("refresh", || async {
-            let mut work = self.begin_session().await?;
-            // The update locks the session's row, so two refreshes at once take turns.
-            let found: Option<(SessionId, UserId, Vec<u8>)> = within!(work, |db| sqlx::query_as(
-                "UPDATE sessions SET ip = $2, last_seen_at_ms = $3
-                 WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1) AND expires_at_ms > $3
-                 RETURNING id, user_id, token_hash"
-            )
-            .bind(&presented.0[..])
-            .bind(ip)
-            .bind(now)
-            .fetch_optional(db))?;
-            let Some((id, user_id, token)) = found else { return Ok(Refreshed::Unknown) };
-            let session = EndedSession { id, token: token.try_into().map_err(Error::internal)? };
-            let found: Option<(Option<Timestamp>, Option<Vec<u8>>)> = within!(work, |db| sqlx::query_as(
-                "SELECT presented.spent_at_ms, current_one.parent FROM refresh_tokens presented
-                 LEFT JOIN refresh_tokens current_one
-                 ON current_one.session_id = presented.session_id AND current_one.spent_at_ms IS NULL
-                 WHERE presented.hash = $1"
-            )
-            .bind(&presented.0[..])
-            .fetch_optional(db))?;
-            let Some((spent, parent)) = found else { return Ok(Refreshed::Unknown) };
-            // A replica of the version before notes no parent, and lets each of the last seconds
-            // come again.
-            let is_parent = parent.is_none_or(|parent| parent == presented.0);
-            if spent.is_some_and(|spent| !is_parent || spent < now.minus(REFRESH_GRACE)) {
-                within!(work, |db| sqlx::query("DELETE FROM sessions WHERE id = $1")
-                    .bind(id)
-                    .execute(db)
-                    .map_ok_drop())?;
-                work.commit().await?;
-                return Ok(Refreshed::Reused(session));
-            }
-            rotate(&mut work, id, tokens, &presented.0, now).await?;
-            work.commit().await?;
-            Ok(Refreshed::Rotated { session, user_id })
-        })
-        .await
-    }
-
-    /// Who a token stands for, if it is valid at `now`.
+    /// The caller whom a token authenticates, if the token is valid at `now`.
     pub async fn resolve(&self, token: TokenHash, now: Timestamp) -> Result<Option<Caller>> {
         timed("resolve", || async {
             let row: Option<(SessionId, UserId, Timestamp, Timestamp, i64)> =
                 on!(self.session_reader(), |db| sqlx::query_as(
                     "SELECT id, user_id, token_expires_at_ms, last_seen_at_ms, logins FROM sessions
-                 WHERE token_hash = $1 AND token_expires_at_ms > $2"
+                     WHERE token_hash = $1 AND token_expires_at_ms > $2"
                 )
                 .bind(&token.0[..])
                 .bind(now)
                 .fetch_optional(db))?;
+
             Ok(row.map(|(session_id, user_id, expires_at, last_seen_at, logins)| Caller {
                 user_id,
                 session_id,
@@ -247,9 +174,9 @@ impl Store {
         .await
     }
 
-    /// Notes that a session was seen.
-    pub async fn touch_session(&self, id: SessionId, now: Timestamp) -> Result<()> {
-        timed("touch_session", || async {
+    /// Stores the time at which a session was last seen.
+    pub async fn set_session_last_seen(&self, id: SessionId, now: Timestamp) -> Result<()> {
+        timed("set_session_last_seen", || async {
             on!(self.session_writer(), |db| sqlx::query(
                 "UPDATE sessions SET last_seen_at_ms = $2 WHERE id = $1"
             )
@@ -266,7 +193,8 @@ impl Store {
         timed("sessions", || async {
             let rows: Vec<SessionRow> = on!(self.session_reader(), |db| sqlx::query_as(
                 "SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions
-                 WHERE user_id = $1 AND expires_at_ms > $2 ORDER BY created_at_ms DESC, id DESC LIMIT 1000"
+                 WHERE user_id = $1 AND expires_at_ms > $2
+                 ORDER BY created_at_ms DESC, id DESC LIMIT 1000"
             )
             .bind(caller.user_id)
             .bind(now)
@@ -276,20 +204,23 @@ impl Store {
         .await
     }
 
-    /// One session, as its owner sees it.
+    /// A session as its user sees it.
     pub async fn session(&self, id: SessionId) -> Result<Option<Session>> {
         timed("session", || async {
             let row: Option<SessionRow> = on!(self.session_reader(), |db| {
-                sqlx::query_as("SELECT id, device, ip, created_at_ms, last_seen_at_ms FROM sessions WHERE id = $1")
-                    .bind(id)
-                    .fetch_optional(db)
+                sqlx::query_as(
+                    "SELECT id, device, ip, created_at_ms, last_seen_at_ms
+                     FROM sessions WHERE id = $1",
+                )
+                .bind(id)
+                .fetch_optional(db)
             })?;
             Ok(row.map(|row| row.seen_by(id)))
         })
         .await
     }
 
-    /// Ends one session of a user, if there is such a one.
+    /// Ends a session of a user. `None` if the user has no such session.
     pub async fn end_session(
         &self,
         user_id: UserId,
@@ -306,8 +237,8 @@ impl Store {
         .await
     }
 
-    /// The live sessions of a login, each with the address of its last login or refresh. Nothing
-    /// for an unknown login.
+    /// The live sessions of the user with this login, each with the address of its last login or
+    /// refresh. Empty for an unknown login.
     pub async fn live_sessions_of_login(
         &self,
         login: &str,
@@ -315,7 +246,8 @@ impl Store {
     ) -> Result<Vec<(SessionId, Option<String>)>> {
         timed("live_sessions_of_login", || async {
             on!(self.session_reader(), |db| sqlx::query_as(
-                "SELECT sessions.id, sessions.ip FROM users JOIN sessions ON sessions.user_id = users.id
+                "SELECT sessions.id, sessions.ip
+                 FROM users JOIN sessions ON sessions.user_id = users.id
                  WHERE users.login = $1 AND sessions.expires_at_ms > $2
                  ORDER BY sessions.created_at_ms DESC LIMIT 1000"
             )
@@ -326,7 +258,8 @@ impl Store {
         .await
     }
 
-    /// Which of these sessions are live at `now`, each with the logins into it after the first.
+    /// The sessions of this list that are live at `now`, each with the number of logins into it
+    /// after the first.
     pub async fn live_sessions(
         &self,
         sessions: &[SessionId],
@@ -345,7 +278,7 @@ impl Store {
         .await
     }
 
-    /// Ends all sessions of a user but one. Returns those that ended.
+    /// Ends all sessions of a user except `kept`. Returns the sessions that ended.
     pub async fn end_other_sessions(
         &self,
         user_id: UserId,
@@ -377,44 +310,27 @@ pub(super) async fn end_others(
 pub(super) async fn insert(work: &mut Work, new: &NewSession) -> Result<()> {
     within!(work, |db| {
         sqlx::query(
-        "INSERT INTO sessions (id, user_id, token_hash, device, ip, created_at_ms, last_seen_at_ms, token_expires_at_ms, expires_at_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)"
-    )
-    .bind(new.id)
-    .bind(new.user_id)
-    .bind(&new.tokens.token.0[..])
-    .bind(new.device.as_deref())
-    .bind(new.ip.as_deref())
-    .bind(new.now)
-    .bind(new.tokens.token_expires_at)
-    .bind(new.tokens.expires_at)
-    .execute(db)
-    .map_ok_drop()
+            "INSERT INTO sessions
+                 (id, user_id, token_hash, device, ip, created_at_ms, last_seen_at_ms,
+                  token_expires_at_ms, expires_at_ms)
+             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)",
+        )
+        .bind(new.id)
+        .bind(new.user_id)
+        .bind(&new.tokens.token.0[..])
+        .bind(new.device.as_deref())
+        .bind(new.ip.as_deref())
+        .bind(new.now)
+        .bind(new.tokens.token_expires_at)
+        .bind(new.tokens.expires_at)
+        .execute(db)
+        .map_ok_drop()
     })?;
     insert_refresh(work, new.id, new.tokens.refresh, BY_LOGIN).await
 }
 
-/// The parent of a refresh token that a login made: no token, so that none before it has a grace.
-const BY_LOGIN: &[u8] = &[];
-
-async fn insert_refresh(
-    work: &mut Work,
-    id: SessionId,
-    hash: TokenHash,
-    parent: &[u8],
-) -> Result<()> {
-    within!(work, |db| sqlx::query(
-        "INSERT INTO refresh_tokens (hash, session_id, parent) VALUES ($1, $2, $3)"
-    )
-    .bind(&hash.0[..])
-    .bind(id)
-    .bind(parent)
-    .execute(db)
-    .map_ok_drop())
-}
-
-/// Locks a live session of this owner's and counts a login into it. Returns the token that it has
-/// so far.
+/// Locks a live session of this owner and counts a login into it. Returns its present token and the
+/// new count.
 async fn lock_session(
     work: &mut Work,
     id: SessionId,
@@ -431,46 +347,4 @@ async fn lock_session(
     .fetch_optional(db))?;
     let Some((token, logins)) = found else { return Ok(None) };
     Ok(Some(Replaced { token: token.try_into().map_err(Error::internal)?, logins }))
-}
-
-/// Gives a locked session new tokens, made from `parent`, marks its refresh token as spent, and
-/// forgets those that were spent longest ago.
-async fn rotate(
-    work: &mut Work,
-    id: SessionId,
-    tokens: &SessionTokens,
-    parent: &[u8],
-    now: Timestamp,
-) -> Result<()> {
-    within!(work, |db| {
-        sqlx::query(
-        "UPDATE sessions SET token_hash = $2, token_expires_at_ms = $3, expires_at_ms = $4, last_seen_at_ms = $5
-         WHERE id = $1"
-    )
-    .bind(id)
-    .bind(&tokens.token.0[..])
-    .bind(tokens.token_expires_at)
-    .bind(tokens.expires_at)
-    .bind(now)
-    .execute(db)
-    .map_ok_drop()
-    })?;
-    within!(work, |db| sqlx::query(
-        "UPDATE refresh_tokens SET spent_at_ms = $2 WHERE session_id = $1 AND spent_at_ms IS NULL"
-    )
-    .bind(id)
-    .bind(now)
-    .execute(db)
-    .map_ok_drop())?;
-    let forgotten: Vec<Vec<u8>> = within!(work, |db| sqlx::query_scalar(
-        "DELETE FROM refresh_tokens WHERE session_id = $1 AND hash IN (
-             SELECT hash FROM refresh_tokens WHERE session_id = $1 AND spent_at_ms IS NOT NULL
-             ORDER BY spent_at_ms DESC, hash LIMIT 1000 OFFSET $2
-         ) RETURNING hash"
-    )
-    .bind(id)
-    .bind(SPENT_TOKENS_MAX)
-    .fetch_all(db))?;
-    metrics::refresh_tokens_forgotten(forgotten.len());
-    insert_refresh(work, id, tokens.refresh, parent).await
 }

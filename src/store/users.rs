@@ -1,4 +1,4 @@
-//! Accounts.
+//! Accounts: creating, reading and changing them.
 
 use sqlx::FromRow;
 
@@ -33,40 +33,44 @@ impl From<AccountRow> for Account {
     }
 }
 
-/// An account to be made.
+/// An account to create.
 #[derive(Clone)]
 pub struct NewUser {
-    /// Its id.
+    /// The id that the account gets.
     pub id: UserId,
-    /// Checked, in lower case.
+    /// The login in lower case, which the caller has checked.
     pub login: String,
-    /// Checked and trimmed.
+    /// The name, which the caller has checked and trimmed.
     pub name: String,
-    /// In PHC string format.
+    /// The hash of the password in PHC string format.
     pub password_hash: String,
-    /// Now.
+    /// The time of creation.
     pub created_at: Timestamp,
 }
 
-/// What to change of an account; `None` leaves it.
+/// The changes of an account; a field that is `None` stays as it is.
 #[derive(Clone, Default)]
 pub struct AccountChange {
-    /// A checked name.
+    /// The new name, which the caller has checked.
     pub name: Option<String>,
-    /// A checked login.
+    /// The new login, which the caller has checked.
     pub login: Option<String>,
-    /// The hash of a new password. All sessions but the named one end with the old one.
+    /// The hash of the new password, and the session that stays. All other sessions of the user
+    /// end.
     pub password: Option<(String, SessionId)>,
-    /// Whether strangers are kept away.
+    /// Whether users who share no chat with this user are refused when they add the user to a chat.
     pub refuse_strangers: Option<bool>,
-    /// The hash against which the present password was verified, where it had to be.
+    /// The hash against which the caller verified the present password; `None` if this change needs
+    /// no password.
     pub confirmed: Option<String>,
 }
 
-const INSERT: &str = "INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)";
+const INSERT: &str = "\
+    INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms) \
+    VALUES ($1, $2, $3, $4, $5, $6)";
 
 impl Store {
-    /// Makes an account without an invite, for the operator.
+    /// Creates an account without an invite, for the operator.
     ///
     /// # Errors
     /// `login_taken`.
@@ -79,7 +83,7 @@ impl Store {
         .await
     }
 
-    /// Makes an account, consuming one use of an invite, and its first session, all or nothing.
+    /// Creates an account and its first session, and uses an invite once, in one transaction.
     ///
     /// # Errors
     /// `invite_not_found` if the invite is unknown, expired or used up; `login_taken`.
@@ -101,6 +105,7 @@ impl Store {
             if consumed.is_none() {
                 return Err(Code::InviteNotFound.into());
             }
+
             insert(&mut work, user).await?;
             super::sessions::insert(&mut work, session).await?;
             work.commit().await
@@ -108,7 +113,7 @@ impl Store {
         .await
     }
 
-    /// The account with this id, removed or not.
+    /// The account with this id, also if it was removed.
     pub async fn user(&self, id: UserId) -> Result<Option<User>> {
         timed("user", || async {
             let row: Option<UserRow> = on!(self.reader(), |db| sqlx::query_as(
@@ -121,22 +126,23 @@ impl Store {
         .await
     }
 
-    /// The account with this id as its owner sees it, removed or not.
+    /// The account with this id as its user sees it, also if it was removed.
     pub async fn account(&self, id: UserId) -> Result<Option<Account>> {
         timed("account", || async {
             let row: Option<AccountRow> = on!(self.reader(), |db| {
                 sqlx::query_as(
-                "SELECT id, login, name, created_at_ms, refuse_strangers FROM users WHERE id = $1"
-            )
-            .bind(id)
-            .fetch_optional(db)
+                    "SELECT id, login, name, created_at_ms, refuse_strangers
+                     FROM users WHERE id = $1",
+                )
+                .bind(id)
+                .fetch_optional(db)
             })?;
             Ok(row.map(Account::from))
         })
         .await
     }
 
-    /// The id and password hash behind a login.
+    /// The id and the password hash of the account with this login.
     pub async fn credentials(&self, login: &str) -> Result<Option<(UserId, String)>> {
         timed("credentials", || async {
             on!(self.session_reader(), |db| sqlx::query_as(
@@ -148,7 +154,7 @@ impl Store {
         .await
     }
 
-    /// The password hash of an account.
+    /// The password hash of an account; `None` if it does not exist or was removed.
     pub async fn password_hash(&self, id: UserId) -> Result<Option<String>> {
         timed("password_hash", || async {
             on!(self.session_reader(), |db| sqlx::query_scalar(
@@ -160,12 +166,13 @@ impl Store {
         .await
     }
 
-    /// Replaces a password hash by a stronger one of the same password, unless the password changed
-    /// meanwhile. Whether it did replace it.
+    /// Replaces a password hash with a stronger one of the same password, unless the password has
+    /// changed since. Returns whether it was replaced.
     pub async fn rehash_password(&self, id: UserId, old: &str, new: &str) -> Result<bool> {
         timed("rehash_password", || async {
             let replaced: Option<UserId> = on!(self.writer(), |db| sqlx::query_scalar(
-                "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING id"
+                "UPDATE users SET password_hash = $3 \
+                 WHERE id = $1 AND password_hash = $2 RETURNING id"
             )
             .bind(id)
             .bind(old)
@@ -176,7 +183,7 @@ impl Store {
         .await
     }
 
-    /// Whether nobody has registered yet.
+    /// Whether no account was ever created.
     pub async fn is_empty(&self) -> Result<bool> {
         timed("is_empty", || async {
             let first: Option<UserId> =
@@ -187,11 +194,11 @@ impl Store {
         .await
     }
 
-    /// Changes an account. Returns it as it is now, and the sessions that ended.
+    /// Changes an account. Returns the changed account and the sessions that ended.
     ///
     /// # Errors
-    /// `login_taken`; `not_authenticated`, or `wrong_password` where one was confirmed: the account
-    /// has ended, or has another password by now.
+    /// `login_taken`. If the account has ended or its password is no longer the confirmed one:
+    /// `wrong_password` with `confirmed`, else `not_authenticated`.
     pub async fn change_account(
         &self,
         id: UserId,
@@ -200,9 +207,11 @@ impl Store {
         timed("change_account", || async {
             let mut work = self.begin().await?;
             let row: Option<AccountRow> = within!(work, |db| sqlx::query_as(
-                "UPDATE users SET name = COALESCE($2, name), name_key = COALESCE($3, name_key), login = COALESCE($4, login),
-                 password_hash = COALESCE($5, password_hash), refuse_strangers = COALESCE($6, refuse_strangers)
-                 WHERE id = $1 AND removed_at_ms IS NULL AND password_hash = COALESCE($7, password_hash)
+                "UPDATE users SET name = COALESCE($2, name), name_key = COALESCE($3, name_key),
+                     login = COALESCE($4, login), password_hash = COALESCE($5, password_hash),
+                     refuse_strangers = COALESCE($6, refuse_strangers)
+                 WHERE id = $1 AND removed_at_ms IS NULL
+                   AND password_hash = COALESCE($7, password_hash)
                  RETURNING id, login, name, created_at_ms, refuse_strangers"
             )
             .bind(id)
@@ -214,7 +223,11 @@ impl Store {
             .bind(change.confirmed.as_deref())
             .fetch_optional(db))
             .map_err(login_taken)?;
-            let missing = if change.confirmed.is_some() { Code::WrongPassword } else { Code::NotAuthenticated };
+
+            let missing = match change.confirmed {
+                Some(_) => Code::WrongPassword,
+                None => Code::NotAuthenticated,
+            };
             let account = row.ok_or(Error::new(missing))?.into();
             let ended = match change.password {
                 Some((_, kept)) => super::sessions::end_others(&mut work, id, kept).await?,

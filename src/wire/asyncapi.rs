@@ -3,12 +3,14 @@
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::SUBPROTOCOL;
 use super::client_frame::{ClientFrame, SendMessageFrame, SyncFrame};
 use super::close::CloseCode;
 use super::server_frame::ServerFrame;
 
-/// The document, as JSON.
+/// The WebSocket subprotocol of this server.
+pub const SUBPROTOCOL: &str = "starling.v1";
+
+/// The document as JSON.
 pub fn document() -> Value {
     let mut schemas = component_schemas();
     let mut messages = Map::new();
@@ -22,11 +24,18 @@ pub fn document() -> Value {
         messages.insert(format!("server.{kind}"), message("server", &kind));
     }
 
-    let of = |side: &str| -> Vec<Value> {
+    let references = |side: &str| -> Vec<Value> {
         let names = messages.keys().filter(|name| name.starts_with(side));
         names.map(|name| json!({ "$ref": format!("#/channels/gateway/messages/{name}") })).collect()
     };
-    let (from_client, from_server) = (of("client."), of("server."));
+    let operation = |action: &str, side: &str| {
+        let channel = json!({ "$ref": "#/channels/gateway" });
+        json!({ "action": action, "channel": channel, "messages": references(side) })
+    };
+    let operations = json!({
+        "fromClient": operation("receive", "client."),
+        "fromServer": operation("send", "server."),
+    });
     let in_channel: Map<String, Value> = messages
         .keys()
         .map(|name| (name.clone(), json!({ "$ref": format!("#/components/messages/{name}") })))
@@ -42,10 +51,7 @@ pub fn document() -> Value {
         },
         "defaultContentType": "application/json",
         "channels": { "gateway": { "address": "/ws", "messages": in_channel } },
-        "operations": {
-            "fromClient": { "action": "receive", "channel": { "$ref": "#/channels/gateway" }, "messages": from_client },
-            "fromServer": { "action": "send", "channel": { "$ref": "#/channels/gateway" }, "messages": from_server },
-        },
+        "operations": operations,
         "components": { "messages": messages, "schemas": schemas },
     })
 }
@@ -59,9 +65,10 @@ fn description() -> String {
         .collect();
 
     format!(
-        "One JSON object per text frame, `type` first. Subprotocol `{SUBPROTOCOL}`. Authenticate by an `Authorization` \
-         header, by the subprotocol pair `{SUBPROTOCOL}, bearer.<token>`, or by an `authenticate` frame within 5 s. \
-         No chat event comes before `sync`.\n\nClose codes:\n{}",
+        "One JSON object per text frame, `type` first. Subprotocol `{SUBPROTOCOL}`. Authenticate \
+         by an `Authorization` header, by the subprotocol pair `{SUBPROTOCOL}, bearer.<token>`, or \
+         by an `authenticate` frame within 5 s. The server sends no chat event before `sync`.\n\n\
+         Close codes:\n{}",
         codes.join("\n")
     )
 }
@@ -83,7 +90,7 @@ fn component_schemas() -> Map<String, Value> {
     referred.into_iter().map(|(name, schema)| (name, value(&schema))).collect()
 }
 
-/// Each server frame's own schema, by its `type`.
+/// The schema of each server frame, by its `type`.
 fn server_frames() -> Vec<(String, Value)> {
     let union = value(&ServerFrame::schema());
     let variants = union.get("oneOf").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -1,23 +1,23 @@
 //! The messages between replicas, as bytes.
 //!
 //! A message is a header, a line feed, and a payload. The header is one JSON object without a line
-//! feed:
+//! feed (shown here on two lines):
 //!
 //! ```text
-//! {"version":1,"kind":"event","from":42,"epoch":"…","sealed_at_ms":1795305599123,"topics":["chat:…"]}
+//! {"version":1,"kind":"event","from":42,"epoch":"…","sealed_at_ms":1795305599123,
+//!  "topics":["chat:…"]}
 //! ```
 //!
-//! **The header never changes incompatibly.** A field may be added, and every reader ignores the
-//! fields that it does not know; no field is removed and none gets another meaning. So every
-//! version of the server can tell from any message which chats and users it is about, and
-//! everything except an event is complete without a payload.
+//! **The header never changes incompatibly.** A field may be added, and every reader ignores
+//! unknown fields; no field is removed and none gets another meaning. So every version of the
+//! server finds in any message the chats and users that it concerns. Only an event needs a payload.
 //!
 //! **The payload of an event may change with the version.** The types of [`v1`] are its format in
-//! version 1. They derive nothing from `model`, and they refuse fields that they do not know: a
-//! replica either reads all of an event, or it reads the header alone and compares the topics with
-//! the store. To change the format, add `v2` and raise [`VERSION`].
+//! version 1. They derive nothing from `model`, and they refuse unknown fields: a replica either
+//! reads all of an event, or only the header, and then compares the topics with the store. To
+//! change the format, add `v2` and raise [`VERSION`].
 //!
-//! Sealing and its key are the business of `cluster`: this module writes and reads what is sealed.
+//! This module writes and reads the bytes inside the seal; `cluster` seals them and has the key.
 
 mod v1;
 
@@ -30,19 +30,19 @@ use crate::model::{ChatId, Epoch, Event, Timestamp, Topic, UserId};
 /// The version of the payloads that this server writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BusKind {
-    /// Something happened: the payload says what.
+    /// An event, which is the payload.
     Event,
     /// An event was too large to publish, or could not be published in time: compare the topics
     /// with the store.
     Resync,
-    /// A unit of work ended with an unknown outcome: compare the topics with the store now and,
-    /// since the commit may still be under way, a few times more.
+    /// A unit of work ended with an unknown outcome: compare the topics with the store now, and
+    /// again several times, since the commit may still be in progress.
     OutcomeUnknown,
-    /// A replica's message to itself, to check that the way through Redis is open. Has no topics.
+    /// A replica's message to itself, which checks the connection through Redis. Has no topics.
     Canary,
     /// A kind of a later version.
     #[serde(other)]
@@ -54,7 +54,7 @@ pub enum BusKind {
 pub struct BusHeader {
     /// The version of the payload.
     pub version: u32,
-    /// What the message is.
+    /// The kind of the message.
     pub kind: BusKind,
     /// The replica that published it.
     pub from: u64,
@@ -62,8 +62,8 @@ pub struct BusHeader {
     pub epoch: Option<Epoch>,
     /// When the message was sealed, by the clock of the replica that published it.
     pub sealed_at: Timestamp,
-    /// The topics that the message is about. Topics of a kind that this version does not know are
-    /// left out: this replica follows none of them.
+    /// The topics that the message concerns, without those of an unknown kind: this replica
+    /// subscribes to none of them.
     pub topics: Vec<Topic>,
 }
 
@@ -88,8 +88,8 @@ struct HeaderJson {
 }
 
 impl BusHeader {
-    /// Whether the message is too old to be delivered at `now`, or from the future, which shows
-    /// that a clock is wrong: a copy of it could be replayed for longer than [`BUS_EVENT_AGE_MAX`].
+    /// Whether the message is too old to deliver at `now`, or from the future. The latter means
+    /// that a clock is wrong: a copy could be replayed for longer than [`BUS_EVENT_AGE_MAX`].
     pub fn is_stale(&self, now: Timestamp) -> bool {
         now.distance(self.sealed_at) > BUS_EVENT_AGE_MAX
     }
@@ -119,8 +119,8 @@ impl BusHeader {
 }
 
 impl<'a> BusMessage<'a> {
-    /// Reads a message up to its payload. `None` if it has no header, as the messages of servers
-    /// before version 1 have none.
+    /// Reads the header of a message. `None` if it has none, such as a message of a server before
+    /// version 1.
     pub fn read(body: &'a [u8]) -> Option<Self> {
         let end = body.iter().position(|byte| *byte == b'\n')?;
         let header: HeaderJson = serde_json::from_slice(&body[..end]).ok()?;

@@ -1,27 +1,34 @@
-//! The frames that a client sends. One enum is the wire format, its schema and its documentation.
+//! The frames that a client sends. One enum defines their format, schema and documentation.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
 
 use super::server_frame::FrameId;
 use crate::model::limits::FRAME_ID_BYTES_MAX;
 use crate::model::{ChatId, Code, Error, MessageId, Result, Rev, UserId, json};
 
 macro_rules! client_frames {
-    ($($(#[$doc:meta])+ $variant:ident($body:ident) = $word:literal { $($(#[$field_doc:meta])+ $field:ident: $type:ty),* $(,)? })+) => {
+    ($(
+        $(#[$doc:meta])+
+        $variant:ident($body:ident) = $word:literal {
+            $($(#[$field_doc:meta])+ $field:ident: $type:ty),* $(,)?
+        }
+    )+) => {
         $(
             $(#[$doc])+
             #[derive(Clone, Debug, Deserialize, ToSchema)]
             #[serde(deny_unknown_fields)]
             pub struct $body {
-                #[doc = "What kind of frame this is."]
+                #[doc = "The type of the frame."]
                 #[serde(rename = "type")]
                 #[schema(value_type = String, pattern = $word)]
                 _type: IgnoredAny,
-                #[doc = "Echoed on the answer."]
+                #[doc = "The answer repeats it."]
                 #[serde(rename = "id", default)]
                 #[schema(value_type = Option<FrameId>)]
                 _id: Option<IgnoredAny>,
@@ -34,7 +41,7 @@ macro_rules! client_frames {
         pub enum ClientFrame { $($(#[$doc])+ $variant($body)),+ }
 
         impl ClientFrame {
-            /// The `type` of each frame that the gateway knows.
+            /// The `type` of each frame.
             pub const TYPES: &[&str] = &[$($word),+];
 
             /// The frame's `type`.
@@ -49,8 +56,8 @@ macro_rules! client_frames {
                 }
             }
 
-            /// The schema of each frame by its `type`, for the document.
-            pub fn schemas() -> Vec<(&'static str, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)> {
+            /// The schema of each frame by its `type`, for the `AsyncAPI` document.
+            pub fn schemas() -> Vec<(&'static str, RefOr<Schema>)> {
                 vec![$(($word, <$body as utoipa::PartialSchema>::schema())),+]
             }
         }
@@ -58,80 +65,80 @@ macro_rules! client_frames {
 }
 
 client_frames! {
-    /// Authenticates the connection, within 5 s, unless the handshake did.
+    /// Authenticates the connection within its first 5 s, unless the handshake did.
     Authenticate(AuthenticateFrame) = "authenticate" {
-        /// The access token.
+        /// An access token.
         token: String,
     }
-    /// Says that the client is alive.
+    /// The heartbeat of the client.
     Ping(PingFrame) = "ping" {}
-    /// Asks for the missed events and for all events from now on. Once per connection.
+    /// Requests the missed events and all future events. Allowed once per connection.
     Sync(SyncFrame) = "sync" {
-        /// The epoch that these revisions belong to, from `ready`. If it is not the present epoch,
-        /// each chat is `reset`.
+        /// The epoch of the revisions in `chats`, from `ready`. If it is not the present epoch,
+        /// each of these chats gets `reset`.
         #[serde(default)]
         epoch: Option<String>,
-        /// The chats that the client knows, and up to which revision.
+        /// The chats that the client has, each with the last revision that it received.
         #[serde(default)]
         chats: Option<HashMap<ChatId, Rev>>,
     }
-    /// Sends a message; acknowledged once durable.
+    /// Sends a message. The `ack` comes once the message is durable.
     SendMessage(SendMessageFrame) = "send_message" {
         /// The chat to send to.
         chat_id: ChatId,
         /// 1 to 4096 characters after trimming.
         text: String,
-        /// Idempotency key, 1 to 64 characters.
+        /// Idempotency key, 1 to 64 characters. A retry with the same key sends no second message.
         #[serde(default)]
         client_id: Option<String>,
-        /// The message that this one answers.
+        /// The position of the message that this message answers.
         #[serde(default)]
         reply_to: Option<MessageId>,
     }
-    /// Changes the text of one's own message.
+    /// Changes the text of a message of the user.
     EditMessage(EditMessageFrame) = "edit_message" {
-        /// The chat.
+        /// The chat that contains the message.
         chat_id: ChatId,
-        /// The message.
+        /// The position of the message to change.
         message_id: MessageId,
-        /// Its new text.
+        /// The new text, 1 to 4096 characters after trimming.
         text: String,
     }
     /// Removes a message.
     RemoveMessage(RemoveMessageFrame) = "remove_message" {
-        /// The chat.
+        /// The chat that contains the message.
         chat_id: ChatId,
-        /// The message.
+        /// The position of the message to remove.
         message_id: MessageId,
     }
-    /// Moves the read marker forward.
+    /// Moves the user's read marker forward.
     Read(ReadFrame) = "read" {
-        /// The chat.
+        /// The chat of the read marker.
         chat_id: ChatId,
-        /// The last message read.
+        /// The position of the last message that the user read.
         message_id: MessageId,
     }
-    /// Watches whether users are online, besides those watched already. The server sends one
-    /// `presence` of each user now and one with each change from now on, and, if this frame has an
-    /// `id`, an `ack` after the first `presence` of all. It sends nothing about users that share no
-    /// chat with the caller; a user that shares one later must be named again.
+    /// Watches the presence of users, in addition to the users watched already. The server sends
+    /// one `presence` of each user now and one with each change from now on, and, if this frame has
+    /// an `id`, an `ack` after the first `presence` of all. It sends nothing about users who share
+    /// no chat with the caller; a user who shares one later must be named again.
     WatchPresence(WatchPresenceFrame) = "watch_presence" {
-        /// Up to 200 users, 1,000 on one connection. An empty list ends all watches.
+        /// Up to 200 users, and up to 1,000 per connection. An empty list ends all watches.
         user_ids: Vec<UserId>,
     }
-    /// Says that the user is typing. No answer.
+    /// Shows the other members that the user is typing. Has no answer.
     Typing(TypingFrame) = "typing" {
-        /// The chat.
+        /// The chat in which the user is typing.
         chat_id: ChatId,
     }
 }
 
-/// A frame as received: its `id`, as far as it could be read, and its content.
+/// A received frame.
 #[derive(Debug)]
 pub struct Incoming {
-    /// To be echoed on the answer.
+    /// The frame's `id`, which the answer repeats. `None` if it is absent or could not be read.
     pub id: Option<FrameId>,
-    /// The frame, or why it could not be read.
+    /// The frame, or the error of its decoding.
     pub frame: Result<ClientFrame>,
 }
 
@@ -177,6 +184,7 @@ mod tests {
         let incoming = Incoming::read(r#"{"type":"send_message","id":7,"text":1}"#);
         assert_eq!(incoming.id, Some(FrameId::Number(7)));
         assert_eq!(incoming.frame.unwrap_err().code, Code::InvalidFields);
+
         let incoming = Incoming::read(r#"{"type":"dance","id":"a"}"#);
         assert_eq!(incoming.id, Some(FrameId::Text("a".into())));
         assert_eq!(incoming.frame.unwrap_err().code, Code::UnknownFrame);
@@ -191,14 +199,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "\\PC{0,200}") {
+        fn reading_any_text_does_not_panic(text in "\\PC{0,200}") {
             let _ = Incoming::read(&text);
         }
 
         #[test]
-        fn no_object_makes_it_panic(kind in "(ping|sync|send_message|read|x)?", id in any::<i64>(), text in "\\PC{0,40}") {
-            let json = serde_json::json!({"type": kind, "id": id, "text": text, "chat_id": text}).to_string();
-            let incoming = Incoming::read(&json);
+        fn reading_any_object_does_not_panic(
+            kind in "(ping|sync|send_message|read|x)?",
+            id in any::<i64>(),
+            text in "\\PC{0,40}",
+        ) {
+            let json = serde_json::json!({"type": kind, "id": id, "text": text, "chat_id": text});
+            let incoming = Incoming::read(&json.to_string());
             prop_assert_eq!(incoming.id, Some(FrameId::Number(id)));
         }
     }

@@ -1,4 +1,4 @@
-//! The close codes of the protocol. The code says what the client has to do next.
+//! The close codes of the protocol. Each code determines what the client does next.
 
 use crate::model::{Error, Kind};
 
@@ -7,36 +7,36 @@ use crate::model::{Error, Kind};
 pub enum CloseCode {
     /// The client closed the connection, or the connection broke.
     Normal,
-    /// The server goes away.
+    /// The endpoint is going away (RFC 6455). A browser sends it when its page is closed.
     GoingAway,
-    /// The client's bytes are no WebSocket frames.
+    /// The client violated the WebSocket protocol.
     ProtocolError,
     /// A text frame is not UTF-8.
     NotUtf8,
-    /// A message is larger than the bound.
+    /// A message exceeds the bound on its size.
     TooBig,
-    /// The server failed.
+    /// The server has a defect.
     InternalError,
     /// The server restarts: reconnect after the time of the `reconnect` frame.
     Restarting,
     /// The database is unavailable: reconnect later.
     TryAgainLater,
-    /// Too many bad frames.
+    /// The client sent too many bad frames in a row.
     BadProtocol,
     /// The token is not valid, or the session ended: do not reconnect with it.
     NotAuthenticated,
-    /// No authentication or heartbeat in time.
+    /// The client did not authenticate or send a heartbeat in time.
     TimedOut,
     /// The user has too many connections.
     TooManyConnections,
-    /// The client reads too slowly: reconnect and `sync`.
+    /// The client is a slow consumer: reconnect and `sync`.
     TooSlow,
-    /// Too many frames, or too many connections in a short time.
+    /// The client sent too many frames, or the user opened too many connections in a short time.
     RateLimited,
 }
 
 impl CloseCode {
-    /// Every code, for the `AsyncAPI` document.
+    /// All codes, for the `AsyncAPI` document.
     pub const ALL: &[Self] = &[
         Self::Normal,
         Self::GoingAway,
@@ -54,7 +54,7 @@ impl CloseCode {
         Self::RateLimited,
     ];
 
-    /// The code on the wire (RFC 6455, section 7.4) and its reason phrase.
+    /// The status code (RFC 6455, section 7.4) and the reason phrase.
     pub const fn wire(self) -> (u16, &'static str) {
         match self {
             Self::Normal => (1000, ""),

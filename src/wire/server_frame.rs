@@ -1,4 +1,4 @@
-//! The frames that the server sends. One enum is the wire format, its schema and its documentation.
+//! The frames that the server sends. One enum defines their format, schema and documentation.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::model::{
     Timestamp, UserId,
 };
 
-/// The `id` that a client gives a frame, to match the answer with it: a string or an integer.
+/// The `id` that a client gives a frame to recognise the answer: a string or an integer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum FrameId {
     /// An integer.
     Number(i64),
-    /// Up to 64 characters.
+    /// A string of up to 64 bytes.
     Text(String),
 }
 
@@ -25,21 +25,22 @@ pub enum FrameId {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerFrame {
-    /// Authenticated.
+    /// The connection is authenticated.
     Ready {
         /// The `id` of the `authenticate` frame.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
-        /// The session.
+        /// The session that the connection belongs to.
         session_id: SessionId,
-        /// The account.
+        /// The account of the authenticated user.
         user_id: UserId,
-        /// How often to send `ping`.
+        /// How often the client must send `ping`. A connection that is silent for twice as long is
+        /// closed.
         heartbeat_interval_ms: u64,
-        /// The server's time.
+        /// The server's present time.
         server_time: Timestamp,
-        /// Names the history that all revisions belong to. It changes only when the database falls
-        /// back to an earlier state. The client keeps it with its revisions and names it in `sync`.
+        /// The epoch that all revisions belong to. It changes only when the database falls back to
+        /// an earlier state. The client stores it with its revisions and sends it in `sync`.
         epoch: Epoch,
     },
     /// Answers `ping`.
@@ -48,96 +49,96 @@ pub enum ServerFrame {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
     },
-    /// The frame's work is done, and durable.
+    /// The frame succeeded, and its changes are durable.
     Ack {
         /// The `id` of the frame.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
-        /// The message, as it is now, where the frame was about one.
+        /// The present state of the message, if the frame concerned a message.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message: Option<Message>,
     },
-    /// The frame was refused; nothing was done.
+    /// The frame was refused or failed.
     Error {
-        /// The `id` of the frame, as far as it could be read.
+        /// The `id` of the frame. Absent if it could not be read.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
-        /// The same codes as in HTTP.
+        /// The stable name of the error, the same as in HTTP.
         code: String,
-        /// One sentence.
+        /// One sentence about this occurrence.
         detail: String,
-        /// The fields at fault.
+        /// The invalid fields.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         errors: Vec<FieldError>,
-        /// When to try again.
+        /// How long to wait before the next try, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         retry_after_ms: Option<u64>,
     },
-    /// All missed events were sent; live events continue from these revisions.
+    /// All missed events were sent. Live events continue from these revisions.
     Synced {
         /// The `id` of the `sync`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<FrameId>,
-        /// The revision of each of the caller's chats.
+        /// The revision of each of the user's chats.
         chats: BTreeMap<ChatId, Rev>,
     },
-    /// The client is too far behind for a replay: reload the chat over HTTP.
+    /// The client is too far behind for a replay, or has another epoch: reload the chat over HTTP.
     Reset {
-        /// The chat.
+        /// The chat to reload.
         chat_id: ChatId,
-        /// Its revision, from which live events continue.
+        /// The revision of the chat from which live events continue.
         rev: Rev,
     },
     /// A message was sent.
     NewMessage {
-        /// The chat.
+        /// The chat that contains the message.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
-        /// The message.
+        /// The new message.
         message: Message,
     },
     /// A message's text changed.
     MessageEdited {
-        /// The chat.
+        /// The chat that contains the message.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
-        /// The message as it is now.
+        /// The message with its new text.
         message: Message,
     },
-    /// A message lost its text.
+    /// A message was removed: it has no text any longer.
     MessageRemoved {
-        /// The chat.
+        /// The chat that contains the message.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
-        /// The message.
+        /// The position of the removed message, which no other message takes.
         message_id: MessageId,
     },
-    /// A user joined.
+    /// A user joined the chat.
     MemberJoined {
-        /// The chat.
+        /// The chat that the user joined.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
         /// The new member.
         member: Member,
     },
     /// A member's role changed.
     MemberChanged {
-        /// The chat.
+        /// The chat of the member.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
-        /// The member as they are now.
+        /// The member with the new role.
         member: Member,
     },
     /// A member left or was removed.
     MemberLeft {
-        /// The chat.
+        /// The chat that the user left.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
         /// The former member.
         user_id: UserId,
@@ -147,18 +148,18 @@ pub enum ServerFrame {
     /// members only. The owner and the admins get the events instead, except for events that happen
     /// while their connection syncs.
     MemberCount {
-        /// The channel.
+        /// The channel whose members changed.
         chat_id: ChatId,
-        /// The last revision that this stands for.
+        /// The last revision that this frame stands for.
         rev: Rev,
-        /// How many members the channel has at that revision.
+        /// The number of members at that revision.
         member_count: i64,
     },
-    /// The chat itself changed, such as its name.
+    /// A property of the chat changed, such as its name.
     ChatChanged {
-        /// The chat.
+        /// The chat that changed.
         chat_id: ChatId,
-        /// The revision that this produced.
+        /// The revision of the chat after this change.
         rev: Rev,
         /// The chat, without the fields that differ between its members.
         chat: Chat,
@@ -171,46 +172,47 @@ pub enum ServerFrame {
     /// A chat is no longer in the caller's list. A self or private chat that the caller removed
     /// comes back with its next `new_message`, or with `chat_added` when the caller opens it again.
     ChatGone {
-        /// The chat.
+        /// The chat that left the list.
         chat_id: ChatId,
     },
     /// A read marker moved.
     Read {
-        /// The chat.
+        /// The chat of the read marker.
         chat_id: ChatId,
-        /// The member whose marker it is.
+        /// The member whose read marker moved.
         user_id: UserId,
-        /// Where it is now.
+        /// The position of the last message that the member read.
         message_id: MessageId,
     },
     /// A member is typing.
     Typing {
-        /// The chat.
+        /// The chat in which the member is typing.
         chat_id: ChatId,
-        /// The member who types.
+        /// The member who is typing.
         user_id: UserId,
     },
-    /// Whether a watched user is online: at once when asked for, then with every change.
+    /// The presence of a watched user: once when the watch begins, then with every change.
     Presence {
         /// The watched user.
         user_id: UserId,
-        /// Whether they have a connection, or had one a few seconds ago.
+        /// Whether the user has a connection, or had one a few seconds ago.
         online: bool,
-        /// When they were last online, to about a minute: now, while they are. Absent if they never
-        /// were.
+        /// When the user was last online, to about a minute; while the user is online, the present
+        /// time. Absent if the user was never online.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         last_seen_at: Option<Timestamp>,
     },
-    /// The server is about to stop: reconnect after this time, then `sync`.
+    /// The server is about to close the connection: reconnect after this time, then `sync`.
     Reconnect {
-        /// The client's delay, random so that the clients of a replica do not all return at once.
+        /// How long the client waits, in milliseconds. Random, so that the clients of a replica do
+        /// not reconnect all at once.
         after_ms: u64,
     },
 }
 
 impl ServerFrame {
-    /// The frame of a durable change; `None` for a change that reaches each user as a frame of its
-    /// own.
+    /// The frame of a durable change. `None` for the creation and the removal of a chat, of which
+    /// each user gets a `chat_added` or `chat_gone` instead.
     pub fn of_change(chat_id: ChatId, rev: Rev, change: Change) -> Option<Self> {
         Some(match change {
             Change::MessageSent(message) => Self::NewMessage { chat_id, rev, message },
@@ -226,23 +228,23 @@ impl ServerFrame {
         })
     }
 
-    /// The frame's bytes: one JSON object, `type` first.
+    /// Encodes the frame as one JSON object, `type` first.
     pub fn encode(&self) -> Bytes {
         serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
     }
 }
 
-/// The frames of one event: one for the sender of its message, one for all other viewers.
+/// The encoded frames of one event: one for the sender of its message, one for all other users.
 #[derive(Clone, Debug)]
 pub struct EncodedEvent {
-    /// For all other viewers.
+    /// The frame for all other users.
     pub for_all: Bytes,
-    /// For the connections of this user, with the idempotency key.
+    /// The sender, and the frame for the sender's connections, with the idempotency key.
     pub for_sender: Option<(UserId, Bytes)>,
 }
 
 impl EncodedEvent {
-    /// Encodes an event once for all its viewers. `None` as [`ServerFrame::of_change`].
+    /// Encodes an event once for all users. `None` as in [`ServerFrame::of_change`].
     pub fn new(event: ChatEvent) -> Option<Self> {
         let ChatEvent { chat_id, rev, change } = event;
         let keyed = match &change {
@@ -266,7 +268,7 @@ impl EncodedEvent {
         Some(Self { for_all: frame.encode(), for_sender })
     }
 
-    /// The bytes for one viewer.
+    /// The frame for one user.
     pub fn for_viewer(&self, user_id: UserId) -> &Bytes {
         match &self.for_sender {
             Some((sender_id, bytes)) if *sender_id == user_id => bytes,

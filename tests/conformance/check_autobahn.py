@@ -1,5 +1,6 @@
-"""Reads the report of Autobahn|Testsuite, prints one line of counts, and exits 1 unless every case conforms.
+"""Reads the report of Autobahn|Testsuite and prints one line of counts.
 
+Exits with 1 unless every case conforms.
 Usage: check_autobahn.py target/conformance/autobahn-report/index.json
 """
 
@@ -8,7 +9,7 @@ import sys
 from collections import Counter
 
 CONFORMING = {"OK", "NON-STRICT", "INFORMATIONAL", "UNIMPLEMENTED"}
-# Fewer than the suite has without compression: 301, so a run that silently left cases out does not pass.
+# The suite has 301 cases without compression. A run that left cases out fails.
 CASES_MIN = 300
 
 
@@ -18,11 +19,12 @@ def case_number(case: str) -> list[int]:
 
 def main(path: str) -> int:
     with open(path, encoding="utf-8") as file:
-        # One entry for the server under test; none where it could not be reached.
+        # The report has no entry for a server that could not be reached.
         results = json.load(file).get("starling", {})
-    # A case has two verdicts: how the messages went, and how the connection was closed.
+    # A case has one verdict for the messages, and one for the close.
     verdicts = {
-        case: (results[case]["behavior"], results[case]["behaviorClose"]) for case in sorted(results, key=case_number)
+        case: (results[case]["behavior"], results[case]["behaviorClose"])
+        for case in sorted(results, key=case_number)
     }
     failed = {case for case, both in verdicts.items() if not set(both) <= CONFORMING}
     for case, (behavior, close) in verdicts.items():

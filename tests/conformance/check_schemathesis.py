@@ -1,7 +1,7 @@
-"""Reads the report of Schemathesis, prints one line of counts, and exits 1 where the run tested less than it should.
+"""Reads the report of Schemathesis and prints one line of counts.
 
-Usage: check_schemathesis.py, from the project's root, while the server of run.sh still runs. What the requests found is
-Schemathesis's own verdict; this looks for a run that found nothing because it reached nothing.
+Usage: check_schemathesis.py, from the project's root, while the server of run.sh still runs. Exits
+with 1 if the run tested too little. Schemathesis itself reports what the requests found.
 """
 
 import json
@@ -15,7 +15,7 @@ RUN = Path("target/conformance/run")
 CASES_MIN = 2000
 # Operations that can't succeed for a plain HTTP client.
 NEVER_SUCCEED = {
-    "GET /ws",  # answers 101 to a WebSocket client: Autobahn's part, and that of tests/it/gateway
+    "GET /ws",  # answers 101 to a WebSocket client: Autobahn and tests/it/gateway test it
 }
 
 
@@ -33,8 +33,10 @@ def main() -> int:
                 checks.update(check["status"] for check in recorder["checks"].get(case_id, []))
 
     cases = sum(sum(counts.values()) for counts in statuses.values())
-    # A method that a path does not document is asked, too, and answers 405 alone.
-    documented = {operation: counts for operation, counts in statuses.items() if set(counts) != {405}}
+    # Schemathesis also requests undocumented methods, which only answer 405.
+    documented = {
+        operation: counts for operation, counts in statuses.items() if set(counts) != {405}
+    }
     print(
         f"Schemathesis: {cases} requests to {len(documented)} operations, "
         f"{checks['success']} checks passed, {checks['failure']} failed"
@@ -48,9 +50,13 @@ def main() -> int:
             complaints.append(f"{operation} never succeeded: {dict(counts)}")
     token = json.loads((RUN / "main.jsonl").read_text())["token"]
     url = (RUN / "url").read_text().strip()
-    answer = requests.get(f"{url}/sessions/current", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = requests.get(f"{url}/sessions/current", headers=headers, timeout=10)
     if answer.status_code != 200:
-        complaints.append(f"the main account's session died: {answer.status_code} (see ENDS_A_SESSION in hooks.py)")
+        complaints.append(
+            f"the main account's session has ended: {answer.status_code} "
+            "(see ENDS_A_SESSION in hooks.py)"
+        )
     for complaint in complaints:
         print(f"  {complaint}")
     return 1 if complaints else 0

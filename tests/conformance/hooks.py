@@ -1,9 +1,10 @@
-"""Authenticates the requests of Schemathesis, so that no request ends the session that the others use.
+"""Authenticates the requests of Schemathesis, so that no request ends the session of the others.
 
-Almost every request carries the token of the main account. The operations in ENDS_A_SESSION would sooner or later kill
-it, or change its password, and all requests after that would test nothing but 401. Each of their requests gets a session of its own, by a new
-login of a spare account, and the values that only its owner can know (password, session id, refresh token), so that it
-can succeed as well. check_schemathesis.py sees to it that the main account's session is alive at the end.
+Almost every request carries the token of the main account. The operations in ENDS_A_SESSION would
+end its session or change its password, and all later requests would only test 401. So each of their
+requests gets a session of its own by a login of a spare account, and the secrets of this account
+(password, session id, refresh token), so that it can succeed too. check_schemathesis.py checks that
+the main account's session is still valid at the end.
 """
 
 import itertools
@@ -29,19 +30,19 @@ URL = (RUN / "url").read_text().strip()
 MAIN = json.loads((RUN / "main.jsonl").read_text())
 SPARES = [json.loads(line) for line in (RUN / "spares.jsonl").read_text().splitlines()]
 turns = itertools.count()
-# The chats that everything else uses, and those that may go. The dictionaries alone don't keep them apart: Schemathesis
-# also takes ids from answers it got.
+# The chats that the other requests use, and the chats that may be removed. The dictionaries are not
+# enough to separate them, since Schemathesis also takes ids from answers.
 KEPT_CHATS = set(re.findall(r'"(.+)"', (RUN / "chats.dict").read_text()))
 DOOMED_CHATS = itertools.cycle(re.findall(r'"(.+)"', (RUN / "doomed-chats.dict").read_text()))
 
 
 def label(operation) -> str:
-    """The operation's name as in ENDS_A_SESSION, whatever the document calls the parameter in the path."""
+    """The operation's name as in ENDS_A_SESSION, with `{id}` for each parameter of the path."""
     return re.sub(r"\{\w+\}", "{id}", operation.label)
 
 
 def new_session() -> dict:
-    """Logs a spare account in. An account that was removed by an earlier request is left out from then on."""
+    """Logs a spare account in. Skips accounts that an earlier request removed."""
     while SPARES:
         spare = SPARES[0]
         credentials = {"login": spare["login"], "password": spare["password"]}
@@ -55,15 +56,20 @@ def new_session() -> dict:
 
 
 def spare_chats(operation: str, parameters: dict) -> dict:
-    """Another chat, where the main account would remove or leave one of those that everything else uses."""
-    leaves = parameters.get("user_id") in ("me", MAIN["user_id"])
-    if operation == "DELETE /chats/{id}" or (operation == "DELETE /chats/{id}/members/{id}" and leaves):
-        return {name: next(DOOMED_CHATS) if value in KEPT_CHATS else value for name, value in parameters.items()}
-    return parameters
+    """Replaces a kept chat by a doomed one if the main account would remove or leave it."""
+    removes = operation == "DELETE /chats/{id}"
+    is_self = parameters.get("user_id") in ("me", MAIN["user_id"])
+    leaves = operation == "DELETE /chats/{id}/members/{id}" and is_self
+    if not (removes or leaves):
+        return parameters
+    return {
+        name: next(DOOMED_CHATS) if value in KEPT_CHATS else value
+        for name, value in parameters.items()
+    }
 
 
 def own_values(operation: str, session: dict, body: dict) -> dict:
-    """What only the owner of the account can know, for the fields that the body has."""
+    """The secrets of the account, for the fields that the body has."""
     if operation == "PATCH /users/me":
         return {"current_password": session["password"]}
     return {name: session[name] for name in ("login", "password", "refresh_token") if name in body}
@@ -80,10 +86,12 @@ class Session:
         case.headers["Authorization"] = f"Bearer {session['token']}"
         if session is MAIN and case.path_parameters:
             case.path_parameters = spare_chats(label(context.operation), case.path_parameters)
-        # Every other request keeps its random values: a wrong password or a foreign id must be refused.
+        # Every second request keeps its random values, so that wrong passwords and foreign ids are
+        # tested too.
         if session is MAIN or next(turns) % 2:
             return
-        if label(context.operation) == "DELETE /sessions/{id}" and not case.meta.is_negative_at(ParameterLocation.PATH):
+        operation, meta = label(context.operation), case.meta
+        if operation == "DELETE /sessions/{id}" and not meta.is_negative_at(ParameterLocation.PATH):
             case.path_parameters = dict.fromkeys(case.path_parameters, session["session"]["id"])
-        if isinstance(case.body, dict) and not case.meta.is_negative_at(ParameterLocation.BODY):
-            case.body = case.body | own_values(label(context.operation), session, case.body)
+        if isinstance(case.body, dict) and not meta.is_negative_at(ParameterLocation.BODY):
+            case.body = case.body | own_values(operation, session, case.body)

@@ -1,6 +1,7 @@
-"""Gives the main account some chats with messages, and writes the ids as dictionaries for schemathesis.toml.
+"""Creates chats with messages, and writes their ids as dictionaries for schemathesis.toml.
 
-Usage: prepare.py, from the project's root, with the server running and target/conformance/run filled by run.sh.
+Usage: prepare.py, from the project's root, while the server runs, after run.sh has filled
+target/conformance/run.
 """
 
 import json
@@ -12,7 +13,7 @@ RUN = Path("target/conformance/run")
 # At least as many as the dictionary of message ids in schemathesis.toml.
 MESSAGES = 20
 DOOMED_CHATS = 30
-# Free for newcomers.
+# Logins that no account has.
 LOGINS = 300
 
 
@@ -33,7 +34,7 @@ def main() -> None:
             raise SystemExit(f"POST {path}: {answer.status_code} {answer.text}")
         return answer.json()
 
-    # Half of the peers stay outside every chat, so that they can be added.
+    # Half of the peers are in no chat, so that requests can add them.
     members = peers[: len(peers) // 2]
     chats = [
         post("/chats", {"kind": "self"})["id"],
@@ -45,7 +46,10 @@ def main() -> None:
         for number in range(1, MESSAGES + 1):
             post(f"/chats/{chat}/messages", {"text": f"message {number}"})
 
-    doomed = [post("/chats", {"kind": "group", "name": f"Doomed {number}"})["id"] for number in range(DOOMED_CHATS)]
+    doomed = [
+        post("/chats", {"kind": "group", "name": f"Doomed {number}"})["id"]
+        for number in range(DOOMED_CHATS)
+    ]
 
     write_dictionary("chats", chats)
     write_dictionary("doomed-chats", doomed)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Tests a running server against its own documents and the standards: the HTTP API with Schemathesis (thousands of
-# requests made from /openapi.json), the gateway's WebSocket codec with Autobahn|Testsuite.
+# Tests a running server against its own documents and the standards: the HTTP API with Schemathesis
+# (thousands of requests made from /openapi.json), the gateway's WebSocket codec with
+# Autobahn|Testsuite.
 #   tests/conformance/run.sh
-#   STARLING_BIN=PATH     test this binary, built with `--features conformance`, instead of building one
-#   STARLING_SEED=N       other random requests; the default is always the same
-# Everything it makes is under target/conformance. Exit code 0: nothing failed.
+#   STARLING_BIN=PATH     test this binary, built with `--features conformance`; default: build one
+#   STARLING_SEED=N       the seed of the random requests; the default is always the same
+# All files that it makes are under target/conformance. Exit code 0: nothing failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -37,21 +38,22 @@ fi
 if ! cmp -s tests/conformance/requirements.txt "$venv/requirements.txt"; then
   echo "Setting up Schemathesis in $venv (once)"
   python3 -m venv --clear "$venv"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -r tests/conformance/requirements.txt
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check \
+    -r tests/conformance/requirements.txt
   cp tests/conformance/requirements.txt "$venv/"
 fi
 
-# --- The server, with accounts and something to see -------------------------------------------------------------------
+# --- The server, with accounts and chats ----------------------------------------------------------
 
 rm -rf "$run"
 mkdir -p "$run"
 export STARLING_DATA_DIR=$run/data STARLING_LISTEN=127.0.0.1:0 STARLING_INTERNAL_LISTEN=127.0.0.1:0
-# Thousands of requests from one address and one account are what this is about.
+# This test makes thousands of requests from one address and one account.
 export STARLING_RATE_LIMITS=off
-# The embedded mode, whatever the caller's environment says.
+# The embedded mode, whatever the caller's environment sets.
 unset DATABASE_URL REDIS_URL
 
-# Made here: the server's shell makes it some time later, and it is read at once.
+# The loop below reads this file at once, but the server's subshell may create it later.
 touch "$run/server.out"
 "$starling" serve >"$run/server.out" 2>"$run/server.log" &
 server_pid=$!
@@ -72,7 +74,7 @@ echo "$url" >"$run/url"
 "$starling" invite --uses 1000 >"$run/invite"
 "$venv/bin/python" tests/conformance/prepare.py
 
-# --- The HTTP API -----------------------------------------------------------------------------------------------------
+# --- The HTTP API ---------------------------------------------------------------------------------
 
 failed=0
 echo "Schemathesis against $url, seed $seed"
@@ -84,7 +86,7 @@ timeout --foreground --kill-after=10 "$time_limit_s" "$venv/bin/schemathesis" --
 }
 "$venv/bin/python" tests/conformance/check_schemathesis.py || failed=1
 
-# --- The gateway ------------------------------------------------------------------------------------------------------
+# --- The gateway ----------------------------------------------------------------------------------
 
 gateway=ws://${url#http://}/conformance/echo
 echo "Autobahn|Testsuite against $gateway"

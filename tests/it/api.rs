@@ -1,9 +1,11 @@
-//! The HTTP API: what sections 1 and 2 of the protocol promise.
+//! The HTTP API, one file for each resource.
 
 pub mod authorisation;
 mod bad_input;
+mod bad_paths;
 mod changes;
 mod chats;
+mod client_ids;
 mod inbox;
 mod invites;
 mod members;
@@ -21,13 +23,12 @@ use starling::model::limits::PasswordCost;
 
 use crate::support::{Answer, Backend, TestServer, User};
 
-/// A password that nobody's list has.
+/// A password that is on no list of common passwords.
 const PASSWORD: &str = "correct horse battery";
-/// The id of nothing.
+/// A well-formed id that no user, chat or session has.
 const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
 
-/// Runs the rest of a test on another server with some settings changed, on the same kind of
-/// database.
+/// Runs `test` on another server with changed settings, on the same kind of database.
 async fn on_another<F: Future<Output = ()>>(
     server: &TestServer,
     change: impl FnOnce(&mut Settings),
@@ -36,7 +37,7 @@ async fn on_another<F: Future<Output = ()>>(
     on_another_tuned(server, change, |_| {}, test).await;
 }
 
-/// The same with passwords hashed at full cost.
+/// Like [`on_another`], with passwords hashed at full cost.
 async fn on_another_at_full_cost<F: Future<Output = ()>>(
     server: &TestServer,
     change: impl FnOnce(&mut Settings),
@@ -46,7 +47,7 @@ async fn on_another_at_full_cost<F: Future<Output = ()>>(
         .await;
 }
 
-/// The same with something changed that no setting changes.
+/// Like [`on_another`], with changes to the configuration that no setting makes.
 async fn on_another_tuned<F: Future<Output = ()>>(
     server: &TestServer,
     change: impl FnOnce(&mut Settings),
@@ -59,18 +60,18 @@ async fn on_another_tuned<F: Future<Output = ()>>(
     other.stop().await;
 }
 
-/// A registration.
+/// The body of a registration.
 fn newcomer(invite: &str, login: &str) -> Value {
     json!({ "invite": invite, "login": login, "password": PASSWORD, "name": login })
 }
 
-/// Logs in; the grant.
+/// Logs in and returns the grant.
 async fn log_in(user: &User) -> Value {
     let credentials = json!({ "login": user.login, "password": user.password });
     server_of(user).post("/sessions", credentials).await.expect(201)
 }
 
-/// Somebody without a token, on the same server.
+/// A client without a token, on the same server.
 fn server_of(user: &User) -> User {
     user.with_token("")
 }
@@ -80,7 +81,7 @@ fn granted(user: &User, grant: &Value) -> User {
     user.with_token(grant["token"].as_str().unwrap())
 }
 
-/// What a list has under a key of each entry.
+/// The values under `key` in the entries of a list.
 fn column(list: &Value, key: &str) -> Vec<Value> {
     list.as_array()
         .unwrap_or_else(|| panic!("no list: {list}"))
@@ -89,7 +90,7 @@ fn column(list: &Value, key: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Follows the cursors of a list from its first page to its last; the pages' entries.
+/// Reads a list by its cursors from the first page to the last. Returns the entries of each page.
 async fn pages(user: &User, path: &str, key: &str, limit: usize) -> Vec<Vec<Value>> {
     let mut pages = Vec::new();
     let mut after = String::new();
@@ -104,23 +105,25 @@ async fn pages(user: &User, path: &str, key: &str, limit: usize) -> Vec<Vec<Valu
     }
 }
 
-/// Fails unless both answers say the same, but for what differs on every request.
+/// Fails unless both answers are equal, except for headers that differ on every request.
 #[track_caller]
 fn indistinguishable(one: &Answer, other: &Answer) {
     assert_eq!(one.status, other.status);
     assert_eq!(one.body, other.body);
+
     let names = |answer: &Answer| {
         let mut names: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
         names.sort();
         names
     };
+
     assert_eq!(names(one), names(other));
     for name in ["content-type", "content-length", "www-authenticate"] {
         assert_eq!(one.header(name), other.header(name), "{name}");
     }
 }
 
-/// Every byte of accounts and sessions that the database holds.
+/// All bytes of accounts and sessions that the database stores.
 async fn stored_bytes(server: &TestServer) -> Vec<u8> {
     let Some(url) = server.database_url() else {
         let files = std::fs::read_dir(server.dir()).unwrap().map(|entry| entry.unwrap().path());
@@ -129,16 +132,18 @@ async fn stored_bytes(server: &TestServer) -> Vec<u8> {
             .flat_map(|path| std::fs::read(path).unwrap())
             .collect();
     };
+
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
     let mut bytes = Vec::new();
     for table in ["users", "sessions", "refresh_tokens", "invites"] {
-        // A row as text shows BYTEA in hexadecimal; `escape` shows it as it is.
+        // By default Postgres prints BYTEA in hexadecimal; `escape` prints ASCII bytes unchanged.
         let sql = format!("SELECT string_agg(row::text, '') FROM {table} row");
         connection.execute("SET bytea_output = 'escape'").await.unwrap();
         let rows: Option<String> =
             sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
         bytes.extend(rows.unwrap_or_default().into_bytes());
     }
+
     connection.close().await.unwrap();
     bytes
 }

@@ -1,6 +1,7 @@
-//! A fleet of processes under fire, and a checker that reads everything that everybody did and saw.
+//! A fleet of processes under faults, and a checker of all that the clients did and received.
 //!
-//! `make chaos` runs [`as_long_as_told`]; `make test` runs a short one from a fixed seed.
+//! `make chaos` runs [`a_long_run_loses_doubles_reorders_and_leaks_nothing`]; `make test` makes a
+//! short run from a fixed seed.
 
 mod database;
 mod fault;
@@ -20,25 +21,24 @@ use stage::{Stage, StageOptions};
 use verdict::Verdict;
 
 const REPLICAS: usize = 3;
-/// How long a revoked session may be served: 10 s where Redis is down, and a replica may have been
-/// stopped for 5 s.
+/// How long a revoked session may be served: 10 s while Redis is down, and 5 s while the replica is
+/// stopped.
 const REVOKE: Duration = Duration::from_secs(15);
-/// How long the fleet may take to be well again after a fault.
+/// How long the fleet may take to recover from a fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
-/// A run.
 struct Run {
     seed: u64,
-    /// How long it lasts at least; each kind of fault happens once, however long that takes.
+    /// The minimum length of the run. Each kind of fault happens once, however long that takes.
     span: Duration,
     options: StageOptions,
-    /// Pause of each writer between two messages.
+    /// The pause of each writer between two messages.
     pace: Duration,
     /// How long a revoked session may be served.
     revoke: Duration,
 }
 
-/// What happened besides what the checker saw.
+/// The faults and recoveries of a run.
 #[derive(Debug, Default)]
 struct Events {
     faults: Tally,
@@ -51,17 +51,20 @@ async fn run(run: &Run) -> (Events, Verdict) {
     let mut stage = Stage::set(REPLICAS, &run.options).await;
     let scene = Scene::set(&stage, run.seed, run.pace).await;
     scene.begin();
+
     let mut rng = StdRng::seed_from_u64(run.seed);
     let mut events = Events::default();
     let start = Instant::now();
-    let mut told = start;
+    let mut reported_at = start;
+
     let mut deck: Vec<Fault> = Vec::new();
     while start.elapsed() < run.span || events.faults.len() < Fault::ALL.len() {
-        // Every kind comes once before one of them comes again.
+        // Every kind of fault happens once before any kind happens again.
         if deck.is_empty() {
             deck = Fault::ALL.to_vec();
             deck.shuffle(&mut rng);
         }
+
         // Three times in ten a second fault follows before the fleet has recovered from the first.
         let at_once = if rng.random_bool(0.3) { 2 } else { 1 };
         for fault in deck.split_off(deck.len().saturating_sub(at_once)) {
@@ -73,17 +76,18 @@ async fn run(run: &Run) -> (Events, Verdict) {
         let recovery = recover(&scene, &mut stage, &mut events).await;
         events.slowest_recovery = events.slowest_recovery.max(recovery);
         verdict::sample_memory(&stage, &scene);
-        if told.elapsed() > Duration::from_mins(1) {
-            told = Instant::now();
+        if reported_at.elapsed() > Duration::from_mins(1) {
+            reported_at = Instant::now();
             report_progress(start, &events, &scene);
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..700))).await;
     }
+
     let verdict = verdict::reach(&mut stage, &scene, run.revoke).await;
     (events, verdict)
 }
 
-/// Waits until every replica takes messages again.
+/// Waits until every replica accepts messages. Returns how long that took.
 async fn recover(scene: &Scene, stage: &mut Stage, events: &mut Events) -> Duration {
     let start = Instant::now();
     while !scene.is_well(REPLICAS).await {
@@ -99,12 +103,12 @@ async fn recover(scene: &Scene, stage: &mut Stage, events: &mut Events) -> Durat
     start.elapsed()
 }
 
-#[expect(clippy::print_stdout, reason = "who wants to see a failure again needs the seed")]
+#[expect(clippy::print_stdout, reason = "the seed repeats a failed run")]
 fn announce(run: &Run) {
     println!("seed {}: {} s, {REPLICAS} replicas", run.seed, run.span.as_secs());
 }
 
-#[expect(clippy::print_stdout, reason = "a long run shows that it lives")]
+#[expect(clippy::print_stdout, reason = "a long run reports its progress")]
 fn report_progress(start: Instant, events: &Events, scene: &Scene) {
     let (operations, frames) = scene.history.len();
     let faults: u64 = events.faults.values().sum();
@@ -114,7 +118,7 @@ fn report_progress(start: Instant, events: &Events, scene: &Scene) {
     );
 }
 
-#[expect(clippy::print_stdout, reason = "the figures are what the run is for")]
+#[expect(clippy::print_stdout, reason = "the figures are the result of the run")]
 fn print(run: &Run, events: &Events, verdict: &Verdict) {
     announce(run);
     println!("faults: {} of {} kinds", events.faults.values().sum::<u64>(), events.faults.len());
@@ -131,16 +135,17 @@ pub fn variable(name: &str) -> Option<u64> {
     std::env::vars().find_map(|(key, value)| (key == name).then(|| value.parse().unwrap()))
 }
 
-/// Crashes after a commit that nobody heard of, before one, and between the steps of a sync.
-const FAILPOINTS: &str = "committed=crash/4000,announced=crash/4000,committing=crash/6000,followed=wait:20/20,\
-                          snapshot_read=wait:20/20,resolved=wait:50/20";
+/// Crashes after a commit that is not yet published, and before a commit; pauses between the steps
+/// of a sync.
+const FAILPOINTS: &str = "committed=crash/4000,announced=crash/4000,committing=crash/6000,\
+                          followed=wait:20/20,snapshot_read=wait:20/20,resolved=wait:50/20";
 
 /// The seed of the run in `make test`, unless `STARLING_CHAOS_SEED` names another.
 const SEED: u64 = 20_261_126;
 
 /// Every kind of fault once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
+async fn a_fleet_under_faults_loses_doubles_reorders_and_leaks_nothing() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or(SEED);
     let options = StageOptions { failpoints: FAILPOINTS, quick_heartbeat: true };
     let short = Run {
@@ -151,14 +156,15 @@ async fn a_fleet_under_fire_loses_doubles_reorders_and_leaks_nothing() {
         revoke: REVOKE,
     };
     let (events, verdict) = run(&short).await;
+
     print(&short, &events, &verdict);
     verdict.must_be_clean();
 }
 
-/// `STARLING_CHAOS_SECONDS` and `STARLING_CHAOS_SEED` tell how long and from which seed.
+/// `STARLING_CHAOS_SECONDS` and `STARLING_CHAOS_SEED` set the length and the seed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "runs as long as it is told: make chaos"]
-async fn as_long_as_told() {
+#[ignore = "runs for STARLING_CHAOS_SECONDS: make chaos"]
+async fn a_long_run_loses_doubles_reorders_and_leaks_nothing() {
     let seed = variable("STARLING_CHAOS_SEED").unwrap_or_else(rand::random);
     let span = Duration::from_secs(variable("STARLING_CHAOS_SECONDS").unwrap_or(1800));
     let options = StageOptions { failpoints: FAILPOINTS, quick_heartbeat: true };

@@ -1,4 +1,4 @@
-//! What replicas share: each contract, on every implementation of it.
+//! The contracts of the cluster traits, on every implementation.
 
 mod arrangements;
 mod bus;
@@ -58,13 +58,13 @@ pub fn sealed(key: [u8; 32], body: &[u8]) -> Vec<u8> {
     ClusterKey(key).seal("published", body)
 }
 
-/// What a replica of the next version may publish about these topics: the header that is fixed for
-/// good, with one more field, and a payload that the present version cannot read.
+/// A message that a replica of the next version may publish about these topics: the header, whose
+/// format is fixed, with one more field, and a payload that the present version can't read.
 pub fn next_version_message(key: [u8; 32], topics: &[String]) -> Vec<u8> {
     let sealed_at_ms = Clock::system().now().as_ms();
     let header = serde_json::json!({
-        "version": 2, "kind": "event", "from": 7, "epoch": null, "sealed_at_ms": sealed_at_ms, "topics": topics,
-        "of_the_next_version": true,
+        "version": 2, "kind": "event", "from": 7, "epoch": null, "sealed_at_ms": sealed_at_ms,
+        "topics": topics, "of_the_next_version": true,
     });
     sealed(key, format!("{header}\n\u{1}of the next version").as_bytes())
 }

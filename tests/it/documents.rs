@@ -1,4 +1,4 @@
-//! The documents say what the server does, all of it and nothing else.
+//! The OpenAPI and AsyncAPI documents describe everything that the server does, and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn openapi() -> Value {
     serde_json::from_str(&starling::server::openapi()).unwrap()
 }
 
-/// Every documented operation: method, path, description.
+/// Every documented operation: its method, path and description.
 fn operations(document: &Value) -> Vec<(Method, String, Value)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -25,11 +25,12 @@ fn operations(document: &Value) -> Vec<(Method, String, Value)> {
             }
         }
     }
+
     assert!(found.len() > 35, "{}", found.len());
     found
 }
 
-/// The path with an id that could be one in each place.
+/// The path with a well-formed id for each parameter.
 fn plausible(path: &str) -> String {
     path.split('/')
         .map(|part| match part {
@@ -48,15 +49,17 @@ async fn every_documented_operation_has_a_route_and_every_other_method_of_its_pa
     let document = openapi();
     let documented = operations(&document);
     let paths: BTreeSet<&String> = documented.iter().map(|(_, path, _)| path).collect();
+
     for path in paths {
         for method in [Method::GET, Method::PUT, Method::POST, Method::PATCH, Method::DELETE] {
-            // Each request has a user of its own: some of them end the session.
+            // Each request has a user of its own, since some requests end the session.
             let user = server.user().await;
             let request = user.request(method.clone(), &plausible(path)).json(&json!({}));
             let answer = user.send(request).await;
-            let known = documented.iter().any(|(it, at, _)| *it == method && at == path);
+            let is_documented = documented.iter().any(|(it, at, _)| *it == method && at == path);
             let code = answer.body["code"].as_str().unwrap_or_default();
-            if known {
+
+            if is_documented {
                 assert!(
                     answer.status != 405 && code != "route_not_found",
                     "{method} {path}: {}",
@@ -76,8 +79,7 @@ async fn every_documented_operation_has_a_route_and_every_other_method_of_its_pa
 
 #[test]
 fn every_route_in_the_sources_is_documented() {
-    // Routes are declared by `utoipa::path`; what is mounted by hand is a page, a document or a
-    // probe.
+    // `utoipa::path` declares the routes. Only pages, documents and probes are mounted by hand.
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let document = openapi();
     let mut declared = 0;
@@ -86,6 +88,7 @@ fn every_route_in_the_sources_is_documented() {
             let path = entry.unwrap().path();
             let source = std::fs::read_to_string(&path).unwrap();
             declared += source.matches("#[utoipa::path(").count();
+
             for (at, _) in source.match_indices(".route(\"") {
                 let route = source[at + 8..].split('"').next().unwrap();
                 let by_hand = [
@@ -97,15 +100,16 @@ fn every_route_in_the_sources_is_documented() {
                     "/readyz",
                     "/metrics",
                 ];
-                let known = by_hand.contains(&route);
+
                 assert!(
-                    known || !document["paths"][route].is_null(),
+                    by_hand.contains(&route) || !document["paths"][route].is_null(),
                     "{route} of {} is not documented",
                     path.display()
                 );
             }
         }
     }
+
     assert_eq!(
         declared,
         operations(&document).len(),
@@ -132,21 +136,23 @@ fn every_endpoint_takes_a_caller_unless_it_is_declared_open() {
             endpoints += 1;
         }
     }
+
     assert!(endpoints >= 30, "the endpoints were not found: {endpoints}");
 }
 
 #[test]
-fn operation_ids_are_unique_and_every_operation_says_what_it_does() {
+fn operation_ids_are_unique_and_every_operation_has_a_description() {
     let mut seen = BTreeSet::new();
     for (method, path, operation) in operations(&openapi()) {
         let id = operation["operationId"]
             .as_str()
             .unwrap_or_else(|| panic!("{method} {path} has no operationId"));
-        assert!(seen.insert(id.to_owned()), "{id} stands for two operations");
-        let says = ["summary", "description"]
+        assert!(seen.insert(id.to_owned()), "{id} names two operations");
+
+        let is_described = ["summary", "description"]
             .iter()
             .any(|key| operation[key].as_str().is_some_and(|it| !it.is_empty()));
-        assert!(says, "{method} {path} does not say what it does");
+        assert!(is_described, "{method} {path} has no description");
         assert!(
             operation["tags"].as_array().is_some_and(|tags| !tags.is_empty()),
             "{method} {path} has no tag"
@@ -166,12 +172,12 @@ fn every_operation_documents_its_errors_as_problems() {
                 );
             }
         }
-        assert!(!operation["responses"]["503"].is_null(), "{method} {path} can't be unavailable");
+        assert!(!operation["responses"]["503"].is_null(), "{method} {path} documents no 503");
     }
 }
 
 #[test]
-fn references_in_both_documents_lead_somewhere() {
+fn references_in_both_documents_resolve() {
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(fields) => {
@@ -182,6 +188,7 @@ fn references_in_both_documents_lead_somewhere() {
             _ => {}
         }
     }
+
     for document in [openapi(), starling::wire::asyncapi::document()] {
         let mut found = BTreeSet::new();
         references(&document, &mut found);
@@ -202,6 +209,7 @@ fn every_frame_of_either_side_is_in_the_asyncapi_document_and_no_other() {
         messages.filter_map(|name| name.strip_prefix(side)).map(str::to_owned).collect()
     };
     assert_eq!(of("client."), ClientFrame::TYPES.iter().map(|kind| (*kind).to_owned()).collect());
+
     let union = serde_json::to_value(ServerFrame::schema()).unwrap();
     let variants = union["oneOf"].as_array().unwrap();
     let kinds: BTreeSet<String> = variants
@@ -213,8 +221,10 @@ fn every_frame_of_either_side_is_in_the_asyncapi_document_and_no_other() {
                 .to_owned()
         })
         .collect();
+
     assert_eq!(kinds.len(), variants.len());
     assert_eq!(of("server."), kinds);
+
     for kind in [
         "ready",
         "pong",
@@ -228,12 +238,13 @@ fn every_frame_of_either_side_is_in_the_asyncapi_document_and_no_other() {
     ] {
         assert!(kinds.contains(kind), "{kind} is of the protocol");
     }
+
     let in_channel = document["channels"]["gateway"]["messages"].as_object().unwrap();
     assert_eq!(in_channel.len(), document["components"]["messages"].as_object().unwrap().len());
 }
 
 #[test]
-fn error_codes_are_words_that_differ() {
+fn error_codes_are_unique_words() {
     let codes: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(codes.len(), Code::ALL.len());
     for code in Code::ALL {
@@ -243,9 +254,9 @@ fn error_codes_are_words_that_differ() {
     }
 }
 
-/// `RELIABILITY.md` names a test for each promise; none of the names may be made up.
+/// `RELIABILITY.md` names a test for each promise. Each of these tests must exist.
 #[test]
-fn every_test_that_is_promised_is_there() {
+fn every_test_named_in_reliability_md_exists() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join("RELIABILITY.md")).unwrap();
     let named: BTreeSet<&str> = page
@@ -253,6 +264,7 @@ fn every_test_that_is_promised_is_there() {
         .filter(|word| word.contains("::") && word.bytes().all(|it| it != b' '))
         .collect();
     assert!(named.len() > 50, "{}", named.len());
+
     for name in named {
         let mut path: Vec<&str> = name.split("::").collect();
         let function = path.pop().unwrap();

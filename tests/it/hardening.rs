@@ -1,9 +1,10 @@
-//! What an attacker with one account, a bad failover and a crowd can not do.
+//! Resistance to attackers with one account, to failovers, and to the load of large communities.
 
 mod access;
 mod answers;
 mod budgets;
 mod channels;
+mod cleanup;
 mod connections;
 mod directory;
 mod epoch;
@@ -20,6 +21,5 @@ mod sessions;
 mod sets;
 mod stores;
 mod strangers;
-mod sweeps;
 mod tls;
 mod tokens;

@@ -1,4 +1,4 @@
-//! The promises of the server, one test each. Most go through the real ports, on both databases.
+//! The promises of the server, one test for each. Most tests use the real ports, on both databases.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

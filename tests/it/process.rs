@@ -1,4 +1,4 @@
-//! The real binary: what it prints, how it ends, what survives.
+//! The real binary: its output, its exit codes, and the data that survives it.
 
 mod commands;
 mod configuration;

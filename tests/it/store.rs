@@ -1,9 +1,10 @@
-//! The store by itself: order, exactness under concurrency, and plans that fit the indexes.
+//! The store without a server: order, exact limits under concurrency, and query plans.
 
 mod append;
 pub mod bench;
 mod changes;
+mod cleanup;
 mod exactness;
 pub mod explain;
 mod statements;
-mod sweep;
+mod workers;

@@ -1,14 +1,14 @@
 //! The part of a record that belongs to the last epoch of the log.
 //!
-//! After a lossy failover or a restore, acknowledged operations may be gone, and their ids and
-//! revisions are used again. So the outcome of an operation that began before the new epoch is
-//! unknown, and events that a device received before it prove nothing about the log at the end.
+//! After a lossy failover or a restore, acknowledged operations may be lost, and their ids and
+//! revisions are used again. So the outcome of an operation that began before the new epoch counts
+//! as unknown. Events that a device received before it prove nothing about the final log.
 
 use std::collections::HashMap;
 
-use crate::history::{Entry, Name, Outcome, Record, Told};
+use crate::history::{DeviceEvent, Entry, Name, Outcome, Record};
 
-/// The record within its last epoch; nothing if it has only one.
+/// The part of the record that belongs to its last epoch. `None` if there is only one epoch.
 pub(super) fn of_last(record: &Record) -> Option<Record> {
     let (epoch, since_us) = last(record)?;
     let mut cut = record.clone();
@@ -18,10 +18,12 @@ pub(super) fn of_last(record: &Record) -> Option<Record> {
             op.outcome = Some(Outcome::Unknown);
         }
     }
+
     for device in &mut cut.devices {
         let epochs: HashMap<u32, Name> = device.entries.iter().filter_map(presented).collect();
         device.entries.retain(|entry| epochs.get(&entry.connection).is_none_or(|of| *of == epoch));
     }
+
     Some(cut)
 }
 
@@ -34,6 +36,7 @@ pub(super) fn last(record: &Record) -> Option<(Name, u64)> {
             *first_us = entry.at_us.min(*first_us);
         }
     }
+
     if since.len() < 2 {
         return None;
     }
@@ -42,5 +45,9 @@ pub(super) fn last(record: &Record) -> Option<(Name, u64)> {
 
 /// The connection of a `ready`, and its epoch.
 fn presented(entry: &Entry) -> Option<(u32, Name)> {
-    if let Told::Ready { epoch } = entry.told { Some((entry.connection, epoch)) } else { None }
+    if let DeviceEvent::Ready { epoch } = entry.told {
+        Some((entry.connection, epoch))
+    } else {
+        None
+    }
 }

@@ -1,43 +1,41 @@
-//! What several invariants need, gathered once.
+//! Indices over the record and the final log that several invariants share.
 
 use super::ledger::{Item, Ledger, Move};
 use super::quick::HashMap;
 use super::{Evidence, FinalChat, FinalMessage};
 use crate::history::{Kind, Name, Op, Record};
 
-/// A chat of the final log, ready to be looked up.
+/// Indices over a chat of the final log.
 pub(super) struct ChatFacts<'a> {
     pub log: &'a FinalChat,
     /// Messages by id.
     pub messages: Vec<&'a FinalMessage>,
     /// (rev of the last change, id), ascending.
     pub by_rev: Vec<(u32, u32)>,
-    /// (rev that sent it, id), ascending; of messages of which it is known.
+    /// (rev of the send, id), ascending, for messages whose send is known.
     pub by_sent_rev: Vec<(u32, u32)>,
-    /// Revisions of members' last changes and of the last renaming, ascending, as far as they are
-    /// known.
+    /// Known revisions of the members' last changes and of the last rename, ascending.
     pub other_revs: Vec<u32>,
 }
 
 impl ChatFacts<'_> {
-    /// The message with this id.
     pub(super) fn message(&self, id: u32) -> Option<&FinalMessage> {
         let index = self.messages.binary_search_by_key(&id, |message| message.seen.id).ok()?;
         Some(self.messages[index])
     }
 
-    /// The messages whose last change is after `from`, and not after `to`: (rev, id).
+    /// (rev, id) of the messages whose last change is after `from` and not after `to`.
     pub(super) fn changed(&self, from: u32, to: u32) -> &[(u32, u32)] {
         between(&self.by_rev, from, to)
     }
 
-    /// The messages sent after `from`, and not after `to`: (rev, id).
+    /// (rev, id) of the messages sent after `from` and not after `to`.
     pub(super) fn sent(&self, from: u32, to: u32) -> &[(u32, u32)] {
         between(&self.by_sent_rev, from, to)
     }
 
-    /// Whether at the end something still is as this rev left it: then nobody may have been spared
-    /// its event.
+    /// Whether a message or member was last changed at this rev. If so, its event must reach every
+    /// member.
     pub(super) fn is_final(&self, rev: u32) -> bool {
         !self.changed(rev - 1, rev).is_empty() || self.other_revs.binary_search(&rev).is_ok()
     }
@@ -49,24 +47,24 @@ fn between(sorted: &[(u32, u32)], from: u32, to: u32) -> &[(u32, u32)] {
     sorted.get(start..end).unwrap_or_default()
 }
 
-/// Whether a user was a member at a revision.
+/// Whether a user can have been a member at a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// Or it can't be told.
+    /// The user was a member, or the record cannot exclude it.
     Possible,
-    /// Certainly not.
+    /// The user was certainly not a member.
     Never,
 }
 
-/// What several invariants need.
+/// The record, the final log and the indices over both.
 pub(super) struct Facts<'a> {
     pub evidence: &'a Evidence<'a>,
     pub record: &'a Record,
     pub chats: HashMap<Name, ChatFacts<'a>>,
     pub ledger: Ledger,
-    /// Edits and removals that may have been done, by (chat, message).
+    /// Edits and removals that the server may have done, by (chat, message).
     pub changes: HashMap<(Name, u32), Vec<&'a Op>>,
-    /// Joins and leavings that may have been done, by (chat, user).
+    /// Joins and leaves that the server may have done, by (chat, user).
     pub membership_ops: HashMap<(Name, Name), Vec<&'a Op>>,
 }
 
@@ -77,6 +75,7 @@ impl<'a> Facts<'a> {
             evidence.log.chats.iter().map(|log| (log.chat, chat_facts(log, &ledger))).collect();
         let mut changes: HashMap<_, Vec<_>> = HashMap::default();
         let mut membership_ops: HashMap<_, Vec<_>> = HashMap::default();
+
         for op in evidence.record.ops.iter().filter(|op| op.may_be_done()) {
             match op.kind {
                 Kind::Edit { chat, message_id, .. } | Kind::Remove { chat, message_id } => {
@@ -88,25 +87,26 @@ impl<'a> Facts<'a> {
                 _ => {}
             }
         }
+
         Self { evidence, record: evidence.record, chats, ledger, changes, membership_ops }
     }
 
-    /// Edits and removals of a message that may have been done.
+    /// Edits and removals of a message that the server may have done.
     pub(super) fn changes(&self, chat: Name, id: u32) -> &[&'a Op] {
         self.changes.get(&(chat, id)).map_or(&[], |ops| ops)
     }
 
-    /// Joins and leavings of a user that may have been done.
+    /// Joins and leaves of a user that the server may have done.
     pub(super) fn membership_ops(&self, chat: Name, user: Name) -> &[&'a Op] {
         self.membership_ops.get(&(chat, user)).map_or(&[], |ops| ops)
     }
 
-    /// What a rev changed, if anybody knows.
+    /// The item that a rev changed, if a read or a frame showed it.
     pub(super) fn item(&self, chat: Name, rev: u32) -> Option<Item> {
         self.ledger.claims.get(&(chat, rev)).map(|claim| claim.item)
     }
 
-    /// Whether anything at all makes this user a member of this chat, at any time.
+    /// Whether the user was certainly never a member of the chat.
     pub(super) fn is_stranger(&self, chat: Name, user: Name) -> bool {
         let Some(facts) = self.chats.get(&chat) else { return false };
         let listed = facts.log.members.iter().any(|member| member.user == user);
@@ -115,25 +115,27 @@ impl<'a> Facts<'a> {
         !listed && !joining && !self.ledger.moves.contains_key(&(chat, user))
     }
 
-    /// Whether a user may have been a member when this rev came to be. Membership ends with the rev
-    /// of the leaving.
+    /// Whether a user can have been a member at this rev. At the rev of a leave, the user still
+    /// counts as a member.
     pub(super) fn membership(&self, chat: Name, user: Name, rev: u32) -> Membership {
         let Some(moves) = self.ledger.moves.get(&(chat, user)) else { return Membership::Possible };
-        let turns = || moves.iter().filter(|(_, what)| *what != Move::Changed);
-        let last = turns().rfind(|(at, what)| *at < rev || (*at == rev && *what == Move::Joined));
+        let changes = || moves.iter().filter(|(_, what)| *what != Move::Changed);
+        let last = changes().rfind(|(at, what)| *at < rev || (*at == rev && *what == Move::Joined));
+
         let outside = match last {
             Some((_, what)) => *what == Move::Left,
-            None => turns().next().is_some_and(|(at, what)| *at > rev && *what == Move::Joined),
+            None => changes().next().is_some_and(|(at, what)| *at > rev && *what == Move::Joined),
         };
-        if outside && self.all_turns_known(chat, user, moves) {
+
+        if outside && self.all_changes_seen(chat, user, moves) {
             Membership::Never
         } else {
             Membership::Possible
         }
     }
 
-    /// Whether every join and leaving that may have been done is one that somebody saw.
-    fn all_turns_known(&self, chat: Name, user: Name, moves: &[(u32, Move)]) -> bool {
+    /// Whether `moves` contains every join and leave that the server may have done.
+    fn all_changes_seen(&self, chat: Name, user: Name, moves: &[(u32, Move)]) -> bool {
         let seen = |wanted| moves.iter().filter(|(rev, what)| *what == wanted && *rev > 1).count();
         let ops = self.membership_ops(chat, user);
         let joins = ops.iter().filter(|op| matches!(op.kind, Kind::Join { .. })).count();
@@ -144,9 +146,11 @@ impl<'a> Facts<'a> {
 fn chat_facts<'a>(log: &'a FinalChat, ledger: &Ledger) -> ChatFacts<'a> {
     let mut messages: Vec<&FinalMessage> = log.messages.iter().collect();
     messages.sort_unstable_by_key(|message| message.seen.id);
+
     let mut by_rev: Vec<(u32, u32)> =
         messages.iter().map(|message| (message.seen.rev, message.seen.id)).collect();
     by_rev.sort_unstable();
+
     let sent_rev =
         |id: u32| ledger.origins.get(&(log.chat, id)).map_or(0, |origin| origin.sent_rev);
     let mut by_sent_rev: Vec<(u32, u32)> = messages
@@ -155,9 +159,11 @@ fn chat_facts<'a>(log: &'a FinalChat, ledger: &Ledger) -> ChatFacts<'a> {
         .filter(|(rev, _)| *rev > 0)
         .collect();
     by_sent_rev.sort_unstable();
+
     let mut other_revs: Vec<u32> = log.members.iter().map(|member| member.rev).collect();
     other_revs.push(log.renamed_rev);
     other_revs.retain(|rev| *rev > 1);
     other_revs.sort_unstable();
+
     ChatFacts { log, messages, by_rev, by_sent_rev, other_revs }
 }

@@ -1,72 +1,72 @@
-//! What is there at the end: the log by the database, and what each replica says of it.
+//! The state at the end of a run: the log, and each replica's view of it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::history::{ChatSeen, Digest, Name, Seen};
 
-/// A message at the end.
+/// A message of the final log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalMessage {
-    /// The message.
+    /// The message in its last state.
     pub seen: Seen,
-    /// The revision that sent it; 0 if unknown.
+    /// The revision of the send; 0 if unknown.
     pub sent_rev: u32,
-    /// Its key; none if it has none, or if it is unknown.
+    /// Idempotency key; [`Digest::NONE`] if the message has none or it is unknown.
     pub client_id: Digest,
 }
 
-/// A member at the end, or somebody who left.
+/// A current or former member of a chat in the final log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalMember {
-    /// Who.
+    /// User id.
     pub user: Name,
     /// The revision of the last join; 0 if unknown.
     pub joined_rev: u32,
     /// The revision of the last change of this member; 0 if unknown.
     pub rev: u32,
-    /// Absent for a member; else the revision at which they left, 0 if unknown.
+    /// The revision of the leave, 0 if unknown; absent for a current member.
     pub left_rev: Option<u32>,
-    /// The read marker.
+    /// The read marker: a message id.
     pub last_read_message_id: u32,
 }
 
-/// A chat at the end.
+/// A chat of the final log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalChat {
-    /// Which.
+    /// Chat id.
     pub chat: Name,
-    /// Its revision.
+    /// The chat's revision.
     pub rev: u32,
-    /// The revision that last renamed it; 0 if unknown.
+    /// The revision of the last rename; 0 if unknown.
     pub renamed_rev: u32,
-    /// Position of the last message, as the chat itself says.
+    /// Id of the last message, as the chat itself counts it.
     pub last_message_id: u32,
-    /// Members, as the chat itself says.
+    /// Number of members, as the chat itself counts them.
     pub member_count: u32,
     /// All messages, in any order.
     pub messages: Vec<FinalMessage>,
-    /// All members, and those who left as far as they are known.
+    /// All current members, and the known former members.
     pub members: Vec<FinalMember>,
 }
 
-/// What a replica tells one user of one chat.
+/// A replica's view of one chat for one user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalView {
-    /// The replica's number.
+    /// Index of the replica.
     pub replica: usize,
-    /// To whom.
+    /// User id of the reader.
     pub user: Name,
-    /// The chat as in the user's list.
+    /// The chat in the user's list of chats.
     pub chat: ChatSeen,
-    /// Its whole history, by id; absent if it was not read.
+    /// The complete history of the chat, by id; absent if it was not read.
     pub messages: Option<Vec<Seen>>,
 }
 
-/// Everything at the end. Names are those of the run's [`crate::history::History`].
+/// The state at the end of a run. Names are those of the run's [`crate::history::History`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalLog {
     /// Every chat of the run.
     pub chats: Vec<FinalChat>,
-    /// What replicas say.
+    /// The replicas' views of these chats.
     pub views: Vec<FinalView>,
 }

@@ -1,14 +1,14 @@
-//! I11: reads never go back: what a user saw, in a read or on one of their devices, is there in
-//! every later read.
+//! I11: reads are monotonic: a read shows everything that an earlier read or a device of the same
+//! user showed.
 
 use super::facts::Facts;
 use super::quick::HashMap;
 use super::reads::{self, Read};
 use super::report::Sink;
-use super::{Harm, Invariant, Place};
-use crate::history::{Name, Told};
+use super::{Harm, Invariant, Location};
+use crate::history::{DeviceEvent, Name};
 
-/// What was seen of a chat before a moment.
+/// The lowest rev and last message id of a chat that a read may show.
 #[derive(Clone, Copy, Default)]
 struct Floor {
     rev: u32,
@@ -29,8 +29,10 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             by_user.entry(read.user).or_default().push(read);
         }
     }
+
     for (user, mut reads) in by_user {
         reads.sort_unstable_by_key(|read| read.invoked_us);
+
         let mut floors = floors_of_reads(&reads);
         for device in facts.record.devices.iter().filter(|device| device.user == user) {
             let mut seen: HashMap<Name, Floor> = HashMap::default();
@@ -44,14 +46,16 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                 }
             }
         }
+
         for (read, floor) in reads.iter().zip(floors) {
             let back = read.rev.is_some_and(|rev| rev < floor.rev)
                 || read.last_id.is_some_and(|last_id| last_id < floor.last_id);
             if back {
-                sink.add(Invariant::I11, Harm::Lost, Place::chat(read.chat), || {
+                sink.add(Invariant::I11, Harm::Lost, Location::chat(read.chat), || {
                     let user = facts.record.word(user);
                     format!(
-                        "user {user} saw rev {} and message {} before, then read rev {:?} and message {:?}",
+                        "user {user} saw rev {} and message {} before, then read rev {:?} and \
+                         message {:?}",
                         floor.rev, floor.last_id, read.rev, read.last_id
                     )
                 });
@@ -60,13 +64,15 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
 }
 
-/// For each read what earlier reads, completed before it was sent, had shown.
+/// For each read, what earlier reads showed that were complete before it began.
 fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
     let mut completed: Vec<&Read<'_>> = reads.iter().collect();
     completed.sort_unstable_by_key(|read| read.completed_us);
+
     let mut completed = completed.into_iter().peekable();
     let mut seen: HashMap<Name, Floor> = HashMap::default();
     let mut floors = Vec::with_capacity(reads.len());
+
     for read in reads {
         while let Some(earlier) =
             completed.next_if(|earlier| earlier.completed_us < read.invoked_us)
@@ -76,20 +82,21 @@ fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
         }
         floors.push(seen.get(&read.chat).copied().unwrap_or_default());
     }
+
     floors
 }
 
-fn raise_by(seen: &mut HashMap<Name, Floor>, told: &Told) {
+fn raise_by(seen: &mut HashMap<Name, Floor>, told: &DeviceEvent) {
     match told {
-        Told::New { chat, rev, seen: message } => {
+        DeviceEvent::New { chat, rev, seen: message } => {
             seen.entry(*chat).or_default().raise(*rev, message.id)
         }
-        Told::Synced(chats) => {
+        DeviceEvent::Synced(chats) => {
             for (chat, rev) in chats {
                 seen.entry(*chat).or_default().raise(*rev, 0);
             }
         }
-        Told::Added { chat, rev, last_message_id } => {
+        DeviceEvent::Added { chat, rev, last_message_id } => {
             seen.entry(*chat).or_default().raise(*rev, *last_message_id)
         }
         told => {

@@ -1,14 +1,15 @@
-//! I12: after the bound a revoked session gets no success, and its sockets no frame.
+//! I12: after the bound, no request of a revoked session succeeds, and its sockets get no frame.
 
 use super::facts::Facts;
 use super::quick::HashMap;
 use super::report::Sink;
-use super::{Harm, Invariant, Place, us};
+use super::{Harm, Invariant, Location, us};
 use crate::history::{Kind, Name};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let bound = us(facts.evidence.limits.revoke);
     let mut ended: HashMap<Name, u64> = HashMap::default();
+
     for op in &facts.record.ops {
         if let (Kind::Revoke { session }, Some(_), Some(at)) =
             (op.kind, op.value(), op.completed_us)
@@ -18,17 +19,20 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             *first = (*first).min(at);
         }
     }
+
     if ended.is_empty() {
         return;
     }
+
     for op in facts.record.ops.iter().filter(|op| op.value().is_some() && op.kind != Kind::Login) {
         if ended.get(&op.session).is_some_and(|at| op.invoked_us > at + bound) {
-            let place = Place {
+            let location = Location {
                 chat: op.kind.chat(),
                 rev: op.message().map(|seen| seen.rev),
                 device: None,
             };
-            sink.add(Invariant::I12, Harm::Leaked, place, || {
+
+            sink.add(Invariant::I12, Harm::Leaked, location, || {
                 format!(
                     "{} of user {} succeeded with a revoked session",
                     name(&op.kind),
@@ -37,14 +41,18 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             });
         }
     }
+
     for (number, device) in facts.record.devices.iter().enumerate() {
         let Some(at) = ended.get(&device.session) else { continue };
         let late =
             device.entries.iter().filter(|entry| entry.at_us > at + bound && entry.told.is_frame());
+
         for entry in late {
-            let place =
-                entry.told.event().map_or_else(Place::default, |(chat, rev)| Place::rev(chat, rev));
-            sink.add(Invariant::I12, Harm::Leaked, place.on(number), || {
+            let location = entry
+                .told
+                .event()
+                .map_or_else(Location::default, |(chat, rev)| Location::rev(chat, rev));
+            sink.add(Invariant::I12, Harm::Leaked, location.on(number), || {
                 format!(
                     "{} came {} ms after the session was revoked",
                     name(&entry.told),
@@ -55,8 +63,8 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     }
 }
 
-/// The name of a variant, without what is in it: numbers that say nothing outside of the record.
+/// The name of a variant without its fields, which are indices that only the record can resolve.
 fn name(value: &impl std::fmt::Debug) -> String {
-    let whole = format!("{value:?}");
-    whole.split([' ', '(']).next().unwrap_or_default().to_owned()
+    let debug = format!("{value:?}");
+    debug.split([' ', '(']).next().unwrap_or_default().to_owned()
 }

@@ -1,42 +1,49 @@
-//! I15: a chat's counts, and what replicas tell of them, are what folding the log gives.
+//! I15: the counts of a chat, and the replicas' views of them, match the log.
 
 use super::facts::{ChatFacts, Facts};
 use super::report::Sink;
-use super::{FinalView, Harm, Invariant, Place};
+use super::{FinalView, Harm, Invariant, Location};
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
-    let mut say =
-        |place: Place, what: String| sink.add(Invariant::I15, Harm::Wrong, place, || what);
+    let mut report =
+        |location: Location, what: String| sink.add(Invariant::I15, Harm::Wrong, location, || what);
     for facts in facts.chats.values() {
-        let (log, place) = (facts.log, Place::chat(facts.log.chat));
+        let (log, location) = (facts.log, Location::chat(facts.log.chat));
         let messages = u32::try_from(facts.messages.len()).unwrap_or(u32::MAX);
+
         if log.last_message_id != messages {
-            say(
-                place,
-                format!("its last message is {}, and it has {messages}", log.last_message_id),
+            report(
+                location,
+                format!("last_message_id is {}, but the log has {messages}", log.last_message_id),
             );
         }
+
         let members = members(facts);
         if !log.members.is_empty() && log.member_count != members {
-            say(place, format!("it counts {} members, and has {members}", log.member_count));
+            report(
+                location,
+                format!("member_count is {}, but the log has {members}", log.member_count),
+            );
         }
+
         for member in log.members.iter().filter(|member| member.last_read_message_id > messages) {
-            say(
-                place,
+            report(
+                location,
                 format!(
-                    "a read marker is at message {}, beyond the end",
+                    "a read marker is at message {}, after the last message",
                     member.last_read_message_id
                 ),
             );
         }
     }
+
     for view in &facts.evidence.log.views {
         let Some(chat) = facts.chats.get(&view.chat.chat) else { continue };
         for what in faults(chat, view) {
             let user = facts.record.word(view.user);
-            say(
-                Place::chat(view.chat.chat),
-                format!("replica {} tells user {user} {what}", view.replica),
+            report(
+                Location::chat(view.chat.chat),
+                format!("replica {} shows user {user} {what}", view.replica),
             );
         }
     }
@@ -50,29 +57,35 @@ fn members(facts: &ChatFacts<'_>) -> u32 {
 fn faults(facts: &ChatFacts<'_>, view: &FinalView) -> Vec<String> {
     let (log, chat) = (facts.log, view.chat);
     let mut faults = Vec::new();
-    let mut expect = |what: &str, told: u32, right: u32| {
-        if told != right {
-            faults.push(format!("{what} {told}, and it is {right}"));
+
+    let mut expect = |what: &str, shown: u32, expected: u32| {
+        if shown != expected {
+            faults.push(format!("{what} {shown} instead of {expected}"));
         }
     };
+
     let last = facts.messages.last().map(|message| message.seen);
     expect("rev", chat.rev, log.rev);
     expect("last message", chat.last_message_id, last.map_or(0, |seen| seen.id));
+
     if !log.members.is_empty() {
         expect("member count", chat.member_count, members(facts));
     }
+
     if let (Some(unread), Some(read)) = (chat.unread_count, chat.last_read_message_id) {
         expect("unread count", unread, chat.last_message_id.saturating_sub(read));
     }
+
     let member =
         log.members.iter().find(|member| member.user == view.user && member.left_rev.is_none());
     if let (Some(read), Some(member)) = (chat.last_read_message_id, member) {
         expect("read marker", read, member.last_read_message_id);
     }
+
     if let Some(last) = last.filter(|_| chat.last_sender.0 != 0)
         && last.sender != chat.last_sender
     {
-        faults.push("another sender of the last message".to_owned());
+        faults.push("a wrong sender of the last message".to_owned());
     }
     faults
 }

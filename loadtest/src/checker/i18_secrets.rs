@@ -1,18 +1,19 @@
-//! I18: planted secrets appear in none of the texts that others may read. The secret itself is not
-//! repeated here.
+//! I18: planted secrets appear in no exposed text. The report names a secret by its number and does
+//! not repeat it.
 
 use super::facts::Facts;
 use super::quick::HashMap;
 use super::report::Sink;
-use super::{Harm, Invariant, Place};
+use super::{Harm, Invariant, Location};
 
-/// Secrets are looked up by their first bytes, so that a text is read once however many there are.
+/// Secrets are indexed by their first bytes, so each text is scanned once for all secrets.
 const HEAD_BYTES: usize = 8;
 
 pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
     let mut by_head: HashMap<&[u8], Vec<usize>> = HashMap::default();
     let mut short: Vec<usize> = Vec::new();
     let secrets = facts.evidence.secrets;
+
     for (number, secret) in secrets.iter().enumerate() {
         match secret.as_bytes().get(..HEAD_BYTES) {
             Some(head) => by_head.entry(head).or_default().push(number),
@@ -20,10 +21,12 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             None => short.push(number),
         }
     }
+
     for exposed in facts.evidence.exposed {
         let mut found: Vec<usize> =
             short.iter().copied().filter(|n| exposed.text.contains(&secrets[*n])).collect();
         let bytes = exposed.text.as_bytes();
+
         for (start, head) in bytes.windows(HEAD_BYTES).enumerate() {
             for number in by_head.get(head).into_iter().flatten() {
                 if bytes[start..].starts_with(secrets[*number].as_bytes()) {
@@ -31,10 +34,12 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                 }
             }
         }
+
         found.sort_unstable();
         found.dedup();
+
         for number in found {
-            sink.add(Invariant::I18, Harm::Leaked, Place::default(), || {
+            sink.add(Invariant::I18, Harm::Leaked, Location::default(), || {
                 format!("secret number {number} of the list appears in {}", exposed.place)
             });
         }

@@ -1,14 +1,14 @@
-//! I20: after the epoch of the log changed, nobody holds what the log does not have.
+//! I20: after the epoch of the log changed, no device holds data that the log does not have.
 //!
-//! A device that names revisions of another epoch gets `reset` (or `chat_gone`) for each of these
-//! chats before `synced`. Every event that it gets from then on is in the log at the end. No device
-//! gets back to an earlier epoch.
+//! A device that names revisions of another epoch receives `reset` (or `chat_gone`) for each of
+//! these chats before `synced`. Every event that it receives after that is in the final log. No
+//! device returns to an earlier epoch.
 
 use std::collections::{HashMap, HashSet};
 
 use super::report::Sink;
-use super::{Evidence, Harm, Invariant, Place, epochs};
-use crate::history::{DeviceRecord, Digest, Name, Told};
+use super::{Evidence, Harm, Invariant, Location, epochs};
+use crate::history::{DeviceEvent, DeviceRecord, Digest, Name};
 
 pub(super) fn check(evidence: &Evidence<'_>, sink: &mut Sink<'_>) {
     let Some((last, _)) = epochs::last(evidence.record) else { return };
@@ -16,31 +16,32 @@ pub(super) fn check(evidence: &Evidence<'_>, sink: &mut Sink<'_>) {
     for (number, device) in evidence.record.devices.iter().enumerate() {
         let mut holding = Holding::default();
         let mut wrong = |chat, rev, what: &str| {
-            let place =
-                if let Some(chat) = chat { Place::rev(chat, rev) } else { Place::default() };
-            sink.add(Invariant::I20, Harm::Wrong, place.on(number), || what.to_owned());
+            let location =
+                if let Some(chat) = chat { Location::rev(chat, rev) } else { Location::default() };
+            sink.add(Invariant::I20, Harm::Wrong, location.on(number), || what.to_owned());
         };
+
         holding.fold(device, &mut wrong);
 
-        // A device that did not come back can't know that the log changed.
-        if holding.of == Some(last) {
+        // A device that did not reconnect did not learn of the new epoch.
+        if holding.synced == Some(last) {
             holding.compare(evidence, &mut wrong);
         }
     }
 }
 
-/// What a device holds.
+/// The messages that a device holds, and their epoch.
 #[derive(Default)]
 struct Holding {
-    /// The epoch that it belongs to, once there was a `synced`.
-    of: Option<Name>,
-    /// The epoch of the present connection.
+    /// The epoch at the last `synced`.
+    synced: Option<Name>,
+    /// The epoch in the `ready` of the current connection.
     presented: Option<Name>,
-    /// Epochs that were left.
+    /// Earlier epochs.
     left: HashSet<Name>,
-    /// Chats whose `reset` is due before `synced`.
+    /// Chats that need a `reset` before `synced`.
     due: HashSet<Name>,
-    /// By chat and id: the revision of the frame, and the text.
+    /// The revision of the frame and the text, by chat and message id.
     messages: HashMap<(Name, u32), (u32, Digest)>,
 }
 
@@ -48,38 +49,40 @@ impl Holding {
     fn fold(&mut self, device: &DeviceRecord, wrong: &mut impl FnMut(Option<Name>, u32, &str)) {
         for entry in &device.entries {
             match &entry.told {
-                Told::Ready { epoch } => {
+                DeviceEvent::Ready { epoch } => {
                     if let Some(before) =
                         self.presented.replace(*epoch).filter(|before| before != epoch)
                     {
                         self.left.insert(before);
                     }
                     if self.left.contains(epoch) {
-                        wrong(None, 0, "it was led back to an epoch that was over");
+                        wrong(None, 0, "the device returned to an earlier epoch");
                     }
                     self.due.clear();
                 }
-                Told::Sync(named) if self.of.is_some() && self.of != self.presented => {
+                DeviceEvent::Sync(named)
+                    if self.synced.is_some() && self.synced != self.presented =>
+                {
                     self.due = named.iter().map(|(chat, _)| *chat).collect();
                 }
-                Told::Reset { chat, .. } | Told::Gone { chat } => {
+                DeviceEvent::Reset { chat, .. } | DeviceEvent::Gone { chat } => {
                     self.due.remove(chat);
                     self.messages.retain(|(of, _), _| of != chat);
                 }
-                Told::Synced(_) => {
+                DeviceEvent::Synced(_) => {
                     for chat in self.due.drain() {
                         wrong(
                             Some(chat),
                             0,
-                            "it came with revisions of another epoch, and was not told `reset`",
+                            "the device named revisions of another epoch, but received no `reset`",
                         );
                     }
-                    self.of = self.presented;
+                    self.synced = self.presented;
                 }
-                Told::New { chat, rev, seen } | Told::Edited { chat, rev, seen } => {
+                DeviceEvent::New { chat, rev, seen } | DeviceEvent::Edited { chat, rev, seen } => {
                     self.messages.insert((*chat, seen.id), (*rev, seen.text));
                 }
-                Told::Removed { chat, rev, message_id } => {
+                DeviceEvent::Removed { chat, rev, message_id } => {
                     self.messages.insert((*chat, *message_id), (*rev, Digest::NONE));
                 }
                 _ => {}
@@ -94,6 +97,7 @@ impl Holding {
             .chats
             .iter()
             .flat_map(|log| log.messages.iter().map(|it| ((log.chat, it.seen.id), it)));
+
         let logged: HashMap<(Name, u32), _> = messages.collect();
         for ((chat, id), (rev, text)) in &self.messages {
             match logged.get(&(*chat, *id)) {
@@ -101,20 +105,20 @@ impl Holding {
                 None => wrong(
                     Some(*chat),
                     *rev,
-                    &format!("it holds message {id}, which the log does not have"),
+                    &format!("the device holds message {id}, which is not in the log"),
                 ),
                 Some(message) if message.seen.rev < *rev => {
                     wrong(
                         Some(*chat),
                         *rev,
-                        &format!("it holds a state of message {id} that the log does not have"),
+                        &format!("the device holds a later state of message {id} than the log"),
                     );
                 }
                 Some(message) if message.seen.rev == *rev && message.seen.text != *text => {
                     wrong(
                         Some(*chat),
                         *rev,
-                        &format!("it holds another text of message {id} than the log"),
+                        &format!("the device holds another text of message {id} than the log"),
                     );
                 }
                 Some(_) => {}

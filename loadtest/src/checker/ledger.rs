@@ -1,42 +1,39 @@
-//! Who said what of which revision and which message: the first word counts, a different one is a
-//! conflict.
+//! Claims about revisions and messages, from the final log, answers and frames. The first claim
+//! about a revision counts; a later claim that differs is a conflict.
 
 use super::Evidence;
 use super::quick::HashMap;
-use crate::history::{Digest, Name, Outcome, Seen, State, Told, Value};
+use crate::history::{DeviceEvent, Digest, Name, Outcome, Seen, State, Value};
 
-/// What a revision changed.
+/// The item that a revision changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Item {
-    /// This message.
     Message(u32),
-    /// This member.
     Member(Name),
-    /// The chat itself.
     Chat,
 }
 
-/// What is said of a revision.
+/// A claim about a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub item: Item,
-    /// The message's text after it; none where it has none.
+    /// The text of the message after the change; [`Digest::NONE`] if there is none.
     pub text: Digest,
 }
 
-/// What is known of a message beside its latest state.
+/// The known facts about a message beside its latest state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Origin {
     pub sender: Name,
-    /// The text as it was sent; none if nobody saw it.
+    /// The text of the send; [`Digest::NONE`] if unknown.
     pub text: Digest,
-    /// The revision that sent it; 0 if nobody saw it.
+    /// The revision of the send; 0 if unknown.
     pub sent_rev: u32,
-    /// The highest revision at which anybody saw it.
+    /// The highest revision of the message that was seen.
     pub seen_rev: u32,
 }
 
-/// Two who do not agree.
+/// A claim that differs from an earlier one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conflict {
     pub chat: Name,
@@ -45,18 +42,17 @@ pub(super) struct Conflict {
     pub what: &'static str,
 }
 
-/// Everything that anybody said.
+/// All claims of a record and its final log.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub claims: HashMap<(Name, u32), Claim>,
     pub origins: HashMap<(Name, u32), Origin>,
     pub conflicts: Vec<Conflict>,
-    /// The revisions at which members changed, by (chat, user), ascending, with whether they
-    /// joined.
+    /// The revisions at which memberships changed, by (chat, user), ascending.
     pub moves: HashMap<(Name, Name), Vec<(u32, Move)>>,
 }
 
-/// What became of a member.
+/// A change of a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Move {
     Joined,
@@ -69,20 +65,24 @@ impl Ledger {
     pub(super) fn read(evidence: &Evidence<'_>) -> Self {
         let mut ledger = Self::default();
         ledger.read_log(evidence);
+
         for op in &evidence.record.ops {
             if let (Some(chat), Some(Outcome::Ok(value))) = (op.kind.chat(), &op.outcome) {
                 ledger.read_value(chat, value);
             }
         }
+
         for (number, device) in evidence.record.devices.iter().enumerate() {
             for entry in &device.entries {
                 ledger.read_told(number, &entry.told);
             }
         }
+
         for moves in ledger.moves.values_mut() {
             moves.sort_unstable();
             moves.dedup();
         }
+
         ledger
     }
 
@@ -96,6 +96,7 @@ impl Ledger {
                     origin.sent_rev = message.sent_rev;
                 }
             }
+
             for member in &chat.members {
                 let moves = [
                     (member.joined_rev, Move::Joined),
@@ -109,6 +110,7 @@ impl Ledger {
                 }
             }
         }
+
         for view in &evidence.log.views {
             for seen in view.messages.iter().flatten() {
                 self.see(view.chat.chat, seen, None);
@@ -128,20 +130,20 @@ impl Ledger {
         }
     }
 
-    fn read_told(&mut self, device: usize, told: &Told) {
+    fn read_told(&mut self, device: usize, told: &DeviceEvent) {
         match told {
-            Told::New { chat, rev, seen } | Told::Edited { chat, rev, seen } => {
+            DeviceEvent::New { chat, rev, seen } | DeviceEvent::Edited { chat, rev, seen } => {
                 self.see(*chat, seen, Some(device));
                 if *rev != seen.rev {
                     self.conflict(
                         *chat,
                         *rev,
                         Some(device),
-                        "the frame's rev is not its message's",
+                        "the frame's rev differs from its message's rev",
                     );
                 }
             }
-            Told::Removed { chat, rev, message_id } => {
+            DeviceEvent::Removed { chat, rev, message_id } => {
                 self.claim(
                     *chat,
                     *rev,
@@ -149,16 +151,16 @@ impl Ledger {
                     Some(device),
                 );
             }
-            Told::Joined { chat, rev, user } => {
+            DeviceEvent::Joined { chat, rev, user } => {
                 self.moved(*chat, *rev, *user, Move::Joined, Some(device))
             }
-            Told::Changed { chat, rev, user } => {
+            DeviceEvent::Changed { chat, rev, user } => {
                 self.moved(*chat, *rev, *user, Move::Changed, Some(device))
             }
-            Told::Left { chat, rev, user } => {
+            DeviceEvent::Left { chat, rev, user } => {
                 self.moved(*chat, *rev, *user, Move::Left, Some(device))
             }
-            Told::Renamed { chat, rev } => {
+            DeviceEvent::Renamed { chat, rev } => {
                 self.claim(
                     *chat,
                     *rev,
@@ -172,11 +174,13 @@ impl Ledger {
 
     fn see(&mut self, chat: Name, seen: &Seen, device: Option<usize>) {
         self.claim(chat, seen.rev, Claim { item: Item::Message(seen.id), text: seen.text }, device);
+
         let origin = self
             .origins
             .entry((chat, seen.id))
             .or_insert_with(|| Origin { sender: seen.sender, ..Origin::default() });
         origin.seen_rev = origin.seen_rev.max(seen.rev);
+
         let mut fault = (origin.sender != seen.sender).then_some("a message has two senders");
         if seen.state == State::Sent {
             if origin.text == Digest::NONE {
@@ -190,6 +194,7 @@ impl Ledger {
                 fault = Some("a message was sent at two revs");
             }
         }
+
         if let Some(what) = fault {
             self.conflict(chat, seen.rev, device, what);
         }
@@ -201,7 +206,7 @@ impl Ledger {
         if moves.last() != Some(&(rev, what)) {
             moves.push((rev, what));
         }
-        // Every device tells of the same few moves: kept short while reading.
+        // Every device receives the same few moves, so duplicates are removed to bound the list.
         if moves.len() > 64 && moves.len().is_power_of_two() {
             moves.sort_unstable();
             moves.dedup();
@@ -213,9 +218,9 @@ impl Ledger {
         // The first members of a chat share its first rev.
         let first_members = rev == 1 && !matches!(claim.item, Item::Message(_));
         if first.item != claim.item && !first_members {
-            self.conflict(chat, rev, device, "a rev stands for two changes");
+            self.conflict(chat, rev, device, "two changes have the same rev");
         } else if first.text != claim.text {
-            self.conflict(chat, rev, device, "a rev stands for two texts");
+            self.conflict(chat, rev, device, "a rev has two texts");
         }
     }
 

@@ -1,15 +1,15 @@
-//! From the record of a run and the log at its end to what is wrong with them. Pure: the same
-//! input, the same report.
+//! Checks the record of a run and its final log against invariants. The checker is a pure function:
+//! the same input gives the same report.
 //!
-//! Each invariant is a function in a module with its number. What several of them need is gathered
-//! once in [`facts::Facts`]. Everything is linear or sorts once. Where the record can't prove a
-//! violation (nobody saw a change that might explain it), none is reported: a finding is always
-//! real, as far as the record is.
+//! Each invariant is a function in a module with its number. [`facts::Facts`] holds the indices
+//! that several invariants share. Each check takes linear time or sorts once. Where the record does
+//! not prove a violation, because an unseen change might explain it, the checker reports none. So
+//! every finding is real if the record is correct.
 //!
-//! Two things a run must keep to: every send, edit, removal, joining and leaving goes through the
-//! recorder, setup included, and every text is used once. What the final log knows of revs (of
-//! members, of sending) sharpens I1, I6 and I13; read over HTTP it knows less than read from the
-//! database.
+//! A run must follow two rules: every send, edit, removal, join and leave goes through the
+//! recorder, setup included, and every text is used once. I1, I6 and I13 find more if the final log
+//! holds the revs of sends and of members; the database has them, the HTTP API does not return
+//! them.
 
 mod epochs;
 mod facts;
@@ -42,38 +42,37 @@ mod stand;
 use std::time::Duration;
 
 pub use final_log::{FinalChat, FinalLog, FinalMember, FinalMessage, FinalView};
-pub use report::{Counts, Finding, Harm, Invariant, Place, Report};
+pub use report::{Counts, Finding, Harm, Invariant, Location, Report};
 
-use crate::history::{Kind, Outcome, Record, Told};
+use crate::history::{DeviceEvent, Kind, Outcome, Record};
 use facts::Facts;
 use report::Sink;
 
-/// A text in which no secret may be: a log, metrics, an error, the keys of a database.
+/// A text that must not contain a secret: a log, metrics, an error, the keys of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposed {
-    /// Where it comes from, in words.
+    /// The source of the text, for the report.
     pub place: String,
-    /// The text.
+    /// The text to search for secrets.
     pub text: String,
 }
 
-/// The bounds that a run is held against.
+/// The bounds that a run must keep.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// When the last fault was over, in microseconds of the record's clock; without it I7 is not
-    /// checked.
+    /// End of the last fault, in microseconds of the record's clock; without it, I7 is not checked.
     pub healed_us: Option<u64>,
-    /// I7: within this time after the last change and the last fault, every device has everything.
+    /// I7: time after the last change and the last fault until every device has every event.
     pub heal: Duration,
-    /// I12: a revoked session is over within this time.
+    /// I12: time until a revocation takes effect.
     pub revoke: Duration,
-    /// I14: presence is true after this time.
+    /// I14: time until presence is correct.
     pub presence: Duration,
-    /// I16: resident bytes of a process at most; absent: not checked.
+    /// I16: maximum resident bytes of a process; without it, I16 is not checked.
     pub rss_bytes_max: Option<u64>,
-    /// I17: a request is answered, or given up, within this time.
+    /// I17: time until a request is answered or given up.
     pub request: Duration,
-    /// Violations of an invariant that are told in words.
+    /// Maximum number of violations of one invariant that the report describes.
     pub examples_max: usize,
 }
 
@@ -91,22 +90,21 @@ impl Default for Limits {
     }
 }
 
-/// Everything that the checker looks at.
+/// The input of the checker.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// What was done and seen.
+    /// The operations and events of the run.
     pub record: &'a Record,
-    /// What is there at the end.
+    /// The state at the end of the run.
     pub log: &'a FinalLog,
-    /// Words that must appear nowhere: tokens, passwords, texts of messages.
+    /// Strings that must not be exposed: tokens, passwords, texts of messages.
     pub secrets: &'a [String],
-    /// Where they must not appear.
+    /// The texts in which no secret may appear.
     pub exposed: &'a [Exposed],
-    /// The bounds.
+    /// The bounds of this run.
     pub limits: Limits,
 }
 
-/// An invariant's function.
 type Check = fn(&Facts<'_>, &mut Sink<'_>);
 
 const CHECKS: &[Check] = &[
@@ -130,26 +128,30 @@ const CHECKS: &[Check] = &[
     i18_secrets::check,
 ];
 
-/// Holds a run against every invariant.
+/// Checks a run against every invariant.
 pub fn check(evidence: &Evidence<'_>) -> Report {
     let mut sink = Sink::new(evidence.record, evidence.limits.examples_max, counts(evidence));
     if evidence.record.dropped > 0 {
-        sink.add(Invariant::I0, Harm::Wrong, Place::default(), || {
+        sink.add(Invariant::I0, Harm::Wrong, Location::default(), || {
             format!(
-                "{} entries found no room in the history: raise its bounds",
+                "the history was full and dropped {} entries: raise its bounds",
                 evidence.record.dropped
             )
         });
     }
+
     i20_epochs::check(evidence, &mut sink);
-    // The other invariants hold within one history of the log.
+
+    // The other invariants hold within one epoch of the log.
     let of_last_epoch = epochs::of_last(evidence.record);
     let record = of_last_epoch.as_ref().unwrap_or(evidence.record);
     let evidence = Evidence { record, ..*evidence };
     let facts = Facts::gather(&evidence);
+
     for check in CHECKS {
         check(&facts, &mut sink);
     }
+
     sink.finish()
 }
 
@@ -162,6 +164,7 @@ fn counts(evidence: &Evidence<'_>) -> Counts {
         devices: record.devices.len() as u64,
         ..Counts::default()
     };
+
     for op in record.ops.iter().filter(|op| matches!(op.kind, Kind::Send { .. })) {
         counts.sends += 1;
         match op.outcome {
@@ -170,19 +173,25 @@ fn counts(evidence: &Evidence<'_>) -> Counts {
             Some(Outcome::Unknown) | None => counts.unknown += 1,
         }
     }
+
     for device in &record.devices {
-        let readies =
-            device.entries.iter().filter(|entry| matches!(entry.told, Told::Ready { .. })).count();
+        let readies = device
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.told, DeviceEvent::Ready { .. }))
+            .count();
         counts.reconnects += readies.saturating_sub(1) as u64;
         counts.frames += device.entries.iter().filter(|entry| entry.told.is_frame()).count() as u64;
-        counts.resets +=
-            device.entries.iter().filter(|entry| matches!(entry.told, Told::Reset { .. })).count()
-                as u64;
+        counts.resets += device
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.told, DeviceEvent::Reset { .. }))
+            .count() as u64;
     }
+
     counts
 }
 
-/// A bound in the record's microseconds.
 fn us(bound: Duration) -> u64 {
     u64::try_from(bound.as_micros()).unwrap_or(u64::MAX)
 }

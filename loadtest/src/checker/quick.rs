@@ -1,12 +1,12 @@
-//! A hash map for small numbers as keys. The keys are the checker's own, so nobody can choose them
-//! to collide, and the standard hasher would take half of the checker's time.
+//! A hash map with a fast hasher for small integer keys. The checker generates the keys itself, so
+//! an attacker cannot choose keys that collide. The standard hasher would take half of the
+//! checker's time.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A map with the quick hasher.
 pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<Quick>>;
 
-/// Multiplies and folds.
+/// A hasher that multiplies to 128 bits and combines both halves.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quick(u64);
 
@@ -57,14 +57,17 @@ mod tests {
     fn neighbours_are_spread_over_a_table() {
         let hasher = BuildHasherDefault::<Quick>::default();
         let mut buckets = vec![0; 1 << 12];
+
         for chat in 0..10 {
             for rev in 0..10_000_u32 {
                 buckets
                     [usize::try_from(hasher.hash_one((Name(chat), rev)) % (1 << 12)).unwrap()] += 1;
             }
         }
-        // 24 on average.
+
+        // The average is 24.
         assert!(buckets.iter().all(|count| *count < 60), "{:?}", buckets.iter().max());
+
         let high = |rev: u32| hasher.hash_one((Name(1), rev)) >> 57;
         assert!((0..1000).map(high).collect::<std::collections::HashSet<_>>().len() > 100);
     }

@@ -1,28 +1,27 @@
-//! What reads show, in one shape.
+//! The answered reads of a record, in one form.
 
 use crate::history::{Kind, Name, Op, Record, Seen, Value};
 
-/// What one read showed of one chat.
+/// The answer of one read for one chat.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read<'a> {
     pub user: Name,
     pub chat: Name,
     pub invoked_us: u64,
     pub completed_us: u64,
-    /// Everything up to this rev was shown.
+    /// The read showed every change up to this rev.
     pub rev: Option<u32>,
-    /// This was shown as the last message.
+    /// The read showed this message as the last one.
     pub last_id: Option<u32>,
-    /// A page of history.
     pub page: Option<Page<'a>>,
 }
 
 /// A page of history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page<'a> {
-    /// 0: none.
+    /// 0 if there is no bound.
     pub before: u32,
-    /// 0: none; `u32::MAX`: from the beginning.
+    /// 0 if there is no bound; `u32::MAX` for a page from the first message.
     pub after: u32,
     pub messages: &'a [Seen],
 }
@@ -38,7 +37,7 @@ pub(super) fn all(record: &Record) -> Vec<Read<'_>> {
 
 fn read<'a>(op: &'a Op, reads: &mut Vec<Read<'a>>) {
     let (Some(value), Some(completed_us)) = (op.value(), op.completed_us) else { return };
-    let blank = Read {
+    let empty = Read {
         user: op.user,
         chat: op.kind.chat().unwrap_or_default(),
         invoked_us: op.invoked_us,
@@ -47,24 +46,25 @@ fn read<'a>(op: &'a Op, reads: &mut Vec<Read<'a>>) {
         last_id: None,
         page: None,
     };
+
     match (op.kind, value) {
         (Kind::History { before, after, .. }, Value::Messages(messages)) => {
             let newest = before == 0 && after == 0;
             let last_id = newest.then(|| messages.last().map_or(0, |seen| seen.id));
-            reads.push(Read { last_id, page: Some(Page { before, after, messages }), ..blank });
+            reads.push(Read { last_id, page: Some(Page { before, after, messages }), ..empty });
         }
         (Kind::Changes { .. }, Value::Changes { rev, complete: true, .. }) => {
-            reads.push(Read { rev: Some(*rev), ..blank });
+            reads.push(Read { rev: Some(*rev), ..empty });
         }
         (Kind::Chat { .. }, Value::Chat(chat)) => {
-            reads.push(Read { rev: Some(chat.rev), last_id: Some(chat.last_message_id), ..blank });
+            reads.push(Read { rev: Some(chat.rev), last_id: Some(chat.last_message_id), ..empty });
         }
         (Kind::Chats, Value::Chats(chats)) => {
             reads.extend(chats.iter().map(|chat| Read {
                 chat: chat.chat,
                 rev: Some(chat.rev),
                 last_id: Some(chat.last_message_id),
-                ..blank
+                ..empty
             }));
         }
         _ => {}

@@ -1,4 +1,4 @@
-//! What the checker found.
+//! The report of the checker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use crate::history::{Name, Record};
 
 macro_rules! invariants {
     ($($number:ident = $words:literal;)+) => {
-        /// What must hold of every run.
+        /// A property that must hold in every run.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Invariant { $(#[doc = $words] $number),+ }
 
@@ -15,7 +15,7 @@ macro_rules! invariants {
             /// Every invariant.
             pub const ALL: &[Self] = &[$(Self::$number),+];
 
-            /// What it says.
+            /// The property in words.
             pub const fn words(self) -> &'static str {
                 match self { $(Self::$number => $words),+ }
             }
@@ -24,66 +24,66 @@ macro_rules! invariants {
 }
 
 invariants! {
-    I0 = "the record is whole";
+    I0 = "the record is complete";
     I1 = "ids are 1 to n, and each rev is used once";
-    I2 = "what was acknowledged is in the log";
-    I3 = "nothing is in the log that was never sent";
+    I2 = "every acknowledged change is in the log";
+    I3 = "the log has only messages that were sent";
     I4 = "a key makes one message";
-    I5 = "all who look see the same";
+    I5 = "all reads and frames agree";
     I6 = "a device is told everything, in order, once";
-    I7 = "after healing every device catches up in time";
-    I8 = "what was acknowledged before another was sent has the smaller id";
-    I9 = "a client's sends keep their order";
+    I7 = "after the last fault every device catches up in time";
+    I8 = "a send acknowledged before another began has the smaller id";
+    I9 = "sends on one connection keep their order";
     I10 = "users read their own writes";
-    I11 = "reads never go back";
+    I11 = "reads are monotonic";
     I12 = "a revoked session is good for nothing";
-    I13 = "nobody sees what is not theirs";
-    I14 = "presence tells the truth in time";
-    I15 = "counts are what the log gives";
+    I13 = "users receive only what they may see";
+    I14 = "presence becomes correct in time";
+    I15 = "counts match the log";
     I16 = "memory is bounded";
     I17 = "every request is answered in time";
-    I18 = "secrets stay secret";
-    I20 = "after a change of the epoch nobody holds what the log does not";
+    I18 = "secrets are not exposed";
+    I20 = "after a change of the epoch no device holds data that the log lacks";
 }
 
 /// What a violation means for a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
-    /// Something that should be there is not.
+    /// An expected item is missing.
     Lost,
-    /// Something is there twice.
+    /// An item appears twice.
     Doubled,
-    /// Something is in the wrong place.
+    /// An item is out of order.
     Reordered,
-    /// Something was shown to the wrong one.
+    /// A user received data that they must not see.
     Leaked,
-    /// Anything else.
+    /// Any other violation.
     Wrong,
 }
 
-/// Where a violation was found.
+/// The location of a violation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// The chat.
+pub struct Location {
+    /// Chat id.
     pub chat: Option<Name>,
-    /// Its revision.
+    /// Revision of the chat.
     pub rev: Option<u32>,
-    /// The device's number.
+    /// Index of the device in the record.
     pub device: Option<usize>,
 }
 
-impl Place {
-    /// In a chat.
+impl Location {
+    /// A location in a chat.
     pub fn chat(chat: Name) -> Self {
         Self { chat: Some(chat), ..Self::default() }
     }
 
-    /// At a revision of a chat.
+    /// A location at a revision of a chat.
     pub fn rev(chat: Name, rev: u32) -> Self {
         Self { chat: Some(chat), rev: Some(rev), device: None }
     }
 
-    /// As a device was told it.
+    /// The same location, in the events of a device.
     #[must_use]
     pub fn on(self, device: usize) -> Self {
         Self { device: Some(device), ..self }
@@ -93,22 +93,22 @@ impl Place {
 /// The violations of one invariant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Finding {
-    /// How many.
+    /// Number of violations.
     pub count: u64,
-    /// The first of them, each in a sentence that names chat, rev and device.
+    /// The first violations, each in a sentence that names chat, rev and device.
     pub examples: Vec<String>,
 }
 
-/// What a run amounts to.
+/// The totals of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Sends tried, repeats included.
+    /// Attempted sends, repeats included.
     pub sends: u64,
     /// Sends that were acknowledged.
     pub acknowledged: u64,
     /// Sends that were refused.
     pub refused: u64,
-    /// Sends of which nobody knows.
+    /// Sends with an unknown outcome.
     pub unknown: u64,
     /// Operations of all kinds.
     pub operations: u64,
@@ -116,40 +116,40 @@ pub struct Counts {
     pub messages: u64,
     /// Chats in the final log.
     pub chats: u64,
-    /// Devices.
+    /// Devices in the record.
     pub devices: u64,
-    /// Frames told to devices.
+    /// Frames that devices received.
     pub frames: u64,
-    /// Connections beyond each device's first.
+    /// Connections after the first one of each device.
     pub reconnects: u64,
-    /// Chats that a device was told to reload.
+    /// `reset` frames that devices received.
     pub resets: u64,
-    /// What is missing.
+    /// Violations with [`Harm::Lost`].
     pub lost: u64,
-    /// What is there twice.
+    /// Violations with [`Harm::Doubled`].
     pub doubled: u64,
-    /// What is in the wrong place.
+    /// Violations with [`Harm::Reordered`].
     pub reordered: u64,
-    /// What the wrong one saw.
+    /// Violations with [`Harm::Leaked`].
     pub leaked: u64,
 }
 
-/// What the checker found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Violations by invariant; empty for a clean run.
+    /// Violations by invariant; empty if the run is clean.
     pub findings: BTreeMap<Invariant, Finding>,
-    /// What the run amounts to.
+    /// The totals of the run.
     pub counts: Counts,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether there is no violation.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 
-    /// How many violations there are of an invariant.
+    /// Number of violations of an invariant.
     pub fn count(&self, invariant: Invariant) -> u64 {
         self.findings.get(&invariant).map_or(0, |finding| finding.count)
     }
@@ -175,9 +175,11 @@ impl fmt::Display for Report {
             "devices: {devices}: {frames} frames, {reconnects} reconnects, {resets} resets"
         )?;
         writeln!(f, "lost: {lost}, doubled: {doubled}, reordered: {reordered}, leaked: {leaked}")?;
+
         if self.is_clean() {
             return writeln!(f, "clean: every invariant holds");
         }
+
         for (invariant, finding) in &self.findings {
             writeln!(
                 f,
@@ -189,11 +191,12 @@ impl fmt::Display for Report {
                 writeln!(f, "  {example}")?;
             }
         }
+
         Ok(())
     }
 }
 
-/// Gathers what is found.
+/// Collects the violations.
 pub(super) struct Sink<'a> {
     record: &'a Record,
     examples_max: usize,
@@ -205,12 +208,12 @@ impl<'a> Sink<'a> {
         Self { record, examples_max, report: Report { findings: BTreeMap::new(), counts } }
     }
 
-    /// Notes a violation. The sentence is made only if it is kept.
+    /// Records a violation. `what` is called only if the report keeps the sentence.
     pub(super) fn add(
         &mut self,
         invariant: Invariant,
         harm: Harm,
-        place: Place,
+        location: Location,
         what: impl FnOnce() -> String,
     ) {
         let counts = &mut self.report.counts;
@@ -221,17 +224,21 @@ impl<'a> Sink<'a> {
             Harm::Leaked => counts.leaked += 1,
             Harm::Wrong => {}
         }
+
         let finding = self.report.findings.entry(invariant).or_default();
         finding.count += 1;
+
         if finding.examples.len() < self.examples_max {
             let mut sentence = what();
-            if let Some(chat) = place.chat {
+            if let Some(chat) = location.chat {
                 sentence = format!("chat {}: {sentence}", self.record.word(chat));
             }
-            if let Some(rev) = place.rev {
+
+            if let Some(rev) = location.rev {
                 sentence = format!("{sentence} (rev {rev})");
             }
-            if let Some(device) = place.device {
+
+            if let Some(device) = location.device {
                 let user = self
                     .record
                     .devices
@@ -239,6 +246,7 @@ impl<'a> Sink<'a> {
                     .map_or("?", |found| self.record.word(found.user));
                 sentence = format!("{sentence} (device {device} of user {user})");
             }
+
             finding.examples.push(sentence);
         }
     }

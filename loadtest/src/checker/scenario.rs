@@ -1,5 +1,4 @@
-//! A server that keeps every promise, in a few lines, for the checker's tests: what it does lands
-//! in a record and a log.
+//! A model of a correct server, for the checker's tests. It writes a record and a final log.
 
 use std::collections::HashMap;
 
@@ -7,23 +6,23 @@ use super::{
     Evidence, FinalChat, FinalLog, FinalMember, FinalMessage, FinalView, Limits, Report, check,
 };
 use crate::history::{
-    ChatSeen, DeviceRecord, Digest, Entry, Kind, Name, Op, Outcome, Record, Seen, State, Told,
-    Value,
+    ChatSeen, DeviceEvent, DeviceRecord, Digest, Entry, Kind, Name, Op, Outcome, Record, Seen,
+    State, Value,
 };
 
-/// Between two things that happen, in microseconds.
+/// Time between two events, in microseconds.
 const STEP_US: u64 = 10;
-/// More changes than this, and a chat is reset.
+/// A device that missed more changes of a chat than this gets `reset`.
 const RESET_AFTER: usize = 40;
 
 #[derive(Default)]
 struct Link {
     connection: u32,
     live: bool,
-    /// It is told nothing until it is healed.
-    deaf: bool,
+    /// The link loses all events until it is healed.
+    blocked: bool,
     known: HashMap<Name, u32>,
-    /// Of which `known` are revisions.
+    /// The epoch of the revisions in `known`.
     epoch: Name,
 }
 
@@ -78,6 +77,7 @@ impl Scenario {
             completed_us,
             outcome: Some(outcome),
         };
+
         self.record.ops.push(op);
         self.record.ops.len() - 1
     }
@@ -100,9 +100,11 @@ impl Scenario {
             members,
             ..FinalChat::default()
         });
+
         for device in 0..self.links.len() {
             self.admit(device, chat);
         }
+
         chat
     }
 
@@ -126,7 +128,7 @@ impl Scenario {
         self.links[device].live
     }
 
-    pub(super) fn tell(&mut self, device: usize, told: Told) {
+    pub(super) fn deliver(&mut self, device: usize, told: DeviceEvent) {
         let (at_us, connection) = (self.tick(), self.links[device].connection);
         self.record.devices[device].entries.push(Entry { at_us, connection, told });
     }
@@ -137,25 +139,28 @@ impl Scenario {
             let log = self.of(chat);
             let (rev, last_message_id) = (log.rev, u32::try_from(log.messages.len()).unwrap());
             self.links[device].known.insert(chat, rev);
-            self.tell(device, Told::Added { chat, rev, last_message_id });
+            self.deliver(device, DeviceEvent::Added { chat, rev, last_message_id });
         }
     }
 
     pub(super) fn cut(&mut self, device: usize) {
-        self.tell(device, Told::Closed { code: 0 });
-        (self.links[device].live, self.links[device].deaf) = (false, false);
+        self.deliver(device, DeviceEvent::Closed { code: 0 });
+        (self.links[device].live, self.links[device].blocked) = (false, false);
     }
 
     pub(super) fn connect(&mut self, device: usize) {
         self.links[device].connection += 1;
         self.links[device].live = true;
-        self.tell(device, Told::Ready { epoch: self.epoch });
+        self.deliver(device, DeviceEvent::Ready { epoch: self.epoch });
+
         let known: Vec<(Name, u32)> =
             self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
-        self.tell(device, Told::Sync(known.clone().into()));
+        self.deliver(device, DeviceEvent::Sync(known.clone().into()));
+
         let user = self.record.devices[device].user;
         let chats: Vec<Name> = self.log.chats.iter().map(|log| log.chat).collect();
         let mut synced = Vec::new();
+
         for chat in chats {
             let named = known.iter().find(|(named, _)| *named == chat).map(|(_, rev)| *rev);
             match (self.is_member(chat, user), named) {
@@ -163,15 +168,17 @@ impl Scenario {
                 (true, Some(rev)) => self.replay(device, chat, rev),
                 (false, Some(_)) => {
                     self.links[device].known.remove(&chat);
-                    self.tell(device, Told::Gone { chat });
+                    self.deliver(device, DeviceEvent::Gone { chat });
                 }
                 (false, None) => {}
             }
+
             if self.is_member(chat, user) {
                 synced.push((chat, self.of(chat).rev));
             }
         }
-        self.tell(device, Told::Synced(synced.into()));
+
+        self.deliver(device, DeviceEvent::Synced(synced.into()));
         self.links[device].epoch = self.epoch;
     }
 
@@ -183,44 +190,48 @@ impl Scenario {
         let (rev, items) = (log.rev, items_after(log, known));
         let rejoined =
             log.members.iter().any(|member| member.user == user && member.joined_rev > known);
+
         self.links[device].known.insert(chat, rev);
         if is_other_epoch || rejoined || items.len() > RESET_AFTER {
-            self.tell(device, Told::Reset { chat, rev });
+            self.deliver(device, DeviceEvent::Reset { chat, rev });
             self.changes(user, chat, known);
-            self.tell(device, Told::Loaded { chat, rev });
+            self.deliver(device, DeviceEvent::Loaded { chat, rev });
         } else {
             for told in items {
-                self.tell(device, told);
+                self.deliver(device, told);
             }
         }
     }
 
-    /// Replaces the log by one that lacks the last messages of a chat, which nothing else has
-    /// changed, and closes all connections.
+    /// Removes the last messages of a chat from the log, starts a new epoch, and closes all
+    /// connections. There must be no other change of the chat after these messages.
     pub(super) fn fail_over(&mut self, chat: Name, lost: u32) {
         let log = self.of(chat);
         log.messages.truncate(log.messages.len() - lost as usize);
         log.rev -= lost;
         log.last_message_id -= lost;
+
         for member in &mut log.members {
             member.last_read_message_id = member.last_read_message_id.min(log.last_message_id);
         }
+
         self.epoch = self.name("another epoch");
         for device in 0..self.links.len() {
             self.cut(device);
         }
     }
 
-    /// Stops telling a device anything.
-    pub(super) fn deafen(&mut self, device: usize) {
-        self.links[device].deaf = self.links[device].live;
+    /// Loses all later events of a connected device, until [`Self::heal`].
+    pub(super) fn block(&mut self, device: usize) {
+        self.links[device].blocked = self.links[device].live;
     }
 
-    /// Tells a deaf device what it missed, each item once.
+    /// Delivers to a blocked device the items that changed meanwhile, each once.
     pub(super) fn heal(&mut self, device: usize) {
-        if !std::mem::take(&mut self.links[device].deaf) {
+        if !std::mem::take(&mut self.links[device].blocked) {
             return;
         }
+
         let known: Vec<(Name, u32)> =
             self.links[device].known.iter().map(|(chat, rev)| (*chat, *rev)).collect();
         for (chat, rev) in known {
@@ -228,7 +239,7 @@ impl Scenario {
             let now = self.of(chat).rev;
             self.links[device].known.insert(chat, now);
             for told in items {
-                self.tell(device, told);
+                self.deliver(device, told);
             }
         }
     }
@@ -237,20 +248,20 @@ impl Scenario {
         (0..self.links.len()).for_each(|device| self.heal(device));
     }
 
-    fn publish(&mut self, chat: Name, rev: u32, told: &Told) {
+    fn publish(&mut self, chat: Name, rev: u32, told: &DeviceEvent) {
         for device in 0..self.links.len() {
             let user = self.record.devices[device].user;
             let link = &mut self.links[device];
-            if link.live && !link.deaf && link.known.contains_key(&chat) {
+            if link.live && !link.blocked && link.known.contains_key(&chat) {
                 link.known.insert(chat, rev);
                 if self.is_member(chat, user) {
-                    self.tell(device, told.clone());
+                    self.deliver(device, told.clone());
                 }
             }
         }
     }
 
-    /// Sends a message; its answer may get lost.
+    /// Sends a message with a key. If `answered` is false, the answer is lost.
     pub(super) fn send_keyed(
         &mut self,
         user: Name,
@@ -263,16 +274,20 @@ impl Scenario {
         let log = self.of(chat);
         log.rev += 1;
         log.last_message_id += 1;
+
         let seen =
             Seen { id: log.last_message_id, rev: log.rev, sender: user, text, state: State::Sent };
         log.messages.push(FinalMessage { seen, sent_rev: seen.rev, client_id });
+
         if let Some(member) = log.members.iter_mut().find(|member| member.user == user) {
             member.last_read_message_id = seen.id;
         }
+
         if answered {
             self.record.ops[index].outcome = Some(Outcome::Ok(Value::Message(seen)));
         }
-        self.publish(chat, seen.rev, &Told::New { chat, rev: seen.rev, seen });
+
+        self.publish(chat, seen.rev, &DeviceEvent::New { chat, rev: seen.rev, seen });
         seen.id
     }
 
@@ -280,7 +295,7 @@ impl Scenario {
         self.send_keyed(user, chat, Digest::NONE, true)
     }
 
-    /// Sends a message again by its key.
+    /// Sends a message again with the same key.
     pub(super) fn repeat(&mut self, chat: Name, id: u32) {
         let message = self.of(chat).messages[id as usize - 1];
         let text = self.record.ops.iter().find_map(|op| match op.kind {
@@ -301,7 +316,7 @@ impl Scenario {
         let seen = message.seen;
         let kind = Kind::Edit { chat, message_id: id, text };
         self.op(seen.sender, kind, Outcome::Ok(Value::Message(seen)));
-        self.publish(chat, rev, &Told::Edited { chat, rev, seen });
+        self.publish(chat, rev, &DeviceEvent::Edited { chat, rev, seen });
     }
 
     pub(super) fn remove(&mut self, chat: Name, id: u32) {
@@ -312,12 +327,13 @@ impl Scenario {
         message.seen = Seen { rev, text: Digest::NONE, state: State::Removed, ..message.seen };
         let sender = message.seen.sender;
         self.op(sender, Kind::Remove { chat, message_id: id }, Outcome::Ok(Value::Done));
-        self.publish(chat, rev, &Told::Removed { chat, rev, message_id: id });
+        self.publish(chat, rev, &DeviceEvent::Removed { chat, rev, message_id: id });
     }
 
     pub(super) fn join(&mut self, by: Name, chat: Name, user: Name) {
         self.heal_all();
         self.op(by, Kind::Join { chat, user }, Outcome::Ok(Value::Done));
+
         let log = self.of(chat);
         (log.rev, log.member_count) = (log.rev + 1, log.member_count + 1);
         let rev = log.rev;
@@ -330,7 +346,8 @@ impl Scenario {
             left_rev: None,
             last_read_message_id,
         });
-        self.publish(chat, rev, &Told::Joined { chat, rev, user });
+        self.publish(chat, rev, &DeviceEvent::Joined { chat, rev, user });
+
         for device in 0..self.links.len() {
             if self.record.devices[device].user == user {
                 self.admit(device, chat);
@@ -341,21 +358,24 @@ impl Scenario {
     pub(super) fn leave(&mut self, by: Name, chat: Name, user: Name) {
         self.heal_all();
         self.op(by, Kind::Leave { chat, user }, Outcome::Ok(Value::Done));
+
         let log = self.of(chat);
         (log.rev, log.member_count) = (log.rev + 1, log.member_count - 1);
         let rev = log.rev;
         let member = log.members.iter_mut().find(|member| member.user == user).unwrap();
         (member.left_rev, member.rev) = (Some(rev), rev);
+
         for device in 0..self.links.len() {
             if self.record.devices[device].user == user && self.links[device].live {
                 self.links[device].known.remove(&chat);
-                self.tell(device, Told::Gone { chat });
+                self.deliver(device, DeviceEvent::Gone { chat });
             }
         }
-        self.publish(chat, rev, &Told::Left { chat, rev, user });
+
+        self.publish(chat, rev, &DeviceEvent::Left { chat, rev, user });
     }
 
-    /// The newest page of history.
+    /// Reads the newest page of history.
     pub(super) fn history(&mut self, user: Name, chat: Name, max: usize) -> usize {
         let messages: Vec<Seen> =
             self.of(chat).messages.iter().map(|message| message.seen).collect();
@@ -373,7 +393,7 @@ impl Scenario {
         self.op(user, Kind::Changes { chat, after_rev }, Outcome::Ok(value))
     }
 
-    /// The chat as a user sees it now.
+    /// The chat as the server shows it to a user now.
     pub(super) fn view(&mut self, chat: Name, user: Name) -> ChatSeen {
         let log = self.of(chat);
         let read = log
@@ -381,6 +401,7 @@ impl Scenario {
             .iter()
             .find(|member| member.user == user)
             .map_or(0, |it| it.last_read_message_id);
+
         ChatSeen {
             chat,
             rev: log.rev,
@@ -392,15 +413,17 @@ impl Scenario {
         }
     }
 
-    /// Heals everything, lets all devices come back, and reads what two replicas say.
+    /// Heals and reconnects all devices, and reads the views of two replicas.
     pub(super) fn finish(&mut self) {
         self.heal_all();
         self.limits.healed_us = Some(self.now_us);
+
         for device in 0..self.links.len() {
             if !self.links[device].live {
                 self.connect(device);
             }
         }
+
         for index in 0..self.log.chats.len() {
             let log = self.log.chats[index].clone();
             for member in log.members.iter().filter(|member| member.left_rev.is_none()) {
@@ -412,6 +435,7 @@ impl Scenario {
                 }
             }
         }
+
         self.now_us += 60_000_000;
         self.record.ended_us = self.now_us;
     }
@@ -427,18 +451,19 @@ impl Scenario {
     }
 }
 
-/// What changed after a rev, each item once, oldest change first.
-fn items_after(log: &FinalChat, known: u32) -> Vec<Told> {
+/// The items that changed after a rev, each once, oldest change first.
+fn items_after(log: &FinalChat, known: u32) -> Vec<DeviceEvent> {
     let chat = log.chat;
-    let mut items: Vec<(u32, Told)> = Vec::new();
+    let mut items: Vec<(u32, DeviceEvent)> = Vec::new();
+
     for FinalMessage { seen, sent_rev, .. } in
         log.messages.iter().filter(|message| message.seen.rev > known)
     {
         let (rev, seen) = (seen.rev, *seen);
         let told = match seen.state {
-            _ if *sent_rev > known => Told::New { chat, rev, seen },
-            State::Removed => Told::Removed { chat, rev, message_id: seen.id },
-            _ => Told::Edited { chat, rev, seen },
+            _ if *sent_rev > known => DeviceEvent::New { chat, rev, seen },
+            State::Removed => DeviceEvent::Removed { chat, rev, message_id: seen.id },
+            _ => DeviceEvent::Edited { chat, rev, seen },
         };
         items.push((rev, told));
     }
@@ -447,9 +472,14 @@ fn items_after(log: &FinalChat, known: u32) -> Vec<Told> {
         let left = member.left_rev.is_some();
         items.push((
             rev,
-            if left { Told::Left { chat, rev, user } } else { Told::Joined { chat, rev, user } },
+            if left {
+                DeviceEvent::Left { chat, rev, user }
+            } else {
+                DeviceEvent::Joined { chat, rev, user }
+            },
         ));
     }
+
     items.sort_by_key(|(rev, _)| *rev);
     items.into_iter().map(|(_, told)| told).collect()
 }

@@ -1,4 +1,4 @@
-//! HTTP requests of one user to any of several replicas.
+//! HTTP requests to any of several replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,22 +19,24 @@ pub struct Http {
 }
 
 impl Http {
-    /// A client for these replicas (`http://host:port` each, at least one), each request bounded by
-    /// `timeout`.
+    /// Creates a client for these replicas: at least one, each as `http://host:port`. `timeout`
+    /// bounds each request.
     ///
     /// # Errors
     /// If there is no replica, or the client can't be built.
     pub fn new(bases: &[String], timeout: Duration) -> Result<Self, String> {
         if bases.is_empty() {
-            return Err("at least one address is needed".to_owned());
+            return Err("at least one replica address is required".to_owned());
         }
+
         let client = reqwest::Client::builder()
             .timeout(timeout)
             .connect_timeout(timeout.min(Duration::from_secs(3)))
-            // A chaos run measures the server, not a proxy between.
+            // A run measures the server, not a proxy in between.
             .no_proxy()
             .build()
             .map_err(|error| error.to_string())?;
+
         Ok(Self { client, bases: bases.into(), timeout })
     }
 
@@ -43,12 +45,12 @@ impl Http {
         &self.bases
     }
 
-    /// How long a request may take.
+    /// Maximum time of a request.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The replica with this number, counted round and round.
+    /// The address of the replica with this number, modulo the number of replicas.
     pub fn base(&self, replica: usize) -> &str {
         &self.bases[replica % self.bases.len()]
     }
@@ -66,21 +68,26 @@ impl Http {
         if !token.is_empty() {
             request = request.bearer_auth(token);
         }
+
         if let Some(body) = body {
             request = request.json(body);
         }
-        // The timeout of the client runs on until the body is read.
+
+        // The client's timeout also covers the body.
         let Ok(response) = request.send().await else { return Answer::Unknown };
         let status = response.status();
         let Ok(bytes) = response.bytes().await else { return Answer::Unknown };
+
         if status.is_success() {
             let json: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-            // Done, but what was done can't be told.
+            // The request succeeded, but without a readable answer its result is unknown.
             return serde_json::from_slice(json).map_or(Answer::Unknown, Answer::Ok);
         }
+
         if status.is_server_error() {
             return Answer::Unknown;
         }
+
         let problem: Problem = serde_json::from_slice(&bytes).unwrap_or_default();
         Answer::Refused { status: status.as_u16(), code: problem.code }
     }

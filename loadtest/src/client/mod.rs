@@ -1,5 +1,5 @@
-//! One HTTP request, one WebSocket. Nothing here remembers anything: [`crate::actor`] and
-//! [`crate::device`] do.
+//! One HTTP request, one WebSocket. Neither is recorded here: [`crate::actor`] and
+//! [`crate::device`] record them.
 
 mod http;
 mod socket;
@@ -7,34 +7,34 @@ mod socket;
 pub use http::Http;
 pub use socket::{ConnectError, Incoming, Socket, SocketOptions};
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<T> {
-    /// Done.
+    /// The server did it.
     Ok(T),
-    /// Not done, and it never will be.
+    /// The server refused it and will not do it later.
     Refused {
         /// The HTTP status; 0 for a refused frame.
         status: u16,
-        /// The stable reason.
+        /// Stable error code.
         code: String,
     },
-    /// Nobody knows: no answer in time, a cut connection, or a fault of the server (5xx).
+    /// Unknown: no answer in time, a broken connection, or an error of the server (5xx).
     Unknown,
 }
 
 impl<T> Answer<T> {
-    /// The value, if it was done.
+    /// The value, if the request succeeded.
     pub fn ok(self) -> Option<T> {
         if let Self::Ok(value) = self { Some(value) } else { None }
     }
 
-    /// Whether it was done.
+    /// Whether the request succeeded.
     pub fn is_ok(&self) -> bool {
         matches!(self, Self::Ok(_))
     }
 
-    /// Whether nobody knows.
+    /// Whether the outcome is unknown.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown)
     }

@@ -14,17 +14,17 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::wire::Frame;
 
-/// How much is read from the socket at once.
+/// Size of one read from the socket.
 const READ_BUFFER_BYTES: usize = 4096;
-/// A frame from the server at most: a full `synced` of 10,000 chats is half of it.
+/// Maximum size of a frame. A `synced` with 10,000 chats takes half of it.
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// How to connect.
+/// Options of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketOptions {
-    /// How long connecting, and each write, may take.
+    /// Maximum time of the connect, and of each write.
     pub timeout: Duration,
-    /// The kernel's receive buffer, in bytes; small for a client that is to look slow.
+    /// The kernel's receive buffer, in bytes. A small one makes the client a slow consumer.
     pub receive_buffer_bytes: Option<u32>,
 }
 
@@ -34,31 +34,31 @@ impl Default for SocketOptions {
     }
 }
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectError {
-    /// The handshake was refused with this status.
+    /// The server refused the handshake with this status.
     Refused(u16),
-    /// Nobody answered in time, or not as a WebSocket server does.
+    /// There was no answer in time, or none of a WebSocket server.
     Failed,
 }
 
-/// What came.
+/// Input from the server.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "the large one is nearly all of them, and it is not kept"
+    reason = "nearly all values are the large variant, and none is stored"
 )]
 pub enum Incoming {
-    /// A frame.
+    /// A frame of the protocol.
     Frame(Frame),
-    /// Something that is none: not JSON, or not an object.
+    /// Input that is not a valid frame, such as invalid JSON.
     Garbage,
-    /// The end: the server's close code, or `None` where the connection was cut.
+    /// The end of the connection: the server's close code, or `None` if the connection broke.
     Closed(Option<u16>),
 }
 
-/// A connection.
+/// A WebSocket connection.
 #[derive(Debug)]
 pub struct Socket {
     stream: WebSocketStream<TcpStream>,
@@ -66,8 +66,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to the replica at `base` (`http://host:port`) with a token. `ready` is the first
-    /// frame to come.
+    /// Connects to the replica at `base` (`http://host:port`) with a token. The first frame is
+    /// `ready`.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -87,22 +87,27 @@ impl Socket {
         let address = addresses.next().ok_or(ConnectError::Failed)?;
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
             .map_err(failed)?;
+
         if let Some(bytes) = options.receive_buffer_bytes {
             socket.set_recv_buffer_size(bytes).map_err(failed)?;
         }
+
         let stream = socket.connect(address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
+
         let mut request = format!("ws://{authority}/ws")
             .into_client_request()
             .map_err(|_| ConnectError::Failed)?;
         let bearer =
             HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ConnectError::Failed)?;
         request.headers_mut().insert("authorization", bearer);
+
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
             .max_message_size(Some(FRAME_BYTES_MAX))
             .max_frame_size(Some(FRAME_BYTES_MAX));
+
         match client_async_with_config(request, stream, Some(config)).await {
             Ok((stream, _)) => Ok(Self { stream, timeout: options.timeout }),
             Err(tungstenite::Error::Http(response)) => {
@@ -112,13 +117,14 @@ impl Socket {
         }
     }
 
-    /// Sends a frame. Whether the connection took it; that says nothing of the server.
+    /// Sends a frame. Returns whether the connection accepted it, which does not mean that the
+    /// server received it.
     pub async fn send(&mut self, frame: &Value) -> bool {
         let sending = self.stream.send(Message::text(frame.to_string()));
         matches!(timeout(self.timeout, sending).await, Ok(Ok(())))
     }
 
-    /// What comes next. Safe to cancel.
+    /// Waits for the next input. Cancel-safe.
     pub async fn next(&mut self) -> Incoming {
         loop {
             match self.stream.next().await {
@@ -135,7 +141,7 @@ impl Socket {
         }
     }
 
-    /// Closes from this side.
+    /// Closes the connection with a close frame.
     pub async fn close(mut self) {
         let _ = timeout(self.timeout, self.stream.close(None)).await;
     }

@@ -1,5 +1,4 @@
-//! The task behind a device: connect, sync, read, and come back after whatever ended the
-//! connection.
+//! The task of a device: it connects, syncs, reads, and reconnects after the connection ended.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,19 +11,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::reading::{learn, told};
+use super::reading::{learn, recorded};
 use super::reload::{Reload, reload};
 use super::{Command, DeviceOptions, Known, Status, not_connected};
 use crate::actor::{Actor, Pending};
 use crate::client::{Answer, ConnectError, Incoming, Socket};
-use crate::history::{DeviceLog, Stream, Told, Value};
+use crate::history::{DeviceEvent, DeviceLog, Stream, Value};
 use crate::wire::{Frame, FrameKind, Message};
 
-/// How often overdue answers and silence are looked for.
+/// Interval of the checks for overdue answers and for silence.
 const TICK: Duration = Duration::from_millis(250);
-/// The heartbeat until `ready` tells another.
+/// Heartbeat interval until `ready` names another.
 const HEARTBEAT: Duration = Duration::from_secs(20);
-/// The close code of an ended session.
+/// Close code of an ended session.
 const NOT_AUTHENTICATED: u16 = 4401;
 
 /// A frame that waits for its answer.
@@ -34,13 +33,13 @@ struct Waiting {
     since: Instant,
 }
 
-/// Why a connection is over.
+/// Why a connection ended.
 enum End {
-    /// The device is to stop.
+    /// The run stopped the device.
     Stopped,
-    /// To be tried again: after this wait, if the server said so.
+    /// The device reconnects, after this delay if the server asked for one.
     Again(Option<Duration>),
-    /// Not to be tried again.
+    /// The device does not reconnect.
     Refused(u16),
 }
 
@@ -57,13 +56,13 @@ pub(super) struct Running {
     connection: u32,
     frame_id: u64,
     waiting: HashMap<u64, Waiting>,
-    /// What the server asked to wait before the next connection.
-    asked_wait: Option<Duration>,
+    /// The delay before the next connection that the server asked for.
+    reconnect_delay: Option<Duration>,
     heartbeat: Duration,
     reading: bool,
-    /// The epoch that the known revisions belong to, once there was a `synced`.
+    /// The epoch at the last `synced`, to which the known revisions belong.
     epoch: Option<String>,
-    /// The epoch that this connection's `ready` named.
+    /// The epoch in the `ready` of the current connection.
     presented: Option<String>,
 }
 
@@ -78,6 +77,7 @@ impl Running {
         stop: CancellationToken,
     ) -> Self {
         let rng = StdRng::seed_from_u64(options.seed ^ u64::from(log.number()));
+
         Self {
             actor,
             options,
@@ -91,7 +91,7 @@ impl Running {
             connection: 0,
             frame_id: 0,
             waiting: HashMap::new(),
-            asked_wait: None,
+            reconnect_delay: None,
             heartbeat: HEARTBEAT,
             reading: true,
             epoch: None,
@@ -99,7 +99,7 @@ impl Running {
         }
     }
 
-    /// Where chats are loaded after a `reset`.
+    /// The tasks that load chats after a `reset`.
     pub(super) fn reloads(&self) -> TaskTracker {
         self.reloads.clone()
     }
@@ -109,7 +109,7 @@ impl Running {
         let ended = loop {
             self.connection += 1;
             let end = self.connect().await;
-            // Their outcome will never be told.
+            // Answers to the frames of an ended connection never arrive.
             self.give_up(|_| true);
             let was_live = self.status.borrow().live;
             failures = if was_live { 0 } else { failures + 1 };
@@ -119,27 +119,30 @@ impl Running {
                 End::Refused(code) => break code,
                 End::Again(wait) => {
                     if !self.pause(wait, failures).await {
-                        self.log.note(self.connection, Told::Stopped);
+                        self.log.note(self.connection, DeviceEvent::Stopped);
                         break 0;
                     }
                 }
             }
         };
+
         self.status.send_modify(|status| status.ended = Some(ended));
         self.reloads.close();
         self.reloads.wait().await;
     }
 
-    /// Waits before the next connection; commands are refused meanwhile. Whether to go on.
+    /// Waits before the next connection and refuses commands meanwhile. Returns false on a stop.
     async fn pause(&mut self, wait: Option<Duration>, failures: u32) -> bool {
         let backoff = self
             .options
             .backoff
             .saturating_mul(1 << failures.min(10))
             .min(self.options.backoff_max);
+
         let wait = wait.unwrap_or_default() + backoff.mul_f64(self.rng.random_range(0.5..1.0));
         let wake = sleep(wait);
         tokio::pin!(wake);
+
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return false,
@@ -155,68 +158,75 @@ impl Running {
                 let _ = reply.send(not_connected());
             }
             Command::Stall(stall) => self.stall(stall),
-            Command::Tell(_) | Command::Cut => {}
+            Command::Send(_) | Command::Cut => {}
         }
     }
 
     fn stall(&mut self, stall: bool) {
         self.reading = !stall;
-        self.log.note(self.connection, Told::Stalled { reading: self.reading });
+        self.log.note(self.connection, DeviceEvent::Stalled { reading: self.reading });
     }
 
     async fn connect(&mut self) -> End {
         let replica = self.options.replica + self.connection as usize - 1;
         let (base, token) =
             (self.actor.http().base(replica).to_owned(), self.actor.account().token.clone());
+
         let socket = tokio::select! {
             () = self.stop.cancelled() => {
-                self.log.note(self.connection, Told::Stopped);
+                self.log.note(self.connection, DeviceEvent::Stopped);
                 return End::Stopped;
             }
             socket = Socket::connect(&base, &token, self.options.socket) => socket,
         };
+
         let socket = match socket {
             Ok(socket) => socket,
             Err(ConnectError::Refused(401)) => {
-                self.log.note(self.connection, Told::Closed { code: NOT_AUTHENTICATED });
+                self.log.note(self.connection, DeviceEvent::Closed { code: NOT_AUTHENTICATED });
                 return End::Refused(NOT_AUTHENTICATED);
             }
             Err(_) => return End::Again(None),
         };
+
         self.status.send_modify(|status| status.connections = self.connection);
-        self.asked_wait = None;
+        self.reconnect_delay = None;
         self.converse(socket).await
     }
 
     async fn converse(&mut self, mut socket: Socket) -> End {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut heard, mut pinged) = (Instant::now(), Instant::now());
+
+        let (mut received_at, mut pinged_at) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => {
-                    self.log.note(self.connection, Told::Stopped);
+                    self.log.note(self.connection, DeviceEvent::Stopped);
                     socket.close().await;
                     return End::Stopped;
                 }
                 incoming = socket.next(), if self.reading => {
-                    heard = Instant::now();
-                    if let Some(end) = self.take(&mut socket, incoming).await {
+                    received_at = Instant::now();
+                    if let Some(end) = self.receive(&mut socket, incoming).await {
                         return end;
                     }
                 }
                 Some(command) = self.inbox.recv() => {
-                    if !self.obey(&mut socket, command).await {
+                    if !self.execute(&mut socket, command).await {
                         return self.cut();
                     }
                 }
                 _ = tick.tick() => {
                     self.give_up_overdue();
-                    if self.reading && heard.elapsed() > self.options.silence_max.unwrap_or(self.heartbeat * 2) {
+
+                    let silence_max = self.options.silence_max.unwrap_or(self.heartbeat * 2);
+                    if self.reading && received_at.elapsed() > silence_max {
                         return self.cut();
                     }
-                    if pinged.elapsed() >= self.heartbeat {
-                        pinged = Instant::now();
+
+                    if pinged_at.elapsed() >= self.heartbeat {
+                        pinged_at = Instant::now();
                         if !socket.send(&json!({ "type": "ping" })).await && self.reading {
                             return self.cut();
                         }
@@ -226,33 +236,35 @@ impl Running {
         }
     }
 
-    /// The connection is let go from this side, or found dead.
+    /// Records that this side dropped the connection or found it dead.
     fn cut(&self) -> End {
-        self.log.note(self.connection, Told::Closed { code: 0 });
+        self.log.note(self.connection, DeviceEvent::Closed { code: 0 });
         End::Again(None)
     }
 
     fn closed(&self, code: u16) -> End {
-        self.log.note(self.connection, Told::Closed { code });
+        self.log.note(self.connection, DeviceEvent::Closed { code });
         match code {
-            4408 | 4413 | 4429 => End::Again(self.asked_wait),
+            4408 | 4413 | 4429 => End::Again(self.reconnect_delay),
             code if code >= 4000 => End::Refused(code),
-            _ => End::Again(self.asked_wait),
+            _ => End::Again(self.reconnect_delay),
         }
     }
 
-    async fn take(&mut self, socket: &mut Socket, incoming: Incoming) -> Option<End> {
+    async fn receive(&mut self, socket: &mut Socket, incoming: Incoming) -> Option<End> {
         let frame = match incoming {
             Incoming::Frame(frame) => frame,
             Incoming::Garbage => {
-                self.log.note(self.connection, Told::Garbage);
+                self.log.note(self.connection, DeviceEvent::Garbage);
                 return None;
             }
             Incoming::Closed(code) => return Some(self.closed(code.unwrap_or(0))),
         };
-        let told = told(self.actor.history(), &frame);
-        // Noted first: a revision that the device is seen to know is in the record.
+
+        let told = recorded(self.actor.history(), &frame);
+        // Recorded first, so that the record contains every revision that `known` shows.
         self.log.note(self.connection, told.clone());
+
         let before_reset = learn(&self.known, &told);
         match frame.kind {
             FrameKind::Ready => {
@@ -268,14 +280,17 @@ impl Running {
                 self.status.send_modify(|status| status.live = true);
             }
             FrameKind::Reset => {
-                // What was known of another epoch is of no use: from the beginning, then.
+                // Revisions of another epoch are useless, so the chat is loaded from the beginning.
                 let known = before_reset.filter(|_| self.epoch == self.presented).unwrap_or(0);
                 self.begin_reload(frame, known);
             }
-            FrameKind::Reconnect => self.asked_wait = frame.after_ms.map(Duration::from_millis),
+            FrameKind::Reconnect => {
+                self.reconnect_delay = frame.after_ms.map(Duration::from_millis)
+            }
             FrameKind::Ack | FrameKind::Error => self.answered(frame),
             _ => {}
         }
+
         None
     }
 
@@ -284,7 +299,7 @@ impl Running {
         let history = self.actor.history();
         let chats: serde_json::Map<String, Json> =
             known.iter().map(|(chat, rev)| (history.word(*chat), json!(rev))).collect();
-        self.log.note(self.connection, Told::Sync(known));
+        self.log.note(self.connection, DeviceEvent::Sync(known));
         let mut frame = json!({ "type": "sync", "chats": chats });
         if let Some(epoch) = &self.epoch {
             frame["epoch"] = json!(epoch);
@@ -298,23 +313,25 @@ impl Running {
         self.reloads.spawn(reload(self.actor.clone(), self.log.clone(), what, self.stop.clone()));
     }
 
-    /// Does what the handle asks. Whether the connection is still of use.
-    async fn obey(&mut self, socket: &mut Socket, command: Command) -> bool {
+    /// Executes a command of the handle. Returns whether the connection is still usable.
+    async fn execute(&mut self, socket: &mut Socket, command: Command) -> bool {
         match command {
             Command::Ask { kind, mut frame, reply } => {
                 if !self.status.borrow().live {
                     let _ = reply.send(not_connected());
                     return true;
                 }
+
                 let stream = Stream { device: self.log.number(), connection: self.connection };
                 let pending = self.actor.begin(Some(stream), kind);
                 self.frame_id += 1;
                 frame["id"] = json!(self.frame_id);
                 self.waiting
                     .insert(self.frame_id, Waiting { pending, reply, since: Instant::now() });
+
                 socket.send(&frame).await
             }
-            Command::Tell(frame) => socket.send(&frame).await,
+            Command::Send(frame) => socket.send(&frame).await,
             Command::Stall(stall) => {
                 self.stall(stall);
                 true
@@ -329,6 +346,7 @@ impl Running {
         else {
             return;
         };
+
         let answer = match (frame.kind, frame.code) {
             (FrameKind::Ack, _) => Answer::Ok(frame.message),
             (_, Some(code)) if code != "unavailable" && code != "internal" => {
@@ -336,10 +354,12 @@ impl Running {
             }
             _ => Answer::Unknown,
         };
+
         let value = |message: &Option<Message>| match message {
             Some(message) => Value::Message(self.actor.history().seen(message)),
             None => Value::Done,
         };
+
         pending.settle(self.actor.outcome(&answer, value));
         let _ = reply.send(answer);
     }
@@ -349,7 +369,7 @@ impl Running {
         self.give_up(|waiting| waiting.since.elapsed() > limit);
     }
 
-    /// Nobody knows what became of these.
+    /// Records an unknown outcome for these frames.
     fn give_up(&mut self, which: impl Fn(&Waiting) -> bool) {
         for (_, waiting) in self.waiting.extract_if(|_, waiting| which(waiting)) {
             drop(waiting.pending);

@@ -1,5 +1,5 @@
-//! A device: one session on one socket that survives reconnects, as a good client would, and
-//! records what it sees.
+//! A device: one session on one socket. It reconnects as a good client does, and records every
+//! frame that it receives.
 
 mod connection;
 mod reading;
@@ -22,24 +22,24 @@ use crate::client::{Answer, SocketOptions};
 use crate::history::{Digest, Kind, Name};
 use crate::wire::Message;
 
-/// Commands that wait for the device's task at most.
+/// Maximum number of commands in the queue of the device's task.
 const COMMANDS_MAX: usize = 64;
 
-/// How a device behaves.
+/// Options of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
-    /// The replica to connect to first; after each connection the next one's turn comes.
+    /// Index of the first replica. Each reconnect goes to the next replica.
     pub replica: usize,
-    /// How to connect.
+    /// Options of each connection.
     pub socket: SocketOptions,
-    /// The first wait before a reconnect; it doubles with each failure and is jittered.
+    /// The first delay before a reconnect. It doubles with each failure and is jittered.
     pub backoff: Duration,
-    /// The longest wait before a reconnect.
+    /// The longest delay before a reconnect.
     pub backoff_max: Duration,
-    /// Without any frame for so long the connection counts as dead; absent: two heartbeat
+    /// A connection without a frame for this long counts as dead. The default is two heartbeat
     /// intervals.
     pub silence_max: Option<Duration>,
-    /// Seeds the jitter.
+    /// Seed of the jitter.
     pub seed: u64,
 }
 
@@ -56,14 +56,14 @@ impl Default for DeviceOptions {
     }
 }
 
-/// How a device is.
+/// The state of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Connections so far.
+    /// Number of connections so far.
     pub connections: u32,
-    /// Whether it is synced and gets live events.
+    /// Whether the device is synced and receives live events.
     pub live: bool,
-    /// Why it gave up for good, if it did: the close code, such as 4401.
+    /// Once the device ended: the close code, such as 4401, or 0 if it was stopped.
     pub ended: Option<u16>,
 }
 
@@ -78,23 +78,23 @@ pub struct Device {
     reloads: TaskTracker,
 }
 
-/// The revisions that a device knows, by chat.
+/// The last known revision of each chat.
 pub(crate) type Known = Arc<Mutex<HashMap<Name, u32>>>;
 
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A frame to be sent, recorded as `kind`.
+    /// Send a frame, recorded as `kind`, and wait for its answer.
     Ask { kind: Kind, frame: Json, reply: oneshot::Sender<Answer<Option<Message>>> },
-    /// A frame without an answer.
-    Tell(Json),
-    /// Stop reading, or read again.
+    /// Send a frame that has no answer.
+    Send(Json),
+    /// Stop reading (`true`) or resume it.
     Stall(bool),
-    /// Let go of the connection as if the cable were cut, then reconnect.
+    /// Drop the connection without a close frame, then reconnect.
     Cut,
 }
 
 impl Device {
-    /// Starts a device, which runs until `stop` or until the server tells it not to come back.
+    /// Starts a device. It runs until `stop`, or until a close code forbids a reconnect.
     pub fn start(
         actor: Actor,
         options: DeviceOptions,
@@ -103,17 +103,19 @@ impl Device {
     ) -> Self {
         let log = actor.history().device(actor.user(), actor.session());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (telling, status) = watch::channel(Status::default());
+        let (status_sender, status) = watch::channel(Status::default());
         let known = Known::default();
+
         let running = connection::Running::new(
             actor.clone(),
             options,
             log.clone(),
             known.clone(),
-            telling,
+            status_sender,
             inbox,
             stop,
         );
+
         let device = Self {
             actor,
             number: log.number(),
@@ -122,41 +124,42 @@ impl Device {
             known,
             reloads: running.reloads(),
         };
+
         tasks.spawn(running.run());
         device
     }
 
-    /// Whose it is.
+    /// The device's user.
     pub fn actor(&self) -> &Actor {
         &self.actor
     }
 
-    /// Its number in the record.
+    /// The device's index in the record.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// How it is now.
+    /// The current state of the device.
     pub fn status(&self) -> Status {
         *self.status.borrow()
     }
 
-    /// The revision up to which it knows a chat.
+    /// The last revision of a chat that the device has.
     pub fn known(&self, chat: Name) -> Option<u32> {
         self.known.lock().get(&chat).copied()
     }
 
-    /// Whether it loads a chat, after a `reset`.
+    /// Whether the device is loading a chat after a `reset`.
     pub fn is_reloading(&self) -> bool {
         !self.reloads.is_empty()
     }
 
-    /// Waits until it is live. Whether it was within `limit`.
+    /// Waits until the device is live. Returns whether it was within `limit`.
     pub async fn until_live(&self, limit: Duration) -> bool {
         self.until(limit, |status| status.live).await
     }
 
-    /// Waits until it gave up for good. Whether it did within `limit`.
+    /// Waits until the device ended. Returns whether it did within `limit`.
     pub async fn until_ended(&self, limit: Duration) -> bool {
         self.until(limit, |status| status.ended.is_some()).await
     }
@@ -166,7 +169,7 @@ impl Device {
         matches!(tokio::time::timeout(limit, status.wait_for(holds)).await, Ok(Ok(_)))
     }
 
-    /// Waits until it knows a chat up to this revision. Whether it does within `limit`.
+    /// Waits until the device has a chat up to `rev`. Returns whether it did within `limit`.
     pub async fn until_known(&self, chat: Name, rev: u32, limit: Duration) -> bool {
         let waiting = async {
             while self.known(chat).is_none_or(|known| known < rev) {
@@ -176,8 +179,8 @@ impl Device {
         tokio::time::timeout(limit, waiting).await.is_ok()
     }
 
-    /// Sends a message on the socket. Refused with `not_connected` (and not recorded) while the
-    /// device is not live.
+    /// Sends a message on the socket. While the device is not live, the answer is the refusal
+    /// `not_connected`, and nothing is recorded.
     pub async fn send(
         &self,
         chat: &str,
@@ -198,7 +201,9 @@ impl Device {
             message_id,
             text: Digest::of(text),
         };
-        let frame = json!({ "type": "edit_message", "chat_id": chat, "message_id": message_id, "text": text });
+        let frame = json!({
+            "type": "edit_message", "chat_id": chat, "message_id": message_id, "text": text,
+        });
         self.ask(kind, frame).await
     }
 
@@ -212,34 +217,34 @@ impl Device {
         .await
     }
 
-    /// Moves the read marker on the socket.
+    /// Moves the user's read marker on the socket.
     pub async fn mark_read(&self, chat: &str, message_id: u32) -> Answer<Option<Message>> {
         let kind = Kind::MarkRead { chat: self.actor.history().name(chat), message_id };
         self.ask(kind, json!({ "type": "read", "chat_id": chat, "message_id": message_id })).await
     }
 
-    /// Says that the user is typing.
+    /// Sends `typing` for a chat.
     pub async fn typing(&self, chat: &str) {
-        self.command(Command::Tell(json!({ "type": "typing", "chat_id": chat }))).await;
+        self.command(Command::Send(json!({ "type": "typing", "chat_id": chat }))).await;
     }
 
-    /// Asks to be told who of these users is online. To be asked again after a reconnect.
+    /// Watches the presence of these users. A reconnect ends the watch.
     pub async fn watch_presence(&self, user_ids: &[&str]) {
-        self.command(Command::Tell(json!({ "type": "watch_presence", "user_ids": user_ids })))
+        self.command(Command::Send(json!({ "type": "watch_presence", "user_ids": user_ids })))
             .await;
     }
 
-    /// Stops reading, as a hung client would; heartbeats go on.
+    /// Stops reading, as a hung client would. Heartbeats continue.
     pub async fn stall(&self) {
         self.command(Command::Stall(true)).await;
     }
 
-    /// Reads again.
+    /// Resumes reading.
     pub async fn unstall(&self) {
         self.command(Command::Stall(false)).await;
     }
 
-    /// Lets go of the connection without a word; the device reconnects.
+    /// Drops the connection without a close frame. The device reconnects.
     pub async fn cut(&self) {
         self.command(Command::Cut).await;
     }
@@ -251,7 +256,7 @@ impl Device {
     }
 
     async fn command(&self, command: Command) {
-        // A device that ended takes none; whoever waits for an answer sees that its sender is gone.
+        // A device that ended drops the command, and with it the sender of the answer.
         let _ = self.commands.send(command).await;
     }
 }

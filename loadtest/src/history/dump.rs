@@ -1,4 +1,4 @@
-//! A record as a file of JSON lines, and back.
+//! Writes a record as JSON lines and reads it back.
 
 use std::io::{self, BufRead, Write};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 use super::names::Name;
 use super::record::{DeviceRecord, Entry, MemorySample, Op, Record};
 
-/// The format's version, in the first line.
+/// Version of the format, in the first line.
 const VERSION: u32 = 1;
 
-/// Why a record could not be read back.
+/// An error while reading a record back.
 #[derive(Debug)]
 pub enum DumpError {
     /// The file could not be read.
     Io(io::Error),
-    /// This line, counted from 1, is not of a record.
+    /// This line, counted from 1, is not valid.
     Line(usize),
 }
 
 impl std::fmt::Display for DumpError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Io(error) => write!(f, "the record could not be read: {error}"),
-            Self::Line(line) => write!(f, "line {line} is not of a record"),
+            Self::Io(error) => write!(f, "failed to read the record: {error}"),
+            Self::Line(line) => write!(f, "line {line} of the record is not valid"),
         }
     }
 }
@@ -47,7 +47,7 @@ enum Line {
     Name(Box<str>),
     Op(Op),
     Memory(MemorySample),
-    /// The entries that follow are its.
+    /// The entries that follow belong to this device.
     Device {
         user: Name,
         session: Name,
@@ -55,36 +55,41 @@ enum Line {
     Entry(Entry),
 }
 
-/// Writes a record.
+/// Writes a record as JSON lines.
 ///
 /// # Errors
-/// Those of the writer.
+/// The errors of the writer.
 pub fn dump(record: &Record, writer: impl Write) -> io::Result<()> {
     let mut writer = io::BufWriter::new(writer);
     let mut line = |line: &Line| -> io::Result<()> {
         serde_json::to_writer(&mut writer, line)?;
         writer.write_all(b"\n")
     };
+
     line(&Line::Record { version: VERSION, ended_us: record.ended_us, dropped: record.dropped })?;
     for word in &record.names {
         line(&Line::Name(word.clone()))?;
     }
+
     for op in &record.ops {
         line(&Line::Op(op.clone()))?;
     }
+
     for sample in &record.memory {
         line(&Line::Memory(*sample))?;
     }
+
     for device in &record.devices {
         line(&Line::Device { user: device.user, session: device.session })?;
         for entry in &device.entries {
             line(&Line::Entry(entry.clone()))?;
         }
     }
+
     writer.flush()
 }
 
-/// Reads a record back.
+/// Reads a record that [`dump`] wrote.
 ///
 /// # Errors
 /// See [`DumpError`].
@@ -106,12 +111,13 @@ pub fn read_back(reader: impl BufRead) -> Result<Record, DumpError> {
             Line::Entry(entry) => record.devices.last_mut().ok_or_else(wrong)?.entries.push(entry),
         }
     }
+
     Ok(record)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Bounds, Digest, History, Kind, Outcome, Seen, State, Told, Value};
+    use super::super::{Bounds, DeviceEvent, Digest, History, Kind, Outcome, Seen, State, Value};
     use super::*;
 
     #[test]
@@ -122,21 +128,24 @@ mod tests {
         let seen =
             Seen { id: 1, rev: 2, sender: user, text: Digest::of("hello"), state: State::Sent };
         let log = history.device(user, history.name("s"));
+
         for outcome in
             [Outcome::Ok(Value::Message(seen)), Outcome::Refused { status: 404, code: chat }]
         {
             let op = history.invoke(user, Name::NONE, None, send);
             history.complete(op, outcome);
         }
+
         let op = history.invoke(user, Name::NONE, None, Kind::Changes { chat, after_rev: 0 });
         history.complete(
             op,
             Outcome::Ok(Value::Changes { messages: Box::new([seen]), rev: 2, complete: true }),
         );
-        log.note(1, Told::Sync(Box::new([(chat, 1)])));
-        log.note(1, Told::New { chat, rev: 2, seen });
-        log.note(1, Told::Closed { code: 1012 });
+        log.note(1, DeviceEvent::Sync(Box::new([(chat, 1)])));
+        log.note(1, DeviceEvent::New { chat, rev: 2, seen });
+        log.note(1, DeviceEvent::Closed { code: 1012 });
         history.sample_memory(user, 7);
+
         let record = history.take();
         let mut file = Vec::new();
         dump(&record, &mut file).unwrap();

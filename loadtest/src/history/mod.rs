@@ -1,8 +1,8 @@
-//! The record of a run: what was asked and answered, every frame that came, and samples of memory.
+//! The record of a run: requests with their answers, received frames, and memory samples.
 //!
-//! It may hold a million operations and ten times as many frames, so it keeps names as numbers and
-//! texts as hashes. It is bounded: past its bound it counts what it drops, and the checker reports
-//! such a record as unusable rather than as clean.
+//! A record may hold a million operations and ten times as many frames, so names are interned and
+//! texts are hashed. It is bounded: a history that is full counts the entries that it drops, and
+//! the checker reports an incomplete record as a violation.
 
 mod dump;
 mod names;
@@ -17,19 +17,19 @@ use parking_lot::Mutex;
 pub use dump::{DumpError, dump, read_back};
 pub use names::{Digest, Name, Names};
 pub use record::{
-    ChatSeen, DeviceRecord, Entry, Kind, MemorySample, Op, OpId, Outcome, Record, Seen, State,
-    Stream, Told, Value,
+    ChatSeen, DeviceEvent, DeviceRecord, Entry, Kind, MemorySample, Op, OpId, Outcome, Record,
+    Seen, State, Stream, Value,
 };
 
 use crate::wire;
 
-/// How much a history keeps.
+/// How many entries a history keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Operations at most; one takes about 120 bytes, and a page of history 24 bytes a message on
-    /// top.
+    /// Maximum number of operations. One takes about 120 bytes, plus 24 bytes for each message of a
+    /// page of history.
     pub ops_max: usize,
-    /// Frames at most, of all devices together; one takes about 56 bytes.
+    /// Maximum number of frames of all devices together. One takes about 56 bytes.
     pub frames_max: usize,
 }
 
@@ -39,7 +39,7 @@ impl Default for Bounds {
     }
 }
 
-/// The recorder. Shared by everything that runs; each method takes a lock for a moment.
+/// The recorder, shared by all workers and devices. Each method holds its lock only briefly.
 #[derive(Debug)]
 pub struct History {
     started: Instant,
@@ -53,7 +53,7 @@ pub struct History {
 }
 
 impl History {
-    /// An empty history. Its times count from now.
+    /// Creates an empty history. Its times count from now.
     pub fn new(bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
@@ -67,30 +67,31 @@ impl History {
         })
     }
 
-    /// Microseconds since the history began.
+    /// Microseconds since the history was created.
     pub fn now_us(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// The number of a word: an id of a user, a chat or a session, or an error code.
+    /// Interns an id of a user, a chat or a session, or an error code.
     pub fn name(&self, word: &str) -> Name {
         self.names.name(word)
     }
 
-    /// The word of a number.
+    /// Returns the string of an interned name.
     pub fn word(&self, name: Name) -> String {
         self.names.word(name)
     }
 
-    /// Notes that an operation begins now. Past the bound it is dropped, and so is its outcome.
+    /// Records that an operation begins now. A full history drops it and its outcome.
     pub fn invoke(&self, user: Name, session: Name, stream: Option<Stream>, kind: Kind) -> OpId {
         let mut ops = self.ops.lock();
         if ops.len() >= self.bounds.ops_max {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return OpId::DROPPED;
         }
+
         let id = OpId(u32::try_from(ops.len()).unwrap_or(u32::MAX));
-        // The clock is read under the lock, so that operations lie in the order of their
+        // The clock is read under the lock, so that operations are in the order of their
         // invocation.
         ops.push(Op {
             user,
@@ -104,7 +105,7 @@ impl History {
         id
     }
 
-    /// Notes what became of an operation, now. The first outcome counts.
+    /// Records the outcome of an operation that ends now. Only the first outcome is kept.
     pub fn complete(&self, id: OpId, outcome: Outcome) {
         let now_us = self.now_us();
         if let Some(op) = self.ops.lock().get_mut(id.0 as usize)
@@ -115,7 +116,7 @@ impl History {
         }
     }
 
-    /// A log for a new device.
+    /// Creates a log for a new device.
     pub fn device(self: &Arc<Self>, user: Name, session: Name) -> DeviceLog {
         let record = Arc::new(Mutex::new(DeviceRecord { user, session, entries: Vec::new() }));
         let mut devices = self.devices.lock();
@@ -124,24 +125,24 @@ impl History {
         DeviceLog { history: self.clone(), record, number }
     }
 
-    /// Notes how much memory a process holds now, in bytes (resident).
+    /// Records the resident memory of a process now, in bytes.
     pub fn sample_memory(&self, process: Name, rss_bytes: u64) {
         let sample = MemorySample { process, at_us: self.now_us(), rss_bytes };
         self.memory.lock().push(sample);
     }
 
-    /// Operations and frames so far.
+    /// Number of operations and number of frames so far.
     pub fn len(&self) -> (usize, usize) {
         (self.ops.lock().len(), self.frames.load(Ordering::Relaxed))
     }
 
-    /// Whether nothing was recorded yet.
+    /// Whether the history holds no operation and no frame.
     pub fn is_empty(&self) -> bool {
         self.len() == (0, 0)
     }
 
-    /// Takes everything out, for the checker. What is recorded afterwards begins an empty record,
-    /// with the same names and the same clock: stop all devices and workers first.
+    /// Takes the record out, for the checker. Later entries go to an empty record with the same
+    /// names and the same clock, so stop all devices and workers first.
     pub fn take(&self) -> Record {
         let devices = std::mem::take(&mut *self.devices.lock());
         let taken = |device: Arc<Mutex<DeviceRecord>>| {
@@ -152,6 +153,7 @@ impl History {
                 entries: std::mem::take(&mut device.entries),
             }
         };
+
         Record {
             names: self.names.all(),
             ended_us: self.now_us(),
@@ -162,13 +164,14 @@ impl History {
         }
     }
 
-    /// A message as the record keeps it.
+    /// Converts a message to its recorded form.
     pub fn seen(&self, message: &wire::Message) -> Seen {
         let state = match (&message.removed_at, &message.edited_at) {
             (Some(_), _) => State::Removed,
             (None, Some(_)) => State::Edited,
             (None, None) => State::Sent,
         };
+
         Seen {
             id: message.id,
             rev: message.rev,
@@ -178,7 +181,7 @@ impl History {
         }
     }
 
-    /// A chat as the record keeps it.
+    /// Converts a chat to its recorded form.
     pub fn chat_seen(&self, chat: &wire::Chat) -> ChatSeen {
         ChatSeen {
             chat: self.name(&chat.id),
@@ -195,8 +198,7 @@ impl History {
     }
 }
 
-/// Where one device writes what it sees. It has a lock of its own, so that devices do not wait for
-/// each other.
+/// The log of one device. It has a lock of its own, so that devices do not wait for each other.
 #[derive(Clone, Debug)]
 pub struct DeviceLog {
     history: Arc<History>,
@@ -210,8 +212,8 @@ impl DeviceLog {
         self.number
     }
 
-    /// Notes what just happened on a connection of this device, counted from 1.
-    pub fn note(&self, connection: u32, told: Told) {
+    /// Records an event on a connection of this device. Connections count from 1.
+    pub fn note(&self, connection: u32, told: DeviceEvent) {
         if self.history.frames.fetch_add(1, Ordering::Relaxed) >= self.history.bounds.frames_max {
             self.history.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -220,7 +222,7 @@ impl DeviceLog {
         record.entries.push(Entry { at_us: self.history.now_us(), connection, told });
     }
 
-    /// The history that this log is a part of.
+    /// The history that contains this log.
     pub fn history(&self) -> &Arc<History> {
         &self.history
     }
@@ -238,15 +240,17 @@ mod tests {
     }
 
     #[test]
-    fn past_its_bound_a_history_counts_what_it_drops() {
+    fn a_full_history_counts_the_entries_it_drops() {
         let history = History::new(Bounds { ops_max: 1, frames_max: 1 });
         let user = history.name("u");
         let log = history.device(user, user);
+
         for _ in 0..3 {
             let op = history.invoke(user, user, None, Kind::Other);
             history.complete(op, Outcome::Unknown);
-            log.note(1, Told::Other);
+            log.note(1, DeviceEvent::Other);
         }
+
         let record = history.take();
         assert_eq!((record.ops.len(), record.devices[0].entries.len(), record.dropped), (1, 1, 4));
         assert_eq!(record.ops[0].outcome, Some(Outcome::Unknown));

@@ -1,11 +1,11 @@
-//! Names as numbers, texts as hashes.
+//! Interned names and hashed texts, to keep the record small.
 
 use std::collections::HashMap;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
-/// A word's number in [`Names`].
+/// The index of a string in [`Names`].
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 pub struct Name(pub u32);
 
 impl Name {
-    /// No name: the empty word.
+    /// The index of the empty string, which stands for no name.
     pub const NONE: Self = Self(0);
 }
 
-/// Words and their numbers. The empty word is number 0.
+/// Interned strings. The empty string has index 0.
 #[derive(Debug)]
 pub struct Names {
     table: RwLock<Table>,
@@ -38,34 +38,37 @@ impl Default for Names {
 }
 
 impl Names {
-    /// The number of a word, a new one if need be.
+    /// Returns the index of a string. A new string is added.
     pub fn name(&self, word: &str) -> Name {
         if let Some(number) = self.table.read().numbers.get(word) {
             return Name(*number);
         }
+
         let mut table = self.table.write();
         if let Some(number) = table.numbers.get(word) {
             return Name(*number);
         }
+
         let number = u32::try_from(table.words.len()).unwrap_or(u32::MAX);
         table.words.push(word.into());
         table.numbers.insert(word.into(), number);
+
         Name(number)
     }
 
-    /// The word of a number; empty for one that was never given out.
+    /// Returns the string of an index; empty if the index is unknown.
     pub fn word(&self, name: Name) -> String {
         self.table.read().words.get(name.0 as usize).map(ToString::to_string).unwrap_or_default()
     }
 
-    /// All words, by their numbers.
+    /// All strings, in the order of their indices.
     pub fn all(&self) -> Vec<Box<str>> {
         self.table.read().words.clone()
     }
 }
 
-/// 64 bits that stand for a text. Two of a million different texts share one with a chance of 1 in
-/// 10^7.
+/// A 64-bit hash of a text. Among a million different texts, the chance of a collision is less than
+/// 1 in 10^7.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -73,11 +76,11 @@ impl Names {
 pub struct Digest(pub u64);
 
 impl Digest {
-    /// No text.
+    /// The value that stands for no text.
     pub const NONE: Self = Self(0);
 
-    /// The digest of a text, the same in every version of this program: FNV-1a over words of 8
-    /// bytes, then mixed as `SplitMix64` does.
+    /// Hashes a text, in the same way in every version of this program: FNV-1a over words of 8
+    /// bytes, then the finaliser of `SplitMix64`.
     pub fn of(text: &str) -> Self {
         const PRIME: u64 = 0x0000_0100_0000_01b3;
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325 ^ text.len() as u64;
@@ -103,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_keeps_its_number() {
+    fn a_name_keeps_its_index() {
         let names = Names::default();
         let (a, b) = (names.name("a"), names.name("b"));
         assert_ne!(a, b);

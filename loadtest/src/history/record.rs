@@ -1,33 +1,33 @@
-//! What a record is made of. Everything is small and `Copy` where it can be: a run has millions of
-//! them.
+//! The entries of a record. They are small, and `Copy` where possible, because a run has millions
+//! of them.
 
 use serde::{Deserialize, Serialize};
 
 use super::names::{Digest, Name};
 
-/// The number of an operation in the record.
+/// The index of an operation in the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u32);
 
 impl OpId {
-    /// An operation that the history had no room for.
+    /// An operation that a full history dropped.
     pub const DROPPED: Self = Self(u32::MAX);
 }
 
-/// A connection on which requests are in order: a device's number, and its connection's.
+/// A connection of a device. Requests on one connection are in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stream {
-    /// The device.
+    /// The device's index in the record.
     pub device: u32,
-    /// The connection of that device, from 1.
+    /// The number of the connection on that device, from 1.
     pub connection: u32,
 }
 
-/// What was asked for. Texts are unique in a run.
+/// The request of an operation. Texts are unique in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the protocol")]
 pub enum Kind {
-    /// Send a message; `client_id` is [`Digest::NONE`] where there is none.
+    /// Send a message; `client_id` is [`Digest::NONE`] if the request has none.
     Send { chat: Name, text: Digest, client_id: Digest },
     /// Change a message's text.
     Edit { chat: Name, message_id: u32, text: Digest },
@@ -37,28 +37,28 @@ pub enum Kind {
     Join { chat: Name, user: Name },
     /// Remove a member, or leave.
     Leave { chat: Name, user: Name },
-    /// Make a chat; the answer says which.
+    /// Create a chat; the answer holds its id.
     Create,
-    /// Log in; the answer says which session.
+    /// Log in; the answer holds the session id.
     Login,
     /// End a session.
     Revoke { session: Name },
     /// Move the read marker.
     MarkRead { chat: Name, message_id: u32 },
-    /// A page of history; 0 where a bound was not given.
+    /// Read a page of history. A bound of 0 was not given; `after: u32::MAX` stands for `after=0`.
     History { chat: Name, before: u32, after: u32, max: u32 },
-    /// What changed after a revision.
+    /// Read a page of the changes after a revision.
     Changes { chat: Name, after_rev: u32 },
-    /// One chat.
+    /// Read one chat.
     Chat { chat: Name },
-    /// The caller's chats: the whole first page.
+    /// Read the first page of the user's chats.
     Chats,
-    /// Anything else that needs a session.
+    /// Any other request that needs a session.
     Other,
 }
 
 impl Kind {
-    /// The chat that it is about.
+    /// The chat that the request concerns, if it concerns one.
     pub fn chat(&self) -> Option<Name> {
         match self {
             Self::Send { chat, .. }
@@ -74,7 +74,7 @@ impl Kind {
         }
     }
 
-    /// Whether it changes a chat's log.
+    /// Whether the request changes a chat's log.
     pub fn changes_log(&self) -> bool {
         matches!(
             self,
@@ -87,135 +87,135 @@ impl Kind {
     }
 }
 
-/// What a message had become when it was seen.
+/// The state of a message when it was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// As it was sent: its `rev` is the one that sent it.
+    /// Unchanged since it was sent: its `rev` is the revision of the send.
     #[default]
     Sent,
-    /// With another text.
+    /// Its text was edited.
     Edited,
-    /// Without a text.
+    /// It was removed and has no text.
     Removed,
 }
 
-/// A message as somebody saw it.
+/// A message as a read or a frame showed it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Its position.
+    /// Position in the chat, from 1.
     pub id: u32,
     /// The revision of its last change.
     pub rev: u32,
-    /// Who sent it.
+    /// User id of the sender.
     pub sender: Name,
-    /// Its text; none once removed.
+    /// Text; [`Digest::NONE`] after a removal.
     pub text: Digest,
-    /// What had become of it.
+    /// Whether it was edited or removed.
     pub state: State,
 }
 
-/// A chat as one of its members saw it.
+/// A chat as a read or a frame showed it to a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatSeen {
-    /// Which.
+    /// Chat id.
     pub chat: Name,
-    /// Its revision.
+    /// The chat's revision.
     pub rev: u32,
-    /// Its last message.
+    /// Id of the last message; 0 in an empty chat.
     pub last_message_id: u32,
-    /// Messages after the read marker.
+    /// Number of messages after the member's read marker.
     pub unread_count: Option<u32>,
-    /// The read marker.
+    /// The member's read marker: a message id.
     pub last_read_message_id: Option<u32>,
-    /// Its members.
+    /// Number of members.
     pub member_count: u32,
-    /// Who sent the last message; none where it has none.
+    /// User id of the last message's sender; [`Name::NONE`] in an empty chat.
     pub last_sender: Name,
 }
 
-/// What an answer held.
+/// The content of a successful answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the protocol")]
 pub enum Value {
-    /// Nothing that matters.
+    /// Nothing that the checker needs.
     Done,
-    /// A message.
+    /// The message that the request wrote.
     Message(Seen),
     /// A page of history.
     Messages(Box<[Seen]>),
-    /// A page of changes, without its members.
+    /// A page of changes, without the members in it.
     Changes { messages: Box<[Seen]>, rev: u32, complete: bool },
     /// One chat.
     Chat(ChatSeen),
-    /// Chats.
+    /// A page of the user's chats.
     Chats(Box<[ChatSeen]>),
-    /// A session.
+    /// The id of a new session.
     Session(Name),
 }
 
-/// What became of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the protocol")]
 pub enum Outcome {
-    /// Done.
+    /// The server did it.
     Ok(Value),
-    /// Not done. The status is 0 for a refused frame.
+    /// The server refused it. `status` is 0 for a refused frame.
     Refused { status: u16, code: Name },
-    /// Done or not: nobody knows.
+    /// No answer: the server may have done it or not.
     Unknown,
 }
 
-/// An operation.
+/// A request and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Op {
-    /// Whose.
+    /// User id of the caller.
     pub user: Name,
-    /// By which session.
+    /// The caller's session.
     pub session: Name,
-    /// The connection that carried it; none for HTTP.
+    /// The connection that carried the request; `None` for HTTP.
     pub stream: Option<Stream>,
-    /// What.
+    /// The request.
     pub kind: Kind,
-    /// When it was sent, in microseconds since the start.
+    /// Time of the request, in microseconds since the start.
     pub invoked_us: u64,
-    /// When its outcome was known; none if it never was.
+    /// Time of the outcome, in microseconds since the start; `None` while there is no outcome.
     pub completed_us: Option<u64>,
-    /// What became of it; none while it is under way.
+    /// The outcome; `None` while the request is in progress.
     pub outcome: Option<Outcome>,
 }
 
 impl Op {
-    /// The answer, if it was done.
+    /// The answer, if the operation succeeded.
     pub fn value(&self) -> Option<&Value> {
         if let Some(Outcome::Ok(value)) = &self.outcome { Some(value) } else { None }
     }
 
-    /// The message answered, if it was done and was about one.
+    /// The message in the answer, if the operation succeeded and returned one.
     pub fn message(&self) -> Option<&Seen> {
         if let Some(Value::Message(seen)) = self.value() { Some(seen) } else { None }
     }
 
-    /// Whether the server may have done it.
+    /// Whether the server may have done it: it did not refuse.
     pub fn may_be_done(&self) -> bool {
         !matches!(self.outcome, Some(Outcome::Refused { .. }))
     }
 }
 
-/// What a device saw or did on a connection.
+/// An event of a device: a frame that it received, or an action of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the protocol")]
-pub enum Told {
-    /// `ready`; [`Name::default`] where it names no epoch.
+pub enum DeviceEvent {
+    /// `ready`; `epoch` is [`Name::NONE`] if the frame names none.
     Ready { epoch: Name },
-    /// The device asked for `sync` and named these chats at these revisions.
+    /// The device sent `sync` with these chats and revisions.
     Sync(Box<[(Name, u32)]>),
     /// `synced`.
     Synced(Box<[(Name, u32)]>),
     /// `reset`.
     Reset { chat: Name, rev: u32 },
-    /// After a `reset`, everything up to `rev` was loaded over HTTP.
+    /// After a `reset`, the device loaded every change up to `rev` over HTTP.
     Loaded { chat: Name, rev: u32 },
-    /// `new_message`. `rev` is the frame's, `seen.rev` the message's.
+    /// `new_message`. `rev` is the frame's revision, `seen.rev` the message's.
     New { chat: Name, rev: u32, seen: Seen },
     /// `message_edited`.
     Edited { chat: Name, rev: u32, seen: Seen },
@@ -227,8 +227,7 @@ pub enum Told {
     Changed { chat: Name, rev: u32, user: Name },
     /// `member_left`.
     Left { chat: Name, rev: u32, user: Name },
-    /// `member_count`: stands for all revs up to this one that did not come, each of which changed
-    /// a member.
+    /// `member_count`. It replaces all missing revs up to this one, each of which changed a member.
     Counted { chat: Name, rev: u32 },
     /// `chat_changed`.
     Renamed { chat: Name, rev: u32 },
@@ -242,19 +241,19 @@ pub enum Told {
     Typing { chat: Name, user: Name },
     /// `presence`.
     Presence { user: Name, online: bool },
-    /// An answer, an error, or another frame.
+    /// An answer, an error, or a frame of another kind.
     Other,
-    /// Something that is no frame of the protocol.
+    /// Input that is not a valid frame of the protocol.
     Garbage,
-    /// The connection ended: the server's close code, 0 where it was cut or found dead.
+    /// The connection ended with this close code; 0 if it broke, timed out or was cut.
     Closed { code: u16 },
-    /// The device was told to stop.
+    /// The run stopped the device.
     Stopped,
-    /// The device stopped reading, or reads again.
+    /// The device stopped or resumed reading.
     Stalled { reading: bool },
 }
 
-impl Told {
+impl DeviceEvent {
     /// The chat and revision of a durable event.
     pub fn event(&self) -> Option<(Name, u32)> {
         match self {
@@ -270,7 +269,7 @@ impl Told {
         }
     }
 
-    /// Whether it is a frame from the server.
+    /// Whether this is a frame from the server.
     pub fn is_frame(&self) -> bool {
         !matches!(
             self,
@@ -283,58 +282,58 @@ impl Told {
     }
 }
 
-/// One line of a device's log.
+/// One entry of a device's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// When, in microseconds since the start.
+    /// Time of the event, in microseconds since the start.
     pub at_us: u64,
-    /// On which connection of the device, from 1.
+    /// The number of the device's connection, from 1.
     pub connection: u32,
-    /// What.
-    pub told: Told,
+    /// The event.
+    pub told: DeviceEvent,
 }
 
-/// Everything that one device saw, in its order.
+/// The log of one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceRecord {
-    /// Whose it is.
+    /// User id of the device's user.
     pub user: Name,
-    /// Its session.
+    /// The device's session.
     pub session: Name,
-    /// What it saw.
+    /// Events, in the order in which they happened.
     pub entries: Vec<Entry>,
 }
 
 /// A sample of a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemorySample {
-    /// The process.
+    /// Name of the process.
     pub process: Name,
-    /// When, in microseconds since the start.
+    /// Time of the sample, in microseconds since the start.
     pub at_us: u64,
-    /// Resident bytes.
+    /// Resident set size, in bytes.
     pub rss_bytes: u64,
 }
 
 /// A finished history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The words, by their numbers.
+    /// The strings of all interned names, by index.
     pub names: Vec<Box<str>>,
-    /// When it was taken, in microseconds since the start.
+    /// Time at which the record was taken, in microseconds since the start.
     pub ended_us: u64,
-    /// What it had no room for.
+    /// Number of operations and frames that the full history dropped.
     pub dropped: u64,
     /// Operations, in the order of their invocation.
     pub ops: Vec<Op>,
-    /// Devices, by their numbers.
+    /// Devices, by index.
     pub devices: Vec<DeviceRecord>,
-    /// Memory samples.
+    /// Memory samples, in the order in which they were taken.
     pub memory: Vec<MemorySample>,
 }
 
 impl Record {
-    /// The word of a number.
+    /// Returns the string of an interned name; `?` if the name is unknown.
     pub fn word(&self, name: Name) -> &str {
         self.names.get(name.0 as usize).map_or("?", |word| word)
     }

@@ -1,6 +1,5 @@
-//! A Postgres and a Redis of one's own, on free ports, with temporary data: for a deployment that
-//! the program measures, and for tests that break them. Each ends, and its data goes, with its
-//! value.
+//! A temporary Postgres and a temporary Redis on free ports, for a deployment that the program
+//! measures, and for tests that break them. Dropping a value ends its server and deletes its data.
 
 mod postgres;
 pub mod process;
@@ -9,11 +8,10 @@ mod redis;
 pub use postgres::Postgres;
 pub use redis::Redis;
 
-/// Ports that are tried: another program may take one between the look and the start.
+/// Maximum number of ports to try: another program may take a free port before the server does.
 const PORTS_MAX: usize = 5;
 
-/// What the Postgres and the Redis of this machine say of themselves, one line each; nothing of one
-/// that is not here.
+/// The versions of this machine's Postgres and Redis, one line each. A missing server has no line.
 pub async fn versions() -> Vec<String> {
     postgres::version().await.into_iter().chain(redis::version().await).collect()
 }

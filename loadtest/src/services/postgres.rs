@@ -1,4 +1,4 @@
-//! A Postgres of one's own.
+//! A temporary Postgres.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use tokio::time::sleep;
 use super::PORTS_MAX;
 use super::process::{end, end_of, ending_with_us_by, free_port};
 
-/// Tries to start again on the same port: what a killed server left behind may still be ending.
+/// Maximum number of attempts of a restart: processes of a killed server may still be ending.
 const RESTARTS_MAX: usize = 20;
 
-/// A Postgres server on a port of its own, which is its own again after a restart.
+/// A Postgres server on a free port. It keeps its port after a restart.
 #[derive(Debug)]
 pub struct Postgres {
     child: Option<Child>,
@@ -25,7 +25,8 @@ pub struct Postgres {
     dir: TempDir,
 }
 
-/// Where the newest server's programs are; Debian keeps them out of PATH, in a folder a version.
+/// The folder of the newest server's programs. Debian installs each version in a folder of its own,
+/// outside of PATH.
 fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let with_server =
@@ -33,13 +34,14 @@ fn programs() -> PathBuf {
     newest(with_server).map_or_else(|| PathBuf::from("/usr/bin"), |version| version.join("bin"))
 }
 
-/// The folder with the greatest number for a name. As words, 9 would come after 15.
+/// The folder whose name is the greatest number. By text, 9 would sort after 15.
 fn newest(versions: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
     let number = |version: &PathBuf| version.file_name()?.to_str()?.parse::<u32>().ok();
     versions.max_by_key(number)
 }
 
-/// A program that runs as the user `postgres` if this is root, as Postgres demands.
+/// A command that runs as the user `postgres` if this process is root, because Postgres refuses to
+/// run as root.
 fn as_postgres(program: &Path) -> Command {
     let identity: &[&str] = if is_root() {
         &["--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
@@ -49,18 +51,20 @@ fn as_postgres(program: &Path) -> Command {
     ending_with_us_by("QUIT", identity, program)
 }
 
-/// A folder that the server may use.
+/// Creates a folder that the server may use.
 async fn folder() -> Result<TempDir, String> {
     let dir = tempfile::Builder::new()
         .prefix("starling-postgres-")
         .tempdir()
         .map_err(|it| it.to_string())?;
+
     if is_root() {
         let chown = Command::new("chown").arg("postgres").arg(dir.path()).status().await;
         if !chown.is_ok_and(|status| status.success()) {
-            return Err("there is no user postgres for the database to run as".to_owned());
+            return Err("failed to give the data folder to the user postgres".to_owned());
         }
     }
+
     Ok(dir)
 }
 
@@ -68,20 +72,20 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// What it says of itself.
+/// The version of the installed server.
 pub(super) async fn version() -> Option<String> {
-    let said = Command::new(programs().join("postgres")).arg("--version").output().await.ok()?;
-    Some(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    let output = Command::new(programs().join("postgres")).arg("--version").output().await.ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 impl Postgres {
-    /// Makes a cluster, and starts it with these settings (`name=value`) beyond its address.
+    /// Creates a server and starts it with its address and these settings (`name=value`).
     ///
     /// # Errors
-    /// In a sentence, with the end of the log.
+    /// If the server does not start. The error contains the end of its log.
     pub async fn start(settings: &[&str]) -> Result<Self, String> {
         let dir = folder().await?;
-        let made = as_postgres(&programs().join("initdb"))
+        let created = as_postgres(&programs().join("initdb"))
             .args([
                 "--username",
                 "postgres",
@@ -96,24 +100,27 @@ impl Postgres {
             .output()
             .await
             .map_err(|error| format!("initdb: {error}"))?;
-        if !made.status.success() {
-            return Err(format!("initdb: {}", String::from_utf8_lossy(&made.stderr).trim()));
+
+        if !created.status.success() {
+            return Err(format!("initdb: {}", String::from_utf8_lossy(&created.stderr).trim()));
         }
+
         Self::start_in(dir, settings).await
     }
 
-    /// Makes a standby of this server, and starts it: it streams through `way` (a proxy), or
-    /// straight from here.
+    /// Creates a standby of this server and starts it. It streams through `proxy`, or directly from
+    /// this server.
     ///
     /// # Errors
-    /// In a sentence, with the end of the log.
+    /// If the server does not start. The error contains the end of its log.
     pub async fn standby(
         &self,
-        way: Option<SocketAddr>,
+        proxy: Option<SocketAddr>,
         settings: &[&str],
     ) -> Result<Self, String> {
         let dir = folder().await?;
-        let port = way.map_or(self.port, |way| way.port()).to_string();
+        let port = proxy.map_or(self.port, |proxy| proxy.port()).to_string();
+
         let copied = as_postgres(&programs().join("pg_basebackup"))
             .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
             .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--pgdata"])
@@ -121,12 +128,14 @@ impl Postgres {
             .output()
             .await
             .map_err(|error| format!("pg_basebackup: {error}"))?;
+
         if !copied.status.success() {
             return Err(format!(
                 "pg_basebackup: {}",
                 String::from_utf8_lossy(&copied.stderr).trim()
             ));
         }
+
         Self::start_in(dir, settings).await
     }
 
@@ -135,29 +144,29 @@ impl Postgres {
         let mut postgres = Self { child: None, port: 0, settings, dir };
         for _ in 0..PORTS_MAX {
             postgres.port = free_port()?;
-            if postgres.is_up().await? {
+            if postgres.try_start().await? {
                 return Ok(postgres);
             }
         }
-        Err(postgres.last_words())
+        Err(postgres.start_error())
     }
 
-    /// Starts it again, on the same port, after it was stopped.
+    /// Starts a stopped server again on the same port.
     ///
     /// # Errors
-    /// In a sentence, with the end of the log.
+    /// If the server does not start. The error contains the end of its log.
     pub async fn restart(&mut self) -> Result<(), String> {
         for _ in 0..RESTARTS_MAX {
-            if self.is_up().await? {
+            if self.try_start().await? {
                 return Ok(());
             }
             sleep(Duration::from_millis(200)).await;
         }
-        Err(self.last_words())
+        Err(self.start_error())
     }
 
-    /// Starts it. Whether it takes connections before it ends, and within 15 s.
-    async fn is_up(&mut self) -> Result<bool, String> {
+    /// Starts the server. Returns whether it accepted connections within 15 s and before it ended.
+    async fn try_start(&mut self) -> Result<bool, String> {
         let mut child = self.spawn()?;
         for _ in 0..300 {
             if self.is_ready(child.id()) {
@@ -169,6 +178,7 @@ impl Postgres {
             }
             sleep(Duration::from_millis(50)).await;
         }
+
         end(&mut child, Signal::QUIT);
         Ok(false)
     }
@@ -190,30 +200,30 @@ impl Postgres {
             .map_err(|error| format!("Postgres: {error}"))
     }
 
-    /// Not by a connection, which another server on that port would take, too: this file is ours. A
-    /// server that was killed leaves it behind, so it must name this one.
+    /// Whether the server with this process id accepts connections. Reads `postmaster.pid`, because
+    /// another server on the port would accept a connection, too. A killed server leaves the file
+    /// behind, so the file must name this process.
     fn is_ready(&self, pid: Option<u32>) -> bool {
-        let told = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"))
+        let status = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"))
             .unwrap_or_default();
-        let named = told.lines().next().and_then(|line| line.trim().parse().ok());
-        named.is_some() && named == pid && told.lines().any(|line| line.starts_with("ready"))
+        let named = status.lines().next().and_then(|line| line.trim().parse().ok());
+        named.is_some() && named == pid && status.lines().any(|line| line.starts_with("ready"))
     }
 
     fn log(&self) -> PathBuf {
         self.dir.path().join("log")
     }
 
-    fn last_words(&self) -> String {
+    fn start_error(&self) -> String {
         format!("Postgres did not start:\n{}", end_of(&self.log()))
     }
 
-    /// Ends all its processes at once, without a word to the disk, as `pg_ctl stop -m immediate`
-    /// does.
+    /// Ends all processes at once, without a checkpoint, as `pg_ctl stop -m immediate` does.
     pub fn stop_immediately(&mut self) {
         self.end(Signal::QUIT);
     }
 
-    /// Kills the first process; the others notice.
+    /// Kills the main process with SIGKILL. The other processes then end by themselves.
     pub fn kill(&mut self) {
         self.end(Signal::KILL);
     }
@@ -224,12 +234,12 @@ impl Postgres {
         }
     }
 
-    /// The address of its one database.
+    /// URL of the database `postgres`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Its first process; 0 while it is stopped.
+    /// Process id of the main process; 0 while the server is stopped.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap_or(0)
     }
@@ -237,7 +247,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // The folder goes, so there is nothing to flush.
+        // The folder is deleted next, so no data needs to be flushed.
         self.stop_immediately();
     }
 }

@@ -1,4 +1,4 @@
-//! A Redis of one's own.
+//! A temporary Redis.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::PORTS_MAX;
 use super::process::{end, end_of, ending_with_us, free_port};
 
-/// A Redis server on a port of its own that keeps nothing on disk.
+/// A Redis server on a free port that stores nothing on disk.
 #[derive(Debug)]
 pub struct Redis {
     child: Option<Child>,
@@ -23,24 +23,24 @@ pub struct Redis {
     dir: TempDir,
 }
 
-/// The server under its own name, in a folder. Debian's tools are the server, too: it goes by the
-/// name it is called by.
+/// Creates a link `redis-server` in a folder and returns its path. On Debian the tools are the same
+/// binary as the server, which chooses its role by the name under which it is called.
 fn named(dir: &Path) -> Result<PathBuf, String> {
-    let places =
+    let paths =
         ["/usr/bin/redis-server", "/usr/bin/redis-check-rdb", "/usr/local/bin/redis-server"];
-    let program = places.iter().map(Path::new).find(|path| path.exists());
-    let program = program.ok_or("no Redis server here: install Redis 7 or later")?;
+    let program = paths.iter().map(Path::new).find(|path| path.exists());
+    let program = program.ok_or("no Redis server found: install Redis 7 or later")?;
     let link = dir.join("redis-server");
     std::os::unix::fs::symlink(program, &link).map_err(|error| error.to_string())?;
     Ok(link)
 }
 
-/// What it says of itself.
+/// The version of the installed server.
 pub(super) async fn version() -> Option<String> {
     let dir = tempfile::tempdir().ok()?;
-    let said = Command::new(named(dir.path()).ok()?).arg("--version").output().await.ok()?;
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    let version = said.split_whitespace().find_map(|word| word.strip_prefix("v="))?;
+    let output = Command::new(named(dir.path()).ok()?).arg("--version").output().await.ok()?;
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = output.split_whitespace().find_map(|word| word.strip_prefix("v="))?;
     Some(format!("Redis {version}"))
 }
 
@@ -48,7 +48,7 @@ impl Redis {
     /// Starts a server with further arguments, and waits until it answers.
     ///
     /// # Errors
-    /// In a sentence, with the end of the log.
+    /// If the server does not start. The error contains the end of its log.
     pub async fn start(arguments: &[&str]) -> Result<Self, String> {
         let arguments = |port: u16, dir: &Path| {
             let own = [("--port", port.to_string()), ("--dir", dir.display().to_string())];
@@ -59,14 +59,14 @@ impl Redis {
         Self::start_with(arguments).await
     }
 
-    /// Starts a Sentinel with these lines of configuration beyond its address, and waits until it
+    /// Starts a Sentinel with its address and these lines of configuration, and waits until it
     /// answers.
     ///
     /// # Errors
     /// As [`Redis::start`].
     pub async fn start_sentinel(lines: &str) -> Result<Self, String> {
         Self::start_with(|port, dir| {
-            // A file of its own, which it writes to.
+            // Sentinel writes to its configuration file.
             let path = dir.join("sentinel.conf");
             std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\n{lines}"))
                 .map_err(|it| it.to_string())?;
@@ -83,27 +83,29 @@ impl Redis {
             .tempdir()
             .map_err(|it| it.to_string())?;
         named(dir.path())?;
+
         let mut redis = Self { child: None, port: 0, arguments: Vec::new(), dir };
         for _ in 0..PORTS_MAX {
             redis.port = free_port()?;
             redis.arguments = arguments(redis.port, redis.dir.path())?;
-            if redis.is_up().await? {
+            if redis.try_start().await? {
                 return Ok(redis);
             }
         }
-        Err(redis.last_words())
+
+        Err(redis.start_error())
     }
 
-    /// Starts the server again on the same port, after it was killed; it remembers nothing.
+    /// Starts a killed server again on the same port. Its data is lost.
     ///
     /// # Errors
-    /// In a sentence, with the end of the log.
+    /// If the server does not start. The error contains the end of its log.
     pub async fn restart(&mut self) -> Result<(), String> {
-        if self.is_up().await? { Ok(()) } else { Err(self.last_words()) }
+        if self.try_start().await? { Ok(()) } else { Err(self.start_error()) }
     }
 
-    /// Starts it. Whether it answers before it ends, and within 5 s.
-    async fn is_up(&mut self) -> Result<bool, String> {
+    /// Starts the server. Returns whether it answered within 5 s and before it ended.
+    async fn try_start(&mut self) -> Result<bool, String> {
         let log = std::fs::File::create(self.log()).map_err(|error| error.to_string())?;
         let mut child = ending_with_us(&self.dir.path().join("redis-server"))
             .args(&self.arguments)
@@ -111,8 +113,10 @@ impl Redis {
             .stdout(log)
             .spawn()
             .map_err(|error| format!("Redis: {error}"))?;
+
         for _ in 0..250 {
-            // Looked at first: another server may answer on a port that this one could not have.
+            // Checked before the port, because another server may have taken the port and answer
+            // there.
             if !matches!(child.try_wait(), Ok(None)) {
                 return Ok(false);
             }
@@ -122,6 +126,7 @@ impl Redis {
             }
             sleep(Duration::from_millis(20)).await;
         }
+
         end(&mut child, Signal::TERM);
         Ok(false)
     }
@@ -130,21 +135,21 @@ impl Redis {
         self.dir.path().join("log")
     }
 
-    fn last_words(&self) -> String {
+    fn start_error(&self) -> String {
         format!("Redis did not start:\n{}", end_of(&self.log()))
     }
 
-    /// Kills the server, as a crash would.
+    /// Kills the server with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             end(&mut child, Signal::KILL);
         }
     }
 
-    /// Ends every connection by which a client hears what is published. How many those were.
+    /// Cuts every connection with a subscription. Returns their number.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the server does not answer.
     pub async fn cut_subscriptions(&self) -> Result<u64, String> {
         let asking = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
@@ -158,17 +163,17 @@ impl Redis {
         count.ok_or_else(|| format!("Redis: {answer}"))
     }
 
-    /// Its address.
+    /// URL of the server.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Its port.
+    /// TCP port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its process; 0 while it is stopped.
+    /// Process id of the server; 0 while it is stopped.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap_or(0)
     }
@@ -184,7 +189,7 @@ async fn answers(port: u16) -> bool {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // It has nothing to keep.
+        // The server has no data to save.
         self.kill();
     }
 }

@@ -1,29 +1,28 @@
-//! Numbers as they are divided, compared and printed. The lossy conversions of the program are all
-//! here.
+//! Conversion, division and formatting of numbers. All lossy casts of the program are in this file.
 
-/// A count as a divisor or a dividend. Exact up to 2^53, which no run reaches.
+/// Converts a count. Exact up to 2^53, which no run reaches.
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// A size as a divisor or a dividend.
+/// Converts a length.
 pub fn real_len(count: usize) -> f64 {
     real(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
-/// The nearest whole number, at least 0.
+/// Rounds to the nearest integer, at least 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
 pub fn whole(value: f64) -> u64 {
     value.round().clamp(0.0, 9e15) as u64
 }
 
-/// A quotient; 0 where there is nothing to divide by.
+/// Divides; 0 if the divisor is not positive.
 pub fn ratio(dividend: f64, divisor: f64) -> f64 {
     if divisor > 0.0 { dividend / divisor } else { 0.0 }
 }
 
-/// A figure with three significant digits, and commas between thousands.
+/// Formats a figure with three digits, and with commas between thousands.
 pub fn shown(value: f64) -> String {
     if value.abs() >= 100.0 {
         return thousands(whole(value));
@@ -32,12 +31,12 @@ pub fn shown(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// A whole number with commas between thousands.
+/// Formats an integer with commas between thousands.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             shown.push(',');
         }
         shown.push(digit);
@@ -56,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_divided_by_nothing_is_nothing() {
+    fn a_ratio_with_divisor_zero_is_zero() {
         assert!(ratio(5.0, 0.0).abs() < f64::EPSILON);
         assert_eq!(whole(-3.0), 0);
     }

@@ -5,102 +5,103 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-/// Loads a Starling deployment, measures it, and proves that it lost, doubled and reordered
-/// nothing.
+/// Loads a Starling deployment, measures it, and checks that no message was lost, duplicated or
+/// reordered.
 #[derive(Debug, Parser)]
 #[command(name = "starling-loadtest", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// A command with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Load a deployment that runs already.
+    /// Load a running deployment.
     Run {
-        /// What to do there, one after the other.
+        /// Workloads to run, in this order.
         #[arg(required = true, value_enum)]
         workloads: Vec<Workload>,
-        /// The replicas, as `http://host:port`, separated by commas.
+        /// Addresses of the replicas, as `http://host:port`, separated by commas.
         #[arg(long, required = true, value_delimiter = ',')]
         target: Vec<String>,
-        /// The JSON lines that `starling user create --count K --with-session` printed.
+        /// File with the output of `starling user create --count K --with-session`.
         #[arg(long)]
         accounts: PathBuf,
-        /// Where the servers tell their metrics, as `http://host:port/metrics`, separated by
-        /// commas: what they counted is printed with each workload.
+        /// URLs of the servers' metrics, as `http://host:port/metrics`, separated by commas. The
+        /// growth of each counter is printed with each workload.
         #[arg(long, value_delimiter = ',')]
         metrics: Vec<String>,
-        /// Load a target that is not this machine.
+        /// Allow targets on other machines.
         #[arg(long)]
         i_own_this: bool,
-        /// How to load it.
+        /// Size and pace of the load.
         #[command(flatten)]
         load: Load,
-        /// What to write.
+        /// Output files.
         #[command(flatten)]
         output: Output,
     },
-    /// Start a deployment with everything it needs, load it, and remove it.
+    /// Start a deployment with its databases, load it, and remove it.
     ///
-    /// The servers get this program's environment, but for where they listen and what they store
-    /// in.
+    /// The servers inherit the environment of this program, except their addresses, data directory,
+    /// databases, log level and rate limits.
     Local {
-        /// What to do there, one after the other.
+        /// Workloads to run, in this order.
         #[arg(required = true, value_enum)]
         workloads: Vec<Workload>,
-        /// Measure this many replicas on Postgres and Redis; several behind a load balancer.
+        /// Start this many replicas on Postgres and Redis; two or more behind a load balancer.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
         replicas: Option<u16>,
-        /// Clients connect to the replicas in turn, instead of to a load balancer in front of them.
+        /// Connect clients directly to the replicas in turn, without a load balancer.
         #[arg(long, requires = "replicas")]
         direct: bool,
-        /// Measure embedded mode; with --replicas, after them. The default without either.
+        /// Measure embedded mode; with --replicas, after them. The default without --replicas.
         #[arg(long)]
         embedded: bool,
-        /// The server's program; by default the one beside this program.
+        /// Path of the server binary; by default `starling` in the directory of this program.
         #[arg(long)]
         starling: Option<PathBuf>,
-        /// Accounts to make; by default as many as the workloads need.
+        /// Number of accounts to create; by default as many as the workloads need.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         users: Option<u32>,
-        /// Measure the floors too, and print each figure as a ratio to its floor.
+        /// Also measure floors: bare servers under the same load. Figures are then also printed as
+        /// ratios to them.
         #[arg(long)]
         floors: bool,
-        /// How to load it.
+        /// Size and pace of the load.
         #[command(flatten)]
         load: Load,
-        /// What to write.
+        /// Output files.
         #[command(flatten)]
         output: Output,
     },
-    /// Compare the ratios to floors of runs with committed ones; fail if the median of one is more
-    /// than 25 % worse.
+    /// Compare the ratios of several runs with the committed ratios; fail if the median of any
+    /// ratio regressed by more than 25 %.
     Gate {
-        /// What each run wrote with --json.
+        /// Files that runs wrote with --json.
         #[arg(required = true)]
         json: Vec<PathBuf>,
-        /// The committed ratios.
+        /// File with the committed ratios.
         #[arg(long, default_value = "loadtest/ratios.json")]
         against: PathBuf,
-        /// Write the runs' ratios there instead of comparing.
+        /// Write the ratios of the runs to that file instead of comparing.
         #[arg(long)]
         accept: bool,
     },
-    /// The load balancer in front of several replicas. Started by this program itself.
+    /// Run the load balancer in front of several replicas. This program starts it itself.
     #[command(hide = true)]
     Balancer {
-        /// The replicas, as `http://host:port`, separated by commas.
+        /// Addresses of the replicas, as `http://host:port`, separated by commas.
         #[arg(long, required = true, value_delimiter = ',')]
         to: Vec<String>,
     },
-    /// The bare servers that results are held against. Started by this program itself.
+    /// Run the bare server of the floors. This program starts it itself.
     #[command(hide = true)]
     Floor {
-        /// Insert what comes into a table of this database, `postgres://…` or `sqlite://…`; without
-        /// it, echo.
+        /// Insert each frame into a table of this database (`postgres://…` or `sqlite://…`) before
+        /// the echo.
         #[arg(long)]
         database: Option<String>,
     },
@@ -110,39 +111,39 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Workload {
-    /// Connections that are held.
+    /// Holds idle connections.
     Idle,
-    /// Senders, each in a private chat of their own, over WebSocket.
+    /// Sends messages over WebSocket, each sender in its own private chat.
     Sends,
-    /// A channel with many members online.
+    /// Sends messages into one channel with many members online.
     Fanout,
-    /// Builds a community: private chats with messages.
+    /// Creates private chats and fills them with messages.
     Seed,
-    /// Lists and history of a seeded community.
+    /// Reads the chat lists and the history of seeded chats.
     Inbox,
-    /// Every socket is dropped at once, while people write; then, in `local`, the replicas are
-    /// restarted one by one.
+    /// Drops every connection at once while users write; then, in `local`, restarts the replicas
+    /// one by one.
     Storm,
-    /// A day of ordinary use: reads, sends, typing, read markers, presence, edits, reconnects.
+    /// Ordinary use: reads, sends, typing, read markers, presence, edits, reconnects.
     Mix,
-    /// Logins, revocations, joining and leaving.
+    /// Logs in, revokes sessions, joins and leaves chats.
     Churn,
-    /// In `local` with several replicas: one is killed while people write, and some of them hang
-    /// up.
+    /// `local` with several replicas only: kills one replica while users write and some of them
+    /// disconnect.
     Crash,
-    /// In `local` with several replicas: every second, what these hear of each other by is cut,
-    /// while people write.
+    /// `local` with several replicas only: cuts the Redis subscriptions of the replicas every
+    /// second while users write.
     Cut,
-    /// In `local` with several replicas: the last one holds all connections and is killed; they
-    /// come back to the others.
+    /// `local` with several replicas only: kills the replica that holds all connections; its
+    /// clients reconnect to the others.
     Loss,
-    /// One account does as much as it can, while others write. The server must limit rates; in
-    /// `local` it does.
+    /// One account makes as many requests as it can while other users write. The server must limit
+    /// rates; `local` enables this.
     Greedy,
 }
 
 impl Workload {
-    /// Its word on the command line.
+    /// The workload's name on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -161,64 +162,63 @@ impl Workload {
     }
 }
 
-/// How to load a deployment.
+/// Size and pace of the load.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct Load {
-    /// How long each workload is measured.
+    /// Measured seconds of each workload.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
-    /// How long each goes on before it is measured.
+    /// Seconds of load before the measurement.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=600))]
     pub warm_up: u64,
-    /// sends, greedy: senders at once.
+    /// sends, greedy: concurrent senders.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub senders: u16,
-    /// sends, fanout, greedy: messages a second in all, sent when they are due whatever the answers
-    /// do (open loop); without it each sender waits for its answer (closed loop).
+    /// sends, fanout, greedy: total messages per second, sent on schedule without waiting for
+    /// answers (open loop). Without it, each sender waits for each answer (closed loop).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,
-    /// sends: the other member of each chat is online too, and delivery is measured.
+    /// sends: also connect the other member of each chat, and measure delivery.
     #[arg(long)]
     pub peers_online: bool,
-    /// sends: raise the number of users, all of them online, until the p99 of delivery is over this
-    /// many milliseconds or one send in a thousand fails; print the largest community that held.
-    /// Begins with twice --senders.
+    /// sends: find the largest number of online users whose p99 delivery time stays within this
+    /// many milliseconds with at most 0.1 % failed sends. Starts with twice --senders.
     #[arg(long, value_name = "MS", value_parser = positive)]
     pub until_slo: Option<f64>,
-    /// With --until-slo: messages that a user writes a minute.
+    /// With --until-slo: messages per user and minute.
     #[arg(long, default_value_t = 2.0, value_parser = positive)]
     pub per_minute: f64,
-    /// fanout: members online.
+    /// fanout: members that are online.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub members: u16,
-    /// fanout: so many of the members read nothing until the end. They must be told everything all
-    /// the same.
+    /// fanout: how many of the members are slow consumers, which read nothing until the end. They
+    /// must then receive every message.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub slow: u16,
-    /// sends, fanout: the length of a text, in bytes, beyond some thirty.
+    /// sends, fanout: length of a text in bytes, in addition to a prefix of about 30 bytes.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=3900))]
     pub text_bytes: u16,
-    /// idle, loss: connections.
+    /// idle, loss: number of connections.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub connections: u16,
-    /// seed, inbox: messages of each chat.
+    /// seed, inbox: messages in each chat.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(50..=100_000))]
     pub messages: u32,
-    /// seed, inbox, storm, mix, churn, crash, cut: users.
+    /// seed, inbox, storm, mix, churn, crash, cut: number of users.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(6..=5000))]
     pub people: u16,
-    /// Seeds what workloads choose.
+    /// Seed of the random choices of the workloads.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// What to write.
+/// Output files.
 #[derive(Clone, Debug, Args)]
 pub struct Output {
-    /// Write everything measured to this file.
+    /// Write all measurements to this file, as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Write a page with charts to this file.
+    /// Write an HTML page with charts to this file.
     #[arg(long)]
     pub report: Option<PathBuf>,
     /// Write hardware, versions, settings, figures and ratios to this file, as Markdown.
@@ -226,11 +226,10 @@ pub struct Output {
     pub results: Option<PathBuf>,
 }
 
-/// A number above 0.
-fn positive(word: &str) -> Result<f64, String> {
-    match word.parse::<f64>() {
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
-        _ => Err("not a number above 0".to_owned()),
+        _ => Err("must be a number above 0".to_owned()),
     }
 }
 
@@ -239,8 +238,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn valid_command_lines_parse_and_invalid_ones_do_not() {
         use clap::CommandFactory;
+
         Cli::command().debug_assert();
         let parsed = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(

@@ -1,5 +1,5 @@
-//! The gate: ratios to floors, against those that were committed. Ratios and not figures, so that
-//! another machine's are comparable.
+//! The gate: compares ratios to floors with the committed ratios. Ratios are comparable between
+//! machines; figures are not.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,33 +9,33 @@ use serde::{Deserialize, Serialize};
 use super::arith::ratio;
 use super::stage::Better;
 
-/// How much worse a ratio may get.
+/// Largest accepted regression of a ratio.
 const WORSE_MAX: f64 = 0.25;
 
-/// A row of the committed file.
+/// An entry of the committed file.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
     /// The figure, divided by its floor.
     pub ratio: f64,
-    /// Which way it is good.
+    /// Whether a higher or a lower ratio is better.
     pub better: Better,
 }
 
-/// Ratios by their row: deployment, workload, figure.
+/// Ratios by row name: `deployment / workload / figure`.
 pub type Ratios = BTreeMap<String, Ratio>;
 
 /// A figure of a run and its floor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Held {
-    /// The figure.
+    /// The figure's value.
     pub value: f64,
-    /// What it is held against.
+    /// The floor's value.
     pub floor: f64,
-    /// Which way both are good.
+    /// Whether higher or lower values are better.
     pub better: Better,
 }
 
-/// The same for each row of a run.
+/// Figures with floors by row name.
 pub type HeldRows = BTreeMap<String, Held>;
 
 #[derive(Deserialize)]
@@ -43,14 +43,16 @@ struct Measured {
     held: HeldRows,
 }
 
-/// Compares what runs wrote with what is committed, or commits it. Whether nothing got too much
-/// worse. Of several runs the median of each ratio counts, so that one bad moment decides nothing.
+/// Compares the ratios of runs with the committed ratios, or with `accept` replaces the latter.
+/// Returns whether no ratio regressed too far. The median over the runs is used, so that a short
+/// disturbance of one run has no effect.
 ///
 /// # Errors
-/// If a file can't be read or written.
+/// If a file cannot be read or written.
 pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, String> {
     let runs: Vec<Measured> = json.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
     let measured = medians(runs.into_iter().map(|run| run.held));
+
     if accept {
         let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
         std::fs::write(against, text + "\n")
@@ -58,6 +60,7 @@ pub fn run(json: &[PathBuf], against: &Path, accept: bool) -> Result<bool, Strin
         println!("{} ratios are written to {}", measured.len(), against.display());
         return Ok(true);
     }
+
     let committed: Ratios = read(against)?;
     let worse = worse(&committed, &measured);
     for sentence in &worse {
@@ -75,12 +78,13 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The median ratio of each row over the runs that have it.
+/// The median ratio of each row over the runs that measured it.
 fn medians(runs: impl Iterator<Item = HeldRows>) -> Ratios {
     let mut all: BTreeMap<String, (Better, Vec<f64>)> = BTreeMap::new();
     for (row, Held { value, floor, better }) in runs.flatten() {
         all.entry(row).or_insert((better, Vec::new())).1.push(ratio(value, floor));
     }
+
     let median = |mut ratios: Vec<f64>| {
         ratios.sort_unstable_by(f64::total_cmp);
         let middle = ratios.len() / 2;
@@ -90,12 +94,13 @@ fn medians(runs: impl Iterator<Item = HeldRows>) -> Ratios {
             ratios[middle]
         }
     };
+
     all.into_iter()
         .map(|(row, (better, ratios))| (row, Ratio { ratio: median(ratios), better }))
         .collect()
 }
 
-/// What is more than a quarter worse, or was not measured, in sentences that name the row.
+/// Describes each row that regressed too far or was not measured.
 fn worse(committed: &Ratios, measured: &Ratios) -> Vec<String> {
     let mut worse = Vec::new();
     for (row, Ratio { ratio: was, better }) in committed {
@@ -103,8 +108,9 @@ fn worse(committed: &Ratios, measured: &Ratios) -> Vec<String> {
             worse.push(format!("{row}: was not measured"));
             continue;
         };
-        // How many times worse: a rate that falls to four fifths and a cost that grows by a quarter
-        // weigh the same.
+
+        // Regression as a factor: a rate that falls to 4/5 and a cost that grows to 5/4 are both
+        // 1.25.
         let times = match better {
             Better::Higher if *is > 0.0 => was / is,
             Better::Lower if *was > 0.0 => is / was,
@@ -129,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_is_let_through_and_more_is_named() {
+    fn only_regressions_over_a_quarter_are_reported() {
         for (was, is, better, fine) in [
             (0.5, 0.41, Better::Higher, true),
             (0.5, 0.39, Better::Higher, false),
@@ -158,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_was_not_measured_fails_and_a_new_one_does_not() {
+    fn a_missing_row_fails_and_a_new_row_does_not() {
         assert_eq!(worse(&one(1.0, Better::Lower), &Ratios::new()).len(), 1);
         assert!(worse(&Ratios::new(), &one(1.0, Better::Lower)).is_empty());
     }

@@ -1,12 +1,11 @@
-//! What keeps the program from harm: whose deployment it may load, and how many files it may open.
+//! Checks before a run: the targets and the open-file limit.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Refuses addresses that are not of this machine, unless the operator said that the deployment is
-/// theirs.
+/// Refuses addresses of other machines unless `own` is set (`--i-own-this`).
 ///
 /// # Errors
-/// In a sentence for the operator.
+/// If an address is refused, or is not an `http://` URL.
 pub fn check_targets(targets: &[String], own: bool) -> Result<(), String> {
     if targets.is_empty() {
         return Err("no target: give --target http://host:port".to_owned());
@@ -14,12 +13,13 @@ pub fn check_targets(targets: &[String], own: bool) -> Result<(), String> {
     for target in targets {
         let Some(authority) = target.strip_prefix("http://") else {
             return Err(format!(
-                "{target} does not begin with http:// (for TLS, measure behind its end)"
+                "{target} does not begin with http:// (with TLS, target the port behind the proxy)"
             ));
         };
+
         if !own && !is_loopback(authority.split('/').next().unwrap_or_default()) {
             return Err(format!(
-                "{target} is not this machine: say --i-own-this if you may load it"
+                "{target} is another machine: pass --i-own-this if you may load it"
             ));
         }
     }
@@ -29,27 +29,29 @@ pub fn check_targets(targets: &[String], own: bool) -> Result<(), String> {
 fn is_loopback(authority: &str) -> bool {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    // Not by a lookup: what a name means may change between the look and the load.
+    // Names are not resolved: DNS may answer differently when the load starts.
     host == "localhost"
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Raises the number of files that this process may open as far as it goes, for `wanted` of them.
+/// Raises the open-file limit of this process to its hard limit. Returns the new limit.
 ///
 /// # Errors
-/// In a sentence that says how to raise it, if it is not enough.
+/// If the hard limit is below `wanted`.
 pub fn raise_file_limit(wanted: u64) -> Result<u64, String> {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     if limit.current.is_some_and(|current| current < most) {
-        // What it may open without this is looked at next.
+        // A failure shows in the limit that is read next.
         let _ =
             setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
+
     let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if now < wanted {
         return Err(format!(
-            "{wanted} open files are needed and {now} allowed: run `ulimit -n {wanted}` first, or as root"
+            "{wanted} open files are needed, but the limit is {now}: run `ulimit -n {wanted}` \
+             first, or run as root"
         ));
     }
     Ok(now)
@@ -60,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_loaded_without_a_word() {
+    fn targets_on_other_machines_need_the_flag() {
         let check = |target: &str, own| check_targets(&[target.to_owned()], own).is_ok();
         for near in [
             "http://127.0.0.1:8080",
@@ -71,6 +73,7 @@ mod tests {
         ] {
             assert!(check(near, false), "{near}");
         }
+
         for far in [
             "http://10.0.0.1:80",
             "http://example.org",
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_not_enough_is_told() {
+    fn a_file_limit_that_is_too_low_is_an_error() {
         assert!(raise_file_limit(1).is_ok());
         let limit = getrlimit(Resource::Nofile).maximum;
         if let Some(most) = limit {

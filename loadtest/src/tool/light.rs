@@ -1,6 +1,6 @@
-//! A connection for speed: small buffers, no record of what came. It checks on the way that revs
-//! have no gap, which takes a number a chat; what was acknowledged is proven from the history
-//! afterwards.
+//! A fast connection with small buffers that records no frames. It checks that the revs of each
+//! chat have no gap, for which it keeps one number per chat. Acknowledged sends are checked against
+//! the history after the run.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::verdict::Verdict;
 
-/// Thousands of them in one process: what is read at once is small.
+/// Size of the read buffer; small, because one process holds thousands of connections.
 const READ_BUFFER_BYTES: usize = 2048;
-/// The kernel's receive buffer of a connection that is to look slow.
+/// Size of the kernel's receive buffer of a slow consumer.
 const NARROW_BYTES: u32 = 4096;
-/// How long connecting and syncing may take.
+/// Timeout of connecting and syncing.
 const CONNECT: Duration = Duration::from_secs(20);
-/// Tries to come back after the connection ended.
+/// Attempts to reconnect after the connection ended.
 const RETURNS_MAX: u32 = 8;
-/// The heartbeat until the server tells another.
+/// Heartbeat interval until the server sends its own.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
-/// A stream with the buffers of this program.
+/// Opens a WebSocket connection with small buffers.
 pub async fn open(
     base: &str,
     path: &str,
@@ -41,7 +41,8 @@ pub async fn open(
     upgrade(stream, authority, path, token).await
 }
 
-/// The same with a small receive buffer, so that the other side soon feels when nothing is read.
+/// The same with a small kernel receive buffer, so that the server's writes soon block when the
+/// client does not read.
 async fn open_narrow(
     base: &str,
     path: &str,
@@ -53,6 +54,8 @@ async fn open_narrow(
     let address = address.ok_or_else(|| format!("{base}: no such address"))?;
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
         .map_err(failed)?;
+
+    // The buffer size must be set before the connection is made.
     socket.set_recv_buffer_size(NARROW_BYTES).map_err(failed)?;
     let stream = socket.connect(address).await.map_err(failed)?;
     upgrade(stream, authority, path, token).await
@@ -65,6 +68,7 @@ async fn upgrade(
     token: &str,
 ) -> Result<WebSocketStream<TcpStream>, String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
+
     let url = format!("ws://{authority}{path}");
     let mut request = url.into_client_request().map_err(|error| error.to_string())?;
     if !token.is_empty() {
@@ -72,45 +76,46 @@ async fn upgrade(
             HeaderValue::from_str(&format!("Bearer {token}")).map_err(|error| error.to_string())?;
         request.headers_mut().insert("authorization", bearer);
     }
+
     let config =
         WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
     let opened = client_async_with_config(request, stream, Some(config)).await;
     opened.map(|(stream, _)| stream).map_err(|error| format!("{authority}: {error}"))
 }
 
-/// What came, as far as a speed test cares.
+/// A received frame, reduced to the fields that the workloads need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// A frame of ours was done.
+    /// The server acknowledged a frame of this client.
     Ack {
-        /// The frame's number.
+        /// Id of the client's frame.
         frame: u64,
-        /// The message that it made.
+        /// Id of the message that it created.
         message_id: u32,
-        /// The chat's rev with it.
+        /// Rev of the chat after the message.
         rev: u32,
     },
-    /// A frame of ours was refused.
+    /// The server refused a frame of this client.
     Refused {
-        /// The frame's number.
+        /// Id of the client's frame.
         frame: Option<u64>,
-        /// Why.
+        /// The error code.
         code: String,
     },
-    /// A message in one of our chats.
+    /// A new message in a chat of this user.
     New {
-        /// When it was meant to be sent, in microseconds of the run's clock; absent in other
-        /// people's texts.
+        /// Time at which the send was due, in microseconds of the run's clock; absent in texts that
+        /// this program did not write.
         stamp_us: Option<u64>,
     },
-    /// Anything else.
+    /// Any other frame.
     Other,
-    /// The end: the close code, 0 for a cut.
+    /// End of the connection, with the close code; 0 if it was cut.
     Closed(u16),
 }
 
 #[derive(Deserialize)]
-struct Note<'a> {
+struct ServerFrame<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(default)]
@@ -120,11 +125,11 @@ struct Note<'a> {
     #[serde(default)]
     rev: Option<u32>,
     #[serde(default)]
-    message: Option<NoteMessage>,
+    message: Option<FrameMessage>,
     #[serde(default)]
     chats: Option<HashMap<String, u32>>,
     #[serde(default)]
-    chat: Option<NoteChat>,
+    chat: Option<FrameChat>,
     #[serde(default)]
     heartbeat_interval_ms: Option<u64>,
     #[serde(default)]
@@ -132,7 +137,7 @@ struct Note<'a> {
 }
 
 #[derive(Deserialize)]
-struct NoteMessage {
+struct FrameMessage {
     id: u32,
     #[serde(default)]
     rev: u32,
@@ -141,17 +146,17 @@ struct NoteMessage {
 }
 
 #[derive(Deserialize)]
-struct NoteChat {
+struct FrameChat {
     id: String,
     rev: u32,
 }
 
-/// The stamp that a text of this program begins with.
+/// Parses the due time that each text of this program begins with.
 fn stamp_us(text: Option<&str>) -> Option<u64> {
     text?.strip_prefix("t=")?.split(' ').next()?.parse().ok()
 }
 
-/// A user's connection, synced.
+/// A synced connection of a user.
 #[derive(Debug)]
 pub struct Light {
     stream: WebSocketStream<TcpStream>,
@@ -161,27 +166,29 @@ pub struct Light {
     heartbeat: Duration,
     pinged: Instant,
     slow: bool,
-    /// Bytes of text that came while it was slow.
+    /// Bytes of text that this client received while it was slow.
     waited_bytes: usize,
 }
 
-/// The rev of each chat up to which everything came.
+/// Checks the order of revs.
 #[derive(Debug)]
 struct Revs {
+    /// Last received rev of each chat.
     known: HashMap<String, u32>,
-    /// Between `sync` and `synced`.
+    /// True between `sync` and `synced`.
     replaying: bool,
     verdict: Arc<Verdict>,
 }
 
 impl Revs {
-    /// A rev that just came: the next one is right. A chat that the connection does not follow
-    /// proves nothing.
-    fn heard(&mut self, chat: &str, rev: u32) {
+    /// Checks a received rev: it must follow the last one. Chats that the connection is not
+    /// subscribed to are ignored.
+    fn received(&mut self, chat: &str, rev: u32) {
         let Some(known) = self.known.get_mut(chat) else { return };
-        // Of what changed several times while one was away, only the latest is told.
+
+        // A replay contains only the last of several changes of one thing, so gaps are allowed.
         if rev > *known + 1 && !self.replaying {
-            self.verdict.chat(chat, *known + 1, &format!("not told; {rev} came after {known}"));
+            self.verdict.chat(chat, *known + 1, &format!("missing; {rev} came after {known}"));
         } else if rev <= *known {
             self.verdict.chat(
                 chat,
@@ -191,10 +198,8 @@ impl Revs {
         }
         *known = rev.max(*known);
     }
-}
 
-impl Revs {
-    /// A count of members that stands for everything up to a rev.
+    /// Accepts a `member_count` frame, which replaces all earlier frames up to its rev.
     fn counted(&mut self, chat: &str, rev: u32) {
         if let Some(known) = self.known.get_mut(chat) {
             *known = rev.max(*known);
@@ -203,10 +208,10 @@ impl Revs {
 }
 
 impl Light {
-    /// Connects and syncs. `slow`: for a client that will read nothing for a while.
+    /// Connects and syncs. `slow` is for a client that will read nothing for a while.
     ///
     /// # Errors
-    /// In a sentence, if that does not work out in 20 s.
+    /// If this fails or takes longer than 20 s.
     pub async fn connect(
         base: &str,
         token: &str,
@@ -221,6 +226,7 @@ impl Light {
             };
             let revs = Revs { known: HashMap::new(), replaying: false, verdict };
             let (base, token) = (base.to_owned(), token.to_owned());
+
             let mut light = Self {
                 stream,
                 base,
@@ -234,37 +240,38 @@ impl Light {
             light.sync().await?;
             Ok(light)
         };
-        timeout(CONNECT, connecting).await.map_err(|_| format!("{base}: not connected in time"))?
+        timeout(CONNECT, connecting).await.map_err(|_| format!("{base}: connecting timed out"))?
     }
 
-    /// Connects again, to another address, and gets what it missed.
+    /// Reconnects to another address and receives the missed frames.
     ///
     /// # Errors
-    /// As [`Light::come_back`].
-    pub async fn come_back_to(&mut self, base: &str) -> Result<(), String> {
+    /// As [`Light::reconnect`].
+    pub async fn reconnect_to(&mut self, base: &str) -> Result<(), String> {
         base.clone_into(&mut self.base);
-        self.come_back().await
+        self.reconnect().await
     }
 
-    /// Connects again, and is told what it missed.
+    /// Reconnects and receives the missed frames.
     ///
     /// # Errors
-    /// If it can't, however often it tries.
-    pub async fn come_back(&mut self) -> Result<(), String> {
+    /// If all attempts fail.
+    pub async fn reconnect(&mut self) -> Result<(), String> {
         let mut last = String::new();
-        for turn in 0..RETURNS_MAX {
-            tokio::time::sleep(Duration::from_millis(100) * (1 << turn.min(5))).await;
+        for attempt in 0..RETURNS_MAX {
+            tokio::time::sleep(Duration::from_millis(100) * (1 << attempt.min(5))).await;
+
             match timeout(CONNECT, open(&self.base, "/ws", &self.token)).await {
                 Ok(Ok(stream)) => {
                     (self.stream, self.slow) = (stream, false);
                     match timeout(CONNECT, self.sync()).await {
                         Ok(Ok(())) => return Ok(()),
                         Ok(Err(error)) => last = error,
-                        Err(_) => "no answer to sync in time".clone_into(&mut last),
+                        Err(_) => "sync timed out".clone_into(&mut last),
                     }
                 }
                 Ok(Err(error)) => last = error,
-                Err(_) => "no connection in time".clone_into(&mut last),
+                Err(_) => "connecting timed out".clone_into(&mut last),
             }
         }
         Err(last)
@@ -277,12 +284,13 @@ impl Light {
         if !self.put(frame).await {
             return Err("the connection ended at once".to_owned());
         }
+
         loop {
             let text =
-                self.text().await.map_err(|code| format!("closed while it synced, with {code}"))?;
-            let (heard, synced) = self.read(&text);
-            match heard {
-                Heard::Refused { code, .. } => return Err(format!("not synced: {code}")),
+                self.text().await.map_err(|code| format!("closed with {code} during sync"))?;
+            let (frame, synced) = self.read(&text);
+            match frame {
+                Heard::Refused { code, .. } => return Err(format!("sync was refused: {code}")),
                 _ if synced => return Ok(()),
                 _ => {}
             }
@@ -309,57 +317,55 @@ impl Light {
         }
     }
 
-    /// What a frame says, and whether it is `synced`.
+    /// Parses a frame and checks its rev. Also returns whether it is `synced`.
     fn read(&mut self, text: &str) -> (Heard, bool) {
-        let Ok(note) = serde_json::from_str::<Note<'_>>(text) else {
-            self.revs.verdict.say(format!(
-                "a frame that is none of the protocol: {}",
-                text.get(..80).unwrap_or(text)
-            ));
+        let Ok(frame) = serde_json::from_str::<ServerFrame<'_>>(text) else {
+            self.revs
+                .verdict
+                .say(format!("not a frame of the protocol: {}", text.get(..80).unwrap_or(text)));
             return (Heard::Other, false);
         };
-        match (note.kind, note.chat_id, note.rev) {
+        match (frame.kind, frame.chat_id, frame.rev) {
             ("ack", ..) => {
                 let (message_id, rev) =
-                    note.message.map_or((0, 0), |message| (message.id, message.rev));
-                return (Heard::Ack { frame: note.id.unwrap_or(0), message_id, rev }, false);
+                    frame.message.map_or((0, 0), |message| (message.id, message.rev));
+                return (Heard::Ack { frame: frame.id.unwrap_or(0), message_id, rev }, false);
             }
             ("error", ..) => {
                 return (
-                    Heard::Refused { frame: note.id, code: note.code.unwrap_or_default() },
+                    Heard::Refused { frame: frame.id, code: frame.code.unwrap_or_default() },
                     false,
                 );
             }
             ("ready", ..) => {
-                self.heartbeat = note.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis)
+                self.heartbeat =
+                    frame.heartbeat_interval_ms.map_or(HEARTBEAT, Duration::from_millis);
             }
             ("synced", ..) => {
                 self.revs.replaying = false;
-                self.revs.known.extend(note.chats.unwrap_or_default());
+                self.revs.known.extend(frame.chats.unwrap_or_default());
                 return (Heard::Other, true);
             }
             ("chat_added", ..) => {
-                if let Some(chat) = note.chat {
+                if let Some(chat) = frame.chat {
                     self.revs.known.entry(chat.id).or_insert(chat.rev);
                 }
             }
             ("chat_gone", Some(chat), _) => drop(self.revs.known.remove(chat)),
             ("reset", Some(chat), Some(rev)) => drop(self.revs.known.insert(chat.to_owned(), rev)),
-            // It stands for all revs before it that did not come.
             ("member_count", Some(chat), Some(rev)) => self.revs.counted(chat, rev),
-            (_, Some(chat), Some(rev)) => self.revs.heard(chat, rev),
+            (_, Some(chat), Some(rev)) => self.revs.received(chat, rev),
             _ => {}
         }
-        if note.kind == "new_message" {
-            return (
-                Heard::New { stamp_us: stamp_us(note.message.and_then(|it| it.text).as_deref()) },
-                false,
-            );
+
+        if frame.kind == "new_message" {
+            let text = frame.message.and_then(|message| message.text);
+            return (Heard::New { stamp_us: stamp_us(text.as_deref()) }, false);
         }
         (Heard::Other, false)
     }
 
-    /// What comes next. Safe to cancel.
+    /// Waits for the next frame. Cancel safe.
     pub async fn next(&mut self) -> Heard {
         match self.text().await {
             Ok(text) => self.read(&text).0,
@@ -367,8 +373,8 @@ impl Light {
         }
     }
 
-    /// Sends a message. `chat`, `text` and `client_id` are of this program: nothing in them needs
-    /// escaping.
+    /// Sends a message. Returns whether the connection took it. `chat`, `text` and `client_id` come
+    /// from this program and need no JSON escaping.
     pub async fn send_message(
         &mut self,
         frame: u64,
@@ -377,12 +383,13 @@ impl Light {
         client_id: &str,
     ) -> bool {
         self.put(format!(
-            r#"{{"type":"send_message","id":{frame},"chat_id":"{chat}","text":"{text}","client_id":"{client_id}"}}"#
+            "{{\"type\":\"send_message\",\"id\":{frame},\"chat_id\":\"{chat}\",\
+             \"text\":\"{text}\",\"client_id\":\"{client_id}\"}}"
         ))
         .await
     }
 
-    /// When the next heartbeat is due.
+    /// Time at which the next heartbeat is due.
     pub fn ping_due(&self) -> Instant {
         self.pinged + self.heartbeat
     }
@@ -393,22 +400,22 @@ impl Light {
         self.put(r#"{"type":"ping"}"#.to_owned()).await
     }
 
-    /// Whether it is to read nothing for a while; over once it had to come back.
+    /// Whether this client is a slow consumer. A reconnect ends this.
     pub fn is_slow(&self) -> bool {
         self.slow
     }
 
-    /// Bytes of text that came while it was slow: all that waited for it.
+    /// Bytes of text that this client received while it was slow: the server's backlog for it.
     pub fn waited_bytes(&self) -> usize {
         self.waited_bytes
     }
 
-    /// The rev up to which it was told everything of a chat.
+    /// Last received rev of a chat.
     pub fn rev(&self, chat: &str) -> u32 {
         self.revs.known.get(chat).copied().unwrap_or(0)
     }
 
-    /// Closes from this side.
+    /// Closes the connection.
     pub async fn close(mut self) {
         let _ = timeout(Duration::from_secs(2), self.stream.close(None)).await;
     }
@@ -427,19 +434,20 @@ mod tests {
             verdict: verdict.clone(),
         };
         for rev in [5, 6, 8, 8, 9] {
-            revs.heard("c", rev);
+            revs.received("c", rev);
         }
-        revs.heard("unknown", 7);
+        revs.received("unknown", 7);
         revs.counted("c", 20);
-        revs.heard("c", 21);
+        revs.received("c", 21);
+
         let (count, sentences) = verdict.take();
         assert_eq!(count, 2);
-        assert_eq!(sentences[0], "chat c: not told; 8 came after 6 (rev 7)");
+        assert_eq!(sentences[0], "chat c: missing; 8 came after 6 (rev 7)");
         assert_eq!(sentences[1], "chat c: told again, or late: 8 was there already (rev 8)");
     }
 
     #[test]
-    fn only_texts_of_this_program_have_a_stamp() {
+    fn only_texts_of_this_program_have_a_due_time() {
         assert_eq!(stamp_us(Some("t=1234 0-7 hello")), Some(1234));
         assert_eq!(stamp_us(Some("hello t=1")), None);
         assert_eq!(stamp_us(None), None);

@@ -1,4 +1,4 @@
-//! Latencies: a histogram of the measured span, and one a second for the charts.
+//! Latencies: a histogram of the measured part of a run, and values per second for the charts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,70 +9,63 @@ use serde::Serialize;
 
 use super::arith::{ratio, real};
 
-/// Latencies are kept from a microsecond to this; a longer one counts as this.
+/// Largest recorded latency. A longer one is recorded as this.
 const LATENCY_US_MAX: u64 = 60_000_000;
-/// Seconds of a chart at most: an hour.
+/// Most seconds of a chart: one hour.
 const SECONDS_MAX: usize = 3600;
 
 /// One second of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Second {
-    /// Things done in it.
+    /// Number of operations.
     pub count: u64,
-    /// The median, in microseconds.
     pub p50_us: u64,
-    /// The 99th percentile, in microseconds.
     pub p99_us: u64,
 }
 
-/// Something that happened while one measured.
+/// An event during a run, for the charts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mark {
-    /// When, in seconds from the first of [`Summary::seconds`].
+    /// Time in seconds since the start of [`Summary::seconds`].
     pub second: f64,
-    /// What.
     pub word: String,
 }
 
 /// A bar of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bar {
-    /// Latencies up to here, in microseconds.
+    /// Upper bound of the latencies, in microseconds.
     pub up_to_us: u64,
-    /// How many.
+    /// Number of operations.
     pub count: u64,
 }
 
-/// What a meter measured, the warm-up left out.
+/// The measurements of a meter, without the warm-up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
-    /// What was done.
+    /// Name of the operation.
     pub name: String,
-    /// How often.
+    /// Number of operations.
     pub count: u64,
-    /// How often with the warm-up.
+    /// Number of operations including the warm-up.
     pub count_with_warm_up: u64,
-    /// Per second.
+    /// Operations per second.
     pub rate: f64,
-    /// The median, in microseconds.
     pub p50_us: u64,
-    /// The 99th percentile, in microseconds.
     pub p99_us: u64,
-    /// The 99.9th percentile, in microseconds.
     pub p999_us: u64,
-    /// The longest, in microseconds.
     pub max_us: u64,
-    /// Second by second, the warm-up included.
+    /// Values per second, including the warm-up.
     pub seconds: Vec<Second>,
-    /// How many of them were warm-up.
+    /// Number of warm-up seconds.
     pub warm_up_s: u64,
-    /// What happened meanwhile.
+    /// Events during the run.
     pub marks: Vec<Mark>,
-    /// The histogram in bars that double.
+    /// The histogram; the bound doubles from bar to bar.
     pub bars: Vec<Bar>,
 }
 
-/// Measures one kind of thing. Shared by all who do it.
+/// Measures one kind of operation. All tasks that execute it share the meter.
 #[derive(Debug)]
 pub struct Meter {
     name: &'static str,
@@ -91,10 +84,10 @@ struct Inner {
 }
 
 impl Meter {
-    /// A meter whose measured span begins after `warm_up`, counted from now.
+    /// Creates a meter that measures from `warm_up` after now.
     ///
     /// # Errors
-    /// If the histogram can't be made; its bounds are constants, so that does not happen.
+    /// If the bounds of the histogram are invalid; they are constants, so this does not happen.
     pub fn new(name: &'static str, warm_up: Duration) -> Result<Arc<Self>, String> {
         let histogram = |digits| {
             Histogram::new_with_bounds(1, LATENCY_US_MAX, digits).map_err(|it| it.to_string())
@@ -111,12 +104,12 @@ impl Meter {
         Ok(Arc::new(Self { name, inner: Mutex::new(inner) }))
     }
 
-    /// What it measures.
+    /// Name of the operation.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Counts one that is done now and took so long.
+    /// Records an operation that ends now.
     pub fn record(&self, took: Duration) {
         self.record_at(Instant::now(), took);
     }
@@ -126,14 +119,15 @@ impl Meter {
         let mut inner = self.inner.lock();
         inner.count_with_warm_up += 1;
         inner.second.saturating_record(took_us);
-        // What ends after the span was begun in it, and nothing is done in its stead: it would
-        // count as speed.
+
+        // An operation that ends after the measured time is left out. It would add to the count,
+        // but its time is not part of the divisor, so the rate would be too high.
         if now >= inner.measured_from && inner.measured_until.is_none_or(|until| now <= until) {
             inner.all.saturating_record(took_us);
         }
     }
 
-    /// Ends the second under way. Returns it.
+    /// Ends the current second and returns it.
     pub fn tick(&self) -> Second {
         let mut inner = self.inner.lock();
         let second = Second {
@@ -148,17 +142,18 @@ impl Meter {
         second
     }
 
-    /// Ends the measured span: what comes later does not count.
+    /// Ends the measurement. Later operations do not count.
     pub fn stop(&self) {
         self.inner.lock().measured_until.get_or_insert_with(Instant::now);
     }
 
-    /// What was measured.
+    /// Returns the measurements so far.
     pub fn summary(&self) -> Summary {
         let inner = self.inner.lock();
         let until = inner.measured_until.unwrap_or_else(Instant::now);
         let span = until.saturating_duration_since(inner.measured_from);
         let at = |quantile| inner.all.value_at_quantile(quantile);
+
         Summary {
             name: self.name.to_owned(),
             count: inner.all.len(),
@@ -176,6 +171,7 @@ impl Meter {
     }
 }
 
+/// The histogram in bars, without empty bars at either end.
 fn bars(histogram: &Histogram<u64>) -> Vec<Bar> {
     let mut bars = Vec::new();
     let mut from = 1;
@@ -197,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_warm_up_and_what_comes_after_the_end_are_left_out() {
+    fn warm_up_and_late_operations_do_not_count() {
         let began = Instant::now();
         let meter = Meter::new("send", Duration::ZERO).unwrap();
         meter.inner.lock().measured_from = began + Duration::from_secs(5);
@@ -208,6 +204,7 @@ mod tests {
         }
         meter.inner.lock().measured_until = Some(at(15));
         meter.record_at(at(16), Duration::from_secs(9));
+
         let summary = meter.summary();
         assert_eq!((summary.count, summary.count_with_warm_up), (10, 12));
         assert!((summary.rate - 1.0).abs() < 0.01, "{}", summary.rate);
@@ -216,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_second_stands_for_itself() {
+    fn each_second_has_its_own_percentiles() {
         let meter = Meter::new("send", Duration::ZERO).unwrap();
         meter.record(Duration::from_micros(100));
         meter.record(Duration::from_micros(100));

@@ -1,22 +1,22 @@
-//! What the servers count of themselves, for a deployment whose processes are out of sight.
+//! The counters that the servers expose, for deployments on other machines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::arith::{shown, thousands, whole};
 
-/// How long an answer may take.
+/// Timeout of a request.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What every metric of the server begins with.
+/// Prefix of the server's metrics.
 const PREFIX: &str = "starling_";
 
 /// Counters by name, summed over labels and servers.
 pub type Counters = BTreeMap<String, f64>;
 
-/// Reads the counters of these servers.
+/// Reads the counters from these URLs.
 ///
 /// # Errors
-/// In a sentence, if one does not answer.
+/// If a server does not answer.
 pub async fn read(urls: &[String]) -> Result<Counters, String> {
     let mut all = Counters::new();
     let client = reqwest::Client::builder()
@@ -24,6 +24,7 @@ pub async fn read(urls: &[String]) -> Result<Counters, String> {
         .no_proxy()
         .build()
         .map_err(|error| error.to_string())?;
+
     for url in urls {
         let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
         let text = match answer {
@@ -37,16 +38,16 @@ pub async fn read(urls: &[String]) -> Result<Counters, String> {
     Ok(all)
 }
 
-/// The counters of one server: names that end in `_total`, as the text format has them.
+/// Parses the counters (names that end in `_total`) from the Prometheus text format.
 fn counters(text: &str) -> impl Iterator<Item = (String, f64)> {
     text.lines().filter_map(|line| {
         let name = line.split(['{', ' ']).next()?.strip_prefix(PREFIX)?.strip_suffix("_total")?;
-        // A label may hold spaces; the value is the last word.
+        // A label may contain spaces. The value is the last word.
         Some((name.to_owned(), line.rsplit(' ').next()?.parse().ok()?))
     })
 }
 
-/// What grew between two readings, in words; empty if nothing did.
+/// Describes the counters that grew between two readings.
 pub fn growth(before: &Counters, after: &Counters) -> String {
     let grown = after.iter().filter_map(|(name, value)| {
         let more = value - before.get(name).copied().unwrap_or(0.0);
@@ -61,9 +62,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_summed_over_labels_and_told_by_what_they_grew() {
-        let text = "# HELP starling_sends_total x\nstarling_sends_total 7\nstarling_frames_received_total{type=\"a b\"} 3\n\
-                    starling_frames_received_total{type=\"c\"} 4\nstarling_sockets 9\nother_total 5\n";
+    fn counters_are_summed_over_labels_and_reported_by_growth() {
+        let text = "# HELP starling_sends_total x\nstarling_sends_total 7\n\
+                    starling_frames_received_total{type=\"a b\"} 3\n\
+                    starling_frames_received_total{type=\"c\"} 4\n\
+                    starling_sockets 9\nother_total 5\n";
         let mut after = Counters::new();
         for (name, value) in counters(text) {
             *after.entry(name).or_default() += value;

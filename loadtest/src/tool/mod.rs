@@ -1,18 +1,18 @@
-//! The program around the library.
+//! The program `starling-loadtest`.
 //!
-//! | module | what it knows |
+//! | module | contents |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | [`guard`] | whose deployment may be loaded, and how many files may be open |
-//! | [`stage`] | what every workload is given: addresses, accounts, settings; what a figure is |
+//! | [`guard`] | checks of the targets and of the open-file limit |
+//! | [`stage`] | the input of every workload: addresses, accounts, settings; the figures |
 //! | [`load`] | the workloads |
-//! | [`light`] | a connection for speed, which checks revs on the way |
-//! | [`meter`], [`watch`], [`proc`] | latencies; a line a second; CPU and memory |
-//! | [`metrics`] | what the servers count of themselves |
-//! | [`site`], [`processes`] | a deployment of one's own, and what runs in it |
-//! | [`balancer`] | what its clients connect to |
-//! | [`floor`] | what the hardware gives without a chat server |
-//! | [`report`], [`gate`] | table, JSON, page, Markdown; ratios against committed ones |
+//! | [`light`] | a fast connection that checks the order of revs |
+//! | [`meter`], [`watch`], [`proc`] | latencies; a progress line each second; CPU and memory |
+//! | [`metrics`] | the counters that the servers expose |
+//! | [`site`], [`processes`] | a temporary local deployment, and its processes |
+//! | [`balancer`] | the load balancer in front of its replicas |
+//! | [`floor`] | the speed of the same hardware without a chat server |
+//! | [`report`], [`gate`] | table, JSON, page, Markdown; comparison with committed ratios |
 
 mod arith;
 mod balancer;
@@ -39,26 +39,27 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 
-/// Parses the command line, does what it says, and says how that went.
+/// Parses the command line, runs the command and returns its exit code.
 ///
-/// Exit 0: everything held. 1: a promise was broken, or the run could not be made. 2: bad usage.
-/// 130: interrupted.
+/// 0: every check passed. 1: a check failed, or the run failed. 2: bad usage. 130: interrupted.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
+
     runtime.block_on(async {
         tokio::select! {
-            // Dropped with everything that it started: each process and folder ends with its value.
-            done = obey(cli.command) => match done {
+            // An interrupt drops this future. Each process ends, and each folder is removed, when
+            // its value is dropped.
+            done = execute(cli.command) => match done {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => failed(&error),
             },
             () = interrupted() => {
-                eprintln!("interrupted: what was started is ended");
+                eprintln!("interrupted: all started processes are stopped");
                 ExitCode::from(130)
             }
         }
@@ -70,9 +71,10 @@ fn failed(error: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Until Ctrl-C or SIGTERM.
+/// Returns on Ctrl-C or SIGTERM.
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
+
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return std::future::pending().await;
     };
@@ -82,17 +84,19 @@ async fn interrupted() {
     }
 }
 
-/// Whether everything held.
-async fn obey(command: Command) -> Result<bool, String> {
+/// Runs a command. Returns whether every check passed.
+async fn execute(command: Command) -> Result<bool, String> {
     match command {
         Command::Run { workloads, target, accounts, metrics, i_own_this, load, output } => {
             guard::check_targets(&target, i_own_this)?;
             if !metrics.is_empty() {
                 guard::check_targets(&metrics, i_own_this)?;
             }
+
             let lines = std::fs::read_to_string(&accounts)
                 .map_err(|it| format!("{}: {it}", accounts.display()))?;
             let accounts = starling_loadtest::workload::accounts_of_json_lines(&lines)?;
+
             let mut report = report::Report::new(&load, Vec::new());
             report.runs.push(
                 runs::on_target(
@@ -103,6 +107,7 @@ async fn obey(command: Command) -> Result<bool, String> {
                 )
                 .await?,
             );
+
             report.finish(&output)
         }
         Command::Local {

@@ -1,4 +1,4 @@
-//! What processes use, as `/proc` tells it.
+//! CPU and memory use of processes, from `/proc`.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use starling_loadtest::services::process::kib_field;
 
 use super::arith::{ratio, real};
 
-/// What a process and its children used so far.
+/// CPU and memory use of a process and its descendants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Use {
-    /// CPU seconds. Of children that ended, what the process has waited for.
+    /// CPU seconds so far, including ended children that the process has waited for.
     pub cpu_s: f64,
-    /// Resident bytes; pages that several of them share count once, where the kernel tells.
+    /// Resident bytes. Shared pages count once if the kernel offers `smaps_rollup`.
     pub memory_bytes: u64,
 }
 
-/// How busy the whole machine was so far, in CPU seconds of all cores.
+/// CPU use of the whole machine since boot, in CPU seconds of all cores.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Machine {
-    /// Worked, or taken by others.
+    /// Busy time, including stolen time.
     pub busy: f64,
-    /// What the hypervisor gave to other machines while this one wanted it.
+    /// Time that the hypervisor gave to other machines while this one had work.
     pub stolen: f64,
-    /// All.
+    /// Total time.
     pub all: f64,
 }
 
@@ -31,24 +31,25 @@ fn tick_s() -> f64 {
     1.0 / real(rustix::param::clock_ticks_per_second().max(1))
 }
 
-/// CPU seconds that this program used so far, without those of children it has waited for: they
-/// have roles of their own.
+/// CPU seconds of this program so far. Ended children are left out, because they are counted by
+/// role.
 pub fn own_cpu_s() -> f64 {
     let stat =
         std::fs::read_to_string(format!("/proc/{}/stat", std::process::id())).unwrap_or_default();
     cpu_s(&stat, 11..13)
 }
 
-/// User and system time; two fields further on, that of children that were waited for.
+/// Sums time fields of `/proc/PID/stat`: 11 and 12 are user and system time, 13 and 14 those of
+/// children that the process has waited for.
 fn cpu_s(stat: &str, fields: std::ops::Range<usize>) -> f64 {
     real(fields.filter_map(|number| stat_field(stat, number)).sum()) * tick_s()
 }
 
-/// What a process and all below it used so far. Nothing of one that is gone.
+/// Use of a process and its descendants; zero for a process that has ended.
 pub fn of_tree(pid: u32) -> Use {
     let parents = parents();
     let is_below = |mut child: u32| {
-        // A chain of parents is short; the bound is for a table that changed while it was read.
+        // The bound prevents an endless loop: the table may change while it is read.
         for _ in 0..64 {
             if child == pid {
                 return true;
@@ -60,15 +61,16 @@ pub fn of_tree(pid: u32) -> Use {
         }
         false
     };
+
     let mut all = Use::default();
-    for each in parents.keys().filter(|child| is_below(**child)).filter_map(|child| of_one(*child))
-    {
-        all.cpu_s += each.cpu_s;
-        all.memory_bytes += each.memory_bytes;
+    for one in parents.keys().filter(|child| is_below(**child)).filter_map(|child| of_one(*child)) {
+        all.cpu_s += one.cpu_s;
+        all.memory_bytes += one.memory_bytes;
     }
     all
 }
 
+/// Parent of each process.
 fn parents() -> BTreeMap<u32, u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -78,11 +80,13 @@ fn parents() -> BTreeMap<u32, u32> {
     pids.filter_map(parent).map(|(pid, parent)| (pid, u32::try_from(parent).unwrap_or(0))).collect()
 }
 
-/// A field after the command's name, which may hold spaces and brackets; the state is number 0.
+/// A field of `/proc/PID/stat`, counted from the state (0), which follows the command name. That
+/// name may contain spaces and brackets.
 fn stat_field(stat: &str, number: usize) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(number)?.parse().ok()
 }
 
+/// Use of one process, without descendants.
 fn of_one(pid: u32) -> Option<Use> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let read = |file: &str, key: &str| {
@@ -92,19 +96,21 @@ fn of_one(pid: u32) -> Option<Use> {
     Some(Use { cpu_s: cpu_s(&stat, 11..15), memory_bytes: kib * 1024 })
 }
 
-/// How busy the machine was so far.
+/// CPU use of the machine so far.
 pub fn machine() -> Machine {
     machine_of(&std::fs::read_to_string("/proc/stat").unwrap_or_default())
 }
 
 fn machine_of(stat: &str) -> Machine {
     let line = stat.lines().next().unwrap_or_default();
-    // user nice system idle iowait irq softirq steal; what guests used is in the first two.
+    // The fields are: user nice system idle iowait irq softirq steal. The following guest times are
+    // part of user and nice.
     let ticks: Vec<u64> =
         line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
     let all: u64 = ticks.iter().sum();
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
     let seconds = |ticks| real(ticks) * tick_s();
+
     Machine {
         busy: seconds(all - idle),
         stolen: seconds(ticks.get(7).copied().unwrap_or(0)),
@@ -112,32 +118,33 @@ fn machine_of(stat: &str) -> Machine {
     }
 }
 
-/// A word when the generator itself was what limited the run: the machine had nothing left, and a
-/// good part of it went to the generator.
+/// A warning if the generator may have limited the run: the machine was fully busy, and the
+/// generator used a large share of it.
 pub fn bottleneck(shares: Shares) -> Option<String> {
     const BUSY: f64 = 0.9;
     const SHARE: f64 = 0.25;
     (shares.busy >= BUSY && shares.own >= SHARE).then(|| {
         format!(
-            "the generator may have been the bottleneck: the cores were {:.0} % busy, {:.0} % of them with the generator",
+            "the generator may have been the bottleneck: the cores were {:.0} % busy, {:.0} % of \
+             them with the generator",
             shares.busy * 100.0,
             shares.own * 100.0
         )
     })
 }
 
-/// Shares of the machine between two moments, each from 0 to 1.
+/// Shares of the machine's CPU time in an interval, each from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shares {
-    /// How busy it was.
+    /// Share that was busy.
     pub busy: f64,
-    /// How much of it others took.
+    /// Share that other machines took.
     pub stolen: f64,
-    /// How much of it the generator used.
+    /// Share of the generator.
     pub own: f64,
 }
 
-/// What became of the machine's CPU between two moments, `own_cpu_s` of it in the generator.
+/// Computes the shares between two readings; the generator used `own_cpu_s` meanwhile.
 pub fn shares(before: Machine, after: Machine, own_cpu_s: f64) -> Shares {
     let share = |seconds: f64| ratio(seconds, after.all - before.all);
     Shares {
@@ -170,6 +177,7 @@ mod tests {
         let machine = machine_of("cpu  10 0 5 70 10 0 0 5 0 0\ncpu0 1");
         assert!((machine.busy / machine.all - 0.2).abs() < 1e-9);
         assert!((machine.stolen / machine.all - 0.05).abs() < 1e-9);
+
         let later = Machine { busy: 9.5, stolen: 1.0, all: 10.0 };
         let shares = shares(Machine::default(), later, 4.0);
         assert!((shares.stolen - 0.1).abs() < 1e-9);

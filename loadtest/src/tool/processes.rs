@@ -1,4 +1,4 @@
-//! The processes of a deployment, while some of them may be ended and started again.
+//! The processes of a deployment. Workloads may stop and restart some of them.
 
 use std::sync::Arc;
 
@@ -7,16 +7,15 @@ use starling_loadtest::services::process::resident_bytes;
 
 use super::proc::{self, Use};
 
-/// A process, with those that it started: Postgres has one for each connection.
+/// A process together with its children: Postgres has one per connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// What it is: `server`, `balancer`, `postgres`, `redis`.
+    /// Role: `server`, `balancer`, `postgres` or `redis`.
     pub role: &'static str,
-    /// Its id.
     pub pid: u32,
 }
 
-/// The processes of a deployment; none of one that is not on this machine. Clones are the same.
+/// The processes of a deployment; empty if this program did not start it. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub struct Processes {
     inner: Arc<Mutex<Inner>>,
@@ -25,17 +24,17 @@ pub struct Processes {
 #[derive(Debug, Default)]
 struct Inner {
     living: Vec<Process>,
-    /// CPU seconds of those that were ended.
+    /// CPU seconds of the ended processes, by role.
     gone: Vec<(&'static str, f64)>,
 }
 
 impl Processes {
-    /// Adds one that was started.
+    /// Adds a started process.
     pub fn add(&self, role: &'static str, pid: u32) {
         self.inner.lock().living.push(Process { role, pid });
     }
 
-    /// Takes out one that was ended, after it had used this many CPU seconds.
+    /// Removes an ended process, which used this many CPU seconds.
     pub fn remove(&self, pid: u32, cpu_s: f64) {
         let mut inner = self.inner.lock();
         if let Some(index) = inner.living.iter().position(|process| process.pid == pid) {
@@ -44,12 +43,12 @@ impl Processes {
         }
     }
 
-    /// Whether nothing is known of them.
+    /// Whether no process is known.
     pub fn is_empty(&self) -> bool {
         self.inner.lock().living.is_empty()
     }
 
-    /// What each role used so far, with those of it that were ended.
+    /// Use of each role so far, including ended processes.
     pub fn used(&self) -> Vec<(&'static str, Use)> {
         let (living, gone) = {
             let inner = self.inner.lock();
@@ -57,6 +56,7 @@ impl Processes {
         };
         let living = living.iter().map(|process| (process.role, proc::of_tree(process.pid)));
         let gone = gone.iter().map(|(role, cpu_s)| (*role, Use { cpu_s: *cpu_s, memory_bytes: 0 }));
+
         let mut roles: Vec<(&'static str, Use)> = Vec::new();
         for (role, used) in living.chain(gone) {
             match roles.iter_mut().find(|(known, _)| *known == role) {
@@ -70,7 +70,7 @@ impl Processes {
         roles
     }
 
-    /// Resident bytes of the servers alone, read cheaply.
+    /// Resident bytes of the servers. Cheaper than [`Self::used`].
     pub fn server_bytes(&self) -> u64 {
         let inner = self.inner.lock();
         let servers = inner.living.iter().filter(|it| it.role == "server");
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_ended_process_used_stays_counted() {
+    fn the_cpu_time_of_an_ended_process_stays_counted() {
         let (processes, own) = (Processes::default(), std::process::id());
         processes.add("server", own);
         processes.add("server", u32::MAX);

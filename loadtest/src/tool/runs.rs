@@ -1,4 +1,4 @@
-//! One run after the other.
+//! Runs workloads on a target or on local deployments.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,41 +14,41 @@ use super::report::{Report, Run};
 use super::site::{Shape, Site, versions};
 use super::stage::Stage;
 
-/// Files that are open besides connections.
+/// Open files besides connections.
 const OTHER_FILES: u64 = 128;
 
-/// What to start and to do.
+/// The arguments of `local`.
 #[derive(Debug)]
 pub struct Local {
-    /// What to do, one after the other.
+    /// Workloads in their order.
     pub workloads: Vec<Workload>,
-    /// How many replicas to measure, if any.
+    /// Number of replicas on Postgres and Redis, if any.
     pub replicas: Option<u16>,
-    /// Whether clients go without a balancer.
+    /// Whether clients connect directly to the replicas.
     pub direct: bool,
     /// Whether to measure embedded mode.
     pub embedded: bool,
-    /// The server's program, if it is not the one beside this.
+    /// Path of the server binary, if it is not in the directory of this program.
     pub starling: Option<PathBuf>,
-    /// How many accounts to make, if not as many as are needed.
+    /// Number of accounts to create, if not as many as needed.
     pub users: Option<u32>,
     /// Whether to measure the floors.
     pub floors: bool,
 }
 
-/// A deployment that runs already.
+/// A running deployment.
 #[derive(Debug)]
 pub struct Target {
-    /// The addresses of its replicas.
+    /// Addresses of its replicas.
     pub bases: Vec<String>,
-    /// Where they tell their metrics, if that is known.
+    /// URLs of their metrics, if known.
     pub metrics: Vec<String>,
 }
 
-/// Loads a deployment that runs already.
+/// Loads a running deployment.
 ///
 /// # Errors
-/// In a sentence, if it can't.
+/// If a workload cannot run.
 pub async fn on_target(
     target: Target,
     accounts: Vec<Account>,
@@ -65,15 +65,16 @@ pub async fn on_target(
     all(&stage, site, workloads, None, &metrics).await
 }
 
-/// Starts what is to be measured, loads it, and removes it.
+/// Starts local deployments, loads them, and removes them.
 ///
 /// # Errors
-/// In a sentence, if it can't.
+/// If a deployment does not start, or a workload cannot run.
 pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     let program = program(local.starling.clone())?;
-    // A balancer, which inherits the limit, has two ends of each connection.
+    // The balancer inherits the limit and opens two sockets for each connection.
     let is_balanced = !local.direct && local.replicas.is_some_and(|count| count > 1);
     raise_file_limit(files(&load) * if is_balanced { 2 } else { 1 })?;
+
     let fleet = |count| Shape::Replicas { count, direct: local.direct };
     let mut shapes: Vec<Shape> = local.replicas.map(fleet).into_iter().collect();
     if local.embedded || shapes.is_empty() {
@@ -84,11 +85,13 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     {
         is_possible(*workload, shape.replicas())?;
     }
+
     let limits_rates = load::limits_rates(&local.workloads)?;
     let mut report = Report::new(&load, versions(&program).await);
     for shape in shapes {
         eprintln!("starting: {}", shape.words());
         let site = Arc::new(Site::start(shape, &program, limits_rates).await?);
+
         let needed = local
             .workloads
             .iter()
@@ -96,8 +99,9 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
             .max()
             .unwrap_or(1);
         let count = local.users.map_or(needed, |users| users as usize);
-        eprintln!("making {count} accounts");
+        eprintln!("creating {count} accounts");
         let accounts = site.make_accounts(count).await?;
+
         let bench = if local.floors {
             Some(Bench::new(&load, site.database_url(), site.redis_port())?)
         } else {
@@ -109,6 +113,7 @@ pub async fn locally(local: Local, load: Load) -> Result<Report, String> {
     Ok(report)
 }
 
+/// Runs the workloads, each between two measurements of its floors.
 async fn all(
     stage: &Stage,
     site: String,
@@ -117,21 +122,23 @@ async fn all(
     metrics: &[String],
 ) -> Result<Run, String> {
     let mut outcomes = Vec::new();
-    // Connections that reuse what earlier work has freed would look smaller than they are.
+    // `idle` runs first: connections that reuse memory which earlier work has freed would look
+    // smaller than they are.
     let (idle, others): (Vec<Workload>, Vec<Workload>) =
         workloads.iter().partition(|it| **it == Workload::Idle);
     for workload in idle.into_iter().chain(others) {
         let floors = || async {
             let Some(bench) = &bench else { return Ok(Floors::default()) };
-            eprintln!("{site}: floors of {}", workload.word());
+            eprintln!("{site}: measuring the floors of {}", workload.word());
             bench.measure(workload).await
         };
+
         let floors_before = floors().await?;
         eprintln!("{site}: {}", workload.word());
         let before = metrics::read(metrics).await?;
         let mut outcome = load::run(stage, workload).await?;
         outcome.counted = metrics::growth(&before, &metrics::read(metrics).await?);
-        // What is found wrong is told, whatever the deployment still answers.
+        // With violations, the second measurement is skipped: its failure would hide them.
         outcome.floors = if outcome.violations > 0 {
             floors_before
         } else {
@@ -142,7 +149,7 @@ async fn all(
     Ok(Run { site, outcomes })
 }
 
-/// Connections are the most of what is open; those of a floor are as many again.
+/// Estimates the open files of a run; nearly all are connections.
 fn files(load: &Load) -> u64 {
     let most = [load.connections, load.members, load.senders * 2, load.people]
         .into_iter()
@@ -151,12 +158,13 @@ fn files(load: &Load) -> u64 {
     u64::from(most) + OTHER_FILES
 }
 
-/// The server's program: the one named, or the one beside this.
+/// Path of the server binary: the given one, or `starling` in the directory of this program.
 fn program(named: Option<PathBuf>) -> Result<PathBuf, String> {
     let beside = || Some(std::env::current_exe().ok()?.parent()?.join("starling"));
-    let program = named.or_else(beside).ok_or("where is the starling program? give --starling")?;
+    let program =
+        named.or_else(beside).ok_or("cannot locate the starling binary: pass --starling")?;
     if program.is_file() {
         return Ok(program);
     }
-    Err(format!("{} is not there: build it, or give --starling", program.display()))
+    Err(format!("{} does not exist: build it, or pass --starling", program.display()))
 }

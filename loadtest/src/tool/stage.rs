@@ -1,4 +1,4 @@
-//! What every workload of a run is given.
+//! The input of every workload, and the figures that workloads return.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,133 +17,132 @@ use super::processes::Processes;
 use super::site::Site;
 use super::verdict::Verdict;
 
-/// Handshakes at once while a workload is set up.
+/// Concurrent handshakes while a workload is set up.
 const HANDSHAKES_MAX: usize = 32;
-/// Tries of a request that nobody answered, a second apart.
+/// Attempts of a request without an answer, one second apart.
 const TRIES: usize = 5;
 
-/// Which way a figure is good.
+/// Whether higher or lower values are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
-    /// A rate.
+    /// For rates.
     Higher,
-    /// A latency, a size, a cost.
+    /// For latencies, sizes and costs.
     Lower,
 }
 
-/// What a figure is held against: the name of a floor.
+/// Identifies a floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FloorKind {
-    /// Resident bytes of a connection of a bare WebSocket server.
+    /// Memory per connection of a bare WebSocket server.
     Connection,
-    /// Connections a second that it takes.
+    /// Connections per second of a bare WebSocket server.
     Connects,
-    /// Frames a second that a bare server writes to all its connections.
+    /// Deliveries per second of a bare server that sends each frame to all connections.
     FanOut,
-    /// How long half of those take at most.
+    /// Median latency of such a delivery.
     FanOutP50,
-    /// How long 99 % of them take at most.
+    /// 99th percentile of its latency.
     FanOutP99,
-    /// CPU of the bare server for each of them.
+    /// CPU time of the bare server per delivery.
     FanOutCpu,
-    /// Sends a second that a bare socket server makes durable, grouped into commits.
+    /// Durable sends per second of a bare server that groups them into commits.
     GroupedSends,
-    /// How long half of those take at most.
+    /// Median latency of such a send.
     GroupedP50,
-    /// How long 99 % of them take at most.
+    /// 99th percentile of its latency.
     GroupedP99,
-    /// CPU of the bare server for each of them.
+    /// CPU time of the bare server per send.
     GroupedCpu,
-    /// Pages a second that a bare client reads from the database.
+    /// Pages per second that clients read directly from the database.
     Reads,
-    /// How long half of those take at most.
+    /// Median latency of such a read.
     ReadP50,
-    /// How long 99 % of them take at most.
+    /// 99th percentile of its latency.
     ReadP99,
-    /// How long half of the durable sends take at most, where there is only one at a time.
+    /// Median latency of durable sends, one at a time.
     LoneSendP50,
-    /// How long 99 % of them take at most.
+    /// 99th percentile of their latency.
     LoneSendP99,
-    /// How long half of the reads take at most, where there is only one at a time.
+    /// Median latency of reads, one at a time.
     LoneReadP50,
-    /// How long 99 % of them take at most.
+    /// 99th percentile of their latency.
     LoneReadP99,
 }
 
 impl FloorKind {
-    /// Whether it is the same in each run, as far as the machine is: the worst of a hundred is not.
+    /// Whether the gate compares figures with this floor. A 99th percentile varies too much from
+    /// run to run.
     pub fn is_steady(self) -> bool {
         use FloorKind::{FanOutP99, GroupedP99, LoneReadP99, LoneSendP99, ReadP99};
         !matches!(self, FanOutP99 | GroupedP99 | ReadP99 | LoneSendP99 | LoneReadP99)
     }
 }
 
-/// One measured number.
+/// A measured value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
-    /// What it says, the same in every run.
+    /// Name; the same in every run.
     pub name: String,
-    /// How much.
     pub value: f64,
-    /// Of what.
     pub unit: &'static str,
-    /// Which way is good.
+    /// Whether higher or lower values are better.
     pub better: Better,
-    /// What it is held against.
+    /// The floor to compare with.
     pub floor: Option<FloorKind>,
 }
 
 impl Figure {
-    /// A figure where more is better.
+    /// A figure for which higher is better.
     pub fn rate(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
         Self { name: name.into(), value, unit, better: Better::Higher, floor: None }
     }
 
-    /// A figure where less is better.
+    /// A figure for which lower is better.
     pub fn cost(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
         Self { name: name.into(), value, unit, better: Better::Lower, floor: None }
     }
 
-    /// The same, held against a floor.
+    /// The same with a floor.
     #[must_use]
     pub fn over(self, floor: FloorKind) -> Self {
         Self { floor: Some(floor), ..self }
     }
 
-    /// The same, held against a floor if it was measured as the floor is.
+    /// The same, with a floor if `alike`: if both were measured the same way.
     #[must_use]
     pub fn over_if(self, alike: bool, floor: FloorKind) -> Self {
         if alike { self.over(floor) } else { self }
     }
 }
 
-/// A deployment, accounts on it, and how to load it.
+/// A deployment, accounts on it, and the settings of the load.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// The addresses that clients know: a balancer's, or those of the replicas.
+    /// The addresses for clients: that of the balancer, or those of the replicas.
     pub bases: Vec<String>,
-    /// Users with sessions.
+    /// Accounts with sessions.
     pub accounts: Vec<Account>,
-    /// A client for all of them.
+    /// HTTP client for all accounts.
     pub http: Http,
-    /// The processes behind the addresses, where they are of this machine and known.
+    /// The processes of the deployment; empty if this program did not start it.
     pub processes: Processes,
-    /// The deployment, where it is this program's own.
+    /// The deployment, if this program started it.
     pub site: Option<Arc<Site>>,
-    /// How to load it.
+    /// Size and pace of the load.
     pub load: Load,
-    /// The run's clock begins here.
+    /// Start of the run's clock.
     pub epoch: Instant,
-    /// A word that no other run has.
+    /// Random hex string that identifies the run.
     pub tag: String,
-    /// What is found wrong.
+    /// Collects the violations.
     pub verdict: Arc<Verdict>,
 }
 
 impl Stage {
-    /// A stage.
+    /// Creates a stage.
     ///
     /// # Errors
     /// If there is no address or no account.
@@ -156,9 +155,11 @@ impl Stage {
         let http = Http::new(&bases, Duration::from_secs(15))?;
         if accounts.is_empty() {
             return Err(
-                "no account: `starling user create --count K --with-session` makes some".to_owned()
+                "no accounts: create some with `starling user create --count K --with-session`"
+                    .to_owned(),
             );
         }
+
         let tag = format!("{:08x}", rand::random::<u32>());
         let verdict = Arc::default();
         let processes = site.as_ref().map(|site| site.processes()).unwrap_or_default();
@@ -175,34 +176,33 @@ impl Stage {
         })
     }
 
-    /// The addresses of the replicas, as far as they are known: to look at each of them, past any
-    /// balancer.
+    /// The addresses of the replicas, without the balancer if this program started it.
     pub fn replicas(&self) -> Vec<String> {
         self.site.as_ref().map_or_else(|| self.bases.clone(), |site| site.replicas())
     }
 
-    /// Whether nothing stands between clients and the servers.
+    /// Whether clients connect to the servers without a balancer.
     pub fn is_direct(&self) -> bool {
         self.site.is_some() && self.bases == self.replicas()
     }
 
-    /// Fails if there are fewer accounts.
+    /// Checks that there are at least this many accounts.
     ///
     /// # Errors
-    /// In a sentence.
+    /// If there are fewer.
     pub fn need_accounts(&self, count: usize) -> Result<(), String> {
         let have = self.accounts.len();
         if have < count {
-            Err(format!("{count} accounts are needed, and {have} given"))
+            Err(format!("{count} accounts are needed, but only {have} are given"))
         } else {
             Ok(())
         }
     }
 
-    /// Sends a request, again if nobody answered. Only for requests that may be repeated.
+    /// Sends a request, and retries it without an answer. Only for idempotent requests.
     ///
     /// # Errors
-    /// If it is refused, or never answered.
+    /// If the request is refused, or no attempt is answered.
     pub async fn request<T: DeserializeOwned>(
         &self,
         replica: usize,
@@ -212,12 +212,13 @@ impl Stage {
         body: Option<&Value>,
     ) -> Result<T, String> {
         let token = &self.accounts[user].token;
-        for turn in 0..TRIES {
-            match self.http.request(replica + turn, token, method.clone(), path, body).await {
+        for attempt in 0..TRIES {
+            match self.http.request(replica + attempt, token, method.clone(), path, body).await {
                 Answer::Ok(value) => return Ok(value),
                 Answer::Refused { status: 429, .. } => {
                     return Err(format!(
-                        "{method} {path}: too many requests; start the server with STARLING_RATE_LIMITS=off"
+                        "{method} {path}: rate limited; start the server with \
+                         STARLING_RATE_LIMITS=off"
                     ));
                 }
                 Answer::Refused { status, code } => {
@@ -229,11 +230,11 @@ impl Stage {
         Err(format!("{method} {path}: no answer"))
     }
 
-    /// Connects these users (numbers of accounts, repeated for several connections), spread over
-    /// the replicas.
+    /// Connects these users, spread over the replicas. `users` are account numbers; a repeated
+    /// number is connected again.
     ///
     /// # Errors
-    /// If one of them can't.
+    /// If a connection fails.
     pub async fn connect_all(
         &self,
         users: impl Iterator<Item = usize>,
@@ -241,10 +242,10 @@ impl Stage {
         self.connect(users, false).await
     }
 
-    /// The same, as clients that will read nothing for a while.
+    /// The same, as slow consumers.
     ///
     /// # Errors
-    /// If one of them can't.
+    /// If a connection fails.
     pub async fn connect_slow(
         &self,
         users: impl Iterator<Item = usize>,
@@ -261,6 +262,7 @@ impl Stage {
             let base = self.http.base(number);
             Light::connect(base, &self.accounts[user].token, slow, self.verdict.clone())
         };
+
         let connecting: Vec<_> = users.enumerate().map(connect).collect();
         let mut lights = Vec::with_capacity(connecting.len());
         let mut connected = stream::iter(connecting).buffered(HANDSHAKES_MAX);

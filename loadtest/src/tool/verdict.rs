@@ -1,13 +1,13 @@
-//! What was found wrong during a run.
+//! The violations of a run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Sentences that are kept; the rest is counted.
+/// Most descriptions that are kept. Further violations are only counted.
 const SENTENCES_MAX: usize = 20;
 
-/// Gathers violations from everywhere.
+/// Collects violations from all tasks.
 #[derive(Debug, Default)]
 pub struct Verdict {
     count: AtomicU64,
@@ -15,17 +15,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Notes that a promise about a chat was broken at a revision.
+    /// Adds a violation in a chat at a rev.
     pub fn chat(&self, chat: &str, rev: u32, what: &str) {
         self.say(format!("chat {chat}: {what} (rev {rev})"));
     }
 
-    /// Notes that a promise was broken.
+    /// Adds a violation.
     pub fn say(&self, sentence: String) {
         self.add(1, std::iter::once(sentence));
     }
 
-    /// Notes that a promise was broken so often, with examples.
+    /// Adds several violations with examples.
     pub fn add(&self, count: u64, examples: impl IntoIterator<Item = String>) {
         self.count.fetch_add(count, Ordering::Relaxed);
         let mut sentences = self.sentences.lock();
@@ -33,7 +33,7 @@ impl Verdict {
         sentences.extend(examples.into_iter().take(room));
     }
 
-    /// How many, and the first of them in words.
+    /// Removes and returns the number of violations and the first descriptions.
     pub fn take(&self) -> (u64, Vec<String>) {
         (self.count.swap(0, Ordering::Relaxed), std::mem::take(&mut *self.sentences.lock()))
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_violation_names_chat_and_rev_and_many_are_counted() {
+    fn violations_name_the_chat_and_rev_and_all_are_counted() {
         let verdict = Verdict::default();
         for rev in 1..=30 {
             verdict.chat("c", rev, "it is missing");

@@ -1,4 +1,4 @@
-//! Watches a run: a line a second, and what everything used.
+//! Watches a run: prints a line per second and measures CPU and memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,45 +13,44 @@ use super::meter::Meter;
 use super::proc::{self, Machine, Use};
 use super::processes::Processes;
 
-/// What the processes of one role used.
+/// CPU and memory use of the processes of a role.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RoleUse {
     /// `server`, `balancer`, `postgres` or `redis`.
     pub role: &'static str,
-    /// CPU seconds.
     pub cpu_s: f64,
     /// Memory at the end, in bytes.
     pub memory_bytes: u64,
 }
 
-/// What a run used.
+/// CPU and memory use of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Spent {
-    /// How long it went, in seconds.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// What was measured of the deployment; empty for one that is not on this machine.
+    /// Use by role; empty if this program did not start the deployment.
     pub roles: Vec<RoleUse>,
     /// CPU seconds of this program.
     pub generator_cpu_s: f64,
-    /// How much of the machine's CPU was at work or taken by others, from 0 to 1.
+    /// Share of the machine's CPU time that was busy, including stolen time, from 0 to 1.
     pub machine_busy: f64,
-    /// How much of it a hypervisor gave to other machines, from 0 to 1.
+    /// Share that the hypervisor gave to other machines, from 0 to 1.
     pub machine_stolen: f64,
-    /// A word when the generator was what limited the run.
+    /// Warning if the generator may have limited the run.
     pub bottleneck: Option<String>,
-    /// The servers' resident bytes, second by second.
+    /// Resident bytes of the servers, per second.
     pub memory_bytes: Vec<u64>,
 }
 
 impl Spent {
-    /// CPU microseconds of a role for each of `count`.
+    /// CPU microseconds of a role per operation.
     pub fn cpu_us_each(&self, role: &str, count: u64) -> f64 {
         let cpu_s: f64 = self.roles.iter().filter(|it| it.role == role).map(|it| it.cpu_s).sum();
         ratio(cpu_s * 1e6, real(count))
     }
 }
 
-/// A run that is watched. Dropped, it watches no more.
+/// A watched run. Dropping ends the output.
 #[derive(Debug)]
 pub struct Watch {
     processes: Processes,
@@ -64,7 +63,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch these meters, and prints a line a second.
+    /// Starts to print a line per second with these meters.
     pub fn begin(processes: &Processes, meters: Vec<Arc<Meter>>) -> Self {
         let memory = Arc::new(Mutex::new(Vec::new()));
         let mut ticker = JoinSet::new();
@@ -80,7 +79,7 @@ impl Watch {
         }
     }
 
-    /// What was used since it began.
+    /// Stops, and returns the use since [`Self::begin`].
     pub fn finish(mut self) -> Spent {
         self.ticker.abort_all();
         let machine = proc::machine();
@@ -88,11 +87,12 @@ impl Watch {
             |role: &str| self.before.iter().find(|it| it.0 == role).map_or(0.0, |it| it.1.cpu_s);
         let roles = self.processes.used().into_iter().map(|(role, now)| RoleUse {
             role,
-            // A backend of Postgres that ended meanwhile takes its time with it until its parent
-            // has waited for it.
+            // The sum may shrink: the CPU time of an ended Postgres backend is missing until its
+            // parent has waited for it.
             cpu_s: (now.cpu_s - before(role)).max(0.0),
             memory_bytes: now.memory_bytes,
         });
+
         let generator_cpu_s = proc::own_cpu_s() - self.own_cpu_s;
         let shares = proc::shares(self.machine, machine, generator_cpu_s);
         Spent {
@@ -107,16 +107,19 @@ impl Watch {
     }
 }
 
+/// Prints a line each second.
 async fn tick(processes: Processes, meters: Vec<Arc<Meter>>, memory: Arc<Mutex<Vec<u64>>>) {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     each_second.tick().await;
+
     let mut cpu_s = proc::own_cpu_s();
     for second in 1.. {
         each_second.tick().await;
         let own = proc::own_cpu_s();
         let bytes = processes.server_bytes();
         memory.lock().push(bytes);
+
         let mut line = format!("{second:>4} s");
         for meter in &meters {
             let past = meter.tick();
@@ -128,6 +131,7 @@ async fn tick(processes: Processes, meters: Vec<Arc<Meter>>, memory: Arc<Mutex<V
                 shown(real(past.p99_us) / 1e3)
             );
         }
+
         if bytes > 0 {
             line = format!("{line}  server {} MiB", shown(real(bytes) / 1_048_576.0));
         }

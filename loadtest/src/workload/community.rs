@@ -7,21 +7,21 @@ use crate::actor::{Account, Actor};
 use crate::client::{Answer, Http};
 use crate::history::History;
 
-/// Tries to make a chat, a second apart, before giving up.
+/// Maximum number of attempts to create a chat, a second apart.
 const TRIES: usize = 10;
 
-/// Users with sessions.
+/// Users with sessions, who take part in a run.
 #[derive(Clone, Debug)]
 pub struct Community {
-    /// The users.
+    /// The users, in the order of their accounts.
     pub actors: Vec<Actor>,
 }
 
-/// The accounts that `starling user create --count K --with-session` printed, one JSON object a
-/// line.
+/// Reads the accounts that `starling user create --count K --with-session` printed, one JSON object
+/// a line.
 ///
 /// # Errors
-/// If a line is none.
+/// If a line is not an account.
 pub fn accounts_of_json_lines(lines: &str) -> Result<Vec<Account>, String> {
     let lines = lines.lines().filter(|line| !line.trim().is_empty());
     lines
@@ -30,10 +30,10 @@ pub fn accounts_of_json_lines(lines: &str) -> Result<Vec<Account>, String> {
 }
 
 impl Community {
-    /// Gathers users by their accounts; each must have a token. Each request may take `timeout`.
+    /// Creates users from accounts, each with a token. `timeout` bounds each request.
     ///
     /// # Errors
-    /// If a session can't be read.
+    /// If the server does not answer or rejects a token.
     pub async fn gather(
         bases: &[String],
         timeout: Duration,
@@ -48,26 +48,26 @@ impl Community {
         Ok(Self { actors })
     }
 
-    /// Makes a group of these users (numbers), owned by the first. Returns its id.
+    /// Creates a group of these users (indices), owned by the first. Returns its id.
     ///
     /// # Errors
-    /// If it can't be made.
+    /// If the server refuses or does not answer.
     pub async fn group(&self, users: &[usize]) -> Result<String, String> {
         self.chat("group", users).await
     }
 
-    /// Makes a channel in which the first of these users writes. Returns its id.
+    /// Creates a channel in which the first of these users (indices) writes. Returns its id.
     ///
     /// # Errors
-    /// If it can't be made.
+    /// If the server refuses or does not answer.
     pub async fn channel(&self, users: &[usize]) -> Result<String, String> {
         self.chat("channel", users).await
     }
 
-    /// Makes a private chat of two users. Returns its id.
+    /// Creates a private chat of two users (indices). Returns its id.
     ///
     /// # Errors
-    /// If it can't be made.
+    /// If the server refuses or does not answer.
     pub async fn private(&self, one: usize, other: usize) -> Result<String, String> {
         self.chat("private", &[one, other]).await
     }
@@ -76,16 +76,18 @@ impl Community {
         let [owner, members @ ..] = users else { return Err("a chat needs an owner".to_owned()) };
         let members: Vec<&str> =
             members.iter().map(|user| self.actors[*user].account().user_id.as_str()).collect();
+
         for replica in 0..TRIES {
             match self.actors[*owner].create_chat(replica, kind, &members).await {
                 Answer::Ok(chat) => return Ok(chat.id),
                 Answer::Refused { status, code } => {
-                    return Err(format!("no {kind} was made: {status} {code}"));
+                    return Err(format!("failed to create a {kind}: {status} {code}"));
                 }
                 Answer::Unknown => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         }
-        Err(format!("no {kind} was made: no answer"))
+
+        Err(format!("failed to create a {kind}: no answer"))
     }
 }
 
@@ -95,7 +97,8 @@ mod tests {
 
     #[test]
     fn accounts_are_read_from_what_the_command_prints() {
-        let lines = "{\"user_id\":\"1\",\"login\":\"u1\",\"password\":\"p\",\"token\":\"t\"}\n\n{\"user_id\":\"2\",\"new\":0}\n";
+        let lines = "{\"user_id\":\"1\",\"login\":\"u1\",\"password\":\"p\",\"token\":\"t\"}\n\n\
+                     {\"user_id\":\"2\",\"new\":0}\n";
         let accounts = accounts_of_json_lines(lines).unwrap();
         assert_eq!(
             (accounts.len(), accounts[0].token.as_str(), accounts[1].user_id.as_str()),

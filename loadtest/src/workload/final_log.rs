@@ -1,5 +1,5 @@
-//! The log at the end, as the replicas tell it over HTTP. What HTTP does not tell (the revs of
-//! members, other people's keys) stays unknown; a test that can read the database may fill it in.
+//! Reads the final log from the replicas over HTTP. The API does not return the revs of members or
+//! the keys of other users; a test that can read the database may add them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,38 +13,42 @@ use crate::client::Answer;
 use crate::history::{Digest, Seen};
 use crate::wire::{ChangeList, Chat, ChatList, MemberList, MessageList};
 
-/// Tries of one request, a second apart.
+/// Maximum number of attempts of one request, a second apart.
 const TRIES: usize = 20;
-/// Items of a page.
+/// Maximum number of items of a page.
 const PAGE_MAX: usize = 200;
 
-/// Reads all chats of these users: each chat whole, by its first member, from every replica; each
-/// user's list from every replica. Nothing of it is recorded. Nobody may be writing meanwhile.
+/// Reads each user's list of chats and each chat's complete history, from every replica. The first
+/// of `actors` who is a member reads the history. The requests are not recorded. No user may write
+/// meanwhile.
 ///
 /// # Errors
 /// If a replica does not answer, or refuses.
 pub async fn read_final_log(actors: &[Actor]) -> Result<FinalLog, String> {
     let mut log = FinalLog::default();
     let mut readers: BTreeMap<String, &Actor> = BTreeMap::new();
+
     for actor in actors {
         for replica in 0..actor.http().bases().len() {
             for chat in chats(actor, replica).await? {
-                let is_anothers =
+                let has_other_reader =
                     readers.get(&chat.id).is_some_and(|reader| reader.user() != actor.user());
-                let messages = if is_anothers {
+                let messages = if has_other_reader {
                     None
                 } else {
                     Some(messages(actor, replica, &chat.id).await?)
                 };
+
                 let view = FinalView {
                     replica,
                     user: actor.user(),
                     chat: actor.history().chat_seen(&chat),
                     messages: None,
                 };
+
                 if let Some(messages) = messages {
                     if !readers.contains_key(&chat.id) {
-                        log.chats.push(whole(actor, &chat, &messages).await?);
+                        log.chats.push(final_chat(actor, &chat, &messages).await?);
                         readers.insert(chat.id.clone(), actor);
                     }
                     let messages = Some(messages.into_iter().map(|message| message.seen).collect());
@@ -55,13 +59,19 @@ pub async fn read_final_log(actors: &[Actor]) -> Result<FinalLog, String> {
             }
         }
     }
+
     Ok(log)
 }
 
-async fn whole(actor: &Actor, chat: &Chat, messages: &[FinalMessage]) -> Result<FinalChat, String> {
+async fn final_chat(
+    actor: &Actor,
+    chat: &Chat,
+    messages: &[FinalMessage],
+) -> Result<FinalChat, String> {
     let history = actor.history();
     let mut members: Vec<FinalMember> = Vec::new();
     let mut after: Option<String> = None;
+
     loop {
         let cursor = after.map(|cursor| format!("&after={cursor}")).unwrap_or_default();
         let page: MemberList =
@@ -72,10 +82,12 @@ async fn whole(actor: &Actor, chat: &Chat, messages: &[FinalMessage]) -> Result<
             ..FinalMember::default()
         }));
         after = page.next_cursor;
+
         if after.is_none() {
             break;
         }
     }
+
     let mut rev = 0;
     loop {
         let page: ChangeList =
@@ -86,10 +98,12 @@ async fn whole(actor: &Actor, chat: &Chat, messages: &[FinalMessage]) -> Result<
             left_rev: Some(0),
             ..FinalMember::default()
         }));
+
         if page.complete {
             break;
         }
     }
+
     Ok(FinalChat {
         chat: history.name(&chat.id),
         rev,
@@ -122,13 +136,16 @@ async fn messages(
 ) -> Result<Vec<FinalMessage>, String> {
     let history = actor.history();
     let mut messages: Vec<FinalMessage> = Vec::new();
+
     loop {
         let after = messages.last().map_or(0, |message| message.seen.id);
         let path = format!("/chats/{chat_id}/messages?after={after}&max={PAGE_MAX}");
         let page: MessageList = get(actor, replica, &path).await?;
+
         if page.messages.is_empty() {
             return Ok(messages);
         }
+
         messages.extend(page.messages.iter().map(|message| {
             let seen: Seen = history.seen(message);
             let client_id = message.client_id.as_deref().map_or(Digest::NONE, Digest::of);

@@ -1,4 +1,4 @@
-//! Users and what they do. Everything is seeded, bounded, recorded, and stops when told to.
+//! The workloads of a run: users and their actions. They are seeded, bounded and recorded.
 
 mod community;
 mod final_log;
@@ -28,11 +28,11 @@ pub use sockets::{
 };
 pub use writing::{edit_and_remove, hot_chat, replay, retry, write, write_on_socket};
 
-/// What all workers of a run share: when to stop, how fast to go, texts that are used once.
+/// The state that all workers of a run share: stop signal, pace, random seed, unique texts.
 #[derive(Clone, Debug)]
 pub struct Work {
     shared: Arc<Shared>,
-    /// Between two things that a worker does, on average; zero for as fast as the answers come.
+    /// Average pause between two actions of a worker; zero for no pause.
     pub pace: Duration,
 }
 
@@ -46,8 +46,8 @@ struct Shared {
 }
 
 impl Work {
-    /// Work that ends with `stop`. The same seed gives the same choices, as far as answers come in
-    /// the same order.
+    /// Creates work that ends with `stop`. The same seed gives the same choices if answers arrive
+    /// in the same order.
     pub fn new(seed: u64, pace: Duration, stop: CancellationToken) -> Self {
         let (workers, texts, tasks) = (AtomicU64::new(0), AtomicU64::new(0), TaskTracker::new());
         Self { shared: Arc::new(Shared { seed, workers, texts, tasks, stop }), pace }
@@ -59,46 +59,46 @@ impl Work {
         Self { pace, ..self.clone() }
     }
 
-    /// Runs a worker beside the others.
+    /// Runs a worker in a task of its own.
     pub fn spawn(&self, worker: impl Future<Output = ()> + Send + 'static) {
         self.shared.tasks.spawn(worker);
     }
 
-    /// Where its tasks run, for devices.
+    /// The tracker of the work's tasks, for devices.
     pub fn tasks(&self) -> &TaskTracker {
         &self.shared.tasks
     }
 
-    /// Ends the work; waits until every worker is done with what it was doing.
+    /// Stops the work and waits until every worker has ended.
     pub async fn finish(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
 
-    /// Whether to stop.
+    /// Whether the work was stopped.
     pub fn is_over(&self) -> bool {
         self.shared.stop.is_cancelled()
     }
 
-    /// The source of one worker's choices.
+    /// Creates the random generator of one worker.
     pub fn rng(&self) -> StdRng {
         let worker = self.shared.workers.fetch_add(1, Ordering::Relaxed);
         StdRng::seed_from_u64(self.shared.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ worker)
     }
 
-    /// A text, or a key, that is used once in the run.
+    /// Returns a text or a key that is unique in the run.
     pub fn unique(&self, what: &str) -> String {
         let number = self.shared.texts.fetch_add(1, Ordering::Relaxed);
         format!("{what} {number} of run {:x}", self.shared.seed)
     }
 
-    /// Waits for the pace, more or less. Whether to go on.
+    /// Waits for the pace, with jitter. Returns whether to continue.
     pub async fn rest(&self, rng: &mut StdRng) -> bool {
         self.wait(self.pace.mul_f64(rng.random_range(0.5..1.5))).await
     }
 
-    /// Waits. Whether to go on.
+    /// Waits for this time, or until the work is stopped. Returns whether to continue.
     pub async fn wait(&self, span: Duration) -> bool {
         tokio::select! {
             biased;

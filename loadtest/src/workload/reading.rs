@@ -5,19 +5,21 @@ use rand::RngExt;
 use super::Work;
 use crate::actor::{Actor, HistoryPage};
 
-/// Messages of a page.
+/// Maximum number of messages of a page.
 const PAGE_MAX: u32 = 50;
 
-/// Reads pages, lists and changes of these chats, each from any replica.
+/// Reads pages, lists and changes of these chats, each time from a random replica.
 pub async fn page(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     let mut known = vec![(0, 0); chats.len()];
+
     while work.rest(&mut rng).await {
         let index = rng.random_range(0..chats.len());
         let (chat, (rev, last)) = (&chats[index], &mut known[index]);
         let replica = rng.random_range(0..64);
         let newest = HistoryPage { max: PAGE_MAX, ..HistoryPage::default() };
         let somewhere = Some(rng.random_range(0..=*last));
+
         match rng.random_range(0..6) {
             0 => {
                 if let Some(list) = actor.read_history(replica, chat, newest).await.ok() {
@@ -34,7 +36,7 @@ pub async fn page(work: Work, actor: Actor, chats: Vec<String>) {
             3 => drop(actor.chats(replica).await),
             4 => drop(actor.chat(replica, chat).await),
             _ => {
-                // Mostly from where it was, sometimes from the beginning.
+                // Mostly from the last known rev, sometimes from the beginning.
                 let after_rev = if rng.random_bool(0.05) { 0 } else { *rev };
                 if let Some(page) = actor.changes(replica, chat, after_rev).await.ok() {
                     *rev = page.rev;
@@ -44,7 +46,7 @@ pub async fn page(work: Work, actor: Actor, chats: Vec<String>) {
     }
 }
 
-/// Moves the read marker to the end of these chats.
+/// Moves the read markers of these chats to their last messages.
 pub async fn mark_read(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {

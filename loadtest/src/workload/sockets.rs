@@ -1,4 +1,4 @@
-//! Sockets that are slow, cut, or many.
+//! Workloads on many sockets, and on sockets that are slow or cut.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::actor::Actor;
 use crate::checker::{FinalChat, FinalLog};
 use crate::device::{Device, DeviceOptions};
 
-/// A device for each user, spread over the replicas. They run until the work is over.
+/// Starts a device for each user, spread over the replicas. They run until the work is stopped.
 pub fn connect_all(work: &Work, actors: &[Actor], options: DeviceOptions) -> Vec<Device> {
     let start = |(number, actor): (usize, &Actor)| {
         let options = DeviceOptions { replica: options.replica + number, ..options };
@@ -18,7 +18,7 @@ pub fn connect_all(work: &Work, actors: &[Actor], options: DeviceOptions) -> Vec
     actors.iter().enumerate().map(start).collect()
 }
 
-/// Waits until all these devices are live. Whether they are within `limit`.
+/// Waits until all these devices are live. Returns whether it was within `limit`.
 pub async fn wait_until_live(devices: &[Device], limit: Duration) -> bool {
     let until = tokio::time::Instant::now() + limit;
     for device in devices {
@@ -29,9 +29,9 @@ pub async fn wait_until_live(devices: &[Device], limit: Duration) -> bool {
     true
 }
 
-/// Waits until every device has every event of its user's chats, but no longer than `limit` after
-/// `healed_us` (of the record's clock). Returns the time since `healed_us`, for the checker to hold
-/// the devices to.
+/// Waits until every device has every event of its user's chats, at most until `limit` after
+/// `healed_us` (of the record's clock). Returns the time since `healed_us`, which the checker takes
+/// as the bound.
 pub async fn until_caught_up(
     devices: &[Device],
     log: &FinalLog,
@@ -64,7 +64,7 @@ pub async fn until_caught_up(
     }
 }
 
-/// Cuts the connection of any of these devices.
+/// Cuts the connection of a random device, again and again.
 pub async fn cut_now_and_then(work: Work, devices: Vec<Device>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -72,20 +72,20 @@ pub async fn cut_now_and_then(work: Work, devices: Vec<Device>) {
     }
 }
 
-/// A device stops reading for up to `span`, again and again. At the end it reads.
+/// Makes a device stop reading for up to `span`, again and again. At the end it reads.
 pub async fn stall_now_and_then(work: Work, device: Device, span: Duration) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
         device.stall().await;
-        let going = work.wait(span.mul_f64(rng.random_range(0.2..1.0))).await;
+        let keep_going = work.wait(span.mul_f64(rng.random_range(0.2..1.0))).await;
         device.unstall().await;
-        if !going {
+        if !keep_going {
             return;
         }
     }
 }
 
-/// Any of these devices says that its user is typing.
+/// Sends `typing` from a random device, again and again.
 pub async fn type_now_and_then(work: Work, devices: Vec<Device>, chat: String) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {

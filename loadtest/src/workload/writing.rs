@@ -1,5 +1,5 @@
-//! Writers: over HTTP to any replica, on sockets, with keys and without, and those who change what
-//! they wrote.
+//! Writers: over HTTP to any replica or on sockets, with or without keys, and with edits and
+//! removals.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,29 +15,29 @@ use crate::device::Device;
 use crate::history::Digest;
 use crate::wire::Message;
 
-/// How often a key is replayed at once.
+/// Number of concurrent sends with one key.
 const REPLAYS: usize = 5;
-/// Between two tries of the same key.
+/// Delay before a retry with the same key.
 const RETRY: Duration = Duration::from_millis(200);
-/// Own messages that an editor keeps in mind.
+/// Maximum number of own messages that an editor chooses from.
 const OWN_MAX: usize = 32;
 
 fn text(work: &Work, actor: &Actor, rng: &mut StdRng) -> String {
     let text = work.unique(&actor.account().login);
-    // Of ordinary length, sometimes long.
+    // Most texts are short, 2 % are long.
     let more =
         if rng.random_bool(0.02) { rng.random_range(500..2000) } else { rng.random_range(0..80) };
     format!("{text} {}.", "~".repeat(more))
 }
 
-/// Everybody writes into one chat.
+/// Starts a writer for each user. All write into one chat.
 pub fn hot_chat(work: &Work, actors: &[Actor], chat: &str) {
     for actor in actors {
         work.spawn(write(work.clone(), actor.clone(), vec![chat.to_owned()]));
     }
 }
 
-/// Writes into any of these chats, without keys: what has no answer is not tried again.
+/// Writes into random chats without keys. A send without an answer is not retried.
 pub async fn write(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -47,7 +47,7 @@ pub async fn write(work: Work, actor: Actor, chats: Vec<String>) {
     }
 }
 
-/// Writes on a device's socket, up to `at_once` messages before the first is answered.
+/// Writes on a device's socket, `at_once` messages before it waits for the answers.
 pub async fn write_on_socket(work: Work, device: Device, chats: Vec<String>, at_once: usize) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -58,8 +58,8 @@ pub async fn write_on_socket(work: Work, device: Device, chats: Vec<String>, at_
     }
 }
 
-/// Writes with keys; what has no answer is tried again on another replica until there is a definite
-/// one.
+/// Writes with keys. A send without an answer is retried on another replica until there is a
+/// definite one.
 pub async fn retry(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -88,11 +88,11 @@ async fn send_until_definite(
 }
 
 fn key(work: &Work) -> String {
-    // 64 characters at most.
+    // A key may have at most 64 characters.
     format!("{:016x}", Digest::of(&work.unique("key")).0)
 }
 
-/// Writes with keys, each several times at once on different replicas, and once more later.
+/// Sends each message several times at once on different replicas with one key, and once later.
 pub async fn replay(work: Work, actor: Actor, chats: Vec<String>) {
     let mut rng = work.rng();
     while work.rest(&mut rng).await {
@@ -106,13 +106,15 @@ pub async fn replay(work: Work, actor: Actor, chats: Vec<String>) {
     }
 }
 
-/// Writes, and edits and removes what it wrote; now and then on a socket, if it has one.
+/// Writes messages, and edits and removes them, half of the time on the device if there is one.
 pub async fn edit_and_remove(work: Work, actor: Actor, device: Option<Device>, chat: String) {
     let mut rng = work.rng();
     let mut own: VecDeque<u32> = VecDeque::new();
+
     while work.rest(&mut rng).await {
         let replica = rng.random_range(0..64);
         let by_socket = rng.random_bool(0.5);
+
         match (rng.random_range(0..10), own.front().copied(), &device) {
             (0..4, ..) | (_, None, _) => {
                 own.extend(

@@ -1,11 +1,11 @@
-//! What the tests of the program share.
+//! Shared by the tests of the program.
 
 use std::os::unix::fs::PermissionsExt;
 
-/// The program.
+/// Path of the load test program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_starling-loadtest");
 
-/// A folder for a run. Postgres, which runs as another user, has its data below.
+/// Creates a folder for a run. Postgres runs as another user and has its data in it.
 pub fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,4 +1,4 @@
-//! Where Redis is: one server, the master that Sentinels name, or a Redis Cluster.
+//! The address of Redis: one server, the master that Sentinels name, or a Redis Cluster.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,39 +13,39 @@ use bb8_redis::redis::{
 use crate::model::address::is_loopback;
 use crate::model::certificates::Certificates;
 
-/// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+/// How long sent bytes may stay unacknowledged before the kernel closes the connection.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where Redis is. Printed without its password.
+/// The address of Redis. `Debug` and `Display` omit its password.
 #[derive(Clone)]
 pub enum RedisAddress {
     /// `redis://…`: one server.
     Single(Box<ConnectionInfo>),
-    /// `redis+sentinel://host,host/master`: the server that the Sentinels call this.
+    /// `redis+sentinel://host,host/master`: the master of this name, which the Sentinels locate.
     Sentinel {
-        /// The Sentinels.
+        /// The Sentinels, with their own certificates.
         sentinels: Vec<ConnectionInfo>,
-        /// The master's name.
+        /// The name by which the Sentinels list the master.
         master: String,
-        /// How to speak to the master: its login and database, not its host.
+        /// The login and the database of the master. The host is not used.
         node: Box<ConnectionInfo>,
-        /// By which the master is known; the Sentinels have theirs in their addresses.
+        /// The certificates for the connection to the master.
         certificates: Option<TlsCertificates>,
     },
     /// `redis+cluster://host,host`: some nodes of a Redis Cluster.
     Cluster {
-        /// The nodes.
+        /// Nodes to connect to first; they name the others.
         nodes: Vec<ConnectionInfo>,
-        /// By which all nodes are known.
+        /// The certificates for the connections to all nodes.
         certificates: Option<TlsCertificates>,
     },
 }
 
 impl RedisAddress {
-    /// The same, known by these certificates.
+    /// This address, with the certificates to present and to trust.
     ///
     /// # Errors
-    /// In a sentence, if the address has no TLS or a certificate can't be used.
+    /// A message for the operator, if the address has no TLS or a certificate can't be used.
     pub fn with_certificates(self, certificates: &Certificates) -> Result<Self, String> {
         let tls = TlsCertificates {
             client_tls: certificates.client.as_ref().map(|(cert, key)| ClientTlsConfig {
@@ -54,29 +54,31 @@ impl RedisAddress {
             }),
             root_cert: certificates.authority.as_ref().map(|authority| authority.bytes.clone()),
         };
-        let known = |info: ConnectionInfo| {
+        let with_tls = |info: ConnectionInfo| {
             if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) {
                 let client =
                     Client::build_with_tls(info, tls.clone()).map_err(|error| error.to_string())?;
                 Ok(client.get_connection_info().clone())
             } else {
-                Err("has no TLS to verify: let it begin with rediss://, or unset the files of certificates".to_owned())
+                Err("has no TLS to verify: begin it with rediss://, or unset the certificate files"
+                    .to_owned())
             }
         };
+
         match self {
-            Self::Single(info) => Ok(Self::Single(Box::new(known(*info)?))),
+            Self::Single(info) => Ok(Self::Single(Box::new(with_tls(*info)?))),
             Self::Sentinel { sentinels, master, node, .. } => {
-                let sentinels = sentinels.into_iter().map(known).collect::<Result<_, _>>()?;
+                let sentinels = sentinels.into_iter().map(with_tls).collect::<Result<_, _>>()?;
                 Ok(Self::Sentinel { sentinels, master, node, certificates: Some(tls) })
             }
             Self::Cluster { nodes, .. } => {
-                let nodes = nodes.into_iter().map(known).collect::<Result<_, _>>()?;
+                let nodes = nodes.into_iter().map(with_tls).collect::<Result<_, _>>()?;
                 Ok(Self::Cluster { nodes, certificates: Some(tls) })
             }
         }
     }
 
-    /// Whether what is said to Redis crosses a network without TLS, or where no certificate is
+    /// Whether traffic to Redis crosses a network without TLS, or with a certificate that is not
     /// verified.
     pub fn is_exposed(&self) -> bool {
         let exposed = |info: &ConnectionInfo| match info.addr() {
@@ -84,6 +86,7 @@ impl RedisAddress {
             ConnectionAddr::TcpTls { host, insecure, .. } => *insecure && !is_loopback(host),
             _ => false,
         };
+
         match self {
             Self::Single(info) => exposed(info),
             Self::Sentinel { sentinels: infos, .. } | Self::Cluster { nodes: infos, .. } => {
@@ -96,7 +99,7 @@ impl RedisAddress {
 impl FromStr for RedisAddress {
     type Err = String;
 
-    /// Reads `redis://`, `redis+sentinel://` or `redis+cluster://`, each with `rediss` for TLS.
+    /// Parses `redis://`, `redis+sentinel://` or `redis+cluster://`, each with `rediss` for TLS.
     fn from_str(url: &str) -> Result<Self, String> {
         let (scheme, rest) =
             url.split_once("://").ok_or("must begin with redis:// or rediss://")?;
@@ -104,6 +107,7 @@ impl FromStr for RedisAddress {
         if base != "redis" && base != "rediss" {
             return Err("must begin with redis:// or rediss://".to_owned());
         }
+
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (login, hosts) = authority
             .rsplit_once('@')
@@ -114,6 +118,7 @@ impl FromStr for RedisAddress {
             let info = format!("{base}://{login}{host}/{path}").into_connection_info();
             info.map(tuned).map_err(|error| error.to_string())
         };
+
         match kind {
             "" => Ok(Self::Single(Box::new(
                 url.into_connection_info().map(tuned).map_err(|error| error.to_string())?,
@@ -137,7 +142,8 @@ impl FromStr for RedisAddress {
                             .to_owned(),
                     );
                 }
-                // The master's login and database, read as if this were its address.
+                // The master's host is unknown here; any name lets its login and database be
+                // parsed.
                 let node = node(login, "master", database)?;
                 Ok(Self::Sentinel {
                     sentinels,
@@ -153,8 +159,8 @@ impl FromStr for RedisAddress {
     }
 }
 
-/// With the third protocol, which carries what is published beside the answers, and a bound on
-/// silence.
+/// Sets RESP3, by which one connection carries both answers and published messages, and the bound
+/// on unacknowledged bytes.
 fn tuned(info: ConnectionInfo) -> ConnectionInfo {
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(TCP_USER_TIMEOUT);
@@ -189,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_arrangement_is_read_and_none_shows_its_password() {
+    fn every_form_of_address_is_parsed_and_none_shows_its_password() {
         for (url, words) in [
             ("redis://:hush@10.0.0.1:6380/2", "10.0.0.1:6380"),
             ("rediss://me:hush@cache.example.org", "cache.example.org"),
@@ -205,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_redis_is_refused_in_words() {
+    fn an_invalid_address_is_refused_with_a_message() {
         for url in [
             "localhost:6379",
             "http://x",

@@ -11,7 +11,8 @@ use super::link::Redis;
 use super::publisher::Publisher;
 use super::seal::ClusterKey;
 use super::subscriber::Subscriber;
-use super::{BusHealth, ReplicaId};
+use super::health::BusHealth;
+use super::replica_id::ReplicaId;
 use crate::cluster::bus::BusSender;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;
@@ -19,16 +20,13 @@ use crate::model::limits::BUS_QUEUE_MAX;
 use crate::model::{Clock, Epoch, Event, PresentEpoch, Topic};
 use crate::tasks::Tasks;
 
-/// The context in which bus messages are sealed.
-pub(super) const BUS_CONTEXT: &str = "published";
-
-/// The bus over Redis.
+/// Publishes through one task and receives through another. Own events go to the hub directly.
 pub struct RedisBus {
-    /// The hub of this replica: its own events take no detour through Redis.
+    /// The inbox of this replica's hub: own events do not pass through Redis.
     local: BusSender,
     epoch: PresentEpoch,
     outgoing: mpsc::Sender<(Epoch, Event)>,
-    /// An event did not fit into `outgoing`.
+    /// Whether an event did not fit into `outgoing` since the publisher last checked.
     overflowed: Arc<AtomicBool>,
     subscriber: Arc<Subscriber>,
 }
@@ -52,8 +50,8 @@ impl Bus for RedisBus {
 }
 
 impl RedisBus {
-    /// Starts the publisher and the subscriber. They run until `tasks` stop, and publish what is
-    /// queued before they end.
+    /// Starts the publisher and the subscriber. They run until `tasks` stop. The publisher
+    /// publishes the queued events before it ends.
     pub fn start(
         own: ReplicaId,
         key: ClusterKey,
@@ -97,8 +95,8 @@ impl RedisBus {
         (Self { local, epoch, outgoing, overflowed, subscriber }, inbox, health)
     }
 
-    /// Has the hub compare everything with the store: another replica may have died before it
-    /// published an event.
+    /// Has the hub compare all changed chats with the store: another replica may have died before
+    /// it published an event.
     pub fn resync_all(&self) {
         self.local.send(Arrival::ResyncAll);
     }

@@ -2,9 +2,9 @@
 //!
 //! One channel for each topic would be simpler, but it does not scale. When a replica with a
 //! million subscriptions disconnects, Redis removes them one by one and answers no other client
-//! meanwhile. So topics share a bounded number of channels; `cargo bench --bench subscriptions`
-//! measures the result. A replica also receives events of chats that it does not follow, if they
-//! share a channel with one that it does. The hub ignores those events.
+//! meanwhile. So topics share a bounded number of channels; `cargo bench --bench growth
+//! subscriptions` measures the result. A replica also receives events of a chat that it does not
+//! follow, if the chat shares a channel with a topic that it follows. The hub ignores those events.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -14,23 +14,23 @@ use uuid::Uuid;
 use super::link::key;
 use crate::model::Topic;
 
-/// Channels that topics share. Below a tenth of this number of chats, few chats share a channel. A
-/// replica that is subscribed to all channels costs Redis about 30 MB, and resubscribes in about a
-/// second.
+/// Number of channels that topics share. With fewer chats than a tenth of this, few share a
+/// channel. A replica that is subscribed to all channels costs Redis about 30 MB, and resubscribes
+/// in about a second.
 pub const CHANNELS: u32 = 1 << 17;
 
-/// The channel of a topic. Two topics may have the same one. All replicas of a cluster must agree
-/// on it.
+/// The channel of a topic. Two topics may have the same channel. All replicas of a cluster must use
+/// the same mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
-    /// What concerns every replica.
+    /// Events for every replica.
     Everyone,
     /// One of [`CHANNELS`].
     Shared(u32),
 }
 
 impl Channel {
-    /// The channel of this topic.
+    /// The channel that carries the events of a topic.
     pub fn of(topic: Topic) -> Self {
         match topic {
             Topic::Chat(id) => Self::shared(id.0, 0),
@@ -46,7 +46,7 @@ impl Channel {
         Self::Shared(u32::from_be_bytes([a, b, c, d]).wrapping_add(kind) % CHANNELS)
     }
 
-    /// Its name in Redis, where all keys and channels of a deployment begin with `prefix`.
+    /// The name of the channel in Redis. All keys and channels of a deployment begin with `prefix`.
     pub fn name(self, prefix: &str) -> String {
         match self {
             Self::Everyone => key(prefix, "everyone", ""),
@@ -55,21 +55,20 @@ impl Channel {
     }
 }
 
-/// What one connection to Redis is subscribed to: the topics, and so the channels.
+/// The topics, and so the channels, to which one connection to Redis is subscribed.
 #[derive(Debug, Default)]
 pub struct Subscribed {
     topics: HashSet<Topic>,
-    /// How many of the topics share each channel. Never 0.
+    /// The number of `topics` in each channel; never 0.
     channels: HashMap<Channel, usize>,
 }
 
 impl Subscribed {
-    /// Whether events of this topic arrive.
     pub fn contains(&self, topic: &Topic) -> bool {
         self.topics.contains(topic)
     }
 
-    /// Adds topics. Returns the channels that have to be subscribed to.
+    /// Adds topics. Returns the channels to subscribe to.
     pub fn add(&mut self, topics: impl IntoIterator<Item = Topic>) -> Vec<Channel> {
         let mut new = Vec::new();
         for topic in topics {
@@ -87,7 +86,7 @@ impl Subscribed {
         new
     }
 
-    /// Removes topics. Returns the channels that no topic needs any longer.
+    /// Removes topics. Returns the channels to unsubscribe from.
     pub fn remove(&mut self, topics: impl IntoIterator<Item = Topic>) -> Vec<Channel> {
         let mut unused = Vec::new();
         for topic in topics {
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_is_left_with_the_last_of_its_topics() {
+    fn a_channel_is_unsubscribed_with_the_last_of_its_topics() {
         let (first, second, other) = (chat(7), chat(7 + u128::from(CHANNELS)), chat(8));
         assert_eq!(Channel::of(first), Channel::of(second));
 
@@ -129,10 +128,12 @@ mod tests {
             [Channel::of(first), Channel::of(other)]
         );
         assert_eq!(subscribed.add([second]), []);
+
         assert_eq!(subscribed.remove([first, first]), []);
         assert!(subscribed.contains(&second) && !subscribed.contains(&first));
         assert_eq!(subscribed.remove([second]), [Channel::of(second)]);
         assert_eq!(subscribed.remove([second]), []);
+
         assert_eq!(subscribed.add([first]), [Channel::of(first)]);
     }
 
@@ -149,6 +150,7 @@ mod tests {
         let mut subscribed = Subscribed::default();
         let topics = (0..CHANNELS).map(|_| Topic::Chat(ChatId::new(clock.now(), &mut rand::rng())));
         let used = subscribed.add(topics).len();
+
         // 63.2 % of the channels are expected, with a standard deviation of less than 0.1 %.
         let used_per_mille = used * 1000 / usize::try_from(CHANNELS).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Topics that must be compared with the store, in bounded memory.
+//! Dirty topics: topics to compare with the store, in bounded memory.
 
 use std::collections::HashSet;
 
@@ -6,13 +6,13 @@ use crate::cluster::Arrival;
 use crate::metrics;
 use crate::model::Topic;
 
-/// A set of topics of which an event was missed. Over its bound it becomes [`Topic::Everyone`],
+/// A set of topics that may have a missed event. Above its bound it becomes [`Topic::Everyone`],
 /// which stands for all topics: comparing too much is slow, comparing too little loses events.
 #[derive(Debug)]
 pub struct DirtyTopics {
     topics: HashSet<Topic>,
     max: usize,
-    /// Names the set in the metric of overflows.
+    /// The label of the set in the metric of overflows.
     name: &'static str,
 }
 
@@ -22,7 +22,6 @@ impl DirtyTopics {
         Self { topics: HashSet::new(), max, name }
     }
 
-    /// Adds a topic.
     pub fn add(&mut self, topic: Topic) {
         if self.topics.contains(&Topic::Everyone) {
             return;
@@ -38,7 +37,6 @@ impl DirtyTopics {
         }
     }
 
-    /// Removes a topic.
     pub fn remove(&mut self, topic: Topic) {
         self.topics.remove(&topic);
     }
@@ -48,7 +46,7 @@ impl DirtyTopics {
         self.topics.iter().copied()
     }
 
-    /// Empties the set. Returns the resync that the hub has to do, if there is one.
+    /// Empties the set. Returns the resync for the hub; `None` if the set was empty.
     pub fn take(&mut self) -> Option<Arrival> {
         let topics: Vec<Topic> = std::mem::take(&mut self.topics).into_iter().collect();
         (!topics.is_empty()).then(|| Arrival::resync(topics))
@@ -67,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_are_kept_one_by_one_up_to_the_bound_and_then_stand_for_everything() {
+    fn topics_above_the_bound_become_a_resync_of_all_topics() {
         let mut dirty = DirtyTopics::new("test", 2);
         assert!(dirty.take().is_none());
 

@@ -1,5 +1,5 @@
-//! Connections to Redis, be it one server, a cluster or a master with Sentinels, and the pool of
-//! connections.
+//! Connections to Redis (one server, the master that Sentinels name, or a Redis Cluster) and their
+//! pool.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,36 +15,35 @@ use bb8_redis::redis::{
     Pipeline, ProtocolVersion, RedisError, RedisFuture, RedisResult, ScriptInvocation,
     TlsCertificates, TlsMode, Value,
 };
-
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::address::RedisAddress;
 use crate::metrics;
 
-/// How long an answer may take, since a client's request may wait for it.
+/// Deadline of a call, since a client's request may wait for it.
 const CALL_MAX: Duration = Duration::from_millis(500);
-/// How long connecting may take.
+/// Deadline of opening a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Connections for commands. Each carries many commands at a time; more than one, so that a long
-/// answer delays few.
+/// Connections for commands. Each carries many commands at a time. With several connections, a long
+/// answer delays only some commands.
 const POOL: u32 = 4;
-/// Commands in flight to the nodes of a Redis Cluster at once, where they cannot be one pipeline.
+/// Commands in flight to the nodes of a Redis Cluster, where one pipeline cannot carry them.
 const AT_ONCE: usize = 64;
-/// How long no call is made after a failed one, so that no request waits for a Redis that has just
-/// failed.
+/// Time after a failed call in which every call fails at once, so that requests do not wait for an
+/// unreachable Redis one after the other.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// A connection to one server or to a cluster of them.
+/// A connection to Redis. Clones share it.
 #[derive(Clone)]
 pub enum Link {
-    /// To one server.
+    /// To one server, which may be the master that Sentinels named.
     Single(MultiplexedConnection),
     /// To all nodes of a Redis Cluster.
     Cluster(ClusterConnection),
 }
 
 impl Link {
-    /// Connects. Messages of subscribed channels go to `push`.
+    /// Opens a connection. Messages of subscribed channels go to `push`.
     pub async fn open(
         address: &RedisAddress,
         push: Option<impl AsyncPushSender>,
@@ -52,6 +51,7 @@ impl Link {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_MAX))
             .set_response_timeout(Some(CALL_MAX));
+
         match address {
             RedisAddress::Cluster { nodes, certificates } => {
                 let mut builder = ClusterClientBuilder::new(nodes.clone())
@@ -65,12 +65,14 @@ impl Link {
                 if let Some(push) = push {
                     builder = builder.push_sender(push);
                 }
+
                 Ok(Self::Cluster(builder.build()?.get_async_connection().await?))
             }
             RedisAddress::Single(info) => {
                 if let Some(push) = push {
                     config = config.set_push_sender(push);
                 }
+
                 let client = Client::open(info.as_ref().clone())?;
                 Ok(Self::Single(
                     client.get_multiplexed_async_connection_with_config(&config).await?,
@@ -80,15 +82,16 @@ impl Link {
                 if let Some(push) = push {
                     config = config.set_push_sender(push);
                 }
-                // The Sentinels are asked for each connection: the master may have changed.
+
+                // Ask the Sentinels for each connection: the master may have changed.
                 let mut client = sentinel_client(sentinels, master, node, certificates.as_ref())?;
                 Ok(Self::Single(client.get_async_connection_with_config(&config).await?))
             }
         }
     }
 
-    /// Subscribes to channels; returns once Redis confirms. In a Redis Cluster they are sharded
-    /// channels, which only the node that owns them carries, with one command each.
+    /// Subscribes to channels; returns once Redis confirms. In a Redis Cluster the channels are
+    /// sharded: each belongs to one node, and takes a command of its own.
     pub async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.subscribe(channels).await,
@@ -97,6 +100,7 @@ impl Link {
                     let mut link = link.clone();
                     async move { link.ssubscribe(channel).await }
                 };
+
                 stream::iter(channels.into_iter().map(subscribe))
                     .buffered(AT_ONCE)
                     .try_collect()
@@ -105,7 +109,6 @@ impl Link {
         }
     }
 
-    /// Unsubscribes from channels.
     pub async fn unsubscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
         match self {
             Self::Single(link) => link.unsubscribe(channels).await,
@@ -114,6 +117,7 @@ impl Link {
                     let mut link = link.clone();
                     async move { link.sunsubscribe(channel).await }
                 };
+
                 stream::iter(channels.into_iter().map(unsubscribe))
                     .buffered(AT_ONCE)
                     .try_collect()
@@ -123,8 +127,8 @@ impl Link {
     }
 }
 
-/// A client that asks Sentinels for the master. Of `node`, the master's login and database are
-/// used, not the host.
+/// A client that asks Sentinels for the master. `node` supplies the master's login and database;
+/// its host is not used.
 fn sentinel_client(
     sentinels: &[ConnectionInfo],
     master: &str,
@@ -133,12 +137,14 @@ fn sentinel_client(
 ) -> RedisResult<SentinelClient> {
     let (addresses, login) =
         (sentinels.iter().map(|sentinel| sentinel.addr().clone()), node.redis_settings());
+
     let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
         .set_client_to_redis_protocol(login.protocol())
         .set_client_to_redis_db(login.db())
         .set_client_to_redis_tcp_settings(node.tcp_settings().clone())
         .set_client_to_sentinel_protocol(login.protocol())
         .set_client_to_sentinel_tcp_settings(node.tcp_settings().clone());
+
     if matches!(node.addr(), ConnectionAddr::TcpTls { .. }) {
         builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
     }
@@ -151,6 +157,7 @@ fn sentinel_client(
     if let Some(password) = login.password() {
         builder = builder.set_client_to_redis_password(password);
     }
+
     builder.build()
 }
 
@@ -185,10 +192,10 @@ impl ConnectionLike for Link {
 /// Opens the pool's connections.
 struct Opener(RedisAddress);
 
-/// A connection of the pool.
 struct Pooled {
     link: Link,
-    /// A call failed on it: it may be half open, or lead to a server that is no longer the master.
+    /// A call on the connection failed: it may be half open, or lead to a server that is no longer
+    /// the master.
     broken: bool,
 }
 
@@ -210,7 +217,7 @@ impl ManageConnection for Opener {
     }
 }
 
-/// A key or channel. `tag` decides where it lives in a Redis Cluster.
+/// The name of a key or channel. In a Redis Cluster, `tag` decides which node has it.
 pub fn key(prefix: &str, kind: &str, tag: &str) -> String {
     format!("{prefix}:{kind}:{{{tag}}}")
 }
@@ -225,22 +232,22 @@ pub struct Redis {
     prefix: String,
     is_cluster: bool,
     started: Instant,
-    /// Milliseconds since `started` until which no call is made.
+    /// Milliseconds since `started` until which no call is made. 0 before the first failure.
     paused_until_ms: AtomicU64,
 }
 
 impl Redis {
-    /// Redis at this address, all keys and channels under `prefix`. Connects when it is first
-    /// needed.
+    /// Redis at this address, all keys and channels under `prefix`. Connects at the first call.
     pub fn new(address: RedisAddress, prefix: String) -> Self {
         let is_cluster = matches!(address, RedisAddress::Cluster { .. });
         let pool = Pool::builder()
             .max_size(POOL)
             .connection_timeout(CONNECT_MAX)
             .retry_connection(false)
-            // A ping per call would double its cost; a call finds out that a connection is broken.
+            // A ping per call would double its cost. The call itself detects a broken connection.
             .test_on_check_out(false)
             .build_unchecked(Opener(address));
+
         Self {
             pool,
             prefix,
@@ -250,7 +257,8 @@ impl Redis {
         }
     }
 
-    /// A key or channel of this deployment. `tag` decides where it lives in a Redis Cluster.
+    /// The name of a key or channel of this deployment. In a Redis Cluster, `tag` decides which
+    /// node has it.
     pub fn key(&self, kind: &str, tag: &str) -> String {
         key(&self.prefix, kind, tag)
     }
@@ -263,7 +271,8 @@ impl Redis {
     /// Runs one command.
     ///
     /// # Errors
-    /// [`Down`] after half a second, or at once within half a second after a failed call.
+    /// [`Down`] after half a second, plus up to a second if a connection must be opened; at once
+    /// within half a second after a failed call.
     pub async fn command<T: FromRedisValue>(
         &self,
         unit: &'static str,
@@ -284,8 +293,8 @@ impl Redis {
         self.call(unit, async |link| script.invoke_async(link).await).await
     }
 
-    /// Runs commands in order, in one round trip where one server has all keys. Answers are
-    /// dropped.
+    /// Runs commands and drops their answers. One server gets them in order, in one round trip; the
+    /// nodes of a Redis Cluster get them separately.
     ///
     /// # Errors
     /// As [`Redis::command`]: a part of the commands may have been executed.
@@ -296,11 +305,13 @@ impl Redis {
                     let (mut link, cmd) = (link.clone(), cmd.clone());
                     async move { cmd.exec_async(&mut link).await }
                 };
+
                 return stream::iter(commands.iter().map(run))
                     .buffered(AT_ONCE)
                     .try_collect()
                     .await;
             }
+
             let mut pipeline = Pipeline::with_capacity(commands.len());
             for cmd in commands {
                 pipeline.add_command(cmd.clone()).ignore();
@@ -328,8 +339,8 @@ impl Redis {
         self.is_cluster
     }
 
-    /// Whether a call failed within the last half second, so that none is made.
-    pub fn is_resting(&self) -> bool {
+    /// Whether a call failed within the last half second, so that the next one fails at once.
+    pub fn is_paused(&self) -> bool {
         self.now_ms() < self.paused_until_ms.load(Ordering::Relaxed)
     }
 
@@ -338,7 +349,7 @@ impl Redis {
         unit: &'static str,
         work: impl AsyncFnOnce(&mut Link) -> RedisResult<T>,
     ) -> Result<T, Down> {
-        if self.is_resting() {
+        if self.is_paused() {
             return Err(Down);
         }
 
@@ -347,10 +358,17 @@ impl Redis {
         metrics::redis_call(unit, start.elapsed(), result.is_ok());
 
         result.map_err(|error| {
-            let until = self.now_ms() + u64::try_from(PAUSE_AFTER_FAILURE.as_millis()).unwrap_or(u64::MAX);
-            if self.paused_until_ms.swap(until, Ordering::Relaxed) + 5_000 < until {
-                // The first failure after five seconds without one; the metric counts the others.
-                tracing::warn!(%error, unit, "a call of Redis failed; this replica works alone until Redis answers");
+            let pause_ms = u64::try_from(PAUSE_AFTER_FAILURE.as_millis()).unwrap_or(u64::MAX);
+            let until_ms = self.now_ms() + pause_ms;
+            let last_until_ms = self.paused_until_ms.swap(until_ms, Ordering::Relaxed);
+            // Only the first failure, and one after five seconds without a failure, are logged; the
+            // metric counts them all.
+            if last_until_ms == 0 || last_until_ms + 5_000 < until_ms {
+                tracing::warn!(
+                    %error,
+                    unit,
+                    "a call of Redis failed; this replica works without Redis until a call succeeds"
+                );
             }
             Down
         })
@@ -365,8 +383,9 @@ impl Redis {
             bb8_redis::bb8::RunError::User(error) => error,
             bb8_redis::bb8::RunError::TimedOut => late(),
         })?;
-        // Broken until the call succeeds, so that a connection whose call was dropped is not used
-        // again.
+
+        // Broken until the call succeeds: if the future of the call is dropped, the connection is
+        // not used again.
         pooled.broken = true;
         let result = in_time(work(&mut pooled.link)).await.unwrap_or_else(|| Err(late()));
         pooled.broken = result.is_err();

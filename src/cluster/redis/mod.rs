@@ -1,15 +1,17 @@
-//! What replicas share over Redis. Redis may be wiped or unreachable at any time: it holds only
-//! data that may be lost, and every part states what it does without Redis.
+//! The state that replicas share over Redis. Redis may be wiped or unreachable at any time: it
+//! holds only data that may be lost, and every part states what it does without Redis.
 
 mod address;
 mod bus;
 mod channel;
 mod dirty;
+mod health;
 mod lease;
 mod limiter;
 mod link;
 mod presence;
 mod publisher;
+mod replica_id;
 mod seal;
 mod session_cache;
 mod subscriber;
@@ -17,24 +19,19 @@ mod subscriber;
 pub use address::RedisAddress;
 pub use bus::RedisBus;
 pub use channel::{CHANNELS, Channel};
+pub use health::BusHealth;
 pub use lease::Leases;
 pub use limiter::RedisRateLimiter;
 use link::Link;
 pub use link::Redis;
 pub use presence::RedisPresence;
+pub use replica_id::ReplicaId;
 pub use seal::ClusterKey;
 pub use session_cache::RedisSessionCache;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use super::BusInbox;
-use crate::metrics;
+use crate::cluster::BusInbox;
 use crate::model::faults::{self, Mutant};
 use crate::model::{Clock, PresentEpoch};
 use crate::tasks::Tasks;
@@ -43,23 +40,23 @@ use crate::tasks::Tasks;
 pub struct RedisCluster {
     /// Publishes events.
     pub bus: Arc<RedisBus>,
-    /// The events of this and the other replicas.
+    /// The events of all replicas, for the hub.
     pub inbox: BusInbox,
-    /// Resolved tokens.
+    /// Caches resolved tokens.
     pub session_cache: Arc<RedisSessionCache>,
-    /// Rate limits.
+    /// Counts rate limits.
     pub limiter: Arc<RedisRateLimiter>,
-    /// The users who are online.
+    /// The users that are online on any replica.
     pub presence: Arc<RedisPresence>,
-    /// The replicas that are alive.
+    /// The leases of all replicas.
     pub leases: Arc<Leases>,
-    /// The state of the bus.
+    /// Whether the bus delivers.
     pub health: Arc<BusHealth>,
 }
 
 impl RedisCluster {
     /// Joins the cluster at this address, under `prefix`. If Redis is unreachable, this replica
-    /// works alone until Redis is back.
+    /// works without it and joins when Redis answers.
     pub fn join(
         (address, prefix): (RedisAddress, String),
         own: ReplicaId,
@@ -80,7 +77,7 @@ impl RedisCluster {
             let (bus, presence) = (bus.clone(), presence.clone());
             move |replica_lost| {
                 presence.renewed();
-                if replica_lost && !faults::on(Mutant::NoLookOnDeath) {
+                if replica_lost && !faults::on(Mutant::NoResyncOnDeath) {
                     bus.resync_all();
                 }
             }
@@ -99,15 +96,16 @@ impl RedisCluster {
     }
 }
 
-/// Whether Redis at this address can be used. Returns its version.
+/// Checks that Redis at this address accepts writes and scripts. Returns its version.
 ///
 /// # Errors
-/// The error of Redis or of the connection, in words.
+/// The message of the error of Redis or of the connection.
 pub async fn examine(address: &RedisAddress) -> Result<String, String> {
-    let in_words = |error: bb8_redis::redis::RedisError| error.to_string();
+    let message_of = |error: bb8_redis::redis::RedisError| error.to_string();
     let mut link =
-        Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(in_words)?;
-    // A write, since a read-only server is of no use.
+        Link::open(address, None::<tokio::sync::broadcast::Sender<_>>).await.map_err(message_of)?;
+
+    // A read would succeed on a read-only server, too.
     let mut write = bb8_redis::redis::cmd("SET");
     write
         .arg("starling:examined")
@@ -116,117 +114,9 @@ pub async fn examine(address: &RedisAddress) -> Result<String, String> {
         .arg(1000)
         .exec_async(&mut link)
         .await
-        .map_err(in_words)?;
+        .map_err(message_of)?;
+
     let mut hello = bb8_redis::redis::cmd("EVAL");
     hello.arg("return redis.REDIS_VERSION or 'before 7'").arg(1).arg("starling:examined");
-    hello.query_async(&mut link).await.map_err(in_words)
-}
-
-/// Identifies a replica: random, made at every start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ReplicaId(pub u64);
-
-impl fmt::Display for ReplicaId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for ReplicaId {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
-    }
-}
-
-/// How long a replica may publish canaries without receiving one before it is unready. Longer than
-/// it takes to notice and replace a dead connection.
-const DEAF_MAX: Duration = Duration::from_secs(15);
-
-/// The state of the way from this replica through Redis back to itself. Every two seconds the
-/// replica publishes a canary: a message that only it subscribes to. A subscribed connection can be
-/// dead without an error; then no canary arrives.
-pub struct BusHealth {
-    started: Instant,
-    /// Milliseconds since `started` at which Redis last took a canary.
-    canary_published_at_ms: AtomicU64,
-    /// Milliseconds since `started` at which a canary last arrived.
-    canary_received_at_ms: AtomicU64,
-    connected: AtomicBool,
-}
-
-impl BusHealth {
-    fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            canary_published_at_ms: AtomicU64::new(0),
-            canary_received_at_ms: AtomicU64::new(0),
-            connected: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether this replica publishes canaries but has not received one for 15 s: other replicas
-    /// serve clients better. If Redis takes no canary either, all replicas are in the same state,
-    /// and none is deaf.
-    pub fn is_deaf(&self) -> bool {
-        let published_at_ms = self.canary_published_at_ms.load(Ordering::Relaxed);
-        let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed);
-        published_at_ms.saturating_sub(received_at_ms)
-            > u64::try_from(DEAF_MAX.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Whether the subscribed connection is up, as far as is known.
-    pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
-    }
-
-    /// Milliseconds since this value was made.
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn canary_published(&self) {
-        self.canary_published_at_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    fn canary_received(&self) {
-        self.canary_received_at_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    fn connected(&self) {
-        self.connected.store(true, Ordering::Relaxed);
-        metrics::bus_connected(true);
-    }
-
-    fn disconnected(&self) {
-        self.connected.store(false, Ordering::Relaxed);
-        metrics::bus_connected(false);
-    }
-
-    /// How long no canary has arrived on a connection that was opened at `opened_at_ms`, by
-    /// [`Self::now_ms`].
-    fn silence_since(&self, opened_at_ms: u64) -> Duration {
-        let received_at_ms = self.canary_received_at_ms.load(Ordering::Relaxed).max(opened_at_ms);
-        Duration::from_millis(self.now_ms().saturating_sub(received_at_ms))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replica_is_deaf_if_it_publishes_for_long_without_receiving_and_not_if_it_cannot_publish() {
-        let health = BusHealth::new();
-        let deaf_at = |published_at_ms, received_at_ms| {
-            health.canary_published_at_ms.store(published_at_ms, Ordering::Relaxed);
-            health.canary_received_at_ms.store(received_at_ms, Ordering::Relaxed);
-            health.is_deaf()
-        };
-        assert!(!deaf_at(0, 0), "the replica has just started");
-        assert!(!deaf_at(60_000, 59_000), "canaries arrive");
-        assert!(deaf_at(60_000, 44_000), "canaries were published for 16 s, and none arrived");
-        assert!(!deaf_at(60_000, 60_000), "Redis became unreachable at 60 s");
-    }
+    hello.query_async(&mut link).await.map_err(message_of)
 }

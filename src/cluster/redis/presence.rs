@@ -1,11 +1,11 @@
 //! Presence in Redis: each replica keeps one hash of its own, from user id to number of
 //! connections.
 //!
-//! The hash expires unless the replica refreshes it, and the other replicas read it only while the
-//! replica's lease is listed. A replica is **synced** once its hash holds all of its users in the
-//! present epoch of Redis: the field `epoch` says so. After a failed call, and when Redis lost the
-//! hash, the replica writes the complete hash again. While a listed replica is not synced, a user
-//! found in no hash is unknown rather than offline.
+//! The hash expires unless the replica refreshes it. The other replicas read it only while the
+//! replica is listed (`lease.rs`). A replica is **synced** once its hash holds all of its users in
+//! the present epoch of Redis; the field `epoch` then contains that epoch. After a failed call, and
+//! when Redis lost the hash, the replica writes the complete hash again. While a listed replica is
+//! not synced, a user found in no hash is unknown rather than offline.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ReplicaId;
+use super::replica_id::ReplicaId;
 use super::lease::{Leases, Listed, NOTICED_AFTER, TAG, milliseconds};
 use super::link::{Down, Redis};
 use crate::cluster::presence::ConnectionSlots;
@@ -26,23 +26,23 @@ use crate::metrics;
 use crate::model::limits::{PRESENCE_SYNC_MAX, PRESENCE_WAIT_MAX};
 use crate::model::{Error, Result, UserId};
 
-/// How long Redis keeps a hash that its replica does not refresh. Longer than a dead replica is
+/// How long Redis keeps a hash that its replica does not refresh: longer than a dead replica is
 /// listed.
 const HASH_LIFE: Duration = Duration::from_secs(30);
-/// Pause before a read that met a replica without a synced hash is repeated.
+/// Pause before a read is repeated because a replica was not synced.
 const READ_RETRY: Duration = Duration::from_millis(100);
 /// Users written in one round trip.
 const BATCH: usize = 256;
 
 /// Writes users into the replica's hash, KEYS[1], and refreshes it. KEYS[2..] are the hashes of the
 /// other living replicas. ARGV: a sequence number, 1 to begin the hash anew, the epoch in which the
-/// hash is complete with this write (or nothing), the life of the hash in ms, and per user the id
-/// and the number of connections (below 0: the user is offline here). Answers 1, and per user the
-/// number of connections in the other hashes.
+/// hash is complete with this write (or an empty string), the life of the hash in ms, and per user
+/// the id and the number of connections (below 0: the user is offline here). Returns 1, and per
+/// user the number of connections in the other hashes.
 ///
-/// Answers nothing unless the write before it is in the hash. Redis may have lost the hash, or in a
-/// failover its last writes. And a write that was given up may arrive after later ones: it must not
-/// bring back a user that has left since.
+/// Writes and returns nothing if the previous write is not in the hash. Redis may have lost the
+/// hash, or in a failover its last writes. Also, a write that timed out may arrive after later
+/// ones: it must not bring back a user that has left since.
 const WRITE: &str = "
     local last, seq = tonumber(redis.call('HGET', KEYS[1], 'seq')), tonumber(ARGV[1])
     if ARGV[2] == '1' then
@@ -56,7 +56,11 @@ const WRITE: &str = "
     local answer = {1}
     for index = 5, #ARGV, 2 do
         local user, count, elsewhere = ARGV[index], tonumber(ARGV[index + 1]), 0
-        if count < 0 then redis.call('HDEL', KEYS[1], user) else redis.call('HSET', KEYS[1], user, count) end
+        if count < 0 then
+            redis.call('HDEL', KEYS[1], user)
+        else
+            redis.call('HSET', KEYS[1], user, count)
+        end
         for other = 2, #KEYS do
             elsewhere = elsewhere + (tonumber(redis.call('HGET', KEYS[other], user)) or 0)
         end
@@ -76,27 +80,28 @@ pub struct RedisPresence {
     written: watch::Sender<Written>,
 }
 
-/// Users whose number of connections is to be written.
+/// Users whose number of connections changed since the last write.
 #[derive(Default)]
 struct Changes {
     users: HashSet<UserId>,
-    /// Changes so far.
+    /// Changes since the start of the replica.
     count: u64,
 }
 
-/// How far the writer came.
+/// The progress of the writer.
 #[derive(Clone, Default)]
 struct Written {
     /// Changes that the writer has tried to write.
     changes: u64,
-    /// Calls so far: the sequence number of the last one.
+    /// Calls so far, which is the sequence number of the last one.
     calls: u64,
     /// The epoch in which the hash is complete; `None` after a failure.
     synced_in: Option<String>,
 }
 
 impl RedisPresence {
-    /// Presence in this Redis, of the replicas that have a lease. [`RedisPresence::run`] must run.
+    /// The presence of the replicas that have a lease in this Redis. [`RedisPresence::run`] must
+    /// run.
     pub fn new(redis: Arc<Redis>, leases: Arc<Leases>) -> Self {
         Self {
             redis,
@@ -109,13 +114,13 @@ impl RedisPresence {
         }
     }
 
-    /// Takes note of an attempt to renew this replica's lease. The writer refreshes the hash, and
-    /// writes it anew in another epoch.
+    /// Wakes the writer. Called after each attempt to renew this replica's lease: the writer
+    /// refreshes the hash, and writes it anew in another epoch.
     pub fn renewed(&self) {
         self.changed.notify_one();
     }
 
-    /// Writes changes until `stop`, then those that are left. After a failure the next renewal
+    /// Writes changes until `stop`, then the remaining ones. After a failure the next renewal
     /// starts the next attempt.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(self.changed.notified()).await.is_some() {
@@ -124,7 +129,7 @@ impl RedisPresence {
         self.write_changes().await;
     }
 
-    /// Notes that a user's number of connections changed. Returns the number of the change.
+    /// Records that a user's number of connections changed. Returns the number of the change.
     fn change(&self, user: UserId) -> u64 {
         let mut changes = self.changes.lock();
         changes.users.insert(user);
@@ -133,7 +138,8 @@ impl RedisPresence {
         changes.count
     }
 
-    /// Waits until a change is written. `false` if Redis does not answer in time.
+    /// Waits until the writer has tried to write a change. Returns false if it failed, or did not
+    /// end in time.
     async fn wait_for(&self, change: u64) -> bool {
         let mut written = self.written.subscribe();
         let wait = written.wait_for(|written| written.changes >= change);
@@ -143,8 +149,8 @@ impl RedisPresence {
 
     /// Writes the changes, or the complete hash if this replica is not synced.
     async fn write_changes(&self) {
-        // The changes are taken before the users are read: a change from here on is written next
-        // time.
+        // Taken before the slots are read: a change from here on is written next time, and possibly
+        // also this time.
         let Changes { users, count } = {
             let mut changes = self.changes.lock();
             Changes { users: std::mem::take(&mut changes.users), count: changes.count }
@@ -152,8 +158,9 @@ impl RedisPresence {
         let mut written = self.written.borrow().clone();
         written.changes = count;
 
+        // Without an epoch this replica holds no lease. While calls pause, an attempt would fail.
         let before = written.synced_in.take();
-        if let Some(epoch) = self.leases.epoch().filter(|_| !self.redis.is_resting()) {
+        if let Some(epoch) = self.leases.epoch().filter(|_| !self.redis.is_paused()) {
             let begins = before.as_ref() != Some(&epoch);
             let users = if begins { self.slots.users() } else { users.into_iter().collect() };
             if self.write(&users, begins, &epoch, &mut written.calls).await.is_ok() {
@@ -163,8 +170,8 @@ impl RedisPresence {
         self.written.send_replace(written);
     }
 
-    /// Writes users in one call or more, and at least one: each refreshes the hash, and finds out
-    /// whether Redis lost it. The last call completes the hash.
+    /// Writes users in one or more calls. Without users there is one call, too: each call refreshes
+    /// the hash and detects that Redis lost it. The last call completes the hash.
     async fn write(
         &self,
         users: &[UserId],
@@ -209,9 +216,11 @@ impl RedisPresence {
     async fn read(&self, users: &[UserId]) -> Result<Option<Vec<bool>>, Down> {
         let fields: Vec<String> = users.iter().map(ToString::to_string).collect();
         let mut asked = self.leases.listed();
+
         loop {
-            // This replica knows its own users better than its hash does.
+            // The hash of this replica may be behind its slots, which `found` uses instead.
             asked.retain(|id| *id != self.leases.own());
+
             let mut pipeline = Pipeline::with_capacity(asked.len() + 1);
             pipeline.add_command(self.leases.list_command());
             for id in &asked {
@@ -224,12 +233,15 @@ impl RedisPresence {
                 self.redis.pipeline("presence_read", &pipeline).await?;
             let (entries, hashes) = answers.split_first().ok_or(Down)?;
             let listed = Listed::of(entries);
+
+            // A hash of a replica that is no longer listed does not count.
             if listed.replicas.iter().all(|id| *id == self.leases.own() || asked.contains(id)) {
                 let hashes =
                     asked.iter().zip(hashes).filter(|(id, _)| listed.replicas.contains(id));
                 let hashes: Vec<_> = hashes.map(|(_, hash)| hash.as_slice()).collect();
                 return Ok(self.found(users, listed.epoch.as_deref(), &hashes));
             }
+
             asked = listed.replicas;
         }
     }
@@ -259,19 +271,20 @@ impl Presence for RedisPresence {
     fn enter(&self, user: UserId, max: usize) -> BoxFuture<'_, Result<Entered, TooMany>> {
         Box::pin(async move {
             // The slot is taken first, and written with the same call that reads the other
-            // replicas. Of two replicas, the later one sees the slots of the earlier one.
+            // replicas. Of two concurrent calls on two replicas, the later one sees both slots.
             let (here, entered) = self.slots.take(user, max)?;
             let change = self.change(user);
             if !self.wait_for(change).await {
                 metrics::presence_unsynced_connection();
             } else if here + self.slots.elsewhere(user) > max {
-                // The user stays online: the connections elsewhere are some.
+                // The user stays online by the connections elsewhere.
                 if self.slots.give_back(user) {
                     self.slots.withdraw(&[user]);
                 }
                 self.change(user);
                 return Err(TooMany);
             }
+
             Ok(entered)
         })
     }

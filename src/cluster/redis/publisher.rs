@@ -1,19 +1,18 @@
-//! The publishing side of the bus over Redis: one task, many events per round trip.
+//! The publishing side of the bus over Redis: one task, with many events per round trip.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bb8_redis::redis::{Cmd, cmd};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::bus::BUS_CONTEXT;
 use super::channel::Channel;
 use super::dirty::DirtyTopics;
 use super::link::Redis;
-use super::seal::ClusterKey;
-use super::{BusHealth, ReplicaId};
+use super::seal::{BUS_CONTEXT, ClusterKey};
+use super::health::{BusHealth, CANARY_EVERY};
+use super::replica_id::ReplicaId;
 use crate::metrics;
 use crate::model::limits::{BUS_DIRTY_TOPICS_MAX, BUS_EVENT_BYTES_MAX};
 use crate::model::{Clock, Epoch, Event, PresentEpoch, Topic};
@@ -21,20 +20,18 @@ use crate::wire::bus::{BusHeader, BusKind, VERSION};
 
 /// Events published in one round trip.
 const PUBLISH_BATCH: usize = 128;
-/// How often a replica publishes a canary, which only it receives. See [`BusHealth`].
-pub(super) const CANARY_EVERY: Duration = Duration::from_secs(2);
 
-/// Publishes what this replica committed.
+/// Publishes the events of this replica.
 pub(super) struct Publisher {
     own: ReplicaId,
     key: ClusterKey,
     clock: Clock,
     redis: Arc<Redis>,
     epoch: PresentEpoch,
-    /// Topics with an event that could not be published. Their subscribers get a resync instead, as
-    /// soon as Redis takes it.
+    /// Topics with an unpublished event. Their subscribers get a resync instead, as soon as Redis
+    /// accepts it.
     dirty: DirtyTopics,
-    /// An event did not fit into the queue of outgoing events.
+    /// Whether an event did not fit into the queue of outgoing events since the last batch.
     overflowed: Arc<AtomicBool>,
     health: Arc<BusHealth>,
 }
@@ -52,7 +49,7 @@ impl Publisher {
         Self { own, key, clock, redis, epoch, dirty, overflowed, health }
     }
 
-    /// Publishes what comes until `stop`.
+    /// Publishes queued events until `stop`.
     pub(super) async fn run(
         mut self,
         mut outgoing: mpsc::Receiver<(Epoch, Event)>,
@@ -66,9 +63,13 @@ impl Publisher {
             let mut canary = false;
             tokio::select! {
                 biased;
-                received = outgoing.recv_many(&mut batch, PUBLISH_BATCH) => if received == 0 { return },
+                received = outgoing.recv_many(&mut batch, PUBLISH_BATCH) => {
+                    if received == 0 {
+                        return;
+                    }
+                }
                 // Polled after the queue: the events of the last requests are published before the
-                // end.
+                // task ends.
                 () = stop.cancelled() => return,
                 _ = canary_timer.tick() => canary = true,
             }
@@ -76,7 +77,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes a batch, a part of the dirty topics, and a canary if it is time for one.
+    /// Publishes a batch of events, resyncs of some dirty topics, and a canary if `canary`.
     async fn publish(&mut self, batch: &mut Vec<(Epoch, Event)>, canary: bool) {
         if self.overflowed.swap(false, Ordering::AcqRel) {
             self.dirty.add(Topic::Everyone);

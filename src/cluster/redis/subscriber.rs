@@ -1,9 +1,9 @@
 //! The receiving side of the bus over Redis: one subscribed connection.
 //!
-//! When the connection breaks, or a replica no longer receives the canaries that it publishes to
-//! itself, the subscriber opens another connection, subscribes again and has the hub compare
-//! everything with the store. Without a connection, the hub compares every second: slower, but
-//! nothing is lost.
+//! When the connection breaks, or the replica no longer receives the canaries that it publishes to
+//! itself, the subscriber opens another connection, subscribes again, and has the hub compare all
+//! changed chats with the store. Without a connection, the hub compares every second: events are
+//! late, but none is lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,31 +16,30 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::address::RedisAddress;
-use super::bus::BUS_CONTEXT;
 use super::channel::{Channel, Subscribed};
 use super::dirty::DirtyTopics;
 use super::link::{Link, Redis};
-use super::publisher::CANARY_EVERY;
-use super::seal::ClusterKey;
-use super::{BusHealth, ReplicaId};
+use super::seal::{BUS_CONTEXT, ClusterKey};
+use super::health::{BusHealth, CANARY_EVERY};
+use super::replica_id::ReplicaId;
 use crate::cluster::Arrival;
 use crate::cluster::bus::BusSender;
 use crate::metrics;
-use crate::model::faults::{self, Mutant};
+use crate::model::faults::{self, Mutant, mutant};
 use crate::model::limits::{BUS_RECEIVED_TOPICS_MAX, BUS_UNREADABLE_PAUSE};
 use crate::model::{Clock, Event, PresentEpoch, Topic};
 use crate::wire::bus::{BusKind, BusMessage};
 
 /// Channels in one `SUBSCRIBE`.
 const SUBSCRIBE_BATCH: usize = 512;
-/// Time without a canary of its own after which a replica gives its connection up.
+/// Time without a canary of its own after which a replica closes its connection.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
-/// How long subscribing may take.
+/// Deadline of one `SUBSCRIBE` or `UNSUBSCRIBE`.
 const SUBSCRIBE_MAX: Duration = Duration::from_secs(3);
-/// How often the hub compares everything with the store while there is no connection.
+/// Pause between two resyncs while there is no connection.
 const OFFLINE_RESYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// The subscribed connection, and what the hub wants from it.
+/// Keeps a connection that is subscribed to the topics that the hub follows.
 pub(super) struct Subscriber {
     own: ReplicaId,
     key: ClusterKey,
@@ -52,8 +51,9 @@ pub(super) struct Subscriber {
     health: Arc<BusHealth>,
     /// The topics that the hub follows.
     wanted: Mutex<HashSet<Topic>>,
-    /// Topics that the hub began or ceased to follow since the connection was last adjusted.
+    /// Topics that the hub began or ceased to follow since the subscriptions were last adjusted.
     changed: Mutex<HashSet<Topic>>,
+    /// Notified after each change of `changed`.
     change: Notify,
     /// Topics of messages too old to be delivered. Resynced together once a second, so that a flood
     /// of replayed messages costs one comparison a second.
@@ -106,7 +106,7 @@ impl Subscriber {
         self.change.notify_one();
     }
 
-    /// Keeps a connection until `stop`.
+    /// Opens connections, one after the other, until `stop`.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut tries = 0_u32;
         while !stop.is_cancelled() {
@@ -117,11 +117,10 @@ impl Subscriber {
             }
 
             self.health.disconnected();
-            if !faults::on(Mutant::NoResubscribe) {
-                self.inbox.send(Arrival::ResyncAll);
-            }
+            self.resync_all();
             metrics::bus_reconnect();
 
+            // A connection that lasted resets the back-off.
             tries = if start.elapsed() > SILENCE_MAX { 0 } else { (tries + 1).min(5) };
             let pause = rand::rng().random_range(20..=50_u64 << tries);
             tokio::select! {
@@ -132,8 +131,8 @@ impl Subscriber {
         }
     }
 
-    /// Has the hub compare everything again and again: without a connection the store is the only
-    /// source. Never ends.
+    /// Causes a resync every second: without a connection, the store is the only source of other
+    /// replicas' changes. Never ends.
     async fn resync_while_offline(&self) {
         loop {
             tokio::time::sleep(OFFLINE_RESYNC_EVERY).await;
@@ -150,12 +149,12 @@ impl Subscriber {
 
         let opened_at_ms = self.health.now_ms();
         let mut subscribed = Subscribed::default();
-        let Some(complete) = self.subscribe_to_all(&mut link, &mut subscribed).await else {
+        if !self.subscribe_to_all(&mut link, &mut subscribed).await {
             return;
-        };
-        if complete {
-            self.inbox.send(Arrival::ResyncAll);
         }
+        // Only now: an event that Redis published before it confirmed the subscriptions is found by
+        // this comparison, a later one arrives.
+        self.resync_all();
         self.health.connected();
 
         let mut timer = tokio::time::interval(CANARY_EVERY / 2);
@@ -194,24 +193,28 @@ impl Subscriber {
         }
     }
 
-    /// Subscribes a new connection to the canary and to all that is wanted. Returns whether these
-    /// are all topics; `None` if the connection failed.
-    async fn subscribe_to_all(&self, link: &mut Link, subscribed: &mut Subscribed) -> Option<bool> {
+    /// Makes the hub compare everything with the store.
+    fn resync_all(&self) {
+        mutant!(NoResubscribe => return);
+        self.inbox.send(Arrival::ResyncAll);
+    }
+
+    /// Subscribes a new connection to the canary and to all wanted topics. Returns whether the
+    /// connection still works.
+    async fn subscribe_to_all(&self, link: &mut Link, subscribed: &mut Subscribed) -> bool {
         let all: Vec<Topic> = {
+            // Cleared before `wanted` is read: a topic that is followed later stays in `changed`.
             self.changed.lock().clear();
             self.wanted.lock().iter().copied().collect()
         };
-        let forgetful = faults::on(Mutant::NoResubscribe) && all.len() > 1;
-        let all = if forgetful { vec![Topic::Everyone] } else { all };
+        let all = faults::choose(Mutant::NoResubscribe, all, vec![Topic::Everyone]);
 
         let canary = self.redis.key("canary", &self.own.to_string());
-        let done = in_time(link.subscribe(vec![canary])).await
-            && self.subscribe(link, &all, subscribed).await;
-        done.then_some(!forgetful)
+        in_time(link.subscribe(vec![canary])).await && self.subscribe(link, &all, subscribed).await
     }
 
-    /// Brings the connection's subscriptions in line with the wanted topics. Returns whether that
-    /// worked.
+    /// Subscribes to the topics that are wanted now, and unsubscribes from the others. Returns
+    /// whether the connection still works.
     async fn adjust_subscriptions(&self, link: &mut Link, subscribed: &mut Subscribed) -> bool {
         let changed = std::mem::take(&mut *self.changed.lock());
         let (add, remove): (Vec<Topic>, Vec<Topic>) = {
@@ -253,8 +256,8 @@ impl Subscriber {
         channels.iter().map(|channel| channel.name(self.redis.prefix())).collect()
     }
 
-    /// Takes what Redis pushes. Runs on the connection's own task, so it never waits: a subscriber
-    /// that reads slowly is disconnected by Redis.
+    /// Receives a push message. Runs on the connection's own task, so it must not wait: Redis
+    /// disconnects a subscriber that reads slowly.
     fn receive(&self, info: &PushInfo, disconnected: &Notify) {
         match info.kind {
             PushKind::Message | PushKind::SMessage => {
@@ -273,7 +276,7 @@ impl Subscriber {
             return;
         };
         let Some(message) = BusMessage::read(body) else {
-            // A replica of a version before 1 sealed it. Nothing says which topics it is about.
+            // A replica of a version before 1 sealed it. Its topics are unknown.
             metrics::bus_unreadable();
             self.stale.lock().add(Topic::Everyone);
             return;
@@ -290,8 +293,8 @@ impl Subscriber {
         match header.kind {
             BusKind::Canary if own => self.health.canary_received(),
             BusKind::Canary => {}
-            // A replica's own messages reached its hub directly.
-            _ if own && !faults::on(Mutant::SeenAgain) => {}
+            // This replica's own messages reached its hub directly.
+            _ if own && !faults::on(Mutant::DeliverTwice) => {}
             BusKind::Resync => self.inbox.send(Arrival::resync(message.header.topics)),
             BusKind::OutcomeUnknown => {
                 self.inbox.send(Arrival::Event(Event::Resync(message.header.topics)))
@@ -303,14 +306,15 @@ impl Subscriber {
     fn receive_event(&self, message: BusMessage<'_>) {
         let event = message.event();
         let BusMessage { header, .. } = message;
+
         match event {
             None => {
                 metrics::bus_unreadable();
                 self.add_wanted(&self.unreadable, &header.topics);
                 self.unreadable_arrived.notify_one();
             }
-            // Committed to another epoch than the present one here: only the store knows which is
-            // right.
+            // The publisher has another epoch of the log than this replica. The store has the
+            // present one.
             Some(Event::Chat(_)) if header.epoch.is_some_and(|epoch| epoch != self.epoch.get()) => {
                 self.inbox.send(Arrival::Resync(header.topics));
             }
@@ -318,8 +322,8 @@ impl Subscriber {
         }
     }
 
-    /// Adds those of the topics that the hub follows. A channel also carries topics that it does
-    /// not.
+    /// Adds the topics that the hub follows. A channel also carries topics that the hub does not
+    /// follow.
     fn add_wanted(&self, dirty: &Mutex<DirtyTopics>, topics: &[Topic]) {
         let wanted = self.wanted.lock();
         let mut dirty = dirty.lock();
@@ -335,8 +339,8 @@ impl Subscriber {
         }
     }
 
-    /// Has the hub resync the topics of unreadable events as they arrive, until `stop`. A task of
-    /// its own, since the task of the connection may be waiting for a subscription.
+    /// Has the hub resync the topics of unreadable events as they arrive, until `stop`. Runs as a
+    /// task of its own, since the task of the connection may be waiting for a subscription.
     pub(super) async fn resync_unreadable(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {

@@ -3,7 +3,7 @@ use uuid::Uuid;
 use super::*;
 use crate::cluster::memory::MemoryBus;
 use crate::hub::connection::TakeOutcome;
-use crate::model::{Message, MessageKind, SessionId, Timestamp};
+use crate::model::{Message, MessageBody, MessageKind, SessionId, Timestamp};
 
 const CHAT: ChatId = ChatId(Uuid::from_u128(1));
 
@@ -14,7 +14,7 @@ fn message(rev: i64, text: &str) -> Message {
         rev: Rev(rev),
         sender_id: UserId(Uuid::from_u128(2)),
         kind: MessageKind::Text,
-        text: Some(text.to_owned()),
+        body: Some(MessageBody::Text(text.to_owned())),
         reply_to: None,
         client_id: None,
         sent_at: Timestamp::from_ms(0),
@@ -33,7 +33,7 @@ fn kinds(connection: &Connection) -> Vec<String> {
 }
 
 #[test]
-fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edited() {
+fn a_message_delivered_while_the_store_was_read_is_healed_as_edited() {
     let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
     let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
     let mut subscription = ChatSubscription::delivered_up_to(Rev(1), 1000);
@@ -41,8 +41,9 @@ fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edite
     subscription.follow_ahead(CHAT, &connection);
     subscription.settle(CHAT, &connection, Some(Rev(1).into()));
     connection.go_live(&HashMap::from([(CHAT, Rev(1))]));
-    // The store is asked for the changes after rev 1, and answers with the message as it is after
-    // its edit.
+
+    // The store is read from rev 1 on. Before it answers with the edited message, the event of the
+    // original message arrives.
     let sent =
         ChatEvent { chat_id: CHAT, rev: Rev(2), change: Change::MessageSent(message(2, "hello")) };
     assert_eq!(subscription.accept(sent, &registry), Accepted::Settled);
@@ -62,7 +63,7 @@ fn a_message_that_was_delivered_while_the_store_was_asked_comes_from_it_as_edite
 }
 
 #[test]
-fn a_message_that_no_follower_has_comes_from_the_store_as_new_however_often_it_was_edited() {
+fn a_message_that_no_follower_has_is_healed_as_new_even_if_edited() {
     let registry = Registry::new(std::sync::Arc::new(MemoryBus::new().0));
     let connection = Connection::new(1, UserId(Uuid::from_u128(3)), SessionId::default(), 0);
     let mut subscription = ChatSubscription::delivered_up_to(Rev(1), 1000);
@@ -70,6 +71,7 @@ fn a_message_that_no_follower_has_comes_from_the_store_as_new_however_often_it_w
     subscription.follow_ahead(CHAT, &connection);
     subscription.settle(CHAT, &connection, Some(Rev(1).into()));
     connection.go_live(&HashMap::from([(CHAT, Rev(1))]));
+
     let items = vec![(Rev(3), Change::MessageSent(message(3, "goodbye")))];
     subscription.catch_up(
         CHAT,

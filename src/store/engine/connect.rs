@@ -1,4 +1,4 @@
-//! Opening the database, with the settings that its promises need.
+//! Opening the database, with the settings that durability and timeouts depend on.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::model::limits::{
 };
 use crate::model::{Code, Error, Result};
 
-/// How each session is set. A replica that vanishes without a word leaves a session behind, with
-/// its locks: one that paused within a transaction for longer than any unit of work takes is ended,
-/// and one whose peer answers no probe of TCP within about 15 s. (Over a Unix socket the latter
-/// mean nothing.)
+/// The settings of each session. A replica that vanishes leaves its session behind, with its locks.
+/// So Postgres ends a session that paused within a transaction for longer than any unit of work
+/// takes, and a session whose peer answers no TCP probe for about 15 s. (Over a Unix socket the TCP
+/// settings have no effect.)
 const SESSION: [(&str, &str); 5] = [
     ("idle_in_transaction_session_timeout", "4s"),
     ("tcp_keepalives_idle", "5"),
@@ -30,39 +30,42 @@ const SESSION: [(&str, &str); 5] = [
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "10s"),
 ];
-/// Connections that only readiness and the look at the log's epoch use.
+/// Connections that only readiness and the check of the log's epoch use.
 const PROBES_MAX: u32 = 2;
-/// Age at which one of these is replaced: an address that names another server now is noticed
-/// within this time even where the old server still answers. Opening one costs a few milliseconds.
+/// Age at which a connection for probes is replaced. If the address names another server now, the
+/// replica notices within this time, even while the old server still answers. Opening a connection
+/// costs a few milliseconds.
 const PROBE_AGE_MAX: Duration = Duration::from_secs(10);
-/// Connections that only sends use: each appender has one, and each lane that waits for a locked
-/// chat.
+/// Connections that only sends use: one for each appender, and one for each lane that waits for a
+/// locked chat.
 #[expect(clippy::cast_possible_truncation, reason = "ten")]
 const APPENDER_CONNECTIONS: u32 = (APPENDERS + LANES_AT_ONCE_MAX) as u32;
-/// How long the database has to answer at start.
+/// How long the database may take to answer at the start of the process.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long SQLite waits for a lock of another process, such as `starling invite`.
 const BUSY_MAX: Duration = Duration::from_secs(3);
-/// Pause between two tries where SQLite does not wait by itself.
+/// Pause between two tries in the cases in which SQLite does not wait by itself.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
-/// Connections that read an SQLite file at once.
+/// Connections that read an SQLite file at the same time.
 const SQLITE_READERS: u32 = 4;
-/// Connections that read sessions from an SQLite file, whatever the others wait for.
+/// Connections that read only sessions from an SQLite file, so that no other read delays a login.
 const SQLITE_SESSION_READERS: u32 = 1;
-/// Before this release a crash at the wrong moment could corrupt the write-ahead log.
+/// The oldest SQLite release accepted: in older ones, a crash at the wrong moment can corrupt the
+/// write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
 
-/// Which database to open.
+/// The database to open.
 #[derive(Clone, Debug)]
 pub enum StoreOptions {
-    /// `postgres://…`, and how many connections to it.
+    /// A Postgres server.
     Postgres {
-        /// The address with user and password.
+        /// The `postgres://…` address with user and password.
         url: String,
-        /// Connections for requests. Sessions and probes have some of their own besides.
+        /// The maximum number of connections for requests. Sessions, probes and appenders have
+        /// pools of their own.
         connections_max: u32,
     },
-    /// The file `starling.db` in this directory, made if need be.
+    /// The file `starling.db` in a directory, created if it does not exist.
     Sqlite {
         /// The data directory.
         dir: PathBuf,
@@ -70,11 +73,11 @@ pub enum StoreOptions {
 }
 
 impl StoreOptions {
-    /// Postgres at this address, known by these certificates. Their files are read anew for each
+    /// Postgres at this address, with these certificates. Their files are read again for each
     /// connection.
     ///
     /// # Errors
-    /// What is wrong with the address, or does not go with the certificates.
+    /// Why the address is invalid or contradicts the certificates.
     pub fn postgres(
         mut url: String,
         connections_max: u32,
@@ -82,65 +85,72 @@ impl StoreOptions {
     ) -> Result<Self, String> {
         let options = PgConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
         if let Some(certificates) = certificates {
-            // The driver's `require` verifies nothing, whatever authority it is given.
+            // The driver's `require` does not verify the server's certificate, even if it is given
+            // an authority.
             let mode = match options.get_ssl_mode() {
                 PgSslMode::Disable | PgSslMode::Allow => {
-                    return Err("says to go without TLS: change its sslmode to verify-full, or unset the files of \
-                                certificates"
-                        .to_owned());
+                    let conflict = "its sslmode disables TLS, but certificate files are set: \
+                                    set sslmode=verify-full, or unset the files";
+                    return Err(conflict.to_owned());
                 }
                 PgSslMode::Prefer | PgSslMode::Require | PgSslMode::VerifyFull => "verify-full",
                 PgSslMode::VerifyCa => "verify-ca",
             };
+
             let mut query = form_urlencoded::Serializer::new(String::new());
             query.append_pair("sslmode", mode);
             let path = |file: &PemFile| file.path.display().to_string();
+
             if let Some(authority) = &certificates.authority {
                 query.append_pair("sslrootcert", &path(authority));
             }
             if let Some((cert, key)) = &certificates.client {
                 query.append_pair("sslcert", &path(cert)).append_pair("sslkey", &path(key));
             }
+
             url.push(if url.contains('?') { '&' } else { '?' });
             url.push_str(&query.finish());
         }
         Ok(Self::Postgres { url, connections_max })
     }
 
-    /// Whether what is said to the database crosses a network where its certificate is not
-    /// verified.
+    /// Whether traffic to the database crosses a network without a verified certificate.
     pub fn is_exposed(&self) -> bool {
         let Self::Postgres { url, .. } = self else { return false };
         PgConnectOptions::from_str(url).is_ok_and(|options| {
             let verified =
                 matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
-            let is_here = options.get_socket().is_some() || is_loopback(options.get_host());
-            !is_here && !verified
+            let is_local = options.get_socket().is_some() || is_loopback(options.get_host());
+            !is_local && !verified
         })
     }
 }
 
 impl Store {
-    /// Opens the database. Does not touch its schema.
+    /// Opens the database. Does not touch the schema.
     ///
     /// # Errors
-    /// `unavailable` if it can't be reached, `internal` if it can't be used.
+    /// `unavailable` if the database does not answer, `internal` if it can't be used.
     pub async fn open(options: &StoreOptions) -> Result<Self> {
         let (reader, writer, sessions, probe, appenders) = match options {
             StoreOptions::Postgres { url, connections_max } => {
                 let options = postgres(url).await?;
                 let trust = Trust::default();
-                let with = |name, options: &PgConnectOptions, places, age_max| {
-                    Db::Postgres(Pool::new(name, options.clone(), places, age_max, trust.clone()))
+
+                let with = |name, options: &PgConnectOptions, connections_max, age_max| {
+                    let trust = trust.clone();
+                    Db::Postgres(Pool::new(name, options.clone(), connections_max, age_max, trust))
                 };
                 let requests = with("requests", &options, *connections_max, AGE_MAX);
                 let sessions = with("sessions", &options, SESSION_CONNECTIONS_MAX, AGE_MAX);
                 let sessions = SessionDb { reader: sessions.clone(), writer: sessions };
+
                 let probing = options.clone().application_name("starling-probe");
                 let probe = with("probes", &probing, PROBES_MAX, PROBE_AGE_MAX);
-                let brief = options
+
+                let impatient = options
                     .options([("lock_timeout", format!("{}ms", APPEND_LOCK_MAX.as_millis()))]);
-                let appenders = with("appenders", &brief, APPENDER_CONNECTIONS, AGE_MAX);
+                let appenders = with("appenders", &impatient, APPENDER_CONNECTIONS, AGE_MAX);
                 (requests.clone(), requests, sessions, probe, appenders)
             }
             StoreOptions::Sqlite { dir } => {
@@ -160,8 +170,8 @@ impl Store {
         })
     }
 
-    /// Opens the connections that sends use, so that the first of them does not wait for that. A
-    /// failure is left for the first send to find.
+    /// Opens the connections of the appenders, so that the first send does not wait for one. A
+    /// failure is ignored here; the first send reports it.
     pub async fn warm_up(&self) {
         if let Db::Postgres(pool) = &self.appenders {
             pool.warm_up(APPENDERS).await;
@@ -169,17 +179,18 @@ impl Store {
     }
 }
 
-/// How to connect, tried once.
+/// Parses the address, and connects once to check it.
 async fn postgres(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)
         .map_err(failure)?
         .application_name("starling")
         .options([("statement_timeout", format!("{}ms", STATEMENT_MAX.as_millis()))])
         .options(SESSION);
-    let place = format!("{}:{}", options.get_host(), options.get_port());
+
+    let address = format!("{}:{}", options.get_host(), options.get_port());
     let away = |error: &dyn std::fmt::Display, advice: &str| {
         Error::unavailable(io::Error::other(format!(
-            "can't use Postgres at {place}: {error}; {advice}"
+            "can't use Postgres at {address}: {error}; {advice}"
         )))
     };
     match tokio::time::timeout(CONNECT_MAX, connect_to_primary(&options)).await {
@@ -192,10 +203,11 @@ async fn postgres(url: &str) -> Result<PgConnectOptions> {
     }
 }
 
-/// What to do about a PgBouncer in between.
-const POOLER: &str = "a pooler such as PgBouncer is in between, which does not pass on a session's settings and, by \
-                      transaction, neither its locks: let DATABASE_URL name Postgres itself (Starling pools its \
-                      connections), or a pool in session mode that passes on `options`";
+/// The advice if a pooler such as PgBouncer is between the replica and Postgres.
+const POOLER: &str = "a pooler such as PgBouncer is in between: it drops a session's settings \
+                      and, in transaction mode, its locks; let DATABASE_URL name Postgres itself \
+                      (Starling pools its connections), or a pool in session mode that passes on \
+                      `options`";
 
 /// The connections to an SQLite file.
 struct Sqlite {
@@ -206,11 +218,12 @@ struct Sqlite {
 
 async fn sqlite(dir: &Path) -> Result<Sqlite> {
     std::fs::create_dir_all(dir).map_err(Error::internal)?;
+
     let options = SqliteConnectOptions::new()
         .filename(dir.join("starling.db"))
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        // FULL: an acknowledged message is on disk, not just in the page cache.
+        // FULL: an acknowledged message is on disk, not only in the page cache.
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY_MAX);
@@ -221,7 +234,9 @@ async fn sqlite(dir: &Path) -> Result<Sqlite> {
             .idle_timeout(None)
             .max_lifetime(None)
     };
+
     let writer = first_connection(|| pool(1).connect_with(options.clone())).await?;
+
     let version: String =
         sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await.map_err(failure)?;
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
@@ -229,6 +244,7 @@ async fn sqlite(dir: &Path) -> Result<Sqlite> {
     if (part(), part(), part()) < SQLITE_MIN {
         return Err(Error::internal(format!("SQLite {version} is older than {SQLITE_MIN:?}")));
     }
+
     let read_only = options.read_only(true).create_if_missing(false);
     let reader = pool(SQLITE_READERS).connect_with(read_only.clone()).await.map_err(failure)?;
     let session_reader =
@@ -240,8 +256,9 @@ async fn sqlite(dir: &Path) -> Result<Sqlite> {
     })
 }
 
-/// Tries for as long as a lock is waited for. SQLite itself does not wait where two processes make
-/// the same file: the slower one to switch it to WAL is refused at once, whatever its busy timeout.
+/// Connects, and retries for as long as SQLite waits for a lock. SQLite does not wait if two
+/// processes create the same file: the slower one to switch it to WAL is refused at once, whatever
+/// its busy timeout is.
 async fn first_connection<T, F: Future<Output = sqlx::Result<T>>>(
     connect: impl Fn() -> F,
 ) -> Result<T> {
@@ -256,7 +273,8 @@ async fn first_connection<T, F: Future<Output = sqlx::Result<T>>>(
     }
 }
 
-/// How long a unit of work queues for SQLite's one writer: many short ones pass in this time.
+/// How long a unit of work queues for the one SQLite writer. Many short units of work pass in this
+/// time.
 const UNIT_QUEUE_MAX: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
@@ -264,7 +282,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn sqlite_is_compiled_as_this_repository_says() {
+    async fn sqlite_has_the_compile_options_of_the_cargo_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let Ok(Sqlite { reader: Db::Sqlite(reader), .. }) = sqlite(dir.path()).await else {
             panic!("no SQLite")

@@ -1,15 +1,15 @@
-//! The epoch of the log: whether this is still the history that was served.
+//! The epoch of the log: whether the database still has the history that clients have seen.
 //!
-//! A database may fall back to an earlier state: a standby that lagged behind takes over, or a
-//! backup is restored. Then revisions are given out a second time, with other contents, and numbers
-//! alone can't show it. So the database carries an epoch and the origin that it belongs to. An
+//! A database can fall back to an earlier state: a standby that lagged behind takes over, or a
+//! backup is restored. Then revisions are assigned a second time, with other contents, which the
+//! numbers alone can't show. So the database stores an epoch and the origin to which it belongs. An
 //! origin names one history: on Postgres the system, the database, the table and the timeline of
-//! the write-ahead log; on SQLite the file. A replica that finds the log on another origin, or
-//! behind what was seen of it, replaces the epoch; one conditional statement does it, so all
-//! replicas come to the same one.
+//! the write-ahead log; on SQLite the file. A replica replaces the epoch if it finds the log on
+//! another origin, or behind the position that it saw before. One conditional statement replaces
+//! it, so all replicas get the same new epoch.
 //!
-//! What can't be seen is a restore of the same origin to a state that is consistent and no older
-//! than the last mark: `starling epoch renew` is for that.
+//! A replica can't detect a restore of the same origin to a consistent state that is no older than
+//! the last mark. The operator then runs `starling epoch renew`.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -24,26 +24,27 @@ use crate::metrics;
 use crate::model::limits::LOG_STEP_BACK_BYTES_MIN;
 use crate::model::{Epoch, Error, PresentEpoch, Result};
 
-/// The file beside SQLite's that says how far this history was served.
+/// The file beside SQLite's that stores the mark: the epoch and the position that were served last.
 const MARK_FILE: &str = "starling.epoch";
 
-/// What the row says, and what the server says of itself, in one round trip.
+/// Reads the row, and the state of the server, in one round trip.
 ///
-/// Everything in it is open to an ordinary user. The timeline is that of the position now: right
-/// after a promotion the control file still names the old one.
-const LOOK_ON_POSTGRES: &str = "
+/// An ordinary user may read all of it. The timeline is that of the present position: right after
+/// a promotion, the control file still names the old timeline.
+const POSTGRES_STATE: &str = "
     SELECT e.epoch, e.origin AS known_origin, pg_is_in_recovery() AS in_recovery,
         CASE WHEN NOT pg_is_in_recovery() THEN CONCAT_WS('/',
             (SELECT system_identifier FROM pg_control_system()),
             (SELECT oid FROM pg_database WHERE datname = current_database()),
             'log_epoch'::regclass::oid,
             LEFT(pg_walfile_name(pg_current_wal_lsn()), 8)) END AS origin,
-        CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_lsn() - '0/0'::pg_lsn)::BIGINT END AS position
+        CASE WHEN NOT pg_is_in_recovery()
+            THEN (pg_current_wal_lsn() - '0/0'::pg_lsn)::BIGINT END AS position
     FROM (SELECT 1) one LEFT JOIN log_epoch e ON e.id = 1";
-const LOOK_ON_SQLITE: &str =
+const SQLITE_STATE: &str =
     "SELECT epoch, origin AS known_origin, mark AS position FROM log_epoch WHERE id = 1";
 
-/// What this process knows of the log.
+/// The state of the log as this process saw it last.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Log {
     present: PresentEpoch,
@@ -52,21 +53,20 @@ pub(in crate::store) struct Log {
 
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// Where the log was at the last look: bytes of the write-ahead log on Postgres, the mark on
-    /// SQLite.
+    /// The position of the log: bytes of the write-ahead log on Postgres, the mark on SQLite.
     position: i64,
-    /// The origin then; empty before the first look.
+    /// The origin of the log; empty before it was first read.
     origin: String,
-    /// What the file beside SQLite's says.
+    /// The content of the mark file.
     marked: Option<(Epoch, i64)>,
 }
 
-/// What a look at the database found.
+/// The state of the log in the database.
 #[derive(Debug, Default)]
-struct Look {
-    /// The row's epoch and the origin that it belongs to; `None` before the first replica served.
+struct LogState {
+    /// The stored epoch and the origin to which it belongs; `None` before the first replica served.
     row: Option<(Epoch, String)>,
-    /// What the server says it is.
+    /// The present origin of the database.
     origin: String,
     position: i64,
 }
@@ -88,40 +88,40 @@ struct SqliteRow {
 }
 
 impl Store {
-    /// The epoch in force, as of the last [`Store::watch_log`].
+    /// The present epoch, as of the last [`Store::check_log`].
     pub fn epoch(&self) -> Epoch {
         self.log.present.get()
     }
 
-    /// The same, for others to follow.
+    /// The present epoch as a shared value, which follows later changes.
     pub fn present_epoch(&self) -> PresentEpoch {
         self.log.present.clone()
     }
 
-    /// Looks whether the log is still the one that was served. If not, `fresh` becomes its epoch,
-    /// unless another replica was faster. From then on every answer of an older connection is an
-    /// error. Returns the epoch in force.
+    /// Checks whether the log is still the one that was served. If it is not, `fresh` becomes its
+    /// epoch, unless another replica has replaced the epoch already. From then on, each connection
+    /// that was opened before returns an error. Returns the present epoch.
     ///
     /// # Errors
-    /// `unavailable` if the database is away or a standby: then nothing is known.
-    pub async fn watch_log(&self, fresh: Epoch) -> Result<Epoch> {
-        timed("watch_log", || async {
-            let look = self.look().await?;
-            let epoch = match (&look.row, self.step_back(&look)) {
+    /// `unavailable` if the database is away or a standby. The epoch then stays unchecked.
+    pub async fn check_log(&self, fresh: Epoch) -> Result<Epoch> {
+        timed("check_log", || async {
+            let state = self.read_state().await?;
+            let epoch = match (&state.row, self.step_back(&state)) {
                 (Some((epoch, _)), None) => *epoch,
                 (row, reason) => {
-                    self.replace(row.as_ref().map(|(epoch, _)| *epoch), fresh, &look.origin, reason)
-                        .await?
+                    let before = row.as_ref().map(|(epoch, _)| *epoch);
+                    self.replace(before, fresh, &state.origin, reason).await?
                 }
             };
-            self.adopt(epoch, look).await
+            self.adopt(epoch, state).await
         })
         .await
     }
 
-    /// Replaces the epoch, since the log was found to be behind what `seen` served: by a hub that
-    /// saw it, or by the operator, who knows of it. Nothing happens if it is replaced already.
-    /// Returns the epoch in force.
+    /// Replaces the epoch `seen`, whose log was found to be behind what was served: by a hub that
+    /// saw a chat step back, or by the operator. Does nothing if that epoch is replaced already.
+    /// Returns the present epoch.
     ///
     /// # Errors
     /// `unavailable` if the database is away or a standby.
@@ -132,47 +132,51 @@ impl Store {
         reason: &'static str,
     ) -> Result<Epoch> {
         timed("renew_epoch", || async {
-            let look = self.look().await?;
-            let epoch = self.replace(Some(seen), fresh, &look.origin, Some(reason)).await?;
-            self.adopt(epoch, look).await
+            let state = self.read_state().await?;
+            let epoch = self.replace(Some(seen), fresh, &state.origin, Some(reason)).await?;
+            self.adopt(epoch, state).await
         })
         .await
     }
 
-    /// Notes beside an SQLite file how far it was served in the end.
+    /// Writes the last mark of an SQLite file, when the process ends.
     pub(in crate::store) async fn mark_end(&self) {
         if !self.is_embedded() || self.epoch() == Epoch::default() {
             return;
         }
-        let noting = async {
-            let look = self.look().await?;
-            match look.row {
+        let marking = async {
+            let state = self.read_state().await?;
+            match state.row {
                 Some((epoch, _)) if epoch == self.epoch() => {
-                    self.adopt(epoch, look).await.map(drop)
+                    self.adopt(epoch, state).await.map(drop)
                 }
                 _ => Ok(()),
             }
         };
-        if let Err(error) = noting.await {
-            tracing::warn!(%error, "could not note how far this history was served");
+        if let Err(error) = marking.await {
+            tracing::warn!(
+                %error,
+                "failed to write starling.epoch: \
+                 the next start may not detect that an older database file was restored"
+            );
         }
     }
 
-    /// The error of a server that has become a standby; the connections to it are left.
+    /// Closes the connections to a server that has become a standby. Returns the error for it.
     pub(in crate::store) fn leave_standby(&self) -> Error {
         self.each_pool(pool::Pool::leave_standby);
         failure(pool::standby())
     }
 
-    async fn look(&self) -> Result<Look> {
+    async fn read_state(&self) -> Result<LogState> {
         let path = match &self.probe {
             Db::Postgres(pool) => {
                 let row: PostgresRow =
-                    lent!(pool, |db| sqlx::query_as(LOOK_ON_POSTGRES).fetch_one(db))?;
+                    lent!(pool, |db| sqlx::query_as(POSTGRES_STATE).fetch_one(db))?;
                 if row.in_recovery {
                     return Err(self.leave_standby());
                 }
-                return Ok(Look {
+                return Ok(LogState {
                     row: row.epoch.zip(row.known_origin),
                     origin: row.origin.unwrap_or_default(),
                     position: row.position.unwrap_or_default(),
@@ -180,38 +184,43 @@ impl Store {
             }
             Db::Sqlite(pool) => pool.connect_options().get_filename().to_path_buf(),
         };
+
         let row: Option<SqliteRow> =
-            on!(&self.reader, |db| sqlx::query_as(LOOK_ON_SQLITE).fetch_optional(db))?;
+            on!(&self.reader, |db| sqlx::query_as(SQLITE_STATE).fetch_optional(db))?;
         let origin = identity(&path).map_err(Error::internal)?;
+
         if self.log.seen.lock().origin.is_empty() {
             let marked = read_mark(&mark_file(&path)).await;
             self.log.seen.lock().marked = marked;
         }
         let position = row.as_ref().map_or(0, |row| row.position);
-        Ok(Look { row: row.map(|row| (row.epoch, row.known_origin)), origin, position })
+
+        Ok(LogState { row: row.map(|row| (row.epoch, row.known_origin)), origin, position })
     }
 
-    /// Why the log can't be the one that was served; `None` if it may be.
-    fn step_back(&self, look: &Look) -> Option<&'static str> {
-        let (epoch, known_origin) = look.row.as_ref()?;
-        if *known_origin != look.origin {
+    /// The reason why the log can't be the one that was served; `None` if it may be the same.
+    fn step_back(&self, state: &LogState) -> Option<&'static str> {
+        let (epoch, known_origin) = state.row.as_ref()?;
+        if *known_origin != state.origin {
             return Some("another origin");
         }
+
         let seen = self.log.seen.lock().clone();
         if self.is_embedded() {
             let is_older =
-                |(marked, position): (Epoch, i64)| marked != *epoch || position > look.position;
-            // Asked of the file once: while this process serves, nobody replaces the database under
-            // it.
+                |(marked, position): (Epoch, i64)| marked != *epoch || position > state.position;
+            // The mark file is checked only once: no other process replaces the database file
+            // while this one serves.
             return (seen.origin.is_empty() && seen.marked.is_some_and(is_older))
                 .then_some("an older file");
         }
+
         let is_behind =
-            seen.origin == look.origin && seen.position - look.position > LOG_STEP_BACK_BYTES_MIN;
+            seen.origin == state.origin && seen.position - state.position > LOG_STEP_BACK_BYTES_MIN;
         is_behind.then_some("an earlier position")
     }
 
-    /// Puts `fresh` into the row, if it still holds `before`. Returns what it holds then.
+    /// Stores `fresh` as the epoch if the stored epoch is still `before`. Returns the stored epoch.
     async fn replace(
         &self,
         before: Option<Epoch>,
@@ -228,29 +237,38 @@ impl Store {
         .bind(before)
         .execute(db)
         .map_ok_drop())?;
+
         let epoch: Epoch = on!(self.writer(), |db| sqlx::query_scalar(
             "SELECT epoch FROM log_epoch WHERE id = 1"
         )
         .fetch_one(db))?;
+
         if let Some(reason) = reason.filter(|_| epoch == fresh) {
             metrics::log_epoch_renewed(reason);
-            tracing::error!(%epoch, reason, "the log fell back, so it has a new epoch: every client reloads its chats");
+            tracing::error!(
+                %epoch,
+                reason,
+                "the log fell back to an earlier state, so it gets a new epoch: \
+                 every client reloads its chats"
+            );
         }
         Ok(epoch)
     }
 
-    /// Takes an epoch for the one in force, and leaves the connections of another.
-    async fn adopt(&self, epoch: Epoch, look: Look) -> Result<Epoch> {
+    /// Makes an epoch the present one. If it is a new one, closes the connections of the old epoch.
+    async fn adopt(&self, epoch: Epoch, state: LogState) -> Result<Epoch> {
         let before = self.log.present.set(epoch);
         if before != epoch && before != Epoch::default() {
             self.each_pool(pool::Pool::fence);
         }
-        let mark = (epoch, look.position);
+
+        let mark = (epoch, state.position);
         let is_marked = {
             let mut seen = self.log.seen.lock();
-            (seen.position, seen.origin) = (look.position, look.origin);
+            (seen.position, seen.origin) = (state.position, state.origin);
             seen.marked.replace(mark) == Some(mark)
         };
+
         if let Db::Sqlite(pool) = &self.writer
             && !is_marked
         {
@@ -269,9 +287,9 @@ impl Store {
     }
 }
 
-/// What names a file: one that was put in the place of another was born at another time, also where
-/// it got the same inode. Not the device, whose number may be another after a restart of the
-/// machine.
+/// The identity of a file. A file that replaces another one was created at another time, even if it
+/// has the same inode. The device is not part of it, since its number can change when the machine
+/// restarts.
 fn identity(path: &Path) -> io::Result<String> {
     let metadata = std::fs::metadata(path)?;
     let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
@@ -282,14 +300,14 @@ fn mark_file(database: &Path) -> PathBuf {
     database.with_file_name(MARK_FILE)
 }
 
-/// What the file says; `None` if there is none or it is damaged.
+/// Reads the mark file; `None` if it does not exist or is damaged.
 async fn read_mark(path: &Path) -> Option<(Epoch, i64)> {
     let text = tokio::fs::read_to_string(path).await.ok()?;
     let (epoch, mark) = text.trim().split_once(' ')?;
     Some((epoch.parse().ok()?, mark.parse().ok()?))
 }
 
-/// Replaces the file in one step, so that a crash leaves the old one or the new one.
+/// Replaces the mark file in one step, so that after a crash it has the old or the new content.
 async fn write_mark(path: &Path, (epoch, mark): (Epoch, i64)) -> io::Result<()> {
     let new = path.with_extension("epoch.new");
     tokio::fs::write(&new, format!("{epoch} {mark}\n")).await?;

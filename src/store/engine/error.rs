@@ -1,10 +1,10 @@
-//! What the errors of the databases mean.
+//! The meaning of database errors.
 
 use super::pool;
 use crate::model::Error;
 
-/// What a database's failure means: away or overloaded is `unavailable`, anything else a fault of
-/// ours.
+/// Converts an error of the database: `unavailable` if the database is away or overloaded,
+/// `internal` for any other cause.
 pub(in crate::store) fn failure(error: sqlx::Error) -> Error {
     let away = match &error {
         sqlx::Error::Io(_)
@@ -15,9 +15,9 @@ pub(in crate::store) fn failure(error: sqlx::Error) -> Error {
         | sqlx::Error::BeginFailed => true,
         sqlx::Error::Database(cause) => {
             cause.code().is_some_and(|code| {
-                // Postgres: connection, resources, operator, deadlock, serialization, lock timeout;
-                // and what refuses a new connection: the login, the database's name or its state; a
-                // standby. SQLite: busy, locked.
+                // Postgres: connection, resources, operator intervention, deadlock or
+                // serialization, lock timeout; a new connection that is refused because of the
+                // login, the database's name or its state; a standby. SQLite: busy, locked.
                 let postgres = ["08", "53", "57", "40", "55P03", "28", "3D000", "55000", "25006"]
                     .iter()
                     .any(|class| code.len() == 5 && code.starts_with(class));
@@ -31,19 +31,19 @@ pub(in crate::store) fn failure(error: sqlx::Error) -> Error {
     if away { Error::unavailable(error) } else { Error::internal(error) }
 }
 
-/// Whether an insert met a row that is there already.
+/// Whether an insert failed because the row exists already.
 pub(in crate::store) fn is_unique_violation(error: &Error) -> bool {
     matches!(of_database(error), Some(sqlx::Error::Database(cause)) if cause.is_unique_violation())
 }
 
-/// Whether a lock was not to be had in the time that the session waits for one.
+/// Whether a lock was not released within the session's `lock_timeout`.
 pub(in crate::store) fn is_lock_timeout(error: &Error) -> bool {
     of_database(error)
         .and_then(sqlx::Error::as_database_error)
         .is_some_and(|cause| cause.code().is_some_and(|code| code == "55P03"))
 }
 
-/// The database's own error behind this one.
+/// The error of the database from which this error was made.
 pub(in crate::store) fn of_database(error: &Error) -> Option<&sqlx::Error> {
     error.source.as_deref().and_then(|source| source.downcast_ref())
 }

@@ -1,23 +1,23 @@
 //! Statements that take a list of ids, written once for both databases.
 //!
-//! The text is that of Postgres: `= ANY($1)`, with an array. SQLite has no arrays, so it gets a
-//! JSON array of hexadecimal ids. SQLite has no row locks either, and needs none: it has one
-//! writer.
+//! The text is written for Postgres: `= ANY($1)` with an array. SQLite has no arrays, so it gets a
+//! JSON array of hexadecimal ids. SQLite has no row locks and, with one writer, needs none, so the
+//! locking clause is cut off.
 
 use uuid::Uuid;
 
-/// The text of a statement as SQLite takes it.
+/// Converts a statement to the form that SQLite accepts.
 pub fn for_sqlite(sql: &str) -> String {
     let (unlocked, _) = sql.split_once(" FOR NO KEY UPDATE").unwrap_or((sql, ""));
     unlocked.replace("= ANY($1)", "IN (SELECT unhex(value) FROM json_each($1))")
 }
 
-/// A list of ids as SQLite takes it.
+/// A list of ids in the form that SQLite accepts.
 pub(in crate::store) fn id_list(ids: impl Iterator<Item = Uuid>) -> String {
     ids.map(|id| id.simple().to_string()).collect::<serde_json::Value>().to_string()
 }
 
-/// Runs one statement whose first parameter is a list of ids, on whichever database it is:
+/// Runs one statement whose first parameter is a list of ids, on either database:
 /// `on_ids!(self.reader(), query_as, SQL, ids, |query, db| query.bind(now).fetch_all(db))`.
 macro_rules! on_ids {
     ($db:expr, $kind:ident, $sql:expr, $ids:expr, |$query:ident, $c:ident| $run:expr) => {{
@@ -37,7 +37,7 @@ macro_rules! on_ids {
 }
 pub(in crate::store) use on_ids;
 
-/// The same inside a transaction.
+/// Like `on_ids!`, inside a unit of work.
 macro_rules! within_ids {
     ($tx:expr, $kind:ident, $sql:expr, $ids:expr, |$query:ident, $c:ident| $run:expr) => {{
         let ids = $ids.iter().map(|id| id.0);

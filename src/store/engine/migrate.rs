@@ -1,12 +1,12 @@
-//! The schema's versions: bringing it up to date, and telling whether it is.
+//! The migrations of the schema: applying them, and counting those that are not applied yet.
 
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
+use sqlx::{Connection, SqlitePool};
 
-use super::{Db, Store, failure, on, timed};
+use super::{Db, Pool, Store, failure, on, timed};
 use crate::model::{Error, Result};
 
 fn postgres() -> Migrator {
@@ -21,85 +21,58 @@ fn sqlite() -> Migrator {
 const LOCK: i64 = 0x7374_6172_6c69_6e67;
 /// Pause between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(200);
-/// Tries for the lock: five minutes.
+/// The maximum number of tries for the lock: five minutes.
 const LOCK_TRIES: u32 = 1500;
 
 impl Store {
-    /// Brings the schema up to date. Several processes may do so at once; one of them works, the
-    /// others wait for it.
+    /// Brings the schema up to date. Several processes may call this at the same time: one applies
+    /// the migrations, the others wait for it.
     ///
     /// # Errors
-    /// `internal` if a migration fails or one of another version was applied, `unavailable` if the
-    /// lock is never free.
+    /// `internal` if a migration fails or the applied migrations differ from those of this binary,
+    /// `unavailable` if another process holds the lock for five minutes.
     pub async fn migrate(&self) -> Result<()> {
         match &self.writer {
-            Db::Sqlite(pool) => {
-                // SQLite has no lock to take turns by. Of two that meet on a new file, such as
-                // `serve` and `invite`, the slower one fails on what it finds done, and looks
-                // again.
-                let mut pending = self.pending_migrations().await?;
-                loop {
-                    let result = sqlite().run(pool).await;
-                    match result {
-                        Ok(()) => return Ok(()),
-                        Err(error) => {
-                            let left = self.pending_migrations().await?;
-                            if left >= pending {
-                                return Err(Error::internal(error));
-                            }
-                            pending = left;
-                        }
-                    }
-                }
-            }
-            Db::Postgres(pool) => {
-                // Tried, not waited for: a session that waits for a lock holds a snapshot, and
-                // CREATE INDEX CONCURRENTLY waits for all snapshots, so the two would wait for each
-                // other. On a connection of its own: building an index may take as long as it
-                // takes.
-                let options = pool.options().clone().options([("statement_timeout", "0")]);
-                let mut holder = PgConnection::connect_with(&options).await.map_err(failure)?;
-                let mut free = false;
-                for _ in 0..LOCK_TRIES {
-                    free = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
-                        .bind(LOCK)
-                        .fetch_one(&mut holder)
-                        .await
-                        .map_err(failure)?;
-                    if free {
-                        break;
-                    }
-                    tokio::time::sleep(LOCK_RETRY).await;
-                }
-                if !free {
-                    return Err(Error::overloaded());
-                }
-                let mut migrator = postgres();
-                let result =
-                    migrator.set_locking(false).run(&mut holder).await.map_err(Error::internal);
-                // The lock ends with its session.
-                holder.close().await.map_err(failure)?;
-                result
-            }
+            Db::Sqlite(pool) => self.migrate_sqlite(pool).await,
+            Db::Postgres(pool) => migrate_postgres(pool).await,
         }
     }
 
-    /// How many migrations this binary brings that the database lacks.
+    /// SQLite has no lock that two processes could take in turn, such as `serve` and `invite` on a
+    /// new file. The slower process fails on a migration that the faster one has applied, and tries
+    /// again as long as the number of pending migrations decreases.
+    async fn migrate_sqlite(&self, pool: &SqlitePool) -> Result<()> {
+        let mut pending = self.pending_migrations().await?;
+        loop {
+            let Err(error) = sqlite().run(pool).await else { return Ok(()) };
+
+            let left = self.pending_migrations().await?;
+            if left >= pending {
+                return Err(Error::internal(error));
+            }
+            pending = left;
+        }
+    }
+
+    /// The number of migrations of this binary that the database lacks.
     ///
     /// # Errors
     /// `unavailable` if the database is away.
     pub async fn pending_migrations(&self) -> Result<usize> {
         timed("pending_migrations", || async {
             let known = if self.is_embedded() { sqlite() } else { postgres() };
-            let look = if self.is_embedded() {
+            let table_exists = if self.is_embedded() {
                 "SELECT COUNT(*) FROM sqlite_master WHERE name = '_sqlx_migrations'"
             } else {
                 "SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')"
             };
-            let table: i64 = on!(self.reader(), |db| sqlx::query_scalar(look).fetch_one(db))?;
-            if table == 0 {
+
+            let tables: i64 =
+                on!(self.reader(), |db| sqlx::query_scalar(table_exists).fetch_one(db))?;
+            if tables == 0 {
                 return Ok(known.iter().count());
             }
+
             let applied: Vec<i64> = on!(self.reader(), |db| sqlx::query_scalar(
                 "SELECT version FROM _sqlx_migrations WHERE success"
             )
@@ -108,4 +81,35 @@ impl Store {
         })
         .await
     }
+}
+
+async fn migrate_postgres(pool: &Pool) -> Result<()> {
+    // A connection of its own, without a statement timeout: building an index may take long.
+    let options = pool.options().clone().options([("statement_timeout", "0")]);
+    let mut connection = PgConnection::connect_with(&options).await.map_err(failure)?;
+
+    // The lock is tried repeatedly. A session that waits for a lock inside Postgres holds a
+    // snapshot, and CREATE INDEX CONCURRENTLY waits for all snapshots: a deadlock.
+    let mut locked = false;
+    for _ in 0..LOCK_TRIES {
+        locked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(LOCK)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(failure)?;
+        if locked {
+            break;
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    }
+    if !locked {
+        return Err(Error::overloaded());
+    }
+
+    let mut migrator = postgres();
+    let result = migrator.set_locking(false).run(&mut connection).await.map_err(Error::internal);
+
+    // The lock ends with its session.
+    connection.close().await.map_err(failure)?;
+    result
 }

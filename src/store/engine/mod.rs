@@ -1,4 +1,4 @@
-//! The engine below the tables: connections, units of work, errors, the schema, locks, and the
+//! The parts that all tables share: connections, units of work, errors, the schema, locks, and the
 //! epoch of the log.
 
 mod connect;
@@ -26,11 +26,11 @@ use std::time::Duration;
 
 use crate::model::{Error, Result};
 
-/// Longest that the database may take to show that it is there.
+/// The maximum time that [`Store::ping`] waits for the database.
 const PING_MAX: Duration = Duration::from_secs(2);
 
-/// The connections for sessions: one pool on Postgres; on SQLite a reading one of their own and the
-/// one that writes.
+/// The connections for sessions: one pool on Postgres; on SQLite a reading connection of their own
+/// and the one writer.
 #[derive(Clone)]
 pub(in crate::store) struct SessionDb {
     pub(in crate::store) reader: Db,
@@ -43,14 +43,13 @@ pub struct Store {
     pub(in crate::store) reader: Db,
     /// The same pool as `reader` on Postgres; the one writing connection on SQLite.
     pub(in crate::store) writer: Db,
-    /// What sessions are read from and written to, so that no queue of requests keeps users from
-    /// being recognised.
+    /// The connections for sessions, so that a queue of requests does not delay authentication.
     pub(in crate::store) sessions: SessionDb,
-    /// What [`Store::ping`] asks: connections of its own on Postgres, so that a pool that is busy
-    /// is not a database that is away.
+    /// The connections for [`Store::ping`] and the epoch. On Postgres they have a pool of their
+    /// own, so that a busy pool does not look like a database that is away.
     pub(in crate::store) probe: Db,
-    /// What sends go through: connections of their own on Postgres, whose sessions wait for a lock
-    /// only briefly. The same as `writer` on SQLite.
+    /// The connections for sends. On Postgres they have a pool of their own, whose sessions wait
+    /// for a lock only briefly. The same as `writer` on SQLite.
     pub(in crate::store) appenders: Db,
     pub(in crate::store) statements: Arc<AtomicU64>,
     pub(in crate::store) log: Arc<epoch::Log>,
@@ -79,13 +78,13 @@ impl Store {
         &self.sessions.writer
     }
 
-    /// Statements sent so far, without `BEGIN` and `COMMIT`. A test holds the hot paths to a fixed
-    /// number.
+    /// The number of statements sent so far, without `BEGIN` and `COMMIT`. A test checks that a
+    /// send takes a fixed number.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
 
-    /// Whether this is the embedded database.
+    /// Whether the database is the embedded one, SQLite.
     pub fn is_embedded(&self) -> bool {
         matches!(self.writer, Db::Sqlite(_))
     }
@@ -103,8 +102,8 @@ impl Store {
     pub(in crate::store) async fn begin_on(&self, db: &Db) -> Result<Work> {
         let inner = match db {
             Db::Postgres(pool) => Tx::Postgres(pool.begin("BEGIN").await.map_err(failure)?),
-            // IMMEDIATE: a deferred transaction that turns into a writer fails at once, whatever
-            // the busy timeout.
+            // IMMEDIATE: a deferred transaction that becomes a writer can fail at once, whatever
+            // the busy timeout is.
             Db::Sqlite(pool) => {
                 Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.map_err(failure)?)
             }
@@ -112,7 +111,7 @@ impl Store {
         Ok(Work { inner, statements: self.statements.clone() })
     }
 
-    /// Begins a unit of work that reads one snapshot with several statements.
+    /// Begins a unit of work whose statements all read the same snapshot.
     pub(in crate::store) async fn snapshot(&self) -> Result<Work> {
         let inner = match &self.reader {
             Db::Postgres(pool) => {
@@ -124,24 +123,26 @@ impl Store {
         Ok(Work { inner, statements: self.statements.clone() })
     }
 
-    /// Whether the database answers, and takes writes: a standby is as good as none.
+    /// Whether the database answers and accepts writes. A standby is `unavailable`.
     pub async fn ping(&self) -> Result<()> {
-        let asking = timed("ping", || async {
+        let answer = timed("ping", || async {
             let sql =
                 if self.is_embedded() { "SELECT FALSE" } else { "SELECT pg_is_in_recovery()" };
             let in_recovery: bool = on!(&self.probe, |db| sqlx::query_scalar(sql).fetch_one(db))?;
             if in_recovery { Err(self.leave_standby()) } else { Ok(()) }
         });
-        tokio::time::timeout(PING_MAX, asking)
+
+        tokio::time::timeout(PING_MAX, answer)
             .await
             .unwrap_or_else(|elapsed| Err(Error::unavailable(elapsed)))
     }
 
-    /// Closes the connections; what is under way ends first.
+    /// Closes the connections, after the units of work that are under way.
     pub async fn close(&self) {
         self.mark_end().await;
-        // The writer of SQLite last: only the last connection to a file that may write cleans up
-        // its write-ahead log.
+
+        // The SQLite writer is closed last: only the last connection that may write removes the
+        // write-ahead log.
         let readers = [&self.sessions.reader, &self.reader, &self.probe];
         for db in readers.into_iter().chain([&self.sessions.writer, &self.appenders, &self.writer])
         {

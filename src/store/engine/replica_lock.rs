@@ -1,9 +1,9 @@
-//! Who may serve on a database: one replica alone, or a fleet that shares a Redis. Never both, and
-//! never two alone: each would believe that it hears of every change.
+//! The replica lock: it allows one replica without Redis, or several replicas that share a Redis.
+//! Two replicas without a common Redis would each miss the changes of the other.
 //!
-//! On Postgres an advisory lock, held by a connection of its own for as long as the process serves:
-//! alone it is held by itself, in a fleet it is shared. On SQLite a lock on a file beside the
-//! database's. Either ends with its holder, so a replica that was killed leaves nothing behind.
+//! On Postgres it is an advisory lock, held by a connection of its own for as long as the process
+//! serves: exclusively without Redis, shared with it. On SQLite it is a lock on a file beside the
+//! database's. Both locks end with the process, so a replica that was killed leaves nothing behind.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -18,22 +18,22 @@ use super::pool::connect_to_primary;
 use super::{Db, Store, failure};
 use crate::model::{Error, Result};
 
-/// The file whose lock is the right to serve on the SQLite file beside it. Always empty; it may
-/// stay when nobody serves.
+/// The file whose lock is the replica lock of the SQLite file beside it. It is always empty, and it
+/// may stay when no process serves.
 const FILE: &str = "starling.lock";
 /// The key of the lock in Postgres: "replicas" in ASCII.
 const KEY: i64 = 0x7265_706c_6963_6173;
-/// How long a predecessor that is just going away may take.
+/// How long a replica waits for its predecessor to release the lock.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
-/// Pause between two tries.
+/// Pause between two tries for the lock.
 const RETRY: Duration = Duration::from_millis(200);
-/// Pause between two looks at the connection that holds the lock. With [`CALL_MAX`] and
-/// [`HANDOVER_MAX`] it bounds how long two may serve that should not.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long the connection may take to answer, or to be made.
+/// Pause between two checks of the connection that holds the lock. With [`CALL_MAX`] and
+/// [`HANDOVER_MAX`] it bounds how long two replicas can serve at once after the lock was lost.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// How long the connection may take to answer, or to be opened.
 const CALL_MAX: Duration = Duration::from_secs(2);
 
-/// The right to serve, held while [`ReplicaLock::keep`] runs.
+/// The replica lock, held while [`ReplicaLock::keep`] runs.
 pub struct ReplicaLock(Kind);
 
 #[expect(clippy::large_enum_variant, reason = "there is one a process")]
@@ -42,7 +42,7 @@ enum Kind {
     Sqlite(File),
 }
 
-/// A lock that may be lost with its session, and taken again.
+/// A lock that can be lost with its session, and taken again.
 struct SessionLock {
     options: PgConnectOptions,
     shared: bool,
@@ -55,7 +55,7 @@ struct Holder {
     identity: Identity,
 }
 
-/// What names a session for good: a process id may come again, but not with the same start.
+/// The identity of a session: Postgres can reuse a process id, but not with the same start time.
 #[derive(Clone, FromRow)]
 struct Identity {
     pid: i32,
@@ -63,13 +63,12 @@ struct Identity {
 }
 
 impl Store {
-    /// Takes the right to serve on this database: `shared` by replicas of one fleet, else alone.
-    /// Waits a moment for a predecessor to go away. On SQLite there is no fleet, and `shared` means
-    /// nothing.
+    /// Takes the replica lock: `shared` with Redis, exclusive without. Waits up to 5 s for a
+    /// predecessor to release it. On SQLite the lock is always exclusive.
     ///
     /// # Errors
-    /// `internal` with a sentence for the operator if another holds it, `unavailable` if the
-    /// database is away.
+    /// `internal` with advice for the operator if another process holds the lock, `unavailable` if
+    /// the database is away.
     pub async fn hold_replica_lock(&self, shared: bool) -> Result<ReplicaLock> {
         match &self.writer {
             Db::Postgres(pool) => {
@@ -87,12 +86,12 @@ impl Store {
 }
 
 impl ReplicaLock {
-    /// Keeps the lock until `stop`, then gives it back. If its connection is lost, as when Postgres
+    /// Holds the lock until `stop`, then releases it. If its connection is lost, as when Postgres
     /// restarts, the lock is taken again.
     ///
     /// # Errors
-    /// `internal` with a sentence for the operator if another got it meanwhile: then this process
-    /// must not go on.
+    /// `internal` with advice for the operator if another process took the lock in the meantime:
+    /// this process must then stop serving.
     pub async fn keep(self, stop: CancellationToken) -> Result<()> {
         match self.0 {
             Kind::Postgres(lock) => lock.keep(stop).await,
@@ -110,10 +109,11 @@ impl SessionLock {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(CHECK_EVERY) => {}
             }
-            let looking = tokio::time::timeout(CALL_MAX, self.holder.connection.ping()).await;
-            if !matches!(looking, Ok(Ok(()))) {
+
+            let ping = tokio::time::timeout(CALL_MAX, self.holder.connection.ping()).await;
+            if !matches!(ping, Ok(Ok(()))) {
                 tracing::warn!("lost the connection that holds the replica lock; taking it again");
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -125,18 +125,19 @@ impl SessionLock {
         Ok(())
     }
 
-    /// Tries until the database answers; then the lock is free within a moment, or somebody else's.
+    /// Tries until the database answers. Then the lock is released within a short time, or another
+    /// process has it.
     async fn retake(&mut self) -> Result<()> {
         loop {
             match self.try_to_retake().await {
                 Ok(Some(holder)) => {
                     self.holder = holder;
-                    tracing::info!("holds the replica lock again");
+                    tracing::info!("took the replica lock again");
                     return Ok(());
                 }
                 Ok(None) => return Err(refusal(self.shared)),
                 Err(error) => {
-                    tracing::debug!(%error, "could not take the replica lock; trying again");
+                    tracing::debug!(%error, "failed to take the replica lock; retried in 200 ms");
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -145,31 +146,36 @@ impl SessionLock {
 
     async fn try_to_retake(&self) -> Result<Option<Holder>> {
         let mut connection = connect(&self.options).await?;
-        // The old session may live on in the database, which has not noticed that nobody is at its
-        // other end.
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
+        // The old session may still exist in the database, which has not noticed that the
+        // connection is broken.
+        let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                         WHERE pid = $1 AND backend_start::text = $2";
         let Identity { pid, started } = self.holder.identity.clone();
-        let ending = sqlx::query(end).bind(pid).bind(started).execute(&mut connection);
+        let ending = sqlx::query(terminate).bind(pid).bind(started).execute(&mut connection);
         in_time(ending).await?;
+
         take(connection, self.shared).await
     }
 }
 
-/// Tries to take the lock for as long as a predecessor may need. It is never waited for inside the
-/// database, where a session that waits holds a snapshot that migrations wait for in turn.
+/// Tries to take the lock for up to [`HANDOVER_MAX`]. The lock is tried repeatedly: a session that
+/// waits for a lock inside Postgres holds a snapshot, and migrations wait for all snapshots.
 async fn take(mut connection: PgConnection, shared: bool) -> Result<Option<Holder>> {
     let sql = if shared {
         "SELECT pg_try_advisory_lock_shared($1)"
     } else {
         "SELECT pg_try_advisory_lock($1)"
     };
+
     let start = Instant::now();
     loop {
         if in_time(sqlx::query_scalar::<_, bool>(sql).bind(KEY).fetch_one(&mut connection)).await? {
-            let own = "SELECT pid, backend_start::text AS started FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+            let own = "SELECT pid, backend_start::text AS started FROM pg_stat_activity \
+                       WHERE pid = pg_backend_pid()";
             let identity = in_time(sqlx::query_as(own).fetch_one(&mut connection)).await?;
             return Ok(Some(Holder { connection, identity }));
         }
+
         if start.elapsed() > HANDOVER_MAX {
             let _ = connection.close().await;
             return Ok(None);
@@ -178,13 +184,14 @@ async fn take(mut connection: PgConnection, shared: bool) -> Result<Option<Holde
     }
 }
 
-/// The same for the lock of a file.
+/// Tries to take the lock of a file for up to [`HANDOVER_MAX`].
 async fn take_file(path: &Path) -> Result<File> {
     let failed = |error: io::Error| {
         Error::internal(io::Error::other(format!("can't lock {}: {error}", path.display())))
     };
     let file =
         File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+
     let start = Instant::now();
     loop {
         match file.try_lock() {
@@ -194,8 +201,9 @@ async fn take_file(path: &Path) -> Result<File> {
             }
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::internal(io::Error::other(format!(
-                    "another `starling serve` holds {}: one process serves on an SQLite file; stop the other one, give \
-                     this one another STARLING_DATA_DIR, or use Postgres and Redis for a fleet",
+                    "another `starling serve` holds {}, and only one process can serve an SQLite \
+                     file: stop the other process, give this one another STARLING_DATA_DIR, or use \
+                     Postgres and Redis for several replicas",
                     path.display()
                 ))));
             }
@@ -205,7 +213,7 @@ async fn take_file(path: &Path) -> Result<File> {
 }
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {
-    // A lock on a standby is one that no primary knows of.
+    // A lock on a standby does not exist on the primary.
     in_time(connect_to_primary(options)).await
 }
 
@@ -213,12 +221,13 @@ async fn in_time<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
     tokio::time::timeout(CALL_MAX, call).await.map_err(Error::unavailable)?.map_err(failure)
 }
 
+/// The error if another replica holds the lock, with advice for the operator.
 fn refusal(shared: bool) -> Error {
     Error::internal(io::Error::other(if shared {
-        "a replica without REDIS_URL serves on this database, and would not hear of what this one does: give it the same \
-         REDIS_URL, or stop it"
+        "a replica without REDIS_URL serves on this database, and the two would not receive each \
+         other's changes: set the same REDIS_URL on that replica, or stop it"
     } else {
-        "another replica serves on this database, and without Redis the two would not hear of each other's changes: set \
-         REDIS_URL on all replicas for a fleet, or stop the other one"
+        "another replica serves on this database, and without Redis the two would not receive each \
+         other's changes: set the same REDIS_URL on all replicas, or stop the other replica"
     }))
 }

@@ -1,4 +1,4 @@
-//! One unit of work on either database.
+//! A unit of work on either database.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,21 +12,22 @@ use super::pool::{self, Lease, Pool};
 use crate::metrics;
 use crate::model::{Error, Result};
 
-/// One of the two databases.
+/// A pool of connections to one of the two databases.
 #[derive(Clone)]
 pub(in crate::store) enum Db {
     Postgres(Pool),
     Sqlite(SqlitePool),
 }
 
-/// A transaction in one of them.
+/// A transaction on one of the two databases.
 pub(in crate::store) enum Tx {
     Postgres(Lease),
     Sqlite(Transaction<'static, Sqlite>),
+    /// The transaction was committed or rolled back.
     Ended,
 }
 
-/// Runs one statement on a connection of the pool, which gets it back if it is known to be good.
+/// Runs one statement on a connection of the pool. The pool gets the connection back if it is good.
 macro_rules! lent {
     ($pool:expr, |$c:ident| $query:expr) => {{
         let mut lease = $pool.lend().await.map_err($crate::store::failure)?;
@@ -47,7 +48,7 @@ macro_rules! on_lease {
 }
 pub(in crate::store) use on_lease;
 
-/// Runs one statement on whichever database it is: `on!(self.reader(), |db|
+/// Runs one statement on either database: `on!(self.reader(), |db|
 /// sqlx::query(SQL).execute(db))`.
 macro_rules! on {
     ($db:expr, |$c:ident| $query:expr) => {
@@ -59,7 +60,7 @@ macro_rules! on {
 }
 pub(in crate::store) use on;
 
-/// The same inside a transaction: `within!(tx, |db| sqlx::query(SQL).execute(db))`.
+/// Like `on!`, inside a unit of work: `within!(work, |db| sqlx::query(SQL).execute(db))`.
 macro_rules! within {
     ($tx:expr, |$c:ident| $query:expr) => {
         match &mut $tx.inner {
@@ -78,12 +79,12 @@ macro_rules! within {
 }
 pub(in crate::store) use within;
 
-/// A unit of work that goes on after its commit.
+/// The error of a statement after the unit of work has ended.
 pub(in crate::store) fn ended() -> Error {
     Error::internal("this unit of work has ended")
 }
 
-/// A unit of work under way. Dropped without [`Work::commit`], it never happened.
+/// A unit of work under way. If it is dropped without [`Work::commit`], it is rolled back.
 pub(in crate::store) struct Work {
     pub(in crate::store) inner: Tx,
     pub(in crate::store) statements: Arc<AtomicU64>,
@@ -100,7 +101,7 @@ impl Work {
 }
 
 impl Work {
-    /// Counts a statement that differs between the databases, and so goes without `within!`.
+    /// Counts a statement that runs without `within!`, since it differs between the databases.
     pub(in crate::store) fn count_statement(&self) {
         self.statements.fetch_add(1, Ordering::Relaxed);
     }
@@ -108,8 +109,8 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // A refusal in the middle leaves a good connection. One whose last answer never came is
-        // closed, and with it what it had begun.
+        // A refusal in the middle of the unit leaves a good connection. A connection whose last
+        // answer did not arrive is closed, which rolls back as well.
         if let Tx::Postgres(lease) = std::mem::replace(&mut self.inner, Tx::Ended)
             && lease.is_settled()
         {
@@ -118,7 +119,7 @@ impl Drop for Work {
     }
 }
 
-/// Lets `execute` of either database end in the same type.
+/// Drops the result of `execute`, whose type differs between the databases.
 pub(in crate::store) trait MapOkDrop {
     fn map_ok_drop(self) -> impl Future<Output = sqlx::Result<()>>;
 }
@@ -129,14 +130,15 @@ impl<T, F: Future<Output = sqlx::Result<T>>> MapOkDrop for F {
     }
 }
 
-/// Longest that one unit of work may take; then it is given up as `unavailable`, and its connection
-/// to Postgres closed. More than [`pool::STATEMENT_MAX`], so that a slow statement is told by
-/// Postgres and its connection kept; less than a request may take, so that what went wrong is told
-/// by whoever knows it.
+/// The maximum time of one unit of work. After it, the unit is given up as `unavailable`, and its
+/// connection to Postgres is closed. Longer than [`pool::STATEMENT_MAX`], so that Postgres reports
+/// a slow statement and the connection stays open. Shorter than the deadline of a request, so that
+/// the request gets this error.
 const UNIT_MAX: Duration = Duration::from_secs(4);
-/// Measures a unit of work under its name, and gives it up after [`UNIT_MAX`]. One that met a
-/// statement prepared for an older schema is done once more: nothing came of it, since that is told
-/// before the statement runs.
+
+/// Runs a unit of work, measures it under its name, and gives it up after [`UNIT_MAX`]. A unit that
+/// met a statement that was prepared for an older schema runs once more: Postgres reports this
+/// before the statement runs, so nothing was changed.
 pub(in crate::store) async fn timed<T, W>(unit: &'static str, work: impl Fn() -> W) -> Result<T>
 where
     W: Future<Output = Result<T>>,

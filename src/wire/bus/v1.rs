@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::user::UserBrief;
-use crate::model::{self, ChatId, MessageId, Rev, SessionId, Timestamp, UserId};
+use crate::model::{self, ChatId, MessageBody, MessageId, Rev, SessionId, Timestamp, UserId};
 
-/// An event.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[expect(clippy::large_enum_variant, reason = "nearly all events are of the large variant")]
@@ -27,7 +26,6 @@ pub enum BusEvent<'a> {
     Presence { user_id: Uuid },
 }
 
-/// A durable change of a chat.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Change<'a> {
@@ -140,8 +138,8 @@ pub enum Role {
 }
 
 impl<'a> BusEvent<'a> {
-    /// The event for the bus. `None` for [`model::Event::Resync`], which the header of a message
-    /// expresses.
+    /// Converts an event for the bus. `None` for [`model::Event::Resync`], for which the header is
+    /// enough.
     pub fn of(event: &'a model::Event) -> Option<Self> {
         Some(match event {
             model::Event::Chat(model::ChatEvent { chat_id, rev, change }) => {
@@ -173,7 +171,7 @@ impl<'a> BusEvent<'a> {
         })
     }
 
-    /// The event for the hub.
+    /// Converts an event from the bus.
     pub fn into_event(self) -> model::Event {
         match self {
             Self::Chat { chat_id, rev, change } => {
@@ -258,7 +256,7 @@ impl<'a> From<&'a model::Message> for Message<'a> {
             rev,
             sender_id,
             kind,
-            text,
+            body,
             reply_to,
             client_id,
             sent_at,
@@ -271,7 +269,7 @@ impl<'a> From<&'a model::Message> for Message<'a> {
             rev: rev.0,
             sender_id: sender_id.0,
             kind: (*kind).into(),
-            text: text.as_deref().map(Cow::Borrowed),
+            text: body.as_ref().and_then(MessageBody::text).map(Cow::Borrowed),
             reply_to: reply_to.map(|id| id.0),
             client_id: client_id.as_deref().map(Cow::Borrowed),
             sent_at_ms: sent_at.as_ms(),
@@ -283,13 +281,14 @@ impl<'a> From<&'a model::Message> for Message<'a> {
 
 impl From<Message<'_>> for model::Message {
     fn from(message: Message<'_>) -> Self {
+        let kind = message.kind.into();
         Self {
             chat_id: ChatId(message.chat_id),
             id: MessageId(message.id),
             rev: Rev(message.rev),
             sender_id: UserId(message.sender_id),
-            kind: message.kind.into(),
-            text: message.text.map(Cow::into_owned),
+            kind,
+            body: MessageBody::from_columns(kind, message.text.map(Cow::into_owned)),
             reply_to: message.reply_to.map(MessageId),
             client_id: message.client_id.map(Cow::into_owned),
             sent_at: Timestamp::from_ms(message.sent_at_ms),
@@ -419,7 +418,7 @@ impl From<User<'_>> for UserBrief {
     }
 }
 
-/// Converts between an enum of `model` and the one here, both ways, variant by variant.
+/// Implements the conversions between an enum of `model` and the enum of the same name here.
 macro_rules! same_variants {
     ($($name:ident { $($variant:ident),+ })+) => {$(
         impl From<model::$name> for $name {

@@ -1,5 +1,5 @@
-//! Who may do what: every operation of the document times everyone who may come along. An operation
-//! without a row fails.
+//! Permissions: every documented operation, called in every role. The test fails if an operation
+//! has no row.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,20 +12,20 @@ use crate::support::{Answer, TestServer, User, everywhere};
 everywhere!(
     every_operation_has_a_row_in_a_table_and_every_row_an_operation,
     without_a_token_only_open_operations_are_answered,
-    in_a_group_everyone_may_do_what_the_table_says_and_no_more,
-    in_a_channel_everyone_may_do_what_the_table_says_and_no_more,
-    in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more,
-    in_a_removed_group_nobody_may_do_anything,
+    in_a_group_each_role_gets_the_status_in_the_table,
+    in_a_channel_each_role_gets_the_status_in_the_table,
+    in_a_private_chat_each_role_gets_the_status_in_the_table,
+    a_removed_group_is_404_for_every_role,
 );
 
-/// Everyone who may come along.
+/// The roles that a caller may have in a chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
-    /// Nobody known: no token.
+    /// A client without a token.
     Stranger,
-    /// A user who never was in the chat.
+    /// A user who never was a member.
     Other,
-    /// One who was.
+    /// A former member.
     Ex,
     Member,
     Admin,
@@ -35,31 +35,31 @@ pub enum Who {
 pub const EVERYONE: [Who; 6] =
     [Who::Stranger, Who::Other, Who::Ex, Who::Member, Who::Admin, Who::Owner];
 
-/// A row: an operation on a chat, and what members, admins and owners of a group and of a channel
-/// get. (Strangers get 401, others and ex-members 404, always.) The last: members of a private
-/// chat.
+/// An operation on a chat and its statuses: for members, admins and owners of a group, for the
+/// same of a channel, and for members of a private chat. Strangers always get 401; other users and
+/// former members always get 404.
 type Row = (&'static str, &'static str, Ask, [u16; 3], [u16; 3], u16);
 
-/// What exactly is asked for, where it matters.
+/// The body and the target of a request.
 #[derive(Clone, Copy, Debug)]
 enum Ask {
     /// Without a body.
     Plain,
-    /// A new name.
+    /// Rename the chat.
     Name,
-    /// Somebody new with this role.
+    /// Add a new member with this role.
     Add(&'static str),
-    /// The plain member who is there, made this.
+    /// Give a plain member this role.
     Role(&'static str),
-    /// A message.
+    /// Send a message.
     Text,
-    /// A read marker.
+    /// Move the read marker.
     Read,
-    /// The message that the asker sent.
+    /// The caller's own message, with this text.
     Own(&'static str),
-    /// The message that another member sent.
+    /// Another member's message, with this text.
     Others(&'static str),
-    /// A message that was removed.
+    /// A removed message, with this text.
     Removed(&'static str),
     /// The caller leaves.
     Leave,
@@ -71,7 +71,7 @@ const MEMBER: &str = "/chats/{chat_id}/members/{user_id}";
 const MESSAGES: &str = "/chats/{chat_id}/messages";
 const MESSAGE: &str = "/chats/{chat_id}/messages/{message_id}";
 
-/// What each may do in a chat.
+/// The operations on a chat.
 const TABLE: &[Row] = &[
     ("GET", CHAT, Ask::Plain, [200, 200, 200], [200, 200, 200], 200),
     ("PATCH", CHAT, Ask::Name, [403, 200, 200], [403, 200, 200], 409),
@@ -99,8 +99,7 @@ const TABLE: &[Row] = &[
     ("PUT", "/chats/{chat_id}/read", Ask::Read, [204, 204, 204], [204, 204, 204], 204),
 ];
 
-/// What needs a token but no chat: the caller's own things. Who may touch whose is tested with each
-/// of them.
+/// Operations that need a token but no chat. The tests of each resource check who may use them.
 const OWN: &[(&str, &str)] = &[
     ("GET", "/chats"),
     ("POST", "/chats"),
@@ -119,7 +118,7 @@ const OWN: &[(&str, &str)] = &[
     ("GET", "/users/{id}"),
 ];
 
-/// What needs no token. The WebSocket may authenticate by its first frame.
+/// Operations that need no token. A WebSocket client may authenticate by its first frame.
 const OPEN: &[(&str, &str)] = &[
     ("GET", "/invites/{code}"),
     ("GET", "/livez"),
@@ -141,9 +140,10 @@ async fn every_operation_has_a_row_in_a_table_and_every_row_an_operation(_server
     let documented: BTreeSet<(String, String)> =
         operations().into_iter().map(|(method, path)| (method.to_string(), path)).collect();
     let without_row: Vec<_> = documented.difference(&rows).collect();
+
     assert!(without_row.is_empty(), "give each a row: {without_row:?}");
     let without_route: Vec<_> = rows.difference(&documented).collect();
-    assert!(without_route.is_empty(), "rows of nothing: {without_route:?}");
+    assert!(without_route.is_empty(), "rows without an operation: {without_route:?}");
 }
 
 async fn without_a_token_only_open_operations_are_answered(server: TestServer) {
@@ -151,8 +151,9 @@ async fn without_a_token_only_open_operations_are_answered(server: TestServer) {
     for (method, template) in operations() {
         let open = OPEN.contains(&(method.as_str(), template.as_str()));
         let path = template.replace(['{', '}'], "");
-        // The token is asked for before the body is looked at, so that nobody learns what a body
-        // would do.
+
+        // The server checks the token before the body: a stranger must not learn whether a body is
+        // valid.
         for body in ["", "{}", "{"] {
             let request =
                 stranger.request(method.clone(), &path).header("content-type", "application/json");
@@ -168,7 +169,7 @@ async fn without_a_token_only_open_operations_are_answered(server: TestServer) {
     }
 }
 
-/// A chat with one of each, in which everyone has said something while they could.
+/// A chat with a user of each role. Each user who ever was a member has sent a message.
 pub struct Scene {
     pub chat: String,
     pub owner: User,
@@ -177,16 +178,16 @@ pub struct Scene {
     ex: User,
     other: User,
     pub stranger: User,
-    /// A plain member to whom things are done.
+    /// The plain member whom the operations target.
     pub victim: User,
     /// Not in the chat.
     newcomer: User,
-    /// The message of each, by their id.
+    /// The message that each user sent, by user id.
     pub said: BTreeMap<String, i64>,
     pub removed: i64,
 }
 
-/// Makes scenes with the same people: making people is slow.
+/// Makes scenes with the same users, since creating users is slow.
 pub struct Stage {
     people: Vec<User>,
     stranger: User,
@@ -210,6 +211,7 @@ impl Stage {
             "channel" => owner.channel(&all).await,
             _ => panic!("no scene for {kind}"),
         };
+
         let mut scene = Scene {
             chat,
             owner,
@@ -223,20 +225,23 @@ impl Stage {
             said: BTreeMap::new(),
             removed: 0,
         };
-        // In a channel only admins write: everyone is one for a moment.
+
+        // Only admins write in a channel, so each user is an admin until the message is sent.
         for user in [&scene.owner, &scene.admin, &scene.member, &scene.ex, &scene.victim] {
             if user.id != scene.owner.id {
                 scene.set_role(user, "admin").await;
             }
-            let said = user.say(&scene.chat, "mine").await["id"].as_i64().unwrap();
-            scene.said.insert(user.id.clone(), said);
+            let message = user.say(&scene.chat, "mine").await["id"].as_i64().unwrap();
+            scene.said.insert(user.id.clone(), message);
         }
+
         let removed = scene.victim.say(&scene.chat, "gone").await["id"].as_i64().unwrap();
         scene.victim.delete(&scene.path(&format!("/messages/{removed}"))).await.expect(204);
         scene.removed = removed;
         for user in [&scene.member, &scene.victim] {
             scene.set_role(user, "member").await;
         }
+
         scene.owner.delete(&scene.path(&format!("/members/{}", scene.ex.id))).await.expect(204);
         scene
     }
@@ -247,8 +252,7 @@ impl Scene {
         format!("/chats/{}{rest}", self.chat)
     }
 
-    /// Makes it the private chat of these two, in which both have said something. Nobody is an
-    /// owner there.
+    /// Replaces the chat by a private chat of these two users, each of whom has sent a message.
     pub async fn turn_private(&mut self, member: User, victim: User) {
         (self.member, self.victim) = (member, victim);
         self.chat = self.member.private_chat(&self.victim).await;
@@ -293,7 +297,8 @@ impl Scene {
         let target = if matches!(row.2, Ask::Leave) { "me" } else { &self.victim.id };
         let path = row.1.replace("{chat_id}", &self.chat).replace("{user_id}", target);
         let path = path.replace("{message_id}", &message.to_string());
-        assert!(!path.contains('{'), "a parameter that the test does not know: {path}");
+
+        assert!(!path.contains('{'), "a parameter that the test does not fill in: {path}");
         let request = user.request(row.0.parse::<Method>().unwrap(), &path);
         user.send(if body.is_null() { request } else { request.json(&body) }).await
     }
@@ -303,7 +308,7 @@ fn text_body(text: &str) -> Value {
     if text.is_empty() { Value::Null } else { json!({ "text": text }) }
 }
 
-/// Fails unless the answer has the status; and one that is refused says so in the right words.
+/// Fails unless the answer has this status, and the error code that belongs to it.
 #[track_caller]
 fn assert_answer(answer: &Answer, expected: u16, what: &str) {
     assert_eq!(answer.status, expected, "{what}: {}", answer.body);
@@ -316,8 +321,8 @@ fn assert_answer(answer: &Answer, expected: u16, what: &str) {
     }
 }
 
-/// Plays the whole table in chats of one kind, each square in a scene of its own where it changes
-/// something.
+/// Makes every request of the table in chats of one kind. A request that changes something gets a
+/// scene of its own.
 async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]) {
     let stage = Stage::of(server).await;
     let scene = stage.scene(kind).await;
@@ -331,8 +336,8 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]
                 Who::Owner => column(row)[2],
             };
             let what = format!("{kind}: {who:?} {} {} {:?}", row.0, row.1, row.2);
-            // What is refused must have changed nothing, so all that is refused happens in one
-            // scene.
+
+            // A refused request must change nothing, so all refused requests share one scene.
             let rev = scene.owner.get(&scene.path("")).await.expect(200)["rev"].clone();
             if expected >= 400 || row.0 == "GET" {
                 assert_answer(&scene.ask(scene.who(who), row).await, expected, &what);
@@ -350,16 +355,16 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [u16; 3]
     }
 }
 
-async fn in_a_group_everyone_may_do_what_the_table_says_and_no_more(server: TestServer) {
+async fn in_a_group_each_role_gets_the_status_in_the_table(server: TestServer) {
     play(&server, "group", |row| row.3).await;
 }
 
-async fn in_a_channel_everyone_may_do_what_the_table_says_and_no_more(server: TestServer) {
+async fn in_a_channel_each_role_gets_the_status_in_the_table(server: TestServer) {
     play(&server, "channel", |row| row.4).await;
 }
 
-async fn in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more(server: TestServer) {
-    // The group is only where the people come from.
+async fn in_a_private_chat_each_role_gets_the_status_in_the_table(server: TestServer) {
+    // The group only provides the users.
     let mut scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {
         scene.turn_private(server.user().await, server.user().await).await;
@@ -372,7 +377,7 @@ async fn in_a_private_chat_the_two_may_do_what_the_table_says_and_no_more(server
     }
 }
 
-async fn in_a_removed_group_nobody_may_do_anything(server: TestServer) {
+async fn a_removed_group_is_404_for_every_role(server: TestServer) {
     let scene = Stage::of(&server).await.scene("group").await;
     scene.owner.delete(&scene.path("")).await.expect(204);
     for row in TABLE {

@@ -1,4 +1,4 @@
-//! `GET /chats/{id}/changes`: the way back in sync after any absence.
+//! `GET /chats/{id}/changes`: how a client catches up after any absence.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::support::{TestServer, User, everywhere};
 
 everywhere!(
     every_kind_of_change_grows_rev_by_exactly_one,
-    what_is_no_durable_change_leaves_rev_alone,
-    each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it,
-    an_item_that_changed_several_times_comes_once,
-    page_by_page_it_makes_the_same_state_as_all_at_once,
-    whoever_follows_from_anywhere_arrives_at_the_same_state,
-    a_hundred_first_members_come_on_one_page_however_short,
-    somebody_who_left_and_came_back_is_a_member,
-    a_rev_of_the_future_is_up_to_date,
-    whoever_joins_may_read_the_whole_history_of_changes,
-    whoever_was_away_for_too_long_still_arrives,
+    requests_that_change_nothing_durable_keep_the_rev,
+    each_change_is_returned_only_after_an_older_rev,
+    an_item_with_several_changes_is_returned_once,
+    pages_of_any_size_give_the_same_state,
+    a_client_at_any_rev_catches_up,
+    the_first_hundred_members_are_on_one_page,
+    a_member_who_joins_again_is_listed_as_a_member,
+    a_rev_beyond_the_latest_gets_no_changes,
+    a_new_member_may_read_all_changes,
+    a_client_away_longer_than_the_tombstones_catches_up,
     a_bad_rev_is_refused,
 );
 
-/// What a client knows of a chat, from nothing but the pages of changes.
+/// A chat as a client sees it that reads only pages of changes.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Replica {
     rev: i64,
@@ -33,7 +33,7 @@ struct Replica {
 }
 
 impl Replica {
-    /// Takes one page; whether it was the last.
+    /// Applies the next page. Returns whether it was the last one.
     async fn step(&mut self, user: &User, chat: &str, max: &str) -> bool {
         let page = user
             .get(&format!("/chats/{chat}/changes?after_rev={}{max}", self.rev))
@@ -42,12 +42,13 @@ impl Replica {
         let revs: Vec<i64> =
             column(&page["messages"], "rev").iter().map(|rev| rev.as_i64().unwrap()).collect();
         assert!(revs.is_sorted(), "oldest change first: {revs:?}");
-        assert!(revs.iter().all(|rev| *rev > self.rev), "nothing that is known already");
+        assert!(revs.iter().all(|rev| *rev > self.rev), "no change twice");
         if page["members_forgotten"] == json!(true) {
-            let known = user.get(&format!("/chats/{chat}/members")).await.expect(200);
+            let listed = user.get(&format!("/chats/{chat}/members")).await.expect(200);
             self.members.clear();
-            self.take_members(&known["members"]);
+            self.take_members(&listed["members"]);
         }
+
         for message in page["messages"].as_array().unwrap() {
             self.messages.insert(message["id"].as_i64().unwrap(), message.clone());
         }
@@ -55,12 +56,14 @@ impl Replica {
         for id in page["removed_member_ids"].as_array().unwrap() {
             self.members.remove(id.as_str().unwrap());
         }
+
         if page["chat"].is_object() {
             self.name = page["chat"]["name"].clone();
         }
+
         let rev = page["rev"].as_i64().unwrap();
         let complete = page["complete"].as_bool().unwrap();
-        assert!(rev > self.rev || complete, "each page gets further");
+        assert!(rev > self.rev || complete, "each page advances");
         self.rev = rev;
         complete
     }
@@ -71,7 +74,7 @@ impl Replica {
         }
     }
 
-    /// Follows to the end.
+    /// Applies pages up to the last.
     async fn sync(&mut self, user: &User, chat: &str, max: &str) {
         for _ in 0..1000 {
             if self.step(user, chat, max).await {
@@ -81,7 +84,7 @@ impl Replica {
         panic!("the changes never end");
     }
 
-    /// What the rest of the API says.
+    /// The chat as the other endpoints show it.
     async fn truth(user: &User, chat: &str) -> Self {
         let seen = user.get(&format!("/chats/{chat}")).await.expect(200);
         let mut truth = Self {
@@ -93,6 +96,7 @@ impl Replica {
         for message in history["messages"].as_array().unwrap() {
             truth.messages.insert(message["id"].as_i64().unwrap(), message.clone());
         }
+
         truth.take_members(
             &user.get(&format!("/chats/{chat}/members")).await.expect(200)["members"],
         );
@@ -114,8 +118,10 @@ async fn every_kind_of_change_grows_rev_by_exactly_one(server: TestServer) {
         assert_eq!(rev(&ada, &chat).await, expected, "{what}");
     };
     let sent = ada.say(&chat, "one").await;
+
     grown("a message").await;
     assert_eq!(sent["rev"], 2);
+
     let edited = ada.patch(&path("/messages/1".into()), json!({ "text": "two" })).await.expect(200);
     grown("an edit").await;
     assert_eq!(edited["rev"], 3);
@@ -133,7 +139,7 @@ async fn every_kind_of_change_grows_rev_by_exactly_one(server: TestServer) {
     grown("a member who leaves").await;
 }
 
-async fn what_is_no_durable_change_leaves_rev_alone(server: TestServer) {
+async fn requests_that_change_nothing_durable_keep_the_rev(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let body = json!({ "text": "one", "client_id": "k" });
@@ -147,20 +153,23 @@ async fn what_is_no_durable_change_leaves_rev_alone(server: TestServer) {
     ada.delete(&format!("{messages}/2")).await.expect(404);
     bob.patch("/users/me", json!({ "name": "Bob" })).await.expect(200);
     bob.delete(&format!("/chats/{chat}")).await.expect(204);
+
     assert_eq!(ada.private_chat(&bob).await, chat);
     assert_eq!(rev(&ada, &chat).await, 2);
 }
 
-async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(server: TestServer) {
+async fn each_change_is_returned_only_after_an_older_rev(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     ada.say(&chat, "one").await; // 2
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Ship" })).await.expect(200); // 3
-    ada.post(&format!("/chats/{chat}/members"), json!({ "user_id": cid.id })).await.expect(201); // 4
-    bob.delete(&format!("/chats/{chat}/members/me")).await.expect(204); // 5
+    let members = format!("/chats/{chat}/members");
+    ada.post(&members, json!({ "user_id": cid.id })).await.expect(201); // 4
+    bob.delete(&format!("{members}/me")).await.expect(204); // 5
     let page = async |after: i64| {
         ada.get(&format!("/chats/{chat}/changes?after_rev={after}")).await.expect(200)
     };
+
     let shape = |page: &Value| {
         let members = column(&json!(column(&page["members"], "user")), "id");
         (
@@ -170,6 +179,7 @@ async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(se
             page["chat"]["name"].clone(),
         )
     };
+
     let (message, name) = (vec![json!(1)], json!("Ship"));
     let (cid_in, bob_out) = (vec![json!(cid.id)], json!([bob.id]));
     assert_eq!(shape(&page(1).await), (message, cid_in.clone(), bob_out.clone(), name.clone()));
@@ -177,6 +187,7 @@ async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(se
     assert_eq!(shape(&page(3).await), (vec![], cid_in, bob_out.clone(), Value::Null));
     assert_eq!(shape(&page(4).await), (vec![], vec![], bob_out, Value::Null));
     assert_eq!(shape(&page(5).await), (vec![], vec![], json!([]), Value::Null));
+
     let all = page(0).await;
     assert_eq!((&all["rev"], &all["complete"]), (&json!(5), &json!(true)));
     assert_eq!(
@@ -186,20 +197,23 @@ async fn each_change_is_told_to_whoever_knows_less_and_to_nobody_who_knows_it(se
     );
 }
 
-async fn an_item_that_changed_several_times_comes_once(server: TestServer) {
+async fn an_item_with_several_changes_is_returned_once(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     for text in ["first", "second"] {
         ada.say(&chat, text).await;
     }
+
     for text in ["edited", "edited again"] {
         ada.patch(&format!("/chats/{chat}/messages/1"), json!({ "text": text })).await.expect(200);
     }
+
     for role in ["admin", "member", "admin"] {
         ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": role }))
             .await
             .expect(200);
     }
+
     let page = bob.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
     assert_eq!(column(&page["messages"], "id"), [2, 1], "by the latest change, not by place");
     assert_eq!(column(&page["messages"], "text"), ["second", "edited again"]);
@@ -207,7 +221,7 @@ async fn an_item_that_changed_several_times_comes_once(server: TestServer) {
     assert_eq!(page["rev"], 8);
 }
 
-/// A chat with something of everything in it; what it looked like after every change.
+/// A chat with changes of every kind, and its state after each change.
 async fn eventful(server: &TestServer) -> (User, String, Vec<Replica>) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
@@ -238,7 +252,7 @@ async fn eventful(server: &TestServer) -> (User, String, Vec<Replica>) {
     (ada, chat, states)
 }
 
-async fn page_by_page_it_makes_the_same_state_as_all_at_once(server: TestServer) {
+async fn pages_of_any_size_give_the_same_state(server: TestServer) {
     let (ada, chat, states) = eventful(&server).await;
     let truth = states.last().unwrap();
     for max in ["", "&max=1", "&max=2", "&max=3", "&max=7", "&max=100"] {
@@ -248,7 +262,7 @@ async fn page_by_page_it_makes_the_same_state_as_all_at_once(server: TestServer)
     }
 }
 
-async fn whoever_follows_from_anywhere_arrives_at_the_same_state(server: TestServer) {
+async fn a_client_at_any_rev_catches_up(server: TestServer) {
     let (ada, chat, states) = eventful(&server).await;
     let truth = states.last().unwrap();
     for state in &states {
@@ -262,6 +276,7 @@ async fn whoever_follows_from_anywhere_arrives_at_the_same_state(server: TestSer
                 "from {}",
                 state.rev
             );
+
             let roles = |replica: &Replica| -> Vec<(String, Value)> {
                 replica
                     .members
@@ -274,30 +289,34 @@ async fn whoever_follows_from_anywhere_arrives_at_the_same_state(server: TestSer
     }
 }
 
-async fn a_hundred_first_members_come_on_one_page_however_short(server: TestServer) {
+async fn the_first_hundred_members_are_on_one_page(server: TestServer) {
     let ada = server.user().await;
     let mut users = Vec::new();
     for _ in 0..12 {
         users.push(server.user().await);
     }
+
     let chat = ada.channel(&users.iter().collect::<Vec<_>>()).await;
     ada.say(&chat, "one").await;
+
     let mut replica = Replica::default();
     replica.sync(&ada, &chat, "&max=1").await;
     assert_eq!(replica, Replica::truth(&ada, &chat).await);
     assert_eq!(replica.members.len(), 13);
 }
 
-async fn somebody_who_left_and_came_back_is_a_member(server: TestServer) {
+async fn a_member_who_joins_again_is_listed_as_a_member(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let members = format!("/chats/{chat}/members");
     ada.delete(&format!("{members}/{}", bob.id)).await.expect(204);
+
     let after_leaving = ada.get(&format!("/chats/{chat}/changes?after_rev=1")).await.expect(200);
     assert_eq!(after_leaving["removed_member_ids"], json!([bob.id]));
     ada.post(&members, json!({ "user_id": bob.id, "role": "admin" })).await.expect(201);
-    for known in [0, 1, 2] {
-        let page = ada.get(&format!("/chats/{chat}/changes?after_rev={known}")).await.expect(200);
+
+    for rev in [0, 1, 2] {
+        let page = ada.get(&format!("/chats/{chat}/changes?after_rev={rev}")).await.expect(200);
         assert_eq!(page["removed_member_ids"], json!([]));
         let back = page["members"]
             .as_array()
@@ -309,18 +328,20 @@ async fn somebody_who_left_and_came_back_is_a_member(server: TestServer) {
     }
 }
 
-async fn a_rev_of_the_future_is_up_to_date(server: TestServer) {
+async fn a_rev_beyond_the_latest_gets_no_changes(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "one").await;
     for after in [2, 3, i64::MAX] {
         let page = ada.get(&format!("/chats/{chat}/changes?after_rev={after}")).await.expect(200);
-        let nothing = json!({ "messages": [], "members": [], "removed_member_ids": [], "rev": 2, "complete": true });
+        let nothing = json!({
+            "messages": [], "members": [], "removed_member_ids": [], "rev": 2, "complete": true
+        });
         assert_eq!(page, nothing);
     }
 }
 
-async fn whoever_joins_may_read_the_whole_history_of_changes(server: TestServer) {
+async fn a_new_member_may_read_all_changes(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[]).await;
     ada.say(&chat, "before").await;
@@ -331,25 +352,28 @@ async fn whoever_joins_may_read_the_whole_history_of_changes(server: TestServer)
     assert_eq!(replica.members.len(), 2);
 }
 
-async fn whoever_was_away_for_too_long_still_arrives(server: TestServer) {
+async fn a_client_away_longer_than_the_tombstones_catches_up(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob, &cid]).await;
-    let known = Replica::truth(&ada, &chat).await;
+    let before = Replica::truth(&ada, &chat).await;
     for number in 0..12 {
         ada.say(&chat, &format!("m{number}")).await;
     }
+
     bob.delete(&format!("/chats/{chat}/members/me")).await.expect(204);
     for number in 0..12 {
         ada.say(&chat, &format!("n{number}")).await;
     }
     server.advance(Duration::from_hours(31 * 24));
-    server.services().cleanup.run_once().await.unwrap();
+    server.cleanup().run_once().await.unwrap();
+
     let ada = super::granted(&ada, &super::log_in(&ada).await);
     let truth = Replica::truth(&ada, &chat).await;
     for max in ["", "&max=2", "&max=5"] {
-        let (mut back, mut new) = (known.clone(), Replica::default());
+        let (mut back, mut new) = (before.clone(), Replica::default());
         back.sync(&ada, &chat, max).await;
         new.sync(&ada, &chat, max).await;
+
         for replica in [back, new] {
             assert_eq!((replica.rev, &replica.messages), (truth.rev, &truth.messages), "{max}");
             assert_eq!(

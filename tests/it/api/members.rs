@@ -8,21 +8,21 @@ use crate::support::{Answer, TestServer, User, everywhere};
 everywhere!(
     members_are_listed_page_by_page,
     a_member_is_added_and_sees_the_chat,
-    what_can_t_be_added_is_refused,
+    invalid_members_are_refused,
     who_may_add_whom,
     who_may_change_whose_role,
     who_may_remove_whom,
-    a_role_that_stays_is_no_change,
-    a_removed_member_sees_nothing_any_more,
-    the_last_owner_hands_over_before_leaving,
+    setting_the_same_role_is_no_change,
+    a_removed_member_no_longer_sees_the_chat,
+    the_last_owner_must_hand_over_before_leaving,
     the_last_member_who_leaves_removes_the_chat,
-    two_owners_who_step_down_at_once_leave_one,
-    whoever_comes_back_is_a_plain_member_with_nothing_unread,
+    of_two_owners_who_step_down_at_once_one_stays_owner,
+    a_user_who_joins_again_is_a_plain_member_with_nothing_unread,
     nobody_leaves_a_private_or_self_chat,
-    one_who_adds_or_removes_many_at_once_counts_right,
+    concurrent_additions_and_removals_keep_member_count_exact,
 );
 
-/// A group or channel with two of each role but one owner: owner, two admins, two members.
+/// A group or channel with one owner, two admins and two plain members.
 struct Crew {
     chat: String,
     owner: User,
@@ -69,10 +69,13 @@ impl Crew {
 async fn members_are_listed_page_by_page(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
     crew.owner.say(&crew.chat, "hello").await;
+
     let split = pages(&crew.members[0], &format!("{}?", crew.path()), "members", 2).await;
     assert_eq!(split.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+
     let all = json!(split.concat());
     assert_eq!(crew.owner.get(&crew.path()).await.expect(200)["members"], all);
+
     let of_owner =
         all.as_array().unwrap().iter().find(|it| it["user"]["id"] == json!(crew.owner.id)).unwrap();
     assert_eq!(
@@ -83,6 +86,7 @@ async fn members_are_listed_page_by_page(server: TestServer) {
         (&of_owner["role"], &of_owner["last_read_message_id"]),
         (&json!("owner"), &json!(1))
     );
+
     let mut roles: Vec<Value> = column(&all, "role");
     roles.sort_by_key(Value::to_string);
     assert_eq!(roles, ["admin", "admin", "member", "member", "owner"]);
@@ -91,28 +95,33 @@ async fn members_are_listed_page_by_page(server: TestServer) {
 async fn a_member_is_added_and_sees_the_chat(server: TestServer) {
     let (crew, newcomer) = (Crew::of(&server, "group").await, server.user().await);
     crew.owner.say(&crew.chat, "before").await;
+
     let member = crew.owner.post(&crew.path(), json!({ "user_id": newcomer.id })).await.expect(201);
     assert_eq!((&member["user"]["id"], &member["role"]), (&json!(newcomer.id), &json!("member")));
+
     let seen = newcomer.get(&format!("/chats/{}", crew.chat)).await.expect(200);
     assert_eq!((&seen["member_count"], &seen["unread_count"]), (&json!(6), &json!(0)));
     assert_eq!(newcomer.get("/chats").await.expect(200)["chats"], json!([seen]));
     assert_eq!(newcomer.texts(&crew.chat, "").await, ["before"]);
     newcomer.say(&crew.chat, "after").await;
+
     let admin = server.user().await;
     assert_eq!(crew.add(&crew.owner, &admin, "admin").await.expect(201)["role"], "admin");
 }
 
-async fn what_can_t_be_added_is_refused(server: TestServer) {
+async fn invalid_members_are_refused(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
     let owner = &crew.owner;
     let rev = owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["rev"].clone();
     for user in [&crew.members[0], &crew.admins[0], owner] {
         crew.add(owner, user, "member").await.refused(409, "already_member");
     }
+
     owner.post(&crew.path(), json!({ "user_id": NOBODY })).await.refused(404, "user_not_found");
     owner.post(&crew.path(), json!({ "user_id": "nonsense" })).await.refused_fields(&["user_id"]);
     owner.post(&crew.path(), json!({ "user_id": "me" })).await.refused_fields(&["user_id"]);
     owner.post(&crew.path(), json!({})).await.refused_fields(&["user_id"]);
+
     let user = server.user().await;
     crew.add(owner, &user, "king").await.refused_fields(&["role"]);
     crew.set(owner, &crew.members[0], "king").await.refused_fields(&["role"]);
@@ -145,6 +154,7 @@ async fn who_may_add_whom(server: TestServer) {
                 answer.refused(403, "not_allowed");
             }
         }
+
         crew.members[0]
             .post(&crew.path(), json!({ "user_id": NOBODY }))
             .await
@@ -161,10 +171,12 @@ async fn who_may_change_whose_role(server: TestServer) {
             }
         }
     }
+
     for role in ["admin", "owner", "member", "owner"] {
         assert_eq!(crew.set(&crew.owner, &crew.members[0], role).await.expect(200)["role"], role);
         assert_eq!(crew.role_of(&crew.members[0]).await, role);
     }
+
     assert_eq!(
         crew.set(&crew.members[0], &crew.owner, "member").await.expect(200)["role"],
         "member"
@@ -181,10 +193,12 @@ async fn who_may_remove_whom(server: TestServer) {
     for target in [&crew.admins[1], &crew.owner] {
         crew.admins[0].delete(&crew.path_of(target)).await.refused(403, "not_allowed");
     }
+
     crew.admins[0].delete(&crew.path_of(&crew.members[0])).await.expect(204);
     crew.admins[0].delete(&crew.path_of(&crew.admins[0])).await.expect(204);
     crew.owner.delete(&crew.path_of(&crew.admins[1])).await.expect(204);
     crew.members[1].delete(&format!("{}/me", crew.path())).await.expect(204);
+
     let left = crew.owner.get(&crew.path()).await.expect(200);
     assert_eq!(left["members"].as_array().unwrap().len(), 1);
     assert_eq!(
@@ -193,7 +207,7 @@ async fn who_may_remove_whom(server: TestServer) {
     );
 }
 
-async fn a_role_that_stays_is_no_change(server: TestServer) {
+async fn setting_the_same_role_is_no_change(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
     let rev =
         async || crew.owner.get(&format!("/chats/{}", crew.chat)).await.expect(200)["rev"].clone();
@@ -203,7 +217,7 @@ async fn a_role_that_stays_is_no_change(server: TestServer) {
     assert_eq!(rev().await, before);
 }
 
-async fn a_removed_member_sees_nothing_any_more(server: TestServer) {
+async fn a_removed_member_no_longer_sees_the_chat(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
     let gone = &crew.members[0];
     gone.say(&crew.chat, "mine").await;
@@ -213,6 +227,7 @@ async fn a_removed_member_sees_nothing_any_more(server: TestServer) {
         indistinguishable(&answer, &gone.get(&format!("/chats/{NOBODY}{path}")).await);
         answer.refused(404, "chat_not_found");
     }
+
     let messages = format!("/chats/{}/messages", crew.chat);
     gone.post(&messages, json!({ "text": "still here" })).await.refused(404, "chat_not_found");
     gone.patch(&format!("{messages}/1"), json!({ "text": "changed" }))
@@ -224,7 +239,7 @@ async fn a_removed_member_sees_nothing_any_more(server: TestServer) {
     assert_eq!(crew.owner.texts(&crew.chat, "").await, ["mine"]);
 }
 
-async fn the_last_owner_hands_over_before_leaving(server: TestServer) {
+async fn the_last_owner_must_hand_over_before_leaving(server: TestServer) {
     let crew = Crew::of(&server, "channel").await;
     let me = format!("{}/me", crew.path());
     crew.owner.delete(&me).await.refused(409, "last_owner");
@@ -244,12 +259,13 @@ async fn the_last_member_who_leaves_removes_the_chat(server: TestServer) {
     assert_eq!(ada.get("/chats").await.expect(200)["chats"], json!([]));
 }
 
-async fn two_owners_who_step_down_at_once_leave_one(server: TestServer) {
+async fn of_two_owners_who_step_down_at_once_one_stays_owner(server: TestServer) {
     for _ in 0..4 {
         let (ada, bob) = (server.user().await, server.user().await);
         let chat = ada.group(&[&bob]).await;
         let path = format!("/chats/{chat}/members");
         ada.patch(&format!("{path}/{}", bob.id), json!({ "role": "owner" })).await.expect(200);
+
         let (a, b) = (format!("{path}/{}", ada.id), format!("{path}/{}", bob.id));
         let (one, other) = tokio::join!(
             ada.patch(&a, json!({ "role": "member" })),
@@ -258,21 +274,24 @@ async fn two_owners_who_step_down_at_once_leave_one(server: TestServer) {
         let mut statuses = [one.status, other.status];
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 409]);
+
         let roles = column(&ada.get(&path).await.expect(200)["members"], "role");
         assert_eq!(roles.iter().filter(|role| **role == json!("owner")).count(), 1);
     }
 }
 
-async fn whoever_comes_back_is_a_plain_member_with_nothing_unread(server: TestServer) {
+async fn a_user_who_joins_again_is_a_plain_member_with_nothing_unread(server: TestServer) {
     let crew = Crew::of(&server, "group").await;
     let admin = &crew.admins[0];
     admin.delete(&format!("{}/me", crew.path())).await.expect(204);
     crew.owner.say(&crew.chat, "while you were away").await;
+
     let member = crew.add(&crew.owner, admin, "member").await.expect(201);
     assert_eq!((&member["role"], &member["last_read_message_id"]), (&json!("member"), &json!(1)));
     assert_eq!(crew.role_of(admin).await, "member");
     assert_eq!(admin.get("/chats").await.expect(200)["chats"][0]["unread_count"], 0);
     assert_eq!(admin.texts(&crew.chat, "").await, ["while you were away"]);
+
     let list = crew.owner.get(&crew.path()).await.expect(200);
     assert_eq!(list["members"].as_array().unwrap().len(), 5, "once, not twice");
     assert_eq!(
@@ -298,24 +317,28 @@ async fn nobody_leaves_a_private_or_self_chat(server: TestServer) {
     }
 }
 
-async fn one_who_adds_or_removes_many_at_once_counts_right(server: TestServer) {
+async fn concurrent_additions_and_removals_keep_member_count_exact(server: TestServer) {
     let (ada, mut users) = (server.user().await, Vec::new());
     for _ in 0..8 {
         users.push(server.user().await);
     }
+
     let chat = ada.group(&[]).await;
     let path = format!("/chats/{chat}/members");
     let adding =
         users.iter().chain(&users).map(|user| ada.post(&path, json!({ "user_id": user.id })));
     let answers = futures_util::future::join_all(adding).await;
     assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 8, "each once");
+
     let seen = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&seen["member_count"], &seen["rev"]), (&json!(9), &json!(9)));
+
     let leaving: Vec<String> = users.iter().map(|user| format!("{path}/{}", user.id)).collect();
     let answers =
         futures_util::future::join_all(leaving.iter().chain(&leaving).map(|path| ada.delete(path)))
             .await;
     assert_eq!(answers.iter().filter(|answer| answer.status == 204).count(), 8, "each once");
+
     let seen = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&seen["member_count"], &seen["rev"]), (&json!(1), &json!(17)));
 }

@@ -7,43 +7,37 @@ use super::column;
 use crate::support::{Answer, TestServer, User, everywhere};
 
 everywhere!(
-    a_message_has_the_next_place_and_the_next_rev,
-    a_hundred_at_once_have_places_without_gaps,
-    the_same_key_and_body_is_the_same_message,
-    the_same_key_with_another_body_is_refused,
-    after_an_edit_or_a_removal_the_key_still_finds_the_first_message,
-    a_key_belongs_to_one_sender_in_one_chat,
-    sixteen_repeats_at_once_make_one_message,
-    a_key_is_shown_to_its_sender_only,
+    a_message_has_the_next_id_and_the_next_rev,
+    a_hundred_concurrent_messages_have_ids_without_gaps,
     a_text_has_1_to_4096_characters_after_trimming,
-    what_can_be_no_text_or_key_is_refused,
-    a_reply_names_a_message_that_is_there,
+    an_invalid_text_or_client_id_is_refused,
+    a_reply_names_an_existing_message,
     the_history_is_read_from_either_end,
     only_its_sender_edits_a_message,
     an_edit_to_the_same_text_is_no_change,
-    a_removed_message_keeps_its_place_and_loses_its_text,
+    a_removed_message_keeps_its_id_and_loses_its_text,
     who_may_remove_whose_message,
     in_a_channel_members_read_and_do_not_write,
-    whoever_may_not_write_any_more_may_not_edit_either,
+    a_member_who_must_no_longer_write_must_not_edit,
     the_read_marker_moves_forward_only_and_not_past_the_end,
-    a_message_that_is_not_there_is_404,
+    an_unknown_message_is_404,
 );
 
-fn path(chat: &str) -> String {
+pub(super) fn path(chat: &str) -> String {
     format!("/chats/{chat}/messages")
 }
 
-async fn send(user: &User, chat: &str, body: Value) -> Answer {
+pub(super) async fn send(user: &User, chat: &str, body: Value) -> Answer {
     user.post(&path(chat), body).await
 }
 
-async fn pair(server: &TestServer) -> (User, User, String) {
+pub(super) async fn pair(server: &TestServer) -> (User, User, String) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     (ada, bob, chat)
 }
 
-async fn a_message_has_the_next_place_and_the_next_rev(server: TestServer) {
+async fn a_message_has_the_next_id_and_the_next_rev(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     let first = ada.say(&chat, "one").await;
     assert_eq!(
@@ -54,8 +48,10 @@ async fn a_message_has_the_next_place_and_the_next_rev(server: TestServer) {
     for absent in ["edited_at", "removed_at", "reply_to", "client_id"] {
         assert_eq!(first[absent], Value::Null);
     }
+
     let second = bob.say(&chat, "two").await;
     assert_eq!((&second["id"], &second["rev"]), (&json!(2), &json!(3)));
+
     for user in [&ada, &bob] {
         assert_eq!(
             user.get(&format!("{}/1", path(&chat))).await.expect(200),
@@ -66,7 +62,7 @@ async fn a_message_has_the_next_place_and_the_next_rev(server: TestServer) {
     }
 }
 
-async fn a_hundred_at_once_have_places_without_gaps(server: TestServer) {
+async fn a_hundred_concurrent_messages_have_ids_without_gaps(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     let other = ada.group(&[&bob]).await;
     let sends = (0..100).map(|number| {
@@ -76,121 +72,23 @@ async fn a_hundred_at_once_have_places_without_gaps(server: TestServer) {
         );
         async move { user.say(chat, &format!("m{number}")).await }
     });
+
     let sent = join_all(sends).await;
     for chat in [&chat, &other] {
         let history = ada.get(&format!("{}?max=100", path(chat))).await.expect(200);
         let ids: Vec<i64> =
             column(&history["messages"], "id").iter().map(|id| id.as_i64().unwrap()).collect();
         assert_eq!(ids, (1..=50).collect::<Vec<i64>>());
+
         let mut answered: Vec<Value> =
             sent.iter().filter(|it| it["chat_id"] == json!(chat)).cloned().collect();
         answered.sort_by_key(|message| message["id"].as_i64());
-        assert_eq!(history["messages"], json!(answered), "what was answered is what is there");
-    }
-}
-
-async fn the_same_key_and_body_is_the_same_message(server: TestServer) {
-    let (ada, bob, chat) = pair(&server).await;
-    bob.say(&chat, "question").await;
-    let body = json!({ "text": "answer", "client_id": "k1", "reply_to": 1 });
-    let first = send(&ada, &chat, body.clone()).await.expect(201);
-    assert_eq!(send(&ada, &chat, body.clone()).await.expect(200), first);
-    let trimmed = json!({ "text": "  answer\n", "client_id": "k1", "reply_to": 1 });
-    assert_eq!(send(&ada, &chat, trimmed).await.expect(200), first, "trimmed, it is the same");
-    bob.say(&chat, "more").await;
-    server.advance(std::time::Duration::from_hours(24 * 365));
-    let again = super::log_in(&ada).await;
-    assert_eq!(
-        send(&super::granted(&ada, &again), &chat, body).await.expect(200),
-        first,
-        "for good"
-    );
-}
-
-async fn the_same_key_with_another_body_is_refused(server: TestServer) {
-    let (ada, _, chat) = pair(&server).await;
-    let first = send(&ada, &chat, json!({ "text": "one", "client_id": "k1" })).await.expect(201);
-    send(&ada, &chat, json!({ "text": "two", "client_id": "k1" }))
-        .await
-        .refused(409, "client_id_reused");
-    let reply = json!({ "text": "one", "client_id": "k1", "reply_to": 1 });
-    send(&ada, &chat, reply).await.refused(409, "client_id_reused");
-    send(&ada, &chat, json!({ "text": "One", "client_id": "k1" }))
-        .await
-        .refused(409, "client_id_reused");
-    assert_eq!(ada.get(&path(&chat)).await.expect(200)["messages"], json!([first]));
-}
-
-async fn after_an_edit_or_a_removal_the_key_still_finds_the_first_message(server: TestServer) {
-    let (ada, _, chat) = pair(&server).await;
-    let body = json!({ "text": "one", "client_id": "k1" });
-    send(&ada, &chat, body.clone()).await.expect(201);
-    let one = format!("{}/1", path(&chat));
-    ada.patch(&one, json!({ "text": "edited" })).await.expect(200);
-    let found = send(&ada, &chat, body.clone()).await.expect(200);
-    assert_eq!((&found["id"], &found["text"]), (&json!(1), &json!("edited")));
-    let other = json!({ "text": "edited", "client_id": "k1" });
-    send(&ada, &chat, other.clone()).await.refused(409, "client_id_reused");
-    ada.delete(&one).await.expect(204);
-    let found = send(&ada, &chat, body).await.expect(200);
-    assert_eq!((&found["id"], &found["text"]), (&json!(1), &Value::Null));
-    assert!(found["removed_at"].is_string());
-    send(&ada, &chat, other).await.refused(409, "client_id_reused");
-    assert_eq!(ada.get(&path(&chat)).await.expect(200)["messages"].as_array().unwrap().len(), 1);
-}
-
-async fn a_key_belongs_to_one_sender_in_one_chat(server: TestServer) {
-    let (ada, bob, chat) = pair(&server).await;
-    let other = ada.group(&[&bob]).await;
-    let body = |text: &str| json!({ "text": text, "client_id": "k1" });
-    assert_eq!(send(&ada, &chat, body("of ada")).await.expect(201)["id"], 1);
-    assert_eq!(send(&bob, &chat, body("of bob")).await.expect(201)["id"], 2);
-    assert_eq!(send(&ada, &other, body("elsewhere")).await.expect(201)["id"], 1);
-    assert_eq!(
-        send(&ada, &chat, json!({ "text": "of ada", "client_id": "K1" })).await.expect(201)["id"],
-        3
-    );
-    assert_eq!(send(&bob, &chat, body("of bob")).await.expect(200)["id"], 2);
-    for _ in 0..2 {
-        send(&ada, &chat, json!({ "text": "of ada" })).await.expect(201);
-    }
-}
-
-async fn sixteen_repeats_at_once_make_one_message(server: TestServer) {
-    let (ada, bob, chat) = pair(&server).await;
-    for round in 1..=5 {
-        let body = json!({ "text": "once", "client_id": format!("k{round}") });
-        let mut answers = join_all((0..16).map(|_| send(&ada, &chat, body.clone()))).await;
-        assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
-        let first = answers.remove(0);
-        for answer in answers {
-            assert!(answer.status == 200 || answer.status == 201, "{}", answer.body);
-            assert_eq!(answer.body, first.body);
-        }
-        let texts = (0..8)
-            .map(|number| json!({ "text": format!("{number}"), "client_id": format!("o{round}") }));
-        let answers = join_all(texts.map(|body| send(&bob, &chat, body))).await;
-        assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| answer.status == 409).count(), 7);
-    }
-    let ids = column(&ada.get(&path(&chat)).await.expect(200)["messages"], "id");
-    assert_eq!(json!(ids), json!((1..=10).collect::<Vec<i64>>()), "a repeat leaves no gap");
-}
-
-async fn a_key_is_shown_to_its_sender_only(server: TestServer) {
-    let (ada, bob, chat) = pair(&server).await;
-    let sent = send(&ada, &chat, json!({ "text": "one", "client_id": "k1" })).await.expect(201);
-    assert_eq!(sent["client_id"], "k1");
-    let one = format!("{}/1", path(&chat));
-    for (user, key) in [(&ada, json!("k1")), (&bob, Value::Null)] {
-        assert_eq!(user.get(&one).await.expect(200)["client_id"], key);
-        assert_eq!(user.get(&path(&chat)).await.expect(200)["messages"][0]["client_id"], key);
         assert_eq!(
-            user.get(&format!("/chats/{chat}/changes")).await.expect(200)["messages"][0]["client_id"],
-            key
+            history["messages"],
+            json!(answered),
+            "the history has the messages of the answers"
         );
     }
-    assert!(!bob.get("/chats").await.expect(200).to_string().contains("k1"));
 }
 
 async fn a_text_has_1_to_4096_characters_after_trimming(server: TestServer) {
@@ -207,10 +105,16 @@ async fn a_text_has_1_to_4096_characters_after_trimming(server: TestServer) {
         "👩‍👩‍👧‍👦 e\u{301} \u{202e}rtl",
         "<script>&amp;\"'",
     ];
+
     for text in texts {
         assert_eq!(ada.say(&chat, text).await["text"], text.trim());
     }
-    assert_eq!(bob.texts(&chat, "").await, texts.map(str::trim), "what was sent is what is read");
+    assert_eq!(
+        bob.texts(&chat, "").await,
+        texts.map(str::trim),
+        "texts are read as they were sent"
+    );
+
     let too_long = "é".repeat(4097);
     for text in ["", "   ", "\n\t\r", "\u{3000}\u{a0}", &too_long] {
         send(&ada, &chat, json!({ "text": text })).await.refused_fields(&["text"]);
@@ -218,10 +122,11 @@ async fn a_text_has_1_to_4096_characters_after_trimming(server: TestServer) {
             .await
             .refused_fields(&["text"]);
     }
+
     assert_eq!(bob.texts(&chat, "").await.len(), texts.len());
 }
 
-async fn what_can_be_no_text_or_key_is_refused(server: TestServer) {
+async fn an_invalid_text_or_client_id_is_refused(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     send(&ada, &chat, json!({ "text": "a\u{0}b" })).await.refused_fields(&["text"]);
     for key in ["", "a\u{0}", &"é".repeat(65)] {
@@ -229,9 +134,11 @@ async fn what_can_be_no_text_or_key_is_refused(server: TestServer) {
             .await
             .refused_fields(&["client_id"]);
     }
+
     send(&ada, &chat, json!({ "text": "", "client_id": "", "reply_to": 0 }))
         .await
         .refused_fields(&["text", "client_id", "reply_to"]);
+
     for raw in [
         r#"{"text":"\ud800"}"#,
         r#"{"text":"\udc00\ud800"}"#,
@@ -242,6 +149,7 @@ async fn what_can_be_no_text_or_key_is_refused(server: TestServer) {
             .header("content-type", "application/json");
         ada.send(request.body(raw)).await.refused(400, "malformed_json");
     }
+
     let request =
         ada.request(reqwest::Method::POST, &path(&chat)).header("content-type", "application/json");
     ada.send(request.body(b"{\"text\":\"\xff\xfe\"}".to_vec()))
@@ -251,9 +159,10 @@ async fn what_can_be_no_text_or_key_is_refused(server: TestServer) {
     assert_eq!(ada.texts(&chat, "").await, ["x"]);
 }
 
-async fn a_reply_names_a_message_that_is_there(server: TestServer) {
+async fn a_reply_names_an_existing_message(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     ada.say(&chat, "question").await;
+
     let reply = send(&bob, &chat, json!({ "text": "answer", "reply_to": 1 })).await.expect(201);
     assert_eq!(reply["reply_to"], 1);
     assert_eq!(ada.get(&path(&chat)).await.expect(200)["messages"][1], reply);
@@ -262,11 +171,13 @@ async fn a_reply_names_a_message_that_is_there(server: TestServer) {
             .await
             .refused(404, "message_not_found");
     }
+
     for bad in [json!(0), json!(-1), json!("1"), json!(1.5)] {
         send(&bob, &chat, json!({ "text": "x", "reply_to": bad }))
             .await
             .refused_fields(&["reply_to"]);
     }
+
     ada.delete(&format!("{}/1", path(&chat))).await.expect(204);
     send(&bob, &chat, json!({ "text": "x", "reply_to": 1 })).await.expect(201);
     assert_eq!(ada.texts(&chat, "").await.len(), 3);
@@ -277,6 +188,7 @@ async fn the_history_is_read_from_either_end(server: TestServer) {
     for number in 1..=10 {
         ada.say(&chat, &number.to_string()).await;
     }
+
     let texts = async |query: &str| bob.texts(&chat, query).await.join(" ");
     assert_eq!(texts("").await, "1 2 3 4 5 6 7 8 9 10");
     assert_eq!(texts("?max=3").await, "8 9 10");
@@ -293,6 +205,7 @@ async fn the_history_is_read_from_either_end(server: TestServer) {
     assert_eq!(texts("?before=9223372036854775807&max=1").await, "10");
     assert_eq!(texts("?after=9223372036854775807").await, "");
     assert_eq!(texts("?after=-9223372036854775808&max=1").await, "1");
+
     for (query, field) in
         [("before=x", "before"), ("after=", "after"), ("max=0", "max"), ("after=1.5", "after")]
     {
@@ -304,8 +217,10 @@ async fn only_its_sender_edits_a_message(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     bob.say(&chat, "befor").await;
+
     let one = format!("{}/1", path(&chat));
     ada.patch(&one, json!({ "text": "forged" })).await.refused(403, "not_allowed");
+
     let edited = bob.patch(&one, json!({ "text": " before " })).await.expect(200);
     assert_eq!(
         (&edited["text"], &edited["id"], &edited["rev"]),
@@ -331,10 +246,11 @@ async fn an_edit_to_the_same_text_is_no_change(server: TestServer) {
     assert_eq!(ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"], 2);
 }
 
-async fn a_removed_message_keeps_its_place_and_loses_its_text(server: TestServer) {
+async fn a_removed_message_keeps_its_id_and_loses_its_text(server: TestServer) {
     let (ada, bob, chat) = pair(&server).await;
     ada.say(&chat, "question").await;
     send(&ada, &chat, json!({ "text": "a secret", "reply_to": 1 })).await.expect(201);
+
     let two = format!("{}/2", path(&chat));
     ada.patch(&two, json!({ "text": "another secret" })).await.expect(200);
     ada.delete(&two).await.expect(204);
@@ -344,12 +260,15 @@ async fn a_removed_message_keeps_its_place_and_loses_its_text(server: TestServer
         5,
         "removing twice is one change"
     );
+
     let left = bob.get(&two).await.expect(200);
     assert_eq!((&left["id"], &left["rev"], &left["text"]), (&json!(2), &json!(5), &Value::Null));
     assert_eq!(left["reply_to"], Value::Null);
     assert!(left["removed_at"].is_string());
+
     let history = bob.get(&path(&chat)).await.expect(200);
     assert_eq!(history["messages"][1], left);
+
     for answer in [
         history,
         bob.get("/chats").await.expect(200),
@@ -357,6 +276,7 @@ async fn a_removed_message_keeps_its_place_and_loses_its_text(server: TestServer
     ] {
         assert!(!answer.to_string().contains("secret"), "{answer}");
     }
+
     assert_eq!(ada.say(&chat, "next").await["id"], 3);
 }
 
@@ -369,6 +289,7 @@ async fn who_may_remove_whose_message(server: TestServer) {
     for user in [&ada, &bob, &cid, &cid, &cid] {
         user.say(&chat, "mine").await;
     }
+
     let message = |id: i64| format!("{}/{id}", path(&chat));
     for others in [1, 2] {
         cid.delete(&message(others)).await.refused(403, "not_allowed");
@@ -377,6 +298,7 @@ async fn who_may_remove_whose_message(server: TestServer) {
     bob.delete(&message(4)).await.expect(204);
     ada.delete(&message(5)).await.expect(204);
     bob.delete(&message(1)).await.expect(204);
+
     let private = ada.private_chat(&bob).await;
     bob.say(&private, "mine").await;
     ada.delete(&format!("{}/1", path(&private))).await.refused(403, "not_allowed");
@@ -391,13 +313,14 @@ async fn in_a_channel_members_read_and_do_not_write(server: TestServer) {
     for user in [&ada, &bob] {
         user.say(&chat, "news").await;
     }
+
     send(&cid, &chat, json!({ "text": "me too" })).await.refused(403, "not_allowed");
     cid.delete(&format!("{}/1", path(&chat))).await.refused(403, "not_allowed");
     assert_eq!(cid.texts(&chat, "").await, ["news", "news"]);
     cid.put(&format!("/chats/{chat}/read"), json!({ "message_id": 2 })).await.expect(204);
 }
 
-async fn whoever_may_not_write_any_more_may_not_edit_either(server: TestServer) {
+async fn a_member_who_must_no_longer_write_must_not_edit(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
     let role = format!("/chats/{chat}/members/{}", bob.id);
@@ -415,6 +338,7 @@ async fn the_read_marker_moves_forward_only_and_not_past_the_end(server: TestSer
     for _ in 0..3 {
         ada.say(&chat, "hello").await;
     }
+
     let read = format!("/chats/{chat}/read");
     let marker = async || {
         bob.get(&format!("/chats/{chat}")).await.expect(200)["last_read_message_id"].clone()
@@ -423,18 +347,20 @@ async fn the_read_marker_moves_forward_only_and_not_past_the_end(server: TestSer
         bob.put(&read, json!({ "message_id": asked })).await.expect(204);
         assert_eq!(marker().await, json!(stands));
     }
+
     for nothing in [4, i64::MAX, -1, i64::MIN] {
         bob.put(&read, json!({ "message_id": nothing })).await.refused(404, "message_not_found");
     }
     for bad in [json!("1"), json!(1.5), Value::Null] {
         bob.put(&read, json!({ "message_id": bad })).await.refused_fields(&["message_id"]);
     }
+
     assert_eq!(marker().await, 3);
     let members = ada.get(&format!("/chats/{chat}/members")).await.expect(200);
     assert_eq!(
         column(&members["members"], "last_read_message_id"),
         [3, 3],
-        "the other one sees how far"
+        "the other member sees the marker"
     );
     assert_eq!(
         ada.get(&format!("/chats/{chat}")).await.expect(200)["rev"],
@@ -443,9 +369,10 @@ async fn the_read_marker_moves_forward_only_and_not_past_the_end(server: TestSer
     );
 }
 
-async fn a_message_that_is_not_there_is_404(server: TestServer) {
+async fn an_unknown_message_is_404(server: TestServer) {
     let (ada, _, chat) = pair(&server).await;
     ada.say(&chat, "one").await;
+
     for id in
         ["0", "2", "-1", "9223372036854775807", "9223372036854775808", "x", "1.0", "01x", "%00"]
     {
@@ -454,5 +381,6 @@ async fn a_message_that_is_not_there_is_404(server: TestServer) {
         ada.patch(&message, json!({ "text": "x" })).await.refused(404, "message_not_found");
         ada.delete(&message).await.refused(404, "message_not_found");
     }
+
     assert_eq!(ada.texts(&chat, "").await, ["one"]);
 }

@@ -1,4 +1,4 @@
-//! Rate limits over HTTP: where they bite, and that they let go.
+//! Rate limits over HTTP: which requests they refuse, and until when.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::{PASSWORD, log_in, newcomer, on_another};
 use crate::support::{Answer, TestServer, everywhere};
 
 everywhere!(
-    sends_of_a_user_are_limited_and_nothing_is_half_done,
+    sends_of_a_user_are_limited_and_refused_sends_store_nothing,
     logins_to_an_account_are_limited_wherever_they_come_from,
     registrations_from_an_address_are_limited,
-    all_addresses_of_an_ipv6_network_are_one,
-    an_address_in_a_header_is_believed_of_a_trusted_proxy_only,
+    all_addresses_of_an_ipv6_network_share_one_limit,
+    only_a_trusted_proxys_forwarded_address_counts,
     other_changes_of_a_user_are_limited,
 );
 
-/// Runs the rest of a test on a server with its limits on, behind these proxies.
+/// Runs `test` on a server with rate limits, behind these trusted proxies.
 async fn limited<F: Future<Output = ()>>(
     server: &TestServer,
     proxies: Option<&str>,
@@ -30,16 +30,16 @@ async fn limited<F: Future<Output = ()>>(
     on_another(server, change, test).await;
 }
 
-/// Fails unless it was refused as one too many; the seconds to wait.
+/// Fails unless the answer is a 429. Returns the seconds to wait.
 #[track_caller]
 fn too_many(answer: &Answer) -> u64 {
     answer.refused(429, "rate_limited");
-    let seconds = answer.header("retry-after").expect("says when to come back").parse().unwrap();
+    let seconds = answer.header("retry-after").expect("a Retry-After header").parse().unwrap();
     assert!(seconds >= 1);
     seconds
 }
 
-async fn sends_of_a_user_are_limited_and_nothing_is_half_done(server: TestServer) {
+async fn sends_of_a_user_are_limited_and_refused_sends_store_nothing(server: TestServer) {
     limited(&server, None, |server| async move {
         let (ada, bob) = (server.user().await, server.user().await);
         let chat = ada.private_chat(&bob).await;
@@ -49,12 +49,13 @@ async fn sends_of_a_user_are_limited_and_nothing_is_half_done(server: TestServer
         let accepted = answers.iter().filter(|answer| answer.status == 201).count();
         assert!(
             (60..120).contains(&accepted),
-            "a burst of sixty, and what time earned: {accepted}"
+            "a burst of sixty, and permits earned meanwhile: {accepted}"
         );
+
         let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status != 201).collect();
         let wait = refused.iter().map(|answer| too_many(answer)).max().unwrap();
         let end = bob.get(&format!("/chats/{chat}")).await.expect(200)["last_message_id"].clone();
-        assert_eq!(end, json!(accepted), "what was refused was not sent");
+        assert_eq!(end, json!(accepted), "a refused message was not sent");
         bob.say(&chat, "I may").await;
         server.advance(Duration::from_secs(wait));
         ada.say(&chat, "again").await;
@@ -80,10 +81,11 @@ async fn logins_to_an_account_are_limited_wherever_they_come_from(server: TestSe
                     waits.push(too_many(&answer))
                 }
             }
-            assert!(waits.len() >= 3, "fifty guesses, and those that time earned");
+            assert!(waits.len() >= 3, "a burst of fifty guesses, and permits earned meanwhile");
             waits.into_iter().max().unwrap()
         };
         let right = json!({ "login": ada.login, "password": ada.password });
+
         too_many(&stranger.post("/sessions", right).await);
         log_in(&bob).await;
         ada.get("/users/me").await.expect(200);
@@ -105,6 +107,7 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
                 refused += too_many(&answer).min(1)
             }
         }
+
         assert!(refused >= 8, "{refused}");
         let code = server.invite(1).await;
         too_many(&stranger.post("/users", newcomer(&code, "ada")).await);
@@ -114,8 +117,8 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
     .await;
 }
 
-/// How many of so many guesses at an invite are refused as too many, each with another address in
-/// its header.
+/// Guesses an invite once from each address, named in a header. Returns how many guesses are
+/// refused with 429.
 async fn refused_from(server: &TestServer, addresses: impl Iterator<Item = String>) -> usize {
     let stranger = server.stranger();
     let mut refused = 0;
@@ -131,7 +134,7 @@ async fn refused_from(server: &TestServer, addresses: impl Iterator<Item = Strin
     refused
 }
 
-async fn all_addresses_of_an_ipv6_network_are_one(server: TestServer) {
+async fn all_addresses_of_an_ipv6_network_share_one_limit(server: TestServer) {
     limited(&server, Some("127.0.0.1"), |server| async move {
         let one_network = (0..40).map(|host| format!("2001:db8:1:2:{host:x}::1"));
         assert!(refused_from(&server, one_network).await >= 8);
@@ -141,7 +144,7 @@ async fn all_addresses_of_an_ipv6_network_are_one(server: TestServer) {
     .await;
 }
 
-async fn an_address_in_a_header_is_believed_of_a_trusted_proxy_only(server: TestServer) {
+async fn only_a_trusted_proxys_forwarded_address_counts(server: TestServer) {
     limited(&server, None, |server| async move {
         let forged = (0..40).map(|host| format!("203.0.113.{host}"));
         assert!(refused_from(&server, forged).await >= 8);
@@ -157,6 +160,7 @@ async fn other_changes_of_a_user_are_limited(server: TestServer) {
         let (done, refused): (Vec<_>, Vec<_>) =
             answers.iter().partition(|answer| answer.status < 300);
         assert!(done.len() >= 60 && !refused.is_empty());
+
         let wait = refused.into_iter().map(too_many).max().unwrap();
         let others =
             futures_util::future::join_all((0..30).map(|_| ada.post("/invites", json!({})))).await;

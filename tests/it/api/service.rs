@@ -10,8 +10,8 @@ use crate::support::{TestServer, User, everywhere};
 
 everywhere!(
     the_probes_answer_on_both_ports_without_a_token,
-    metrics_are_on_the_internal_port_alone,
-    metrics_tell_what_happened_and_no_secrets,
+    metrics_are_only_on_the_internal_port,
+    metrics_count_requests_and_contain_no_secrets,
     the_internal_port_serves_nothing_else,
     the_documents_are_served_and_describe_themselves,
     the_page_of_the_documents_loads,
@@ -19,7 +19,7 @@ everywhere!(
     every_problem_has_the_documented_shape,
 );
 
-/// A body as text; its status and type.
+/// The status, the content type and the body as text.
 async fn text(base: &str, path: &str) -> (u16, String, String) {
     let response = reqwest::get(format!("{base}{path}")).await.unwrap();
     let kind = response
@@ -41,7 +41,7 @@ async fn the_probes_answer_on_both_ports_without_a_token(server: TestServer) {
     server.stranger().get("/readyz").await.expect(200);
 }
 
-async fn metrics_are_on_the_internal_port_alone(server: TestServer) {
+async fn metrics_are_only_on_the_internal_port(server: TestServer) {
     assert_eq!(text(&server.internal_base(), "/metrics").await.0, 200);
     let ada = server.user().await;
     ada.get("/metrics").await.refused(404, "route_not_found");
@@ -50,16 +50,19 @@ async fn metrics_are_on_the_internal_port_alone(server: TestServer) {
     }
 }
 
-async fn metrics_tell_what_happened_and_no_secrets(server: TestServer) {
+async fn metrics_count_requests_and_contain_no_secrets(server: TestServer) {
     let (ada, bob) = (server.user_named("a-login-to-look-for").await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "a text to look for").await;
+
     let wrong = json!({ "login": ada.login, "password": PASSWORD });
     server.stranger().post("/sessions", wrong).await.expect(401);
     server.stranger().get("/a-path-to-look-for").await.expect(404);
+
     let (status, kind, metrics) = text(&server.internal_base(), "/metrics").await;
     assert_eq!(status, 200);
     assert!(kind.starts_with("text/plain"), "{kind}");
+
     for name in [
         "starling_http_requests_total",
         "starling_http_request_seconds_bucket",
@@ -70,6 +73,7 @@ async fn metrics_tell_what_happened_and_no_secrets(server: TestServer) {
     ] {
         assert!(metrics.contains(name), "{name} is missing");
     }
+
     assert!(metrics.contains("route=\"/chats/{chat_id}/messages\""), "the route, not the path");
     assert!(metrics.contains("code=\"invalid_credentials\""));
     for secret in ["to-look-for", "text to look", &chat, &ada.id, &ada.token, &ada.password] {
@@ -89,6 +93,7 @@ async fn the_internal_port_serves_nothing_else(server: TestServer) {
 async fn the_documents_are_served_and_describe_themselves(server: TestServer) {
     let (status, kind, body) = text(&server.base(), "/openapi.json").await;
     assert_eq!((status, kind.as_str()), (200, "application/json"));
+
     let document: Value = serde_json::from_str(&body).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     assert_eq!(
@@ -96,8 +101,10 @@ async fn the_documents_are_served_and_describe_themselves(server: TestServer) {
         serde_json::from_str::<Value>(&starling::server::openapi()).unwrap(),
         "as the command prints it"
     );
+
     let (status, kind, body) = text(&server.base(), "/asyncapi.json").await;
     assert_eq!((status, kind.as_str()), (200, "application/json"));
+
     let document: Value = serde_json::from_str(&body).unwrap();
     assert!(document["asyncapi"].as_str().unwrap().starts_with('3'));
     assert_eq!(document, starling::wire::asyncapi::document());
@@ -107,6 +114,7 @@ async fn the_page_of_the_documents_loads(server: TestServer) {
     let (status, kind, page) = text(&server.base(), "/docs/").await;
     assert_eq!(status, 200);
     assert!(kind.starts_with("text/html"), "{kind}");
+
     let sources = page.split("src=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
     let sources: Vec<&str> = sources.filter(|source| !source.starts_with("data:")).collect();
     assert!(!sources.is_empty());
@@ -115,9 +123,10 @@ async fn the_page_of_the_documents_loads(server: TestServer) {
         let path = format!("/docs/{}", source.trim_start_matches("./"));
         assert_eq!(text(&server.base(), &path).await.0, 200, "{path}");
     }
+
     let start = text(&server.base(), "/docs/swagger-initializer.js").await.2;
     assert!(start.contains("/openapi.json"), "{start}");
-    assert_eq!(text(&server.base(), "/").await.2, page, "the front door leads there");
+    assert_eq!(text(&server.base(), "/").await.2, page, "`/` shows the same page");
     assert_eq!(text(&server.base(), "/docs").await.0, 200);
     for path in ["/docs/../openapi", "/docs/nothing", "/docs/..%2f..%2fetc/passwd"] {
         assert_eq!(text(&server.base(), path).await.0, 404, "{path}");
@@ -166,5 +175,6 @@ async fn every_problem_has_the_documented_shape(server: TestServer) {
         assert!(!answer.body["detail"].as_str().unwrap().is_empty());
         codes.insert(answer.body["code"].as_str().unwrap().to_owned());
     }
+
     assert_eq!(codes.len(), 4);
 }

@@ -1,4 +1,4 @@
-//! All clients of a replica at once.
+//! All clients of a killed replica reconnect at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,45 +10,48 @@ use starling_loadtest::history::History;
 use starling_loadtest::workload;
 use tokio_util::sync::CancellationToken;
 
-use super::Herd;
+use super::Clients;
 use crate::chaos::stage::{Stage, StageOptions};
 
-/// Users, in pairs with a chat each.
+/// The number of users. Each pair of them has a chat.
 const USERS: usize = 56;
-/// Devices of a user, nearly as many as one may have: while the dead replica counts as alive, their
-/// old places are taken.
+/// Devices of a user, nearly the maximum. Their old connection slots count until the dead replica's
+/// lease ends.
 const DEVICES: usize = 18;
-/// Those who write meanwhile, each to one other.
+/// Users who send meanwhile, each to one other user.
 const WRITERS: usize = 10;
-/// Their pause between two messages.
+/// The pause of a writer between two messages.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn a_thousand_that_lost_their_replica_are_back_within_thirty_seconds_and_sends_stay_quick() {
+#[expect(clippy::print_stdout, reason = "the figures are the result of the test")]
+async fn a_thousand_clients_of_a_killed_replica_reconnect_in_thirty_seconds_and_sends_stay_fast() {
     let (back, sends) = fall().await;
     let p99 = sends[sends.len() * 99 / 100];
     println!(
-        "{} sockets dropped at once: back after {:.1} s; {} sends meanwhile: p50 {:?}, p99 {p99:?}, slowest {:?}",
+        "{} sockets dropped at once: back after {:.1} s; \
+         {} sends meanwhile: p50 {:?}, p99 {p99:?}, slowest {:?}",
         USERS * DEVICES,
         back.as_secs_f64(),
         sends.len(),
         sends[sends.len() / 2],
         sends[sends.len() - 1]
     );
+
     assert!(back < Duration::from_secs(30), "{back:?}");
     assert!(sends.len() > 100 && p99 < Duration::from_secs(1), "{p99:?}");
 }
 
-/// Everybody is on one replica, and it dies. After how long all are back on the other, and how long
-/// each send through that one took meanwhile, in order.
+/// Kills the replica of all devices. Returns after how long all are live on the other replica, and
+/// how long each send through that replica took meanwhile, sorted.
 async fn fall() -> (Duration, Vec<Duration>) {
     let mut stage = Stage::set(2, &StageOptions::default()).await;
-    let herd = Herd::of(&stage, &stage.bases(), (USERS, DEVICES), |_| 0).await;
+    let herd = Clients::of(&stage, &stage.bases(), (USERS, DEVICES), |_| 0).await;
     let mut chats = Vec::new();
     for pair in 0..WRITERS {
         chats.push(herd.community.private(pair * 2, pair * 2 + 1).await.unwrap());
     }
+
     let over = CancellationToken::new();
     let writers = herd
         .community
@@ -59,31 +62,38 @@ async fn fall() -> (Duration, Vec<Duration>) {
         .zip(chats)
         .collect();
     let history = herd.community.actors[0].history().clone();
+
     let writing = {
         let (base, over) = (stage.replicas[1].base(), over.clone());
-        // On a thread of its own: what is measured is not how busy the thousand are.
+        // The writers have a thread of their own, so that the clients' load does not distort their
+        // times.
         tokio::task::spawn_blocking(move || write_all(&base, &history, writers, &over))
     };
-    // The first writes are before it.
+
+    // Let the first sends precede the kill.
     tokio::time::sleep(Duration::from_secs(1)).await;
+
     let start = Instant::now();
     stage.replicas[0].kill().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
+
     let all = workload::wait_until_live(&herd.devices, Duration::from_secs(40)).await;
     let back = if all { start.elapsed() } else { Duration::from_secs(40) };
     over.cancel();
+
     let written = writing.await.unwrap();
     let mut sends: Vec<Duration> =
         written.into_iter().filter(|(begun, _)| *begun >= start).map(|(_, took)| took).collect();
     sends.sort_unstable();
-    // The log is read from both.
+
+    // The check reads the log from both replicas.
     stage.replicas[0].start();
     stage.replicas[0].until_ready().await;
     herd.must_be_clean().await;
     (back, sends)
 }
 
-/// When each message was sent through this replica, and how long it took.
+/// Sends through one replica until `over`. Returns when each send began and how long it took.
 fn write_all(
     base: &str,
     history: &Arc<History>,

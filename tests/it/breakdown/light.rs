@@ -1,5 +1,5 @@
-//! A client that keeps nothing but how far it knows its one chat: a thousand of them cost little.
-//! In that chat there must be nothing but new messages, so that each rev is told once.
+//! A client that stores only the rev of its one chat, so that a thousand clients cost little. The
+//! only changes of the chat must be new messages, so that each rev arrives once.
 
 use std::time::Duration;
 
@@ -9,33 +9,33 @@ use starling_loadtest::wire::FrameKind;
 
 use crate::support::User;
 
-/// How long a frame may take where one is due.
+/// How long an expected frame may take.
 const FRAME_MAX: Duration = Duration::from_secs(20);
 
-/// A connection that asked for what came after some rev.
+/// A connection that synced from a rev.
 pub struct Light {
     socket: Socket,
     chat: String,
-    /// Up to where it knows the chat, once it knows it.
+    /// The latest rev, once the client has one.
     pub rev: Option<u32>,
 }
 
-/// What came.
+/// A step of the stream of frames.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The next rev.
-    Told(u32),
-    /// It is up to date.
+    /// A new message with this rev.
+    Message(u32),
+    /// The end of the sync.
     Synced,
-    /// The end.
+    /// The end of the connection, with its close code.
     Closed(Option<u16>),
 }
 
 impl Light {
-    /// Connects and sends `sync`, which names the chat if it is known.
+    /// Connects and sends `sync`, which names the chat if there is a rev.
     ///
     /// # Errors
-    /// Why there is no connection, in words.
+    /// A description if there is no connection.
     pub async fn connect(
         user: &User,
         chat: &str,
@@ -50,41 +50,43 @@ impl Light {
             Ok(Incoming::Frame(frame)) if frame.kind == FrameKind::Ready => {}
             other => return Err(format!("{other:?}")),
         }
-        let known = rev.map_or_else(|| json!({}), |rev| json!({ chat: rev }));
-        let asked = socket.send(&json!({ "type": "sync", "chats": known })).await;
+
+        let chats = rev.map_or_else(|| json!({}), |rev| json!({ chat: rev }));
+        let asked = socket.send(&json!({ "type": "sync", "chats": chats })).await;
         if asked {
             Ok(Self { socket, chat: chat.to_owned(), rev })
         } else {
-            Err("it is closed".to_owned())
+            Err("the connection is closed".to_owned())
         }
     }
 
-    /// What comes next of the chat. Fails unless it goes on where it was.
+    /// The next step. Fails if a message does not have the next rev.
     pub async fn step(&mut self) -> Step {
         loop {
             let next = tokio::time::timeout(FRAME_MAX, self.socket.next()).await;
-            let frame = match next.expect("something comes in time") {
+            let frame = match next.expect("a frame arrives in time") {
                 Incoming::Frame(frame) => frame,
                 Incoming::Closed(code) => return Step::Closed(code),
-                Incoming::Garbage => panic!("that is no frame"),
+                Incoming::Garbage => panic!("a malformed frame"),
             };
+
             match frame.kind {
                 FrameKind::NewMessage => {
                     let rev = frame.rev.unwrap();
-                    assert_eq!(self.rev.map(|rev| rev + 1), Some(rev), "without a gap, and once");
+                    assert_eq!(self.rev.map(|rev| rev + 1), Some(rev), "no gap and no duplicate");
                     self.rev = Some(rev);
-                    return Step::Told(rev);
+                    return Step::Message(rev);
                 }
                 FrameKind::ChatAdded => self.rev = frame.chat.map(|chat| chat.rev),
                 FrameKind::Synced => {
                     assert_eq!(
                         frame.chats.unwrap().get(&self.chat).copied(),
                         self.rev,
-                        "it is told all up to here"
+                        "the client has every change up to here"
                     );
                     return Step::Synced;
                 }
-                // Who can't be brought up to date is told so, and closed.
+                // If a sync fails, the server sends an error and closes the connection.
                 FrameKind::Error => {
                     assert_eq!(frame.code.as_deref(), Some("unavailable"), "{frame:?}")
                 }
@@ -94,9 +96,9 @@ impl Light {
         }
     }
 
-    /// Reads until it knows this rev. Whether it got there before the connection ended.
+    /// Reads up to this rev. Returns whether it arrived before the connection ended.
     pub async fn until(&mut self, rev: u32) -> bool {
-        while self.rev.is_none_or(|known| known < rev) {
+        while self.rev.is_none_or(|latest| latest < rev) {
             if let Step::Closed(_) = self.step().await {
                 return false;
             }
@@ -104,12 +106,12 @@ impl Light {
         true
     }
 
-    /// Reads until it is up to date. Whether it got there before the connection ended.
+    /// Reads up to the end of the sync. Returns whether it arrived before the connection ended.
     pub async fn until_synced(&mut self) -> bool {
         loop {
             match self.step().await {
                 Step::Synced => return true,
-                Step::Told(_) => {}
+                Step::Message(_) => {}
                 Step::Closed(_) => return false,
             }
         }

@@ -11,65 +11,78 @@ use super::{send, users};
 use crate::chaos::stage::{Stage, StageOptions};
 use crate::support::User;
 
-/// Clients, each user having as many as one may.
+/// Clients. Each user has the maximum number of connections.
 const READERS: usize = 500;
 const OF_A_USER: usize = 20;
-/// What one of them may cost, in resident bytes. Twice as much is promised; but of what is sent no
-/// more than this would be in memory if nothing bounded it.
+/// The resident bytes that a client may cost. The promise is twice as much, but without any bound
+/// these messages would take little more than this.
 const EACH_BYTES_MAX: u64 = 1024 * 1024;
-/// Messages of the longest text: more than a connection's bound and the sockets' own buffers hold.
+/// Messages of the longest text: more than an outbox and the system's socket buffers hold.
 const SENDS: u32 = 130;
-/// How long everybody stalls.
+/// How long the clients stall.
 const STALL: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn five_hundred_stalled_readers_cost_two_mebibytes_each_at_most_and_come_back_without_loss() {
+#[expect(clippy::print_stdout, reason = "the figures are the result of the test")]
+async fn five_hundred_stalled_clients_cost_at_most_two_mebibytes_each_and_lose_nothing() {
     let stage = Stage::set(1, &StageOptions::default()).await;
     let people = users(&stage, &vec![0; READERS / OF_A_USER + 1]).await;
     let (writer, readers) = people.split_first().unwrap();
     let chat = writer.channel(&readers.iter().collect::<Vec<_>>()).await;
     let owner = |number: usize| &readers[number / OF_A_USER];
-    let mut clients = come(&chat, (0..READERS).map(|number| (owner(number), 1)).collect()).await;
+    let mut clients =
+        connect_all(&chat, (0..READERS).map(|number| (owner(number), 1)).collect()).await;
     for client in &mut clients {
         assert!(client.until_synced().await);
     }
+
     let pid = stage.replicas[0].pid().unwrap();
     let before = resident_bytes(pid).unwrap();
     let filler = "🐢".repeat(4_000);
     for number in 1..=SENDS {
         assert_eq!(send(writer, &chat, &format!("{number} {filler}")).await, 201);
     }
+
     tokio::time::sleep(STALL).await;
     let live = peak_resident_bytes(pid).unwrap() - before;
     let last = SENDS + 1;
-    // What went into the sockets is whole; the rest is not there.
-    let known = join_all(clients.iter_mut().map(async |client| {
-        assert!(!client.until(last).await, "it was closed before it had everything");
+
+    // The frames that reached the socket have no gap. Then the connection is closed.
+    let revs = join_all(clients.iter_mut().map(async |client| {
+        assert!(!client.until(last).await, "the connection is closed before the last message");
         client.rev.unwrap()
     }));
-    let known = known.await;
+    let revs = revs.await;
     drop(clients);
-    // They come back, ask for the rest, which is more than may wait for one, and stall again.
-    assert!(known.iter().all(|known| *known < SENDS / 2), "{known:?}");
-    let clients =
-        come(&chat, known.iter().enumerate().map(|(number, rev)| (owner(number), *rev)).collect())
-            .await;
+
+    // The clients reconnect, sync from their revs, and stall again. Each has missed more than its
+    // outbox may hold.
+    assert!(revs.iter().all(|rev| *rev < SENDS / 2), "{revs:?}");
+
+    let clients = connect_all(
+        &chat,
+        revs.iter().enumerate().map(|(number, rev)| (owner(number), *rev)).collect(),
+    )
+    .await;
     tokio::time::sleep(STALL).await;
+
     let start = Instant::now();
     let reading = clients.into_iter().enumerate().map(async |(number, mut client)| {
         while !client.until(last).await {
-            let known = client.rev;
+            let rev = client.rev;
             drop(client);
-            client = come_back(owner(number), &chat, known, start).await;
+            client = reconnect(owner(number), &chat, rev, start).await;
         }
     });
-    // Some at a time: a debug build has only so many messages to give in a minute.
+
+    // Fifty clients at a time, since a debug build is too slow for more.
     stream::iter(reading).buffer_unordered(50).collect::<Vec<()>>().await;
+
     let peak = peak_resident_bytes(pid).unwrap() - before;
     let mib = |bytes: u64| bytes / 1024 / 1024;
     println!(
-        "{READERS} stalled readers: {} MiB while live, {} MiB in all; the slowest had everything after {:.1} s",
+        "{READERS} stalled readers: {} MiB while live, {} MiB in all; \
+         the slowest had everything after {:.1} s",
         mib(live),
         mib(peak),
         start.elapsed().as_secs_f64()
@@ -77,10 +90,10 @@ async fn five_hundred_stalled_readers_cost_two_mebibytes_each_at_most_and_come_b
     assert!(peak <= READERS as u64 * EACH_BYTES_MAX, "{} MiB", mib(peak));
 }
 
-/// As often as it takes: the place of the connection before may still be taken.
-async fn come_back(user: &User, chat: &str, known: Option<u32>, start: Instant) -> Light {
+/// Retries until there is a connection: the slot of the previous one may still count.
+async fn reconnect(user: &User, chat: &str, rev: Option<u32>, start: Instant) -> Light {
     loop {
-        match Light::connect(user, chat, known, false).await {
+        match Light::connect(user, chat, rev, false).await {
             Ok(client) => return client,
             Err(error) => assert!(start.elapsed() < Duration::from_mins(2), "{error}"),
         }
@@ -88,10 +101,10 @@ async fn come_back(user: &User, chat: &str, known: Option<u32>, start: Instant) 
     }
 }
 
-/// Connections with small buffers that asked for what came after these revs.
-async fn come(chat: &str, known: Vec<(&User, u32)>) -> Vec<Light> {
-    let connecting = known.into_iter().map(async |(user, rev)| {
-        Light::connect(user, chat, Some(rev), true).await.expect("it is let in")
+/// Connections with small receive buffers that sync from these revs.
+async fn connect_all(chat: &str, revs: Vec<(&User, u32)>) -> Vec<Light> {
+    let connecting = revs.into_iter().map(async |(user, rev)| {
+        Light::connect(user, chat, Some(rev), true).await.expect("the client connects")
     });
     stream::iter(connecting).buffered(32).collect().await
 }

@@ -1,5 +1,5 @@
-//! What only the database says of the log at the end: by which revision a message was sent and
-//! under which key, and since and until when somebody was a member.
+//! The parts of the final log that only the database has: the rev and `client_id` with which each
+//! message was sent, and the revs at which each member joined and left.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use starling_loadtest::checker::{FinalChat, FinalLog, FinalMember};
 use starling_loadtest::history::{Digest, History};
 use uuid::Uuid;
 
-/// Completes what the replicas said.
+/// Completes the log that the replicas returned.
 pub async fn complete(log: &mut FinalLog, history: &History, url: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
     for chat in &mut log.chats {
@@ -24,6 +24,7 @@ async fn complete_chat(chat: &mut FinalChat, history: &History, connection: &mut
             .fetch_all(&mut *connection)
             .await
             .unwrap();
+
     let messages: HashMap<u32, (u32, Digest)> = messages
         .into_iter()
         .map(|(id, sent_rev, key)| {
@@ -34,13 +35,16 @@ async fn complete_chat(chat: &mut FinalChat, history: &History, connection: &mut
     for message in &mut chat.messages {
         (message.sent_rev, message.client_id) = messages[&message.seen.id];
     }
+
     let members: Vec<(Uuid, i64, i64, Option<i64>, i64)> = sqlx::query_as(
-        "SELECT user_id, joined_rev, rev, left_rev, last_read_message_id FROM members WHERE chat_id = $1",
+        "SELECT user_id, joined_rev, rev, left_rev, last_read_message_id FROM members
+         WHERE chat_id = $1",
     )
     .bind(id)
     .fetch_all(&mut *connection)
     .await
     .unwrap();
+
     let member =
         |(user_id, joined_rev, rev, left_rev, last_read): (Uuid, i64, i64, Option<i64>, i64)| {
             FinalMember {
@@ -51,6 +55,7 @@ async fn complete_chat(chat: &mut FinalChat, history: &History, connection: &mut
                 last_read_message_id: number(last_read),
             }
         };
+
     chat.members = members.into_iter().map(member).collect();
     let renamed: i64 = sqlx::query_scalar("SELECT renamed_rev FROM chats WHERE id = $1")
         .bind(id)

@@ -1,4 +1,4 @@
-//! What goes wrong: one fault at a time or two at once, each for a while, all chosen by a seed.
+//! The faults: one at a time or two at once, each for a limited time, chosen by a seed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,6 @@ use rand::seq::IndexedRandom;
 use super::stage::Stage;
 use crate::support::{Mode, Way};
 
-/// The kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     ReplicaKilled,
@@ -62,10 +61,10 @@ impl Fault {
     ];
 }
 
-/// How often each kind was there.
+/// How often each kind of fault happened.
 pub type Tally = BTreeMap<Fault, u64>;
 
-/// Lets it happen, waits, and mends it.
+/// Causes the fault, waits, and ends it.
 pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
     let span = Duration::from_millis(rng.random_range(200..2500));
     let one = rng.random_range(0..stage.replicas.len());
@@ -97,49 +96,29 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
         | Fault::RedisReadOnly
         | Fault::RedisOutOfMemory
         | Fault::SubscriptionsCut => redis(fault, stage, span).await,
-        Fault::RedisBlackHole => redis_way(stage, rng, Mode::BlackHole, span).await,
-        Fault::RedisRefused => redis_way(stage, rng, Mode::Refuse, span).await,
+        Fault::RedisBlackHole => with_redis_proxy(stage, rng, Mode::BlackHole, span).await,
+        Fault::RedisRefused => with_redis_proxy(stage, rng, Mode::Refuse, span).await,
         Fault::RedisSlow => {
-            redis_way(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await
+            with_redis_proxy(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await
         }
-        Fault::PostgresStoppedAtOnce => {
-            stage.postgres.stop_immediately();
-            tokio::time::sleep(span / 2).await;
-            stage.postgres.restart().await;
-        }
-        Fault::PostgresKilled => {
-            stage.postgres.kill();
-            tokio::time::sleep(span / 2).await;
-            stage.postgres.restart().await;
-        }
-        Fault::BackendsTerminated => {
-            let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
-            for _ in 0..3 {
-                stage.postgres.execute(all).await;
-                tokio::time::sleep(span / 3).await;
-            }
-        }
-        Fault::MessagesLocked => {
-            let s = span.as_secs_f64();
-            let lock = format!(
-                "BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({s}); COMMIT"
-            );
-            stage.postgres.execute(&lock).await;
-        }
-        Fault::PostgresBlackHole => postgres_way(stage, one, Mode::BlackHole, span).await,
-        Fault::PostgresRefused => postgres_way(stage, one, Mode::Refuse, span).await,
+        Fault::PostgresStoppedAtOnce
+        | Fault::PostgresKilled
+        | Fault::BackendsTerminated
+        | Fault::MessagesLocked => postgres(fault, stage, span).await,
+        Fault::PostgresBlackHole => with_postgres_proxy(stage, one, Mode::BlackHole, span).await,
+        Fault::PostgresRefused => with_postgres_proxy(stage, one, Mode::Refuse, span).await,
         Fault::PostgresSlow => {
-            postgres_way(stage, one, Mode::Delay(Duration::from_millis(30)), span).await
+            with_postgres_proxy(stage, one, Mode::Delay(Duration::from_millis(30)), span).await
         }
         Fault::AnswerOfCommitCut => {
             for _ in 0..5 {
-                // Every text of the run has these words: what was asked was to commit one of them.
+                // Every text of the run has these words, so the cut hits the answer to a send.
                 let cut = if rng.random() {
                     Mode::CutAnswerTo(b" of run ".to_vec())
                 } else {
                     Mode::CutAfter(Way::ToClient, rng.random_range(1..2000))
                 };
-                postgres_way(stage, one, cut, span / 5).await;
+                with_postgres_proxy(stage, one, cut, span / 5).await;
             }
         }
     }
@@ -180,8 +159,38 @@ async fn redis(fault: Fault, stage: &mut Stage, span: Duration) {
     }
 }
 
-/// The way of some replicas to Redis, one or all.
-async fn redis_way(stage: &Stage, rng: &mut StdRng, mode: Mode, span: Duration) {
+async fn postgres(fault: Fault, stage: &mut Stage, span: Duration) {
+    match fault {
+        Fault::PostgresStoppedAtOnce => {
+            stage.postgres.stop_immediately();
+            tokio::time::sleep(span / 2).await;
+            stage.postgres.restart().await;
+        }
+        Fault::PostgresKilled => {
+            stage.postgres.kill();
+            tokio::time::sleep(span / 2).await;
+            stage.postgres.restart().await;
+        }
+        Fault::BackendsTerminated => {
+            let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE pid <> pg_backend_pid()";
+            for _ in 0..3 {
+                stage.postgres.execute(all).await;
+                tokio::time::sleep(span / 3).await;
+            }
+        }
+        _ => {
+            let s = span.as_secs_f64();
+            let lock = format!(
+                "BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({s}); COMMIT"
+            );
+            stage.postgres.execute(&lock).await;
+        }
+    }
+}
+
+/// Sets the proxy between Redis and one replica or all for a while.
+async fn with_redis_proxy(stage: &Stage, rng: &mut StdRng, mode: Mode, span: Duration) {
     let all: Vec<usize> = (0..stage.replicas.len()).collect();
     let count = *[1, all.len()].choose(rng).unwrap();
     let some: Vec<usize> = all.sample(rng, count).copied().collect();
@@ -194,7 +203,8 @@ async fn redis_way(stage: &Stage, rng: &mut StdRng, mode: Mode, span: Duration) 
     }
 }
 
-async fn postgres_way(stage: &Stage, one: usize, mode: Mode, span: Duration) {
+/// Sets the proxy between Postgres and one replica for a while.
+async fn with_postgres_proxy(stage: &Stage, one: usize, mode: Mode, span: Duration) {
     stage.replicas[one].to_postgres.set(mode);
     tokio::time::sleep(span).await;
     stage.replicas[one].to_postgres.set(Mode::Pass);

@@ -1,5 +1,5 @@
-//! Who lives through it: users who write, edit, remove, come, go, log in and out, read, and are cut
-//! off.
+//! The workload during the faults: users send, edit, remove, join, leave, log in and out, read, and
+//! lose connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const PRIVATE_CHATS: usize = 30;
 /// How long a client waits for an answer: longer than the server may take.
 const REQUEST_MAX: Duration = Duration::from_secs(8);
 
-/// The people and their chats.
+/// The users, their chats and devices.
 pub struct Scene {
     pub history: Arc<History>,
     pub community: Community,
@@ -27,13 +27,13 @@ pub struct Scene {
     hot: String,
     churned: String,
     private: Vec<String>,
-    /// The devices go on when the others have stopped.
+    /// The work of the devices, which go on when the writers have stopped.
     watching: Work,
     pub work: Work,
 }
 
 impl Scene {
-    /// Makes the people and their chats, and connects them.
+    /// Creates the users and their chats, and connects the devices.
     pub async fn set(stage: &Stage, seed: u64, pace: Duration) -> Self {
         let lines = stage.make_users(USERS).await;
         let accounts = workload::accounts_of_json_lines(&lines).unwrap();
@@ -44,14 +44,16 @@ impl Scene {
         let history = History::new(Bounds::default());
         let community =
             Community::gather(&stage.bases(), REQUEST_MAX, &history, accounts).await.unwrap();
-        let everybody: Vec<usize> = (0..WRITERS).collect();
-        let hot = community.group(&everybody).await.unwrap();
+        let writers: Vec<usize> = (0..WRITERS).collect();
+        let hot = community.group(&writers).await.unwrap();
         let churned = community.group(&[0, 1, 2]).await.unwrap();
+
         let mut private = Vec::new();
         for number in 0..PRIVATE_CHATS {
             let peer = (number + 1 + number / WRITERS) % WRITERS;
             private.push(community.private(number % WRITERS, peer).await.unwrap());
         }
+
         let watching = Work::new(seed, Duration::ZERO, CancellationToken::new());
         let devices = workload::connect_all(
             &watching,
@@ -62,11 +64,12 @@ impl Scene {
             workload::wait_until_live(&devices, Duration::from_secs(30)).await,
             "all devices connect"
         );
+
         let work = Work::new(seed, pace, CancellationToken::new());
         Self { history, community, devices, secrets, hot, churned, private, watching, work }
     }
 
-    /// Everybody does what they do.
+    /// Starts the workload.
     pub fn begin(&self) {
         let (work, actors, devices) = (&self.work, &self.community.actors, &self.devices);
         let hot = || vec![self.hot.clone()];
@@ -74,8 +77,10 @@ impl Scene {
         for device in &devices[8..12] {
             work.spawn(workload::write_on_socket(work.clone(), device.clone(), hot(), 4));
         }
+
         work.spawn(workload::retry(work.clone(), actors[12].clone(), hot()));
         work.spawn(workload::replay(work.at_pace(work.pace * 8), actors[13].clone(), hot()));
+
         let (editor, device) = (actors[14].clone(), Some(devices[14].clone()));
         work.spawn(workload::edit_and_remove(work.clone(), editor, device, self.hot.clone()));
         work.spawn(workload::edit_and_remove(
@@ -84,6 +89,7 @@ impl Scene {
             None,
             self.churned.clone(),
         ));
+
         for (number, actor) in actors[..8].iter().enumerate() {
             let own: Vec<String> =
                 self.private.iter().skip(number).step_by(WRITERS).cloned().collect();
@@ -95,6 +101,7 @@ impl Scene {
             ));
             work.spawn(workload::mark_read(work.at_pace(work.pace * 4), actor.clone(), hot()));
         }
+
         let comers: Vec<Actor> = actors[WRITERS..].to_vec();
         let churn = work.at_pace(work.pace * 3);
         work.spawn(workload::churn_membership(
@@ -103,11 +110,13 @@ impl Scene {
             comers,
             self.churned.clone(),
         ));
+
         let users: Vec<String> =
             actors.iter().map(|actor| actor.account().user_id.clone()).collect();
         for device in &devices[4..7] {
             work.spawn(watch(work.at_pace(Duration::from_secs(3)), device.clone(), users.clone()));
         }
+
         let slow = work.at_pace(Duration::from_millis(1500));
         work.spawn(workload::churn_sessions(slow.clone(), actors[15].clone(), self.hot.clone()));
         work.spawn(workload::cut_now_and_then(
@@ -122,7 +131,7 @@ impl Scene {
         ));
     }
 
-    /// Whether every replica takes a message now.
+    /// Whether every replica accepts a message now.
     pub async fn is_well(&self, replicas: usize) -> bool {
         for replica in 0..replicas {
             let text = self.work.unique("is it well");
@@ -133,13 +142,14 @@ impl Scene {
         true
     }
 
-    /// The devices hang up.
+    /// Disconnects the devices.
     pub async fn hang_up(&self) {
         self.watching.finish().await;
     }
 }
 
-/// A device asks who is online, again and again, since each connection has to ask anew.
+/// A device watches the presence of all users. It repeats the frame, since each connection needs
+/// its own.
 async fn watch(work: Work, device: Device, users: Vec<String>) {
     let mut rng = work.rng();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();

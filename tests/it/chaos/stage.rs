@@ -1,4 +1,4 @@
-//! A fleet of processes with everything that it depends on, each piece to be broken by itself.
+//! A fleet of processes with its own Postgres, Redis and proxies. Each part can fail separately.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -18,11 +18,11 @@ const LIFE_MAX: Duration = Duration::from_secs(30);
 pub struct StageOptions {
     /// `STARLING_FAILPOINTS`.
     pub failpoints: &'static str,
-    /// Clients ping every three seconds, so that what is dead is soon known to be.
+    /// Clients ping every three seconds, so that they soon find a dead connection.
     pub quick_heartbeat: bool,
 }
 
-/// Everything.
+/// The fleet and the services that it depends on.
 pub struct Stage {
     pub postgres: OwnPostgres,
     pub redis: OwnRedis,
@@ -30,7 +30,7 @@ pub struct Stage {
     dir: TempDir,
 }
 
-/// A process, and its ways to what it depends on.
+/// A process, and the proxies to its services.
 pub struct Replica {
     pub port: u16,
     pub to_postgres: Proxy,
@@ -41,7 +41,7 @@ pub struct Replica {
 }
 
 impl Stage {
-    /// Starts so many replicas.
+    /// Starts the services and this number of replicas.
     pub async fn set(replicas: usize, options: &StageOptions) -> Self {
         let (postgres, redis, dir) =
             (OwnPostgres::start().await, OwnRedis::start().await, tempfile::tempdir().unwrap());
@@ -51,6 +51,7 @@ impl Stage {
             let log = stage.dir.path().join(format!("replica-{number}.log"));
             stage.replicas.push(Replica::new(&stage.postgres, &stage.redis, options, log).await);
         }
+
         for replica in &mut stage.replicas {
             replica.start();
         }
@@ -66,7 +67,7 @@ impl Stage {
         command
     }
 
-    /// Makes accounts; one JSON object a line.
+    /// Creates accounts. Returns one JSON object on each line.
     pub async fn make_users(&self, count: usize) -> String {
         let count = count.to_string();
         let made = self
@@ -78,7 +79,7 @@ impl Stage {
         String::from_utf8(made.stdout).unwrap()
     }
 
-    /// Makes one account with a session.
+    /// Creates an account with a session.
     pub async fn make_user(&self, login: &str) -> serde_json::Value {
         let made = self
             .command(&["user", "create", "--login", login, "--with-session"])
@@ -93,14 +94,14 @@ impl Stage {
         self.replicas.iter().map(Replica::base).collect()
     }
 
-    /// Starts what died by itself.
+    /// Starts the replicas that have crashed. Returns their number.
     pub fn revive(&mut self) -> u64 {
         let dead =
             self.replicas.iter_mut().filter_map(|replica| replica.has_died().then_some(replica));
         dead.map(Replica::start).count() as u64
     }
 
-    /// What all replicas logged.
+    /// The logs of all replicas.
     pub fn logs(&self) -> String {
         let logs = self
             .replicas
@@ -143,9 +144,9 @@ impl Replica {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Changes its environment from the next start on.
+    /// Sets an environment variable for later starts.
     pub fn set(&mut self, key: &'static str, value: &str) {
-        self.environment.retain(|(known, _)| *known != key);
+        self.environment.retain(|(present, _)| *present != key);
         self.environment.push((key, value.to_owned()));
     }
 
@@ -163,28 +164,28 @@ impl Replica {
         self.child = Some(child);
     }
 
-    /// Waits until it takes clients.
+    /// Waits until the replica is ready.
     pub async fn until_ready(&self) {
         let start = Instant::now();
         while !self.is_ready().await {
             assert!(
                 start.elapsed() < LIFE_MAX,
                 "a replica does not get ready: {}",
-                self.last_words()
+                self.last_log_lines()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// The same while it may crash at a failpoint: then it is started again, as an orchestrator
-    /// does.
+    /// Waits until the replica is ready. Starts it again if it crashes at a failpoint, as an
+    /// orchestrator does.
     pub async fn until_ready_again(&mut self) {
         let start = Instant::now();
         while !self.is_ready().await {
             assert!(
                 start.elapsed() < LIFE_MAX,
                 "a replica does not get ready: {}",
-                self.last_words()
+                self.last_log_lines()
             );
             if self.has_died() {
                 self.start();
@@ -201,7 +202,7 @@ impl Replica {
             .is_ok_and(|answer| answer.status() == 200)
     }
 
-    fn last_words(&self) -> String {
+    fn last_log_lines(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
@@ -217,14 +218,15 @@ impl Replica {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Kills it, as the kernel does when memory runs out.
+    /// Kills the process, as the kernel does when memory runs out.
     pub async fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill().await;
         }
     }
 
-    /// Stops it as an orchestrator does, and waits until it is gone. Whether it ended well.
+    /// Stops the process as an orchestrator does, and waits for its end. Returns whether it ended
+    /// with code 0.
     pub async fn terminate(&mut self) -> bool {
         self.signal("-TERM");
         let Some(mut child) = self.child.take() else { return true };

@@ -1,5 +1,5 @@
-//! After the fire: everything mended, the log read from every replica, and all of it held against
-//! the invariants.
+//! The check after a run: ends all faults, reads the log from every replica, and checks the record
+//! against the invariants.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use super::scene::Scene;
 use super::stage::Stage;
 use crate::support::Mode;
 
-/// How long after the last fault and the last change everybody may take to know everything.
+/// How long the devices may take to catch up after the last fault and the last change.
 pub const HEAL: Duration = Duration::from_secs(10);
-/// Resident bytes of a replica at most: a debug build under this load.
+/// The maximum of a replica's resident bytes: a debug build under this load.
 const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// What the checker says.
+/// The checker's report, and the record that it is about.
 pub struct Verdict {
     pub report: Report,
     record: Record,
 }
 
 impl Verdict {
-    /// Fails, and keeps the record, unless nothing is wrong.
+    /// Fails unless the report is clean. Writes the record to a file in that case.
     #[track_caller]
     pub fn must_be_clean(&self) {
         if self.report.is_clean() {
@@ -38,7 +38,7 @@ impl Verdict {
     }
 }
 
-/// Notes how much memory each replica takes.
+/// Records the resident bytes of each replica.
 pub fn sample_memory(stage: &Stage, scene: &Scene) {
     for (number, replica) in stage.replicas.iter().enumerate() {
         if let Some(bytes) = replica.pid().and_then(resident_bytes) {
@@ -47,13 +47,14 @@ pub fn sample_memory(stage: &Stage, scene: &Scene) {
     }
 }
 
-/// Mends everything, waits, and reads.
+/// Ends all faults, waits until the devices have caught up, and checks the run.
 pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdict {
     for replica in &stage.replicas {
         replica.to_postgres.set(Mode::Pass);
         replica.to_redis.set(Mode::Pass);
         replica.signal("-CONT");
     }
+
     stage.revive();
     for replica in &mut stage.replicas {
         replica.until_ready_again().await;
@@ -63,11 +64,13 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
     for replica in &mut stage.replicas {
         replica.until_ready_again().await;
     }
+
     let healed_us = scene.history.now_us();
     let mut log = workload::read_final_log(&scene.community.actors).await.unwrap();
     let heal = workload::until_caught_up(&scene.devices, &log, healed_us, HEAL).await;
     database::complete(&mut log, &scene.history, &stage.postgres.url()).await;
     scene.hang_up().await;
+
     let keys: Vec<String> = stage.redis.command(&["KEYS", "*"]).await;
     let exposed = [
         Exposed { place: "the replicas' logs".to_owned(), text: stage.logs() },
@@ -81,6 +84,7 @@ pub async fn reach(stage: &mut Stage, scene: &Scene, revoke: Duration) -> Verdic
         ..Limits::default()
     };
     let record = scene.history.take();
+
     let report = check(&Evidence {
         record: &record,
         log: &log,

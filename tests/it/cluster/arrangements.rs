@@ -1,17 +1,21 @@
-//! The same promises over a Redis Cluster, and over a master that Sentinels replace.
+//! The contracts over a Redis Cluster, and over a master that a Sentinel replaces.
 
 use std::time::Duration;
 
 use starling::cluster::{Arrival, Bus, RateLimiter, SessionCache};
-use starling::model::limits::{Alone, Rate};
+use starling::model::limits::{Rate, WithoutRedis};
 use starling::model::token::TokenHash;
 use starling::model::{ChatId, Clock, Event, Topic, UserId};
 
 use super::{Replica, prefix, presence};
 use crate::support::{OwnRedis, eventually};
 
-const RATE: Rate =
-    Rate { name: "test", burst: 20, every: Duration::from_mins(1), alone: Alone::AsEver };
+const RATE: Rate = Rate {
+    name: "test",
+    burst: 20,
+    every: Duration::from_mins(1),
+    without_redis: WithoutRedis::Full,
+};
 
 /// Whether the events of one replica on this many topics reach another within two seconds.
 async fn is_received(speaker: &Replica, listener: &mut Replica, topics: usize) -> bool {
@@ -20,6 +24,7 @@ async fn is_received(speaker: &Replica, listener: &mut Replica, topics: usize) -
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
     }
+
     tokio::time::sleep(Duration::from_millis(500)).await;
     for chat_id in &chats {
         speaker
@@ -27,6 +32,7 @@ async fn is_received(speaker: &Replica, listener: &mut Replica, topics: usize) -
             .bus
             .publish(Event::Typing { chat_id: *chat_id, user_id: UserId::default() });
     }
+
     let mut received = 0;
     let listening = async {
         while received < topics {
@@ -45,11 +51,13 @@ async fn all_else_is_shared(one: &Replica, two: &Replica) {
     let (a, b) = (&*one.cluster.presence, &*two.cluster.presence);
     presence::a_user_is_online_until_withdrawn_everywhere(a, b).await;
     presence::the_number_of_connection_slots_is_exact(a, b).await;
+
     let mut granted = 0;
     for index in 0..40 {
         let limiter = &[one, two][index % 2].cluster.limiter;
         granted += usize::from(limiter.take(RATE, "ada", one.clock.now()).await.is_ok());
     }
+
     assert_eq!(granted, 20);
     let token = TokenHash(rand::random());
     let ticket = one.cluster.session_cache.get(token).await.unwrap_err();
@@ -71,6 +79,7 @@ async fn replicas_share_a_redis_cluster() {
         speaker.cluster.health.is_connected() && listener.cluster.health.is_connected()
     })
     .await;
+
     assert!(is_received(&speaker, &mut listener, 60).await, "topics live on all nodes");
     all_else_is_shared(&speaker, &listener).await;
 }
@@ -80,17 +89,19 @@ async fn replicas_follow_a_failover_of_sentinels() {
     let mut master = OwnRedis::start().await;
     let replica = OwnRedis::replica_of(&master).await;
     let sentinel = OwnRedis::sentinel(&master).await;
-    eventually("the sentinel knows both", async || {
+    eventually("the sentinel lists both", async || {
         let replicas: Vec<Vec<String>> = sentinel.command(&["SENTINEL", "REPLICAS", "main"]).await;
         let synced: String = replica.command(&["INFO", "replication"]).await;
         replicas.len() == 1 && synced.contains("master_link_status:up")
     })
     .await;
+
     let (url, prefix) = (format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), prefix());
     let (speaker, mut listener) = (Replica::join(&url, &prefix), Replica::join(&url, &prefix));
     eventually("the listener is connected", async || listener.cluster.health.is_connected()).await;
     assert!(is_received(&speaker, &mut listener, 3).await);
     master.kill();
+
     let failed_at = std::time::Instant::now();
     while !is_received(&speaker, &mut listener, 3).await {
         assert!(

@@ -1,4 +1,4 @@
-//! The bus: what arrives, in which order, and the resyncs in place of what does not.
+//! The bus: which events arrive, in which order, and the resyncs that replace lost events.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use starling::cluster::memory::MemoryBus;
 use starling::cluster::redis::Channel;
 use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{
-    Change, ChatEvent, ChatId, Clock, Event, Message, MessageId, MessageKind, Rev, SessionId,
-    Timestamp, Topic, UserId,
+    Change, ChatEvent, ChatId, Clock, Event, Message, MessageBody, MessageId, MessageKind, Rev,
+    SessionId, Timestamp, Topic, UserId,
 };
 use tokio::task::JoinSet;
 
@@ -35,7 +35,7 @@ pub(super) fn sent(chat_id: ChatId, rev: i64, text: &str) -> Event {
         rev: Rev(rev),
         sender_id: UserId::default(),
         kind: MessageKind::Text,
-        text: Some(text.to_owned()),
+        body: Some(MessageBody::Text(text.to_owned())),
         reply_to: None,
         client_id: Some("key".to_owned()),
         sent_at: Timestamp::from_ms(1_795_305_599_123),
@@ -49,7 +49,7 @@ pub(super) async fn next(inbox: &mut BusInbox) -> Arrival {
     tokio::time::timeout(ARRIVAL_MAX, inbox.next())
         .await
         .expect("something arrives")
-        .expect("the bus lives")
+        .expect("the bus runs")
 }
 
 /// The next event, after any number of resyncs.
@@ -130,6 +130,7 @@ async fn another_replica_receives_the_topics_it_follows_in_order_and_unchanged()
         speaker.cluster.bus.publish(sent(other, rev, "not for you"));
         speaker.cluster.bus.publish(sent(followed, rev, "żółw 🐢"));
     }
+
     for rev in 1..=2_000 {
         let event = next_event(&mut listener.cluster.inbox).await;
         assert_eq!(format!("{event:?}"), format!("{:?}", sent(followed, rev, "żółw 🐢")));
@@ -158,9 +159,8 @@ async fn the_end_of_a_session_reaches_every_replica() {
     connected(&listener).await;
     let ended = SessionId::new(Clock::system().now(), &mut rand::rng());
     speaker.cluster.bus.publish(Event::SessionsEnded(vec![ended]));
-    assert!(
-        matches!(next_event(&mut listener.cluster.inbox).await, Event::SessionsEnded(all) if all == [ended])
-    );
+    let event = next_event(&mut listener.cluster.inbox).await;
+    assert!(matches!(event, Event::SessionsEnded(all) if all == [ended]));
 }
 
 #[tokio::test]
@@ -183,6 +183,7 @@ async fn a_message_that_no_replica_sealed_does_not_arrive() {
     let friend = Replica::join(&redis_url(), &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
+
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     for body in ["", "{}", r#"{"from":1,"said":"Canary"}"#, &"x".repeat(100_000)] {
         publish_raw(&channel, body.as_bytes()).await;
@@ -201,9 +202,11 @@ async fn a_replica_whose_subscription_is_cut_resyncs_everything_and_receives_aga
     let mut listener = Replica::join(&redis.url(), &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
+
     for round in 1..=20 {
         let cut: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         assert!(cut >= 1);
+
         // One resync when the connection is cut, and one when it is replaced.
         while !matches!(next(&mut listener.cluster.inbox).await, Arrival::ResyncAll) {}
         connected(&listener).await;
@@ -227,7 +230,7 @@ struct Received {
     resynced_at: Option<Instant>,
 }
 
-/// Notes the arrivals until the bus ends.
+/// Records the arrivals until the bus ends.
 async fn listen(mut inbox: BusInbox, received: Arc<Mutex<Received>>) {
     while let Some(arrival) = inbox.next().await {
         match arrival {
@@ -238,13 +241,12 @@ async fn listen(mut inbox: BusInbox, received: Arc<Mutex<Received>>) {
     }
 }
 
-/// Follows more topics than one `SUBSCRIBE` names, and cuts the connection again wherever the
-/// resubscription is: each topic's name is somewhere in it, on the way there and on the way back,
-/// and the order is another each time.
+/// Follows more topics than one `SUBSCRIBE` names, and cuts the connection at several points of the
+/// resubscription, in the requests and in the answers. The order of the topics varies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_receives_every_topic()
-{
+async fn a_connection_cut_during_resubscription_causes_a_full_resync() {
     const TOPICS: usize = 3_000;
+
     let (redis, prefix) = (OwnRedis::start().await, prefix());
     let way = Proxy::to(&Proxy::target_of(&redis.url())).await;
     let speaker = Replica::join(&redis.url(), &prefix);
@@ -252,49 +254,57 @@ async fn a_replica_cut_in_the_middle_of_resubscribing_resyncs_everything_and_rec
     let chats: Vec<ChatId> = (0..TOPICS).map(|_| chat()).collect();
     let channel = |chat_id: &ChatId| Channel::of(Topic::Chat(*chat_id));
     let channels = chats.iter().map(channel).collect::<HashSet<_>>().len();
+
     connected(&listener).await;
     for chat_id in &chats {
         listener.cluster.bus.follow(Topic::Chat(*chat_id));
     }
+
     let (mut published, received): (Vec<Instant>, Arc<Mutex<Received>>) = Default::default();
     let inbox = std::mem::replace(&mut listener.cluster.inbox, MemoryBus::new().1);
     let mut listening = JoinSet::new();
     listening.spawn(listen(inbox, received.clone()));
+
     // The revs count on over all topics, so that each stands for one event.
-    let say = |published: &mut Vec<Instant>, chat_id: ChatId| {
+    let publish = |published: &mut Vec<Instant>, chat_id: ChatId| {
         published.push(Instant::now());
         let rev = i64::try_from(published.len()).unwrap();
         speaker.cluster.bus.publish(sent(chat_id, rev, "hello"));
         rev
     };
+
     for (round, marked) in chats.iter().step_by(TOPICS / 6).enumerate() {
         let direction = if round % 2 == 0 { Way::ToServer } else { Way::ToClient };
         let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-        // As the name of this topic comes by: what is before it in the same packet goes through.
+
+        // The cut is at this topic's name: the bytes before it in the same packet pass.
         for _ in 0..2 {
             way.set(Mode::CutAt(direction, channel(marked).name(&prefix).into_bytes()));
             let start = Instant::now();
             while way.mode() != Mode::Pass {
-                assert!(start.elapsed() < ARRIVAL_MAX, "round {round}: it is cut in the middle");
-                say(&mut published, chats[rand::random_range(0..TOPICS)]);
+                assert!(start.elapsed() < ARRIVAL_MAX, "round {round}: the connection is cut");
+                publish(&mut published, chats[rand::random_range(0..TOPICS)]);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+
         for chat_id in &chats {
-            say(&mut published, *chat_id);
+            publish(&mut published, *chat_id);
         }
         eventually("every topic is subscribed", async || {
             subscribed(&redis, &prefix).await == channels
         })
         .await;
         connected(&listener).await;
-        let first = say(&mut published, chats[0]);
-        let end = chats.iter().map(|chat_id| say(&mut published, *chat_id)).last().unwrap();
+
+        let first = publish(&mut published, chats[0]);
+        let end = chats.iter().map(|chat_id| publish(&mut published, *chat_id)).last().unwrap();
         eventually("an event of every topic arrives", async || {
             let received = received.lock();
             (first..=end).all(|rev| received.revs.contains(&Rev(rev)))
         })
         .await;
+
         let received = received.lock();
         let resynced_at = received.resynced_at.expect("the listener resyncs everything");
         let missing =
@@ -323,6 +333,7 @@ async fn an_event_that_could_not_be_published_becomes_a_resync_once_redis_is_bac
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
     connected(&speaker).await;
+
     // The listener stays connected, so it has no other reason for a resync of this chat.
     way.set(Mode::Refuse);
     speaker.cluster.bus.publish(sent(chat_id, 1, "into the void"));
@@ -337,6 +348,7 @@ async fn without_redis_the_hub_resyncs_everything_every_second() {
     let mut replica = Replica::join(&redis.url(), &prefix());
     connected(&replica).await;
     redis.kill();
+
     let mut resyncs = 0;
     let _ = tokio::time::timeout(Duration::from_secs(5), async {
         loop {
@@ -350,18 +362,23 @@ async fn without_redis_the_hub_resyncs_everything_every_second() {
 }
 
 #[tokio::test]
-async fn a_replica_that_dies_is_noticed_within_five_seconds_and_one_that_leaves_too() {
+async fn the_end_of_a_replica_causes_a_resync_within_five_seconds() {
     let prefix = prefix();
     let mut watcher = Replica::join(&redis_url(), &prefix);
     let other = Replica::join(&redis_url(), &prefix);
     let id = other.cluster.leases.own();
-    eventually("both are known", async || watcher.cluster.leases.listed().contains(&id)).await;
+    eventually("the lease of the other replica is listed", async || {
+        watcher.cluster.leases.listed().contains(&id)
+    })
+    .await;
     connected(&watcher).await;
-    // Arrivals until now are about the start.
+
+    // Skip the resyncs of the start.
     while let Ok(Some(_)) =
         tokio::time::timeout(Duration::from_millis(300), watcher.cluster.inbox.next()).await
     {}
     drop(other);
+
     let start = Instant::now();
     while !matches!(next(&mut watcher.cluster.inbox).await, Arrival::ResyncAll) {}
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -372,11 +389,13 @@ async fn a_replica_that_redis_disconnects_reconnects() {
     let redis = OwnRedis::start().await;
     let mut replica = Replica::join(&redis.url(), &prefix());
     connected(&replica).await;
+
     let listeners = async || -> HashSet<String> {
         let list: String = redis.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
         list.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
     };
     let before = listeners().await;
+
     // Redis disconnects a client that loses the right to its channels.
     let _: String = redis.command(&["ACL", "SETUSER", "default", "resetchannels"]).await;
     let _: String = redis.command(&["ACL", "SETUSER", "default", "allchannels"]).await;
@@ -389,15 +408,17 @@ async fn a_replica_that_redis_disconnects_reconnects() {
 }
 
 #[tokio::test]
-async fn a_deaf_replica_reconnects() {
+async fn a_replica_with_a_silent_connection_reconnects() {
     let (url, prefix) = (redis_url(), prefix());
     let way = Proxy::to(&Proxy::target_of(&url)).await;
     let speaker = Replica::join(&url, &prefix);
     let mut listener = Replica::join(&way.in_url(&url), &prefix);
     let chat_id = chat();
     follow(&mut listener, Topic::Chat(chat_id)).await;
-    // The open connections carry nothing any more, without an error; new connections work.
+
+    // Open connections carry nothing from now on, without an error. New connections work.
     way.set(Mode::Strand);
+
     let start = Instant::now();
     let mut rev = 0;
     loop {
@@ -410,11 +431,12 @@ async fn a_deaf_replica_reconnects() {
         if waiting.await.is_ok() {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(15), "it stays deaf");
+        assert!(start.elapsed() < Duration::from_secs(15), "it does not reconnect");
     }
+
     assert!(
         start.elapsed() > Duration::from_secs(1),
-        "it was deaf for a while: {:?}",
+        "the connection was silent for a while: {:?}",
         start.elapsed()
     );
 }

@@ -1,21 +1,25 @@
-//! Rate limits: exact, atomic, over all replicas, and with an answer for when Redis is away.
+//! Rate limits: exact over all replicas, also for concurrent requests, and bounded without Redis.
 
 use std::time::Duration;
 
 use starling::cluster::RateLimiter;
 use starling::cluster::memory::MemoryRateLimiter;
 use starling::model::Clock;
-use starling::model::limits::{Alone, Rate};
+use starling::model::limits::{Rate, WithoutRedis};
 use tokio::task::JoinSet;
 
 use super::{Replica, prefix};
 use crate::support::{OwnRedis, redis_url};
 
-const RATE: Rate =
-    Rate { name: "test", burst: 40, every: Duration::from_mins(1), alone: Alone::AsEver };
-const STRICT: Rate = Rate { name: "strict", alone: Alone::Strict, ..RATE };
+const RATE: Rate = Rate {
+    name: "test",
+    burst: 40,
+    every: Duration::from_mins(1),
+    without_redis: WithoutRedis::Full,
+};
+const STRICT: Rate = Rate { name: "strict", without_redis: WithoutRedis::Strict, ..RATE };
 
-/// How many of some takes under one key are granted.
+/// Takes this number of permits under one key. Returns how many are granted.
 async fn granted(limiter: &dyn RateLimiter, rate: Rate, takes: usize, clock: &Clock) -> usize {
     let mut granted = 0;
     for _ in 0..takes {
@@ -45,7 +49,7 @@ async fn a_burst_is_granted_then_one_each_pause_over_redis() {
     a_burst_is_granted_then_one_each_pause(&*replica.cluster.limiter, &replica.clock).await;
 }
 
-async fn what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(
+async fn returned_permits_are_granted_again_and_earned_permits_only_once(
     limiter: &dyn RateLimiter,
     clock: &Clock,
 ) {
@@ -54,6 +58,7 @@ async fn what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted
     for _ in 0..40 {
         permits.push(take().await.unwrap());
     }
+
     assert!(take().await.is_err());
     for permit in permits.drain(20..) {
         limiter.give_back(RATE, "ada", permit, clock.now()).await;
@@ -65,25 +70,20 @@ async fn what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted
     for permit in permits {
         limiter.give_back(RATE, "ada", permit, clock.now()).await;
     }
-    assert_eq!(granted(limiter, RATE, 50, clock).await, 40, "the burst and no more");
+    assert_eq!(granted(limiter, RATE, 50, clock).await, 40, "only the burst");
 }
 
 #[tokio::test]
-async fn what_is_given_back_is_granted_again_in_memory() {
+async fn returned_permits_are_granted_again_in_memory() {
     let (limiter, clock) = (MemoryRateLimiter::default(), Clock::system());
-    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(&limiter, &clock)
-        .await;
+    returned_permits_are_granted_again_and_earned_permits_only_once(&limiter, &clock).await;
 }
 
 #[tokio::test]
-async fn what_is_given_back_is_granted_again_over_redis() {
+async fn returned_permits_are_granted_again_over_redis() {
     let replica = Replica::join(&redis_url(), &prefix());
     let limiter = &*replica.cluster.limiter;
-    what_is_given_back_is_granted_again_and_what_time_earned_is_not_granted_twice(
-        limiter,
-        &replica.clock,
-    )
-    .await;
+    returned_permits_are_granted_again_and_earned_permits_only_once(limiter, &replica.clock).await;
 }
 
 #[tokio::test]
@@ -103,6 +103,7 @@ async fn failures_on_two_replicas_at_once_are_counted_exactly_and_successes_are_
             Some(failed)
         });
     }
+
     let failed =
         attempts.join_all().await.into_iter().filter(|attempt| *attempt == Some(true)).count();
     let left = granted(&*replicas[0].cluster.limiter, RATE, 50, &replicas[0].clock).await;
@@ -123,7 +124,7 @@ async fn two_replicas_grant_one_burst_between_them() {
 }
 
 #[tokio::test]
-async fn who_is_limited_can_not_be_read_in_redis() {
+async fn redis_keys_contain_no_login_or_address() {
     let (redis, now) = (OwnRedis::start().await, Clock::system().now());
     let replica = Replica::join(&redis.url(), &prefix());
     for key in ["ada.lovelace", "203.0.113.7"] {
@@ -145,17 +146,18 @@ async fn a_wrong_clock_of_one_replica_changes_nothing() {
 }
 
 #[tokio::test]
-async fn without_redis_sends_go_on_and_guesses_get_fewer() {
+async fn without_redis_sends_continue_and_guesses_are_limited_more() {
     let mut redis = OwnRedis::start().await;
     let replica = Replica::join(&redis.url(), &prefix());
     assert!(replica.cluster.limiter.take(RATE, "ada", replica.clock.now()).await.is_ok());
     redis.kill();
+
     let start = std::time::Instant::now();
     assert_eq!(granted(&*replica.cluster.limiter, RATE, 50, &replica.clock).await, 40);
     assert_eq!(granted(&*replica.cluster.limiter, STRICT, 50, &replica.clock).await, 5);
     assert!(
         start.elapsed() < Duration::from_secs(5),
-        "nobody waits for a Redis that is away: {:?}",
+        "no request waits for an unreachable Redis: {:?}",
         start.elapsed()
     );
     redis.restart().await;

@@ -10,7 +10,7 @@ use starling::model::{Clock, UserId};
 use super::{Replica, prefix};
 use crate::support::{Mode, OwnRedis, Proxy, eventually, redis_url};
 
-/// After how long at the latest a killed replica's users are offline.
+/// How long the users of a killed replica may stay online.
 const GHOSTS_MAX: Duration = Duration::from_secs(20);
 
 fn user() -> UserId {
@@ -30,13 +30,13 @@ async fn pair(url: &str) -> (Replica, Replica) {
 }
 
 pub async fn acquainted(replicas: &[&Replica]) {
-    eventually("the replicas know each other", async || {
+    eventually("each replica lists every lease", async || {
         replicas.iter().all(|it| it.cluster.leases.listed().len() == replicas.len())
     })
     .await;
 }
 
-/// Both may be the same: a cluster of one.
+/// `a` and `b` may be one replica.
 pub async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &dyn Presence) {
     let (ada, bob) = (user(), user());
     assert!(a.online(&[]).await.unwrap().is_empty());
@@ -46,9 +46,9 @@ pub async fn a_user_is_online_until_withdrawn_everywhere(a: &dyn Presence, b: &d
     assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again));
     assert_eq!(b.enter(ada, 2).await, Err(TooMany));
     assert_eq!((a.leave(ada), a.leave(ada)), (false, true));
-    assert!(is_online(a, ada).await && is_online(b, ada).await, "she lingers");
-    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again), "she lingered");
-    assert_eq!(a.withdraw(&[ada, bob]).await, [], "she is back");
+    assert!(is_online(a, ada).await && is_online(b, ada).await, "online until withdrawn");
+    assert_eq!(a.enter(ada, 2).await, Ok(Entered::Again), "still online");
+    assert_eq!(a.withdraw(&[ada, bob]).await, [], "a connected user is not withdrawn");
     assert!(a.leave(ada));
     assert_eq!(a.withdraw(&[ada, bob]).await, [ada]);
     assert_eq!(a.withdraw(&[ada]).await, []);
@@ -69,6 +69,7 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
     let (a, b) = (&*a.cluster.presence, &*b.cluster.presence);
     a_user_is_online_until_withdrawn_everywhere(a, b).await;
     a_user_is_online_until_withdrawn_everywhere(b, b).await;
+
     let ada = user();
     assert_eq!(
         (a.enter(ada, 9).await, b.enter(ada, 9).await),
@@ -76,18 +77,20 @@ async fn a_user_is_online_until_withdrawn_over_redis() {
     );
     a.leave(ada);
     assert_eq!(a.withdraw(&[ada]).await, [ada]);
-    assert!(is_online(a, ada).await, "there is the other replica");
+    assert!(is_online(a, ada).await, "online on the other replica");
 }
 
 /// Of many connections at once over two replicas, exactly the maximum get a slot.
 pub async fn the_number_of_connection_slots_is_exact(a: &dyn Presence, b: &dyn Presence) {
     const MAX: usize = 20;
+
     let ada = user();
     let all =
         join_all((0..64).map(|number| if number % 2 == 0 { a } else { b }.enter(ada, MAX))).await;
     assert_eq!(all.iter().filter(|it| it.is_ok()).count(), MAX);
+
     let on_a = all.iter().step_by(2).filter(|it| it.is_ok()).count();
-    // A slot that one replica gives back is free on the other in a moment.
+    // A slot that one replica gives back is soon free on the other.
     for _ in 0..on_a {
         a.leave(ada);
         eventually("a slot is free", async || b.enter(ada, MAX).await.is_ok()).await;
@@ -111,17 +114,19 @@ async fn the_number_of_connection_slots_is_exact_over_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_herd_is_let_in_and_found_within_seconds() {
+async fn five_thousand_users_are_online_within_seconds() {
     let (a, b) = pair(&redis_url()).await;
     let users: Vec<UserId> = (0..5_000).map(|_| user()).collect();
     let start = Instant::now();
     let entered = join_all(users.iter().map(|user| a.cluster.presence.enter(*user, 20))).await;
     assert!(entered.iter().all(|it| *it == Ok(Entered::First)));
+
     let online = b.cluster.presence.online(&users).await.unwrap();
     assert!(online.iter().all(|it| *it), "{} of them", online.iter().filter(|it| **it).count());
     for user in &users {
         assert!(a.cluster.presence.leave(*user));
     }
+
     assert_eq!(a.cluster.presence.withdraw(&users).await.len(), users.len());
     let online = b.cluster.presence.online(&users).await.unwrap();
     assert!(online.iter().all(|it| !*it));
@@ -137,6 +142,7 @@ async fn without_redis_each_replica_counts_its_own_connections_and_online_is_una
     assert_eq!(presence.enter(ada, 2).await, Ok(Entered::Again));
     assert_eq!(presence.enter(ada, 2).await, Err(TooMany));
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+
     let error = presence.online(&[ada]).await.unwrap_err();
     assert_eq!(error.code, starling::model::Code::Unavailable);
     assert_eq!((presence.leave(ada), presence.leave(ada)), (false, true));
@@ -144,7 +150,7 @@ async fn without_redis_each_replica_counts_its_own_connections_and_online_is_una
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
+async fn only_the_users_of_a_killed_replica_go_offline() {
     let prefix = prefix();
     let living = Replica::join(&redis_url(), &prefix);
     let runtime =
@@ -153,65 +159,76 @@ async fn a_killed_replica_takes_its_users_offline_in_time_and_nobody_else() {
         let _inside = runtime.enter();
         Replica::join(&redis_url(), &prefix)
     };
+
     acquainted(&[&living, &doomed]).await;
     let (ada, bob, both) = (user(), user(), user());
     for user in [ada, both] {
         doomed.cluster.presence.enter(user, 1_000).await.unwrap();
     }
+
     for user in [bob, both] {
         living.cluster.presence.enter(user, 1_000).await.unwrap();
     }
+
     let online = async || living.cluster.presence.online(&[ada, bob, both]).await.unwrap();
     assert_eq!(online().await, [true, true, true]);
-    // As a kill would: all of its tasks are gone at once.
+
+    // All tasks end at once, as in a kill.
     runtime.shutdown_background();
+
     let killed = Instant::now();
     loop {
         let now = online().await;
-        assert_eq!(now[1..], [true, true], "they are elsewhere");
+        assert_eq!(now[1..], [true, true], "users of the other replica stay online");
         if !now[0] {
             break;
         }
-        assert!(killed.elapsed() < GHOSTS_MAX, "a ghost");
+        assert!(killed.elapsed() < GHOSTS_MAX, "the user stays online");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(killed.elapsed() > Duration::from_secs(3), "a short stall is no death");
-    // Its slots are free again, too.
+
+    assert!(killed.elapsed() > Duration::from_secs(3), "a short stall ends no lease");
+
+    // The killed replica's slots are free again.
     assert!(living.cluster.presence.enter(ada, 1).await.is_ok());
     assert!(living.cluster.presence.enter(both, 2).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_stops_leaves_its_users_the_time_to_come_back_elsewhere() {
+async fn users_of_a_stopping_replica_have_time_to_reconnect() {
     let prefix = prefix();
     let (living, stopping) =
         (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
     acquainted(&[&living, &stopping]).await;
+
     let (moving, leaving) = (user(), user());
     for user in [moving, leaving] {
         stopping.cluster.presence.enter(user, 1).await.unwrap();
         stopping.cluster.presence.leave(user);
     }
+
     drop(stopping);
     tokio::time::sleep(Duration::from_secs(2)).await;
+
     let online = async || living.cluster.presence.online(&[moving, leaving]).await.unwrap();
     assert_eq!(online().await, [true, true]);
     living.cluster.presence.enter(moving, 1).await.unwrap();
+
     let start = Instant::now();
     while online().await != [true, false] {
-        assert!(start.elapsed() < GHOSTS_MAX, "a ghost");
+        assert!(start.elapsed() < GHOSTS_MAX, "the user stays online");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_are_counted_again()
-{
+async fn after_a_redis_wipe_users_stay_online_and_connection_slots_are_counted_again() {
     let redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let (ada, bob, eve) = (user(), user(), user());
     a.cluster.presence.enter(ada, 2).await.unwrap();
     b.cluster.presence.enter(bob, 2).await.unwrap();
+
     for _ in 0..3 {
         redis.command::<()>(&["FLUSHALL"]).await;
         let start = Instant::now();
@@ -223,47 +240,53 @@ async fn after_a_wipe_of_redis_every_user_stays_online_and_the_connection_slots_
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+
         assert_eq!(b.cluster.presence.online(&[ada, eve]).await.unwrap(), [true, false]);
     }
+
     assert!(b.cluster.presence.enter(ada, 2).await.is_ok());
     assert_eq!(b.cluster.presence.enter(ada, 2).await, Err(TooMany));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_wipe_of_redis_the_users_of_a_replica_that_is_cut_off_go_offline_only_if_it_stays_cut_off()
- {
+async fn after_a_redis_wipe_users_of_an_unreachable_replica_go_offline_after_a_grace() {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
     let (a, b) =
         (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
+
     let ada = user();
     a.cluster.presence.enter(ada, 2).await.unwrap();
     assert!(is_online(&*b.cluster.presence, ada).await);
-    // Longer than a replica takes to notice another epoch, shorter than a lease is listed.
+
+    // Longer than a replica takes to find the new epoch, shorter than a lease is listed.
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
+
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(5) {
         let online = b.cluster.presence.online(&[ada]).await;
         assert!(!online.is_ok_and(|online| online == [false]), "{:?} after", start.elapsed());
     }
+
     way.set(Mode::Pass);
-    eventually("she is there", async || {
+    eventually("the user is online", async || {
         b.cluster.presence.online(&[ada]).await.is_ok_and(|it| it == [true])
     })
     .await;
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
+
     let start = Instant::now();
     while !b.cluster.presence.online(&[ada]).await.is_ok_and(|online| online == [false]) {
-        assert!(start.elapsed() < GHOSTS_MAX, "a ghost");
+        assert!(start.elapsed() < GHOSTS_MAX, "the user stays online");
     }
     assert!(start.elapsed() > Duration::from_secs(7), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_made_while_redis_was_away_are_known_once_it_is_back() {
+async fn changes_made_without_redis_are_shared_once_it_is_back() {
     let mut redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let (stays, comes, goes) = (user(), user(), user());
@@ -274,8 +297,9 @@ async fn changes_made_while_redis_was_away_are_known_once_it_is_back() {
     a.cluster.presence.leave(goes);
     assert_eq!(a.cluster.presence.withdraw(&[goes]).await, [goes]);
     assert!(b.cluster.presence.online(&[stays]).await.is_err());
+
     redis.restart().await;
-    eventually("they are known", async || {
+    eventually("the presence is complete", async || {
         let online = b.cluster.presence.online(&[stays, comes, goes]).await;
         // An online user is not shown offline, not even for a moment.
         online.is_ok_and(|online| {
@@ -294,14 +318,15 @@ async fn a_replica_that_starts_right_after_a_wipe_of_redis_shows_no_online_user_
     let (a, b) =
         (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
+
     let (ada, bob) = (user(), user());
     a.cluster.presence.enter(ada, 2).await.unwrap();
     b.cluster.presence.enter(bob, 2).await.unwrap();
 
-    // The replica of Ada can't say for itself that it lives: the replica of Bob puts it back into
-    // the set.
+    // Ada's replica can't renew its lease, so Bob's replica lists that lease again.
     way.set(Mode::BlackHole);
     redis.command::<()>(&["FLUSHALL"]).await;
+
     let c = Replica::join(&redis.url(), &prefix);
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(5) {
@@ -319,21 +344,23 @@ async fn a_replica_that_starts_right_after_a_wipe_of_redis_shows_no_online_user_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_arrives_late_brings_no_user_back() {
+async fn a_late_write_shows_no_offline_user_online() {
     let redis = OwnRedis::start().await;
     let (way, prefix) = (Proxy::to(&Proxy::target_of(&redis.url())).await, prefix());
     let (a, b) =
         (Replica::join(&way.in_url(&redis.url()), &prefix), Replica::join(&redis.url(), &prefix));
     acquainted(&[&a, &b]).await;
+
     let (ada, bob) = (user(), user());
     a.cluster.presence.enter(bob, 2).await.unwrap();
 
-    // The connections of this moment hold back what they are given; those made later pass.
+    // Open connections hold back all bytes; new connections work.
     way.set(Mode::Strand);
     a.cluster.presence.enter(ada, 2).await.unwrap();
     a.cluster.presence.leave(ada);
     assert_eq!(a.cluster.presence.withdraw(&[ada]).await, [ada]);
-    // Another user comes meanwhile. Once it is found, the replica has written its complete hash.
+
+    // Another user connects. Once that user is online, the replica has written its complete hash.
     let eve = user();
     a.cluster.presence.enter(eve, 2).await.unwrap();
     eventually("the replica is synced over other connections", async || {
@@ -351,11 +378,12 @@ async fn a_write_that_arrives_late_brings_no_user_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_hash_of_a_replica_expires_and_one_that_is_lost_is_written_anew() {
+async fn a_replicas_hash_expires_and_is_written_again_if_lost() {
     let redis = OwnRedis::start().await;
     let (a, b) = pair(&redis.url()).await;
     let ada = user();
     a.cluster.presence.enter(ada, 2).await.unwrap();
+
     let hashes = async || redis.command::<Vec<String>>(&["KEYS", "*:online:*"]).await;
     eventually("both have a hash", async || hashes().await.len() == 2).await;
     for hash in hashes().await {
@@ -369,6 +397,7 @@ async fn the_hash_of_a_replica_expires_and_one_that_is_lost_is_written_anew() {
         }
         assert!(is_online(&*b.cluster.presence, ada).await, "found once the hash is back");
     }
+
     eventually("both are synced", async || {
         let mut synced = 0;
         for hash in hashes().await {

@@ -1,4 +1,5 @@
-//! The cache of resolved tokens: what was forgotten stays forgotten, whoever remembers late.
+//! The cache of resolved tokens: a removed token stays removed, also when an older answer is put
+//! late.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ fn token() -> TokenHash {
     TokenHash(rand::random())
 }
 
-async fn what_is_put_is_got_until_it_is_forgotten(cache: &dyn SessionCache) {
+async fn an_entry_is_found_until_it_is_removed(cache: &dyn SessionCache) {
     let (token, caller) = (token(), caller());
     let ticket = cache.get(token).await.unwrap_err();
     cache.put(token, caller, ticket).await;
@@ -35,10 +36,10 @@ async fn what_is_put_is_got_until_it_is_forgotten(cache: &dyn SessionCache) {
     assert!(cache.get(token).await.is_err());
 }
 
-async fn an_answer_older_than_the_forgetting_is_not_remembered(cache: &dyn SessionCache) {
+async fn an_answer_older_than_the_removal_is_not_cached(cache: &dyn SessionCache) {
     let (token, caller) = (token(), caller());
     let ticket = cache.get(token).await.unwrap_err();
-    // Meanwhile the session ends.
+    // The session ends before the answer is put.
     cache.forget(&[token]).await;
     cache.put(token, caller, ticket).await;
     assert!(cache.get(token).await.is_err());
@@ -47,19 +48,19 @@ async fn an_answer_older_than_the_forgetting_is_not_remembered(cache: &dyn Sessi
 #[tokio::test]
 async fn memory_keeps_the_contract() {
     let cache = MemorySessionCache::default();
-    what_is_put_is_got_until_it_is_forgotten(&cache).await;
-    an_answer_older_than_the_forgetting_is_not_remembered(&cache).await;
+    an_entry_is_found_until_it_is_removed(&cache).await;
+    an_answer_older_than_the_removal_is_not_cached(&cache).await;
 }
 
 #[tokio::test]
 async fn redis_keeps_the_contract() {
     let replica = Replica::join(&redis_url(), &prefix());
-    what_is_put_is_got_until_it_is_forgotten(&*replica.cluster.session_cache).await;
-    an_answer_older_than_the_forgetting_is_not_remembered(&*replica.cluster.session_cache).await;
+    an_entry_is_found_until_it_is_removed(&*replica.cluster.session_cache).await;
+    an_answer_older_than_the_removal_is_not_cached(&*replica.cluster.session_cache).await;
 }
 
 #[tokio::test]
-async fn one_replica_remembers_for_all_and_forgets_for_all() {
+async fn all_replicas_share_entries_and_removals() {
     let prefix = prefix();
     let (one, two) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
     let (one, two) = (&one.cluster.session_cache, &two.cluster.session_cache);
@@ -73,7 +74,7 @@ async fn one_replica_remembers_for_all_and_forgets_for_all() {
 }
 
 #[tokio::test]
-async fn a_replica_that_asked_the_database_before_another_forgot_does_not_bring_it_back() {
+async fn an_answer_read_before_another_replicas_removal_is_not_cached() {
     let prefix = prefix();
     let (one, two) = (Replica::join(&redis_url(), &prefix), Replica::join(&redis_url(), &prefix));
     let (token, caller) = (token(), caller());
@@ -85,7 +86,7 @@ async fn a_replica_that_asked_the_database_before_another_forgot_does_not_bring_
 }
 
 #[tokio::test]
-async fn what_somebody_else_wrote_into_redis_is_nobody() {
+async fn an_entry_with_a_foreign_seal_is_a_miss() {
     let prefix = prefix();
     let replica = Replica::join(&redis_url(), &prefix);
     let forger = Replica::with_key(&redis_url(), &prefix, [8; 32]);
@@ -97,19 +98,21 @@ async fn what_somebody_else_wrote_into_redis_is_nobody() {
 }
 
 #[tokio::test]
-async fn without_redis_every_answer_is_a_miss_at_once_and_what_was_forgotten_meanwhile_stays_so() {
+async fn without_redis_lookups_miss_at_once_and_removals_are_kept() {
     let mut redis = OwnRedis::start().await;
     let replica = Replica::join(&redis.url(), &prefix());
     let cache = &replica.cluster.session_cache;
     let (token, caller) = (token(), caller());
     let ticket = cache.get(token).await.unwrap_err();
     cache.put(token, caller, ticket).await;
+
     let _: String = redis.command(&["CLIENT", "PAUSE", "1500"]).await;
     let start = std::time::Instant::now();
     cache.forget(&[token]).await;
     for _ in 0..100 {
         assert!(cache.get(token).await.is_err());
     }
+
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(cache.get(token).await.is_err());

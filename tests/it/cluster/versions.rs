@@ -9,8 +9,7 @@ use super::bus::{chat, follow, next, next_event, sent};
 use super::{Replica, next_version_message, prefix, publish_raw, sealed};
 use crate::support::redis_url;
 
-/// Counts what this test's replicas count, and nothing of other tests: all their tasks run on this
-/// thread.
+/// The metrics of this test's replicas, without those of other tests: all tasks run on one thread.
 struct Counted {
     handle: PrometheusHandle,
     _recorder: metrics::LocalRecorderGuard<'static>,
@@ -33,7 +32,7 @@ const UNREADABLE: &str = "starling_bus_events_unreadable_total";
 const FORGED: &str = "starling_bus_messages_refused_total";
 
 #[tokio::test]
-async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery() {
+async fn an_event_of_the_next_version_resyncs_only_its_topics() {
     let counted = Counted::start();
     let prefix = prefix();
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -47,7 +46,7 @@ async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery
 
     let topics_and_resyncs = [
         (vec![format!("chat:{first}")], vec![Topic::Chat(first)]),
-        // Topics that the listener does not follow or does not know are no concern of it.
+        // The listener ignores topics that it does not follow, or of a kind that it can't parse.
         (
             vec![format!("chat:{first}"), format!("chat:{stranger}"), "planet:3".to_owned()],
             vec![Topic::Chat(first)],
@@ -55,6 +54,7 @@ async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery
         (vec![format!("user:{user}")], vec![Topic::User(user)]),
         (vec![format!("presence:{user}")], vec![Topic::Presence(user)]),
     ];
+
     for (topics, expected) in &topics_and_resyncs {
         let channel = Channel::of(expected[0]).name(&prefix);
         publish_raw(&channel, &next_version_message([7; 32], topics)).await;
@@ -67,6 +67,7 @@ async fn an_event_of_the_next_version_resyncs_its_topics_alone_and_is_no_forgery
 
     // Nothing else arrived: not the other chat, and not everything.
     friend.cluster.bus.publish(sent(second, 1, "readable"));
+
     let arrival = next(&mut listener.cluster.inbox).await;
     assert!(matches!(arrival, Arrival::Event(Event::Chat(_))), "{arrival:?}");
     assert_eq!(
@@ -87,7 +88,7 @@ async fn an_event_of_the_next_version_for_every_replica_resyncs_everything() {
 }
 
 #[tokio::test]
-async fn a_message_whose_seal_is_wrong_is_a_forgery_whatever_its_version_and_resyncs_nothing() {
+async fn a_message_with_a_wrong_seal_is_refused_and_resyncs_nothing() {
     let counted = Counted::start();
     let prefix = prefix();
     let mut listener = Replica::join(&redis_url(), &prefix);
@@ -97,6 +98,7 @@ async fn a_message_whose_seal_is_wrong_is_a_forgery_whatever_its_version_and_res
 
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
     publish_raw(&channel, &next_version_message([8; 32], &[format!("chat:{chat_id}")])).await;
+
     let mut damaged = next_version_message([7; 32], &[format!("chat:{chat_id}")]);
     *damaged.last_mut().unwrap() ^= 1;
     publish_raw(&channel, &damaged).await;
@@ -142,6 +144,7 @@ async fn a_listener_misses_no_event_of_the_next_version_among_those_of_the_prese
             publish_raw(&name(chat_id), &message).await;
         }
     }
+
     // The end of a session follows the last event of the speaker.
     speaker.cluster.bus.publish(Event::SessionsEnded(vec![SessionId::default()]));
 
@@ -158,18 +161,20 @@ async fn a_listener_misses_no_event_of_the_next_version_among_those_of_the_prese
                 resynced_mixed += u32::from(topics.contains(&Topic::Chat(mixed)));
                 resynced_next_only += u32::from(topics.contains(&Topic::Chat(next_only)));
             }
-            Arrival::ResyncAll => panic!("the two chats are enough"),
+            Arrival::ResyncAll => panic!("a resync of everything"),
         }
     }
+
     assert_eq!(revs, 100);
 
     // A last event of the next version is not lost behind the others.
     let message = next_version_message([7; 32], &[format!("chat:{next_only}")]);
     publish_raw(&name(next_only), &message).await;
+
     let last = next(&mut listener.cluster.inbox).await;
     assert!(matches!(last, Arrival::Resync(_)), "{last:?}");
 
-    // One that can be read arrives as an event again.
+    // A readable event still arrives as an event.
     speaker.cluster.bus.publish(sent(next_only, 1, "readable"));
     assert!(matches!(next_event(&mut listener.cluster.inbox).await, Event::Chat(_)));
 }

@@ -1,4 +1,4 @@
-//! Who may connect, and how they say who they are.
+//! Which clients may connect, and the ways to authenticate.
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,15 @@ everywhere!(
     without_a_token_the_subprotocol_is_echoed,
     a_bad_token_refuses_the_upgrade,
     a_bad_token_in_a_frame_closes_with_4401,
-    a_client_that_says_nothing_is_closed_after_five_seconds,
+    a_client_that_sends_nothing_is_closed_after_five_seconds,
     pings_do_not_replace_authentication,
     another_first_frame_closes,
     a_token_in_the_url_is_not_accepted,
     an_origin_must_be_the_servers_own,
     a_second_authenticate_is_refused_and_the_connection_stays,
     a_plain_request_is_answered_400,
-    an_ended_session_connects_no_more,
-    the_ready_frame_tells_who_and_how_often,
+    an_ended_session_cannot_connect,
+    the_ready_frame_names_the_user_the_session_and_the_heartbeat,
 );
 
 fn with_header(user: &User, name: &'static str, value: &str) -> Request<()> {
@@ -76,8 +76,9 @@ async fn without_a_token_the_subprotocol_is_echoed(server: TestServer) {
 async fn a_bad_token_refuses_the_upgrade(server: TestServer) {
     let ada = server.user().await;
     let unknown = ada.with_token("sl_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+
     for user in [&unknown, &ada.with_token("nonsense")] {
-        let header = with_header(user, "authorization", &format!("Bearer {}", user.token));
+        let header = Socket::authenticated(user);
         assert_eq!(Socket::refused(header).await, 401);
         let offer = with_header(
             user,
@@ -86,6 +87,7 @@ async fn a_bad_token_refuses_the_upgrade(server: TestServer) {
         );
         assert_eq!(Socket::refused(offer).await, 401);
     }
+
     assert_eq!(Socket::refused(with_header(&ada, "authorization", "Basic YTpi")).await, 401);
     assert_eq!(Socket::refused(with_header(&ada, "authorization", "Bearer")).await, 401);
 }
@@ -99,7 +101,7 @@ async fn a_bad_token_in_a_frame_closes_with_4401(server: TestServer) {
     }
 }
 
-async fn a_client_that_says_nothing_is_closed_after_five_seconds(server: TestServer) {
+async fn a_client_that_sends_nothing_is_closed_after_five_seconds(server: TestServer) {
     let ada = server.user().await;
     let start = Instant::now();
     let (mut socket, _) = Socket::open(Socket::request(&ada)).await.unwrap();
@@ -135,6 +137,7 @@ async fn another_first_frame_closes(server: TestServer) {
         (Message::text("hello"), 4401),
         (Message::binary(vec![0]), 4400),
     ];
+
     for (first, code) in firsts {
         let (mut socket, _) = Socket::open(Socket::request(&ada)).await.unwrap();
         socket.send_raw(first.clone()).await;
@@ -158,9 +161,11 @@ async fn a_token_in_the_url_is_not_accepted(server: TestServer) {
 async fn an_origin_must_be_the_servers_own(server: TestServer) {
     let ada = server.user().await;
     let own = server.address().to_string();
+
     for origin in [format!("http://{own}"), format!("https://{own}")] {
         let (_socket, _) = Socket::open(with_header(&ada, "origin", &origin)).await.unwrap();
     }
+
     let foreign = [
         "https://evil.example",
         "null",
@@ -169,11 +174,11 @@ async fn an_origin_must_be_the_servers_own(server: TestServer) {
         &own,
         "",
     ];
+
     for origin in foreign {
         assert_eq!(Socket::refused(with_header(&ada, "origin", origin)).await, 403, "{origin:?}");
-        let mut authenticated = with_header(&ada, "origin", origin);
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", ada.token)).unwrap();
-        authenticated.headers_mut().insert("authorization", bearer);
+        let mut authenticated = Socket::authenticated(&ada);
+        authenticated.headers_mut().insert("origin", HeaderValue::from_str(origin).unwrap());
         assert_eq!(Socket::refused(authenticated).await, 403, "{origin:?}");
     }
 }
@@ -188,12 +193,14 @@ async fn a_listed_origin_may_connect_and_no_other() {
     for origin in ["https://app.example.org", "https://two.example"] {
         let (_socket, _) = Socket::open(with_header(&ada, "origin", origin)).await.unwrap();
     }
+
     for origin in
         ["http://app.example.org", "https://app.example.org.evil.example", "https://three.example"]
     {
         assert_eq!(Socket::refused(with_header(&ada, "origin", origin)).await, 403, "{origin}");
     }
     server.stop().await;
+
     let server =
         TestServer::with(Backend::Sqlite, |settings| settings.allowed_origins = Some("*".into()))
             .await;
@@ -211,7 +218,7 @@ async fn a_second_authenticate_is_refused_and_the_connection_stays(server: TestS
         (&answer["type"], &answer["code"]),
         (&json!("error"), &json!("already_authenticated"))
     );
-    assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong");
+    socket.ping().await;
 }
 
 async fn a_plain_request_is_answered_400(server: TestServer) {
@@ -220,23 +227,22 @@ async fn a_plain_request_is_answered_400(server: TestServer) {
     server.stranger().get("/ws").await.refused(400, "malformed_request");
 }
 
-async fn an_ended_session_connects_no_more(server: TestServer) {
+async fn an_ended_session_cannot_connect(server: TestServer) {
     let ada = server.user().await;
     Socket::connect(&ada).await.close().await;
     ada.delete("/sessions/current").await.expect(204);
-    let request = with_header(&ada, "authorization", &format!("Bearer {}", ada.token));
-    assert_eq!(Socket::refused(request).await, 401);
+    assert_eq!(Socket::refused(Socket::authenticated(&ada)).await, 401);
     let (mut socket, _) = Socket::open(Socket::request(&ada)).await.unwrap();
     socket.send(json!({ "type": "authenticate", "token": ada.token })).await;
     assert_eq!(socket.close_code().await, 4401);
 }
 
-async fn the_ready_frame_tells_who_and_how_often(server: TestServer) {
+async fn the_ready_frame_names_the_user_the_session_and_the_heartbeat(server: TestServer) {
     let ada = server.user().await;
     let session = ada.get("/sessions/current").await.expect(200);
-    let request = with_header(&ada, "authorization", &format!("Bearer {}", ada.token));
-    let (mut socket, _) = Socket::open(request).await.unwrap();
+    let (mut socket, _) = Socket::open(Socket::authenticated(&ada)).await.unwrap();
     let ready = socket.expect("ready").await;
+
     assert_eq!(ready["session_id"], session["session"]["id"]);
     assert_eq!(ready["user_id"], ada.id);
     assert_eq!(ready["heartbeat_interval_ms"], 30_000);
@@ -246,7 +252,7 @@ async fn the_ready_frame_tells_who_and_how_often(server: TestServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_has_only_so_many_connections_and_a_closed_one_makes_room() {
+async fn connections_of_a_user_are_bounded_and_a_closed_one_makes_room() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let server =
             TestServer::with(backend, |settings| settings.connections_per_user_max = Some(3)).await;
@@ -255,19 +261,22 @@ async fn a_user_has_only_so_many_connections_and_a_closed_one_makes_room() {
         for _ in 0..3 {
             sockets.push(Socket::connect(&ada).await);
         }
-        let request = || with_header(&ada, "authorization", &format!("Bearer {}", ada.token));
-        let (mut over, _) = Socket::open(request()).await.unwrap();
+
+        let (mut over, _) = Socket::open(Socket::authenticated(&ada)).await.unwrap();
         assert_eq!(over.close_code().await, 4409);
         Socket::connect(&bob).await;
+
         sockets.pop().unwrap().close().await;
         crate::support::eventually("room for another connection", async || {
-            let (mut another, _) = Socket::open(request()).await.unwrap();
+            let (mut another, _) = Socket::open(Socket::authenticated(&ada)).await.unwrap();
             matches!(another.next_raw().await, Some(Message::Text(_)))
         })
         .await;
+
         for socket in &mut sockets {
-            assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong");
+            socket.ping().await;
         }
+
         server.stop().await;
     }
 }

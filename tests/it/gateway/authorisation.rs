@@ -1,5 +1,5 @@
-//! Who may do what by frame: every frame of the document times everyone who may come along. A frame
-//! without a row fails.
+//! Which users may send which frames: every documented frame, for every relation to a chat. A frame
+//! without a row in a table fails the test.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,33 +12,33 @@ use crate::support::{Socket, TestServer, everywhere};
 
 everywhere!(
     every_frame_has_a_row_in_a_table_and_every_row_a_frame,
-    before_it_authenticates_nobody_is_answered_anything,
-    in_a_group_everyone_may_do_by_frame_what_the_table_says_and_no_more,
-    in_a_channel_everyone_may_do_by_frame_what_the_table_says_and_no_more,
-    in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more,
-    in_a_removed_group_nobody_may_do_anything_by_frame,
+    before_authentication_no_frame_is_answered,
+    in_a_group_the_table_decides_which_frames_succeed,
+    in_a_channel_the_table_decides_which_frames_succeed,
+    in_a_private_chat_the_table_decides_which_frames_succeed,
+    in_a_removed_group_no_frame_succeeds,
 );
 
-/// What the frame is about, where it matters.
+/// The object of a frame.
 #[derive(Clone, Copy, Debug)]
 enum About {
     Chat,
-    /// The message that the asker sent.
+    /// A message of the frame's sender.
     Own,
-    /// The message that another member sent.
+    /// A message of another member.
     Others,
-    /// A message that was removed.
+    /// A removed message.
     Removed,
 }
 
-/// What a frame comes to: done, or refused with this code.
+/// The result of a frame: accepted, or refused with this code.
 type Outcome = Result<(), &'static str>;
 
 const DONE: Outcome = Ok(());
 const NOT_ALLOWED: Outcome = Err("not_allowed");
 
-/// A row: a frame about a chat, and what members, admins and owners of a group and of a channel
-/// get. Others and ex-members get `chat_not_found`, always. The last: members of a private chat.
+/// A frame and its object; the results for members, admins and owners of a group; the same for a
+/// channel; the result for a member of a private chat. Others always get `chat_not_found`.
 type Row = (&'static str, About, [Outcome; 3], [Outcome; 3], Outcome);
 
 const TABLE: &[Row] = &[
@@ -65,8 +65,7 @@ const TABLE: &[Row] = &[
     ),
 ];
 
-/// Frames about the caller alone, or about users: what they tell of whom is tested with each of
-/// them.
+/// Frames about the caller or about users. Each has tests of its own for what it reveals.
 const OWN: &[&str] = &["authenticate", "ping", "sync", "watch_presence"];
 
 fn frame(scene: &Scene, who: Who, row: &Row) -> Value {
@@ -76,13 +75,15 @@ fn frame(scene: &Scene, who: Who, row: &Row) -> Value {
         About::Own => scene.said.get(&scene.who(who).id).copied().unwrap_or(1),
         About::Removed => scene.removed,
     };
+
     let mut frame = json!({ "type": row.0, "chat_id": scene.chat });
     if row.0 != "send_message" && row.0 != "typing" {
         frame["message_id"] = json!(message);
     }
     if row.0 == "send_message" || row.0 == "edit_message" {
-        frame["text"] = json!("said by frame");
+        frame["text"] = json!("sent by frame");
     }
+
     frame
 }
 
@@ -90,14 +91,15 @@ fn code(answer: &Value) -> String {
     answer["code"].as_str().unwrap_or_default().to_owned()
 }
 
-/// What the frame comes to. `typing` is not answered if all is well: the ping behind it is.
+/// The result of a frame. A successful `typing` has no answer, so a ping follows it.
 async fn ask(socket: &mut Socket, frame: Value) -> Result<(), String> {
     if frame["type"] != "typing" {
         let answer = socket.ask(frame).await;
         return if answer["type"] == "ack" { Ok(()) } else { Err(code(&answer)) };
     }
+
     socket.send(frame).await;
-    // It is worked on beside the next frame, which may be answered first.
+    // The server handles `typing` beside the next frame, whose answer may come first.
     tokio::time::sleep(Duration::from_millis(100)).await;
     socket.send(json!({ "type": "ping" })).await;
     let before = socket.until("pong").await;
@@ -110,13 +112,14 @@ async fn every_frame_has_a_row_in_a_table_and_every_row_a_frame(_server: TestSer
     assert_eq!(rows, known, "give each frame a row");
 }
 
-async fn before_it_authenticates_nobody_is_answered_anything(server: TestServer) {
+async fn before_authentication_no_frame_is_answered(server: TestServer) {
     let scene = Stage::of(&server).await.scene("group").await;
     for row in TABLE {
         let (mut socket, _) = Socket::open(Socket::request(&scene.stranger)).await.unwrap();
         socket.send(frame(&scene, Who::Owner, row)).await;
         assert_eq!(socket.close_code().await, 4401, "{row:?}");
     }
+
     for kind in OWN.iter().filter(|kind| **kind != "authenticate") {
         let (mut socket, _) = Socket::open(Socket::request(&scene.stranger)).await.unwrap();
         socket.send(json!({ "type": kind, "user_ids": [] })).await;
@@ -124,11 +127,11 @@ async fn before_it_authenticates_nobody_is_answered_anything(server: TestServer)
     }
 }
 
-/// Plays the whole table in chats of one kind, each square that changes something in a scene of its
-/// own.
-async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome; 3]) {
+/// Tests the whole table in chats of one kind. Each accepted frame gets a scene of its own.
+async fn check_table(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome; 3]) {
     let stage = Stage::of(server).await;
     let scene = stage.scene(kind).await;
+
     for who in EVERYONE.into_iter().filter(|who| *who != Who::Stranger) {
         let mut socket = Socket::live(scene.who(who)).await;
         for row in TABLE {
@@ -138,8 +141,10 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome
                 Who::Admin => column(row)[1],
                 Who::Owner => column(row)[2],
             };
+
             let what = format!("{kind}: {who:?} {row:?}");
             let rev = scene.owner.get(&scene.path("")).await.expect(200)["rev"].clone();
+
             if let Err(code) = expected {
                 assert_eq!(
                     ask(&mut socket, frame(&scene, who, row)).await,
@@ -160,19 +165,18 @@ async fn play(server: &TestServer, kind: &str, column: impl Fn(&Row) -> [Outcome
     }
 }
 
-async fn in_a_group_everyone_may_do_by_frame_what_the_table_says_and_no_more(server: TestServer) {
-    play(&server, "group", |row| row.2).await;
+async fn in_a_group_the_table_decides_which_frames_succeed(server: TestServer) {
+    check_table(&server, "group", |row| row.2).await;
 }
 
-async fn in_a_channel_everyone_may_do_by_frame_what_the_table_says_and_no_more(server: TestServer) {
-    play(&server, "channel", |row| row.3).await;
+async fn in_a_channel_the_table_decides_which_frames_succeed(server: TestServer) {
+    check_table(&server, "channel", |row| row.3).await;
 }
 
-async fn in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_more(
-    server: TestServer,
-) {
-    // The group is only where the people come from.
+async fn in_a_private_chat_the_table_decides_which_frames_succeed(server: TestServer) {
+    // The group provides the users.
     let mut scene = Stage::of(&server).await.scene("group").await;
+
     for row in TABLE {
         scene.turn_private(server.user().await, server.user().await).await;
         for (who, expected) in [(Who::Other, Err("chat_not_found")), (Who::Member, row.4)] {
@@ -183,7 +187,7 @@ async fn in_a_private_chat_the_two_may_do_by_frame_what_the_table_says_and_no_mo
     }
 }
 
-async fn in_a_removed_group_nobody_may_do_anything_by_frame(server: TestServer) {
+async fn in_a_removed_group_no_frame_succeeds(server: TestServer) {
     let scene = Stage::of(&server).await.scene("group").await;
     scene.owner.delete(&scene.path("")).await.expect(204);
     for who in EVERYONE.into_iter().filter(|who| *who != Who::Stranger) {

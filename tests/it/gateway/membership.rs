@@ -1,4 +1,4 @@
-//! Who hears of a chat changes with its members.
+//! Events of a chat go to its members, and to no one else.
 
 use serde_json::{Value, json};
 
@@ -6,30 +6,26 @@ use crate::support::{Socket, TestServer, User, everywhere};
 
 everywhere!(
     a_new_chat_appears_on_all_sockets_of_all_members,
-    whoever_is_added_gets_the_chat_and_then_its_events,
-    whoever_is_removed_hears_nothing_more_and_the_others_are_told,
-    leaving_ends_the_chat_on_all_of_ones_sockets,
-    whoever_comes_back_gets_the_chat_anew,
-    another_role_is_told_to_all,
-    another_name_is_told_to_all,
+    a_new_member_gets_the_chat_and_then_its_events,
+    a_removed_member_gets_no_more_events_and_the_others_get_member_left,
+    leaving_ends_the_chat_on_all_sockets_of_the_user,
+    a_member_that_joins_again_gets_the_chat_again,
+    a_changed_role_is_sent_to_all_members,
+    a_changed_name_is_sent_to_all_members,
     a_removed_chat_is_gone_for_all,
-    a_private_chat_removed_by_one_is_gone_for_that_one_alone,
-    a_private_chat_opened_again_is_back_on_all_of_ones_sockets,
-    a_stranger_hears_nothing,
-    the_events_of_a_chat_count_on_by_one_through_every_kind_of_change,
-    the_idempotency_key_is_shown_to_the_sender_alone,
+    a_private_chat_is_gone_only_for_the_user_that_removed_it,
+    a_private_chat_opened_again_is_back_on_all_sockets_of_the_user,
+    a_stranger_gets_no_events,
+    every_kind_of_change_increases_the_rev_by_one,
+    the_client_id_is_sent_only_to_the_sender,
 );
-
-async fn add(owner: &User, chat: &str, user: &User) {
-    owner.post(&format!("/chats/{chat}/members"), json!({ "user_id": user.id })).await.expect(201);
-}
 
 async fn remove(owner: &User, chat: &str, who: &str) {
     owner.delete(&format!("/chats/{chat}/members/{who}")).await.expect(204);
 }
 
 #[track_caller]
-fn is(frame: &Value, chat: &str, rev: i64) {
+fn assert_rev(frame: &Value, chat: &str, rev: i64) {
     assert_eq!((&frame["chat_id"], &frame["rev"]), (&json!(chat), &json!(rev)), "{frame}");
 }
 
@@ -38,6 +34,7 @@ async fn a_new_chat_appears_on_all_sockets_of_all_members(server: TestServer) {
     let (mut a1, mut a2) = (Socket::live(&ada).await, Socket::live(&ada).await);
     let (mut b, mut e) = (Socket::live(&bob).await, Socket::live(&eve).await);
     let mut unsynced = Socket::connect(&bob).await;
+
     for kind in ["group", "channel", "private"] {
         let chat = match kind {
             "group" => ada.group(&[&bob]).await,
@@ -49,28 +46,32 @@ async fn a_new_chat_appears_on_all_sockets_of_all_members(server: TestServer) {
             assert_eq!((&added["chat"]["id"], &added["chat"]["rev"]), (&json!(chat), &json!(1)));
             assert_eq!(added["chat"], user.get(&format!("/chats/{chat}")).await.expect(200));
         }
+
         let event = ada.say(&chat, "first").await;
         for socket in [&mut a1, &mut a2, &mut b] {
-            is(&socket.expect("new_message").await, &chat, event["rev"].as_i64().unwrap());
+            assert_rev(&socket.expect("new_message").await, &chat, event["rev"].as_i64().unwrap());
         }
     }
+
     e.expect_silence().await;
     unsynced.expect_silence().await;
 }
 
-async fn whoever_is_added_gets_the_chat_and_then_its_events(server: TestServer) {
+async fn a_new_member_gets_the_chat_and_then_its_events(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[]).await;
     ada.say(&chat, "before").await;
     let (mut a, mut b1, mut b2) =
         (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
-    add(&ada, &chat, &bob).await;
+
+    ada.add_member(&chat, &bob).await;
     let joined = a.expect("member_joined").await;
-    is(&joined, &chat, 3);
+    assert_rev(&joined, &chat, 3);
     assert_eq!(
         (&joined["member"]["user"]["id"], &joined["member"]["role"]),
         (&json!(bob.id), &json!("member"))
     );
+
     for socket in [&mut b1, &mut b2] {
         let added = socket.expect("chat_added").await;
         assert_eq!((&added["chat"]["id"], &added["chat"]["rev"]), (&json!(chat), &json!(3)));
@@ -79,97 +80,113 @@ async fn whoever_is_added_gets_the_chat_and_then_its_events(server: TestServer) 
             (&json!(0), &json!("member"))
         );
     }
+
     ada.say(&chat, "after").await;
     for socket in [&mut a, &mut b1, &mut b2] {
-        is(&socket.expect("new_message").await, &chat, 4);
+        assert_rev(&socket.expect("new_message").await, &chat, 4);
     }
 }
 
-async fn whoever_is_removed_hears_nothing_more_and_the_others_are_told(server: TestServer) {
+async fn a_removed_member_gets_no_more_events_and_the_others_get_member_left(server: TestServer) {
     let (ada, bob, cleo) = (server.user().await, server.user().await, server.user().await);
     let chat = ada.group(&[&bob, &cleo]).await;
     let (mut a, mut b, mut c) =
         (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&cleo).await);
+
     remove(&ada, &chat, &bob.id).await;
     ada.say(&chat, "without bob").await;
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Fewer" })).await.expect(200);
     c.send(json!({ "type": "typing", "chat_id": chat })).await;
+
     for socket in [&mut a, &mut c] {
         let left = socket.expect("member_left").await;
-        is(&left, &chat, 2);
+        assert_rev(&left, &chat, 2);
         assert_eq!(left["user_id"], bob.id);
-        is(&socket.expect("new_message").await, &chat, 3);
-        is(&socket.expect("chat_changed").await, &chat, 4);
+        assert_rev(&socket.expect("new_message").await, &chat, 3);
+        assert_rev(&socket.expect("chat_changed").await, &chat, 4);
     }
+
     a.expect("typing").await;
     assert_eq!(b.expect("chat_gone").await["chat_id"], chat);
     b.expect_silence().await;
+
     let send = json!({ "type": "send_message", "chat_id": chat, "text": "x" });
     assert_eq!(b.ask(send).await["code"], "chat_not_found");
 }
 
-async fn leaving_ends_the_chat_on_all_of_ones_sockets(server: TestServer) {
+async fn leaving_ends_the_chat_on_all_sockets_of_the_user(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
     let (mut a, mut b1, mut b2) =
         (Socket::live(&ada).await, Socket::live(&bob).await, Socket::live(&bob).await);
+
     remove(&bob, &chat, "me").await;
     ada.say(&chat, "later").await;
-    is(&a.expect("member_left").await, &chat, 2);
+
+    assert_rev(&a.expect("member_left").await, &chat, 2);
     for socket in [&mut b1, &mut b2] {
         assert_eq!(socket.expect("chat_gone").await["chat_id"], chat);
         socket.expect_silence().await;
     }
 }
 
-async fn whoever_comes_back_gets_the_chat_anew(server: TestServer) {
+async fn a_member_that_joins_again_gets_the_chat_again(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let mut b = Socket::live(&bob).await;
+
     for round in 0..3 {
         remove(&ada, &chat, &bob.id).await;
         ada.say(&chat, "among us").await;
-        add(&ada, &chat, &bob).await;
+        ada.add_member(&chat, &bob).await;
         ada.say(&chat, "welcome").await;
+
         b.expect("chat_gone").await;
         assert_eq!(b.expect("chat_added").await["chat"]["rev"], 4 + round * 4);
         let event = b.expect("new_message").await;
-        is(&event, &chat, 5 + round * 4);
+        assert_rev(&event, &chat, 5 + round * 4);
         assert_eq!(event["message"]["text"], "welcome");
     }
 }
 
-async fn another_role_is_told_to_all(server: TestServer) {
+async fn a_changed_role_is_sent_to_all_members(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.channel(&[&bob]).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
+
     ada.patch(&format!("/chats/{chat}/members/{}", bob.id), json!({ "role": "admin" }))
         .await
         .expect(200);
     for socket in [&mut a, &mut b] {
         let changed = socket.expect("member_changed").await;
-        is(&changed, &chat, 2);
+        assert_rev(&changed, &chat, 2);
         assert_eq!(
             (&changed["member"]["user"]["id"], &changed["member"]["role"]),
             (&json!(bob.id), &json!("admin"))
         );
     }
+
     let send = json!({ "type": "send_message", "chat_id": chat, "text": "now I may" });
     assert_eq!(b.ask(send).await["type"], "ack");
 }
 
-async fn another_name_is_told_to_all(server: TestServer) {
+async fn a_changed_name_is_sent_to_all_members(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
+
     for _ in 0..2 {
         ada.patch(&format!("/chats/{chat}"), json!({ "name": "Renamed" })).await.expect(200);
     }
+
     for socket in [&mut a, &mut b] {
         let changed = socket.expect("chat_changed").await;
-        is(&changed, &chat, 2);
+        assert_rev(&changed, &chat, 2);
         assert_eq!(changed["chat"]["name"], "Renamed");
-        assert!(changed["chat"].get("role").is_none(), "what differs between members is left out");
+        assert!(
+            changed["chat"].get("role").is_none(),
+            "fields that differ between members are left out"
+        );
         socket.expect_silence().await;
     }
 }
@@ -178,109 +195,125 @@ async fn a_removed_chat_is_gone_for_all(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[&bob]).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
+
     ada.delete(&format!("/chats/{chat}")).await.expect(204);
     for socket in [&mut a, &mut b] {
         assert_eq!(socket.expect("chat_gone").await["chat_id"], chat);
         socket.expect_silence().await;
     }
-    let (_, told) = Socket::resumed(&bob, json!({ &chat: 1 })).await;
-    assert_eq!(told[0]["type"], "chat_gone");
-    assert_eq!(told[1]["chats"], json!({}));
+
+    let (_, replay) = Socket::resumed(&bob, json!({ &chat: 1 })).await;
+    assert_eq!(replay[0]["type"], "chat_gone");
+    assert_eq!(replay[1]["chats"], json!({}));
 }
 
-async fn a_private_chat_removed_by_one_is_gone_for_that_one_alone(server: TestServer) {
+async fn a_private_chat_is_gone_only_for_the_user_that_removed_it(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     bob.say(&chat, "old").await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
+
     ada.delete(&format!("/chats/{chat}")).await.expect(204);
     assert_eq!(a.expect("chat_gone").await["chat_id"], chat);
     b.expect_silence().await;
-    let (_, told) = Socket::resumed(&ada, json!({ &chat: 1 })).await;
+
+    let (_, replay) = Socket::resumed(&ada, json!({ &chat: 1 })).await;
     assert_eq!(
-        told[0],
+        replay[0],
         json!({ "type": "chat_gone", "chat_id": chat }),
-        "what is removed is not told again"
+        "removed messages are not sent again"
     );
-    let (_, told) = Socket::resumed(&ada, json!({})).await;
-    assert_eq!((told.len(), &told[0]["chats"]), (1, &json!({ &chat: 2 })));
+    let (_, replay) = Socket::resumed(&ada, json!({})).await;
+    assert_eq!((replay.len(), &replay[0]["chats"]), (1, &json!({ &chat: 2 })));
+
     bob.say(&chat, "new").await;
-    is(&a.expect("new_message").await, &chat, 3);
-    let (_, told) = Socket::resumed(&ada, json!({ &chat: 1 })).await;
-    assert_eq!((told.len(), &told[0]["message"]["text"]), (2, &json!("new")));
-    let (_, told) = Socket::resumed(&ada, json!({})).await;
-    assert_eq!((told.len(), &told[0]["chat"]["id"]), (2, &json!(chat)));
+    assert_rev(&a.expect("new_message").await, &chat, 3);
+    let (_, replay) = Socket::resumed(&ada, json!({ &chat: 1 })).await;
+    assert_eq!((replay.len(), &replay[0]["message"]["text"]), (2, &json!("new")));
+    let (_, replay) = Socket::resumed(&ada, json!({})).await;
+    assert_eq!((replay.len(), &replay[0]["chat"]["id"]), (2, &json!(chat)));
 }
 
-async fn a_private_chat_opened_again_is_back_on_all_of_ones_sockets(server: TestServer) {
+async fn a_private_chat_opened_again_is_back_on_all_sockets_of_the_user(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     bob.say(&chat, "old").await;
     let (mut a1, mut a2, mut b) =
         (Socket::live(&ada).await, Socket::live(&ada).await, Socket::live(&bob).await);
+
     ada.private_chat(&bob).await;
     a1.expect_silence().await;
+
     ada.delete(&format!("/chats/{chat}")).await.expect(204);
     for socket in [&mut a1, &mut a2] {
         socket.expect("chat_gone").await;
     }
+
     ada.private_chat(&bob).await;
     let view = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&view["rev"], &view["last_message"]), (&json!(2), &Value::Null));
     for socket in [&mut a1, &mut a2] {
         assert_eq!(socket.expect("chat_added").await["chat"], view);
     }
+
     ada.private_chat(&bob).await;
     a1.expect_silence().await;
     ada.delete(&format!("/chats/{chat}")).await.expect(204);
     bob.say(&chat, "new").await;
     for socket in [&mut a1, &mut a2] {
         socket.expect("chat_gone").await;
-        is(&socket.expect("new_message").await, &chat, 3);
+        assert_rev(&socket.expect("new_message").await, &chat, 3);
     }
+
     ada.private_chat(&bob).await;
     a1.expect_silence().await;
     bob.say(&chat, "newer").await;
     for socket in [&mut a1, &mut a2] {
-        is(&socket.expect("new_message").await, &chat, 4);
+        assert_rev(&socket.expect("new_message").await, &chat, 4);
     }
+
     for rev in [3, 4] {
-        is(&b.expect("new_message").await, &chat, rev);
+        assert_rev(&b.expect("new_message").await, &chat, rev);
     }
     b.expect_silence().await;
 }
 
-async fn a_stranger_hears_nothing(server: TestServer) {
+async fn a_stranger_gets_no_events(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let mut e = Socket::live(&eve).await;
+
     let chat = ada.group(&[&bob]).await;
     ada.say(&chat, "one").await;
     ada.patch(&format!("/chats/{chat}/messages/1"), json!({ "text": "two" })).await.expect(200);
     bob.put(&format!("/chats/{chat}/read"), json!({ "message_id": 1 })).await.expect(204);
     remove(&ada, &chat, &bob.id).await;
     ada.delete(&format!("/chats/{chat}")).await.expect(204);
+
     e.expect_silence().await;
-    let (_, told) = Socket::resumed(&eve, json!({ &chat: 1 })).await;
+    let (_, replay) = Socket::resumed(&eve, json!({ &chat: 1 })).await;
     let gone = json!({ "type": "chat_gone", "chat_id": chat });
-    assert_eq!(told[0], gone, "as if it had never been");
+    assert_eq!(replay[0], gone, "the same as for an unknown chat");
+
     let unknown = "01890000-0000-7000-8000-000000000000";
-    let (_, told) = Socket::resumed(&eve, json!({ unknown: 1 })).await;
-    assert_eq!((told.len(), &told[0]["type"]), (2, &json!("chat_gone")));
+    let (_, replay) = Socket::resumed(&eve, json!({ unknown: 1 })).await;
+    assert_eq!((replay.len(), &replay[0]["type"]), (2, &json!("chat_gone")));
 }
 
-async fn the_events_of_a_chat_count_on_by_one_through_every_kind_of_change(server: TestServer) {
+async fn every_kind_of_change_increases_the_rev_by_one(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[]).await;
     let mut a = Socket::live(&ada).await;
     let member = format!("/chats/{chat}/members/{}", bob.id);
     let message = format!("/chats/{chat}/messages/1");
+
     ada.say(&chat, "one").await;
     ada.patch(&message, json!({ "text": "two" })).await.expect(200);
-    add(&ada, &chat, &bob).await;
+    ada.add_member(&chat, &bob).await;
     ada.patch(&member, json!({ "role": "admin" })).await.expect(200);
     ada.patch(&format!("/chats/{chat}"), json!({ "name": "Other" })).await.expect(200);
     ada.delete(&message).await.expect(204);
     ada.delete(&member).await.expect(204);
+
     let kinds = [
         "new_message",
         "message_edited",
@@ -290,16 +323,18 @@ async fn the_events_of_a_chat_count_on_by_one_through_every_kind_of_change(serve
         "message_removed",
         "member_left",
     ];
+
     for (rev, kind) in (2..).zip(kinds) {
-        is(&a.expect(kind).await, &chat, rev);
+        assert_rev(&a.expect(kind).await, &chat, rev);
     }
     a.expect_silence().await;
 }
 
-async fn the_idempotency_key_is_shown_to_the_sender_alone(server: TestServer) {
+async fn the_client_id_is_sent_only_to_the_sender(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let (mut a, mut b) = (Socket::live(&ada).await, Socket::live(&bob).await);
+
     let send = json!({ "text": "x", "client_id": "mine" });
     ada.post(&format!("/chats/{chat}/messages"), send).await.expect(201);
     ada.patch(&format!("/chats/{chat}/messages/1"), json!({ "text": "y" })).await.expect(200);
@@ -307,6 +342,7 @@ async fn the_idempotency_key_is_shown_to_the_sender_alone(server: TestServer) {
         assert_eq!(a.expect(kind).await["message"]["client_id"], "mine");
         assert!(b.expect(kind).await["message"]["client_id"].is_null());
     }
-    let (_, told) = Socket::resumed(&bob, json!({ &chat: 1 })).await;
-    assert!(told[0]["message"]["client_id"].is_null());
+
+    let (_, replay) = Socket::resumed(&bob, json!({ &chat: 1 })).await;
+    assert!(replay[0]["message"]["client_id"].is_null());
 }

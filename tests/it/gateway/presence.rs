@@ -1,4 +1,4 @@
-//! The presence of users: sent to the connections that watch them and share a chat, and to no
+//! The presence of a user goes to the connections that watch the user and share a chat, and to no
 //! others.
 
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ everywhere!(
     a_watcher_gets_the_state_at_once_and_every_change,
     a_connection_watches_before_and_after_its_sync,
     a_user_with_another_device_stays_online,
-    nothing_is_sent_of_strangers_and_of_unknown_users,
-    a_watcher_that_shares_no_chat_any_more_gets_nothing_more,
-    an_empty_list_ends_the_watching,
+    no_presence_is_sent_of_strangers_and_unknown_users,
+    a_watcher_without_a_common_chat_gets_no_more_presence,
+    an_empty_list_stops_the_watch,
     a_watcher_that_asks_again_gets_the_state_again,
-    the_acknowledgement_comes_behind_the_presence_of_each_user,
+    the_ack_comes_after_the_presence_of_each_user,
     too_many_users_in_a_frame_or_on_a_connection_are_refused,
     every_presence_frame_has_last_seen,
     last_seen_never_moves_back,
@@ -30,7 +30,7 @@ async fn watch(socket: &mut Socket, users: &[&User]) {
     socket.send(json!({ "type": "watch_presence", "user_ids": ids })).await;
 }
 
-/// Expects this as the next frame.
+/// Expects this presence as the next frame.
 async fn expect(socket: &mut Socket, user: &User, online: bool) -> Value {
     let frame = socket.expect("presence").await;
     assert_eq!((&frame["user_id"], &frame["online"]), (&json!(user.id), &json!(online)), "{frame}");
@@ -38,7 +38,7 @@ async fn expect(socket: &mut Socket, user: &User, online: bool) -> Value {
 }
 
 async fn quiet(socket: &mut Socket) {
-    // Longer than a user lingers in these tests.
+    // Longer than the linger time of these tests.
     tokio::time::sleep(Duration::from_millis(300)).await;
     socket.expect_silence().await;
 }
@@ -49,15 +49,17 @@ async fn a_watcher_gets_the_state_at_once_and_every_change(server: TestServer) {
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, false).await;
+
     for _ in 0..2 {
         let b = Socket::connect(&bob).await;
         expect(&mut a, &bob, true).await;
         b.close().await;
         expect(&mut a, &bob, false).await;
     }
+
     let b = Socket::connect(&bob).await;
     expect(&mut a, &bob, true).await;
-    // Gone without a close frame.
+    // The connection ends without a close frame.
     drop(b);
     expect(&mut a, &bob, false).await;
     quiet(&mut a).await;
@@ -71,16 +73,19 @@ async fn a_connection_watches_before_and_after_its_sync(server: TestServer) {
         watch(socket, &[&bob]).await;
         expect(socket, &bob, false).await;
     }
+
     let b = Socket::connect(&bob).await;
     for socket in [&mut before, &mut after] {
         expect(socket, &bob, true).await;
     }
+
     before.send(json!({ "type": "sync" })).await;
     before.until("synced").await;
     b.close().await;
     for socket in [&mut before, &mut after] {
         expect(socket, &bob, false).await;
     }
+
     bob.say(&chat, "bye").await;
     for socket in [&mut before, &mut after] {
         socket.expect("new_message").await;
@@ -94,8 +99,10 @@ async fn a_user_with_another_device_stays_online(server: TestServer) {
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, true).await;
+
     first.close().await;
     quiet(&mut a).await;
+
     let third = Socket::connect(&bob).await;
     second.close().await;
     quiet(&mut a).await;
@@ -103,7 +110,7 @@ async fn a_user_with_another_device_stays_online(server: TestServer) {
     expect(&mut a, &bob, false).await;
 }
 
-async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
+async fn no_presence_is_sent_of_strangers_and_unknown_users(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     ada.private_chat(&bob).await;
     let mut e = Socket::connect(&eve).await;
@@ -114,9 +121,11 @@ async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
         "ack",
         "the answer does not show which of them exist"
     );
+
     let b = Socket::connect(&bob).await;
     quiet(&mut e).await;
-    // From when they share a chat, Eve may ask and gets the answer.
+
+    // Once they share a chat, a request of Eve's is answered.
     ada.group(&[&bob, &eve]).await;
     b.close().await;
     quiet(&mut e).await;
@@ -127,38 +136,44 @@ async fn nothing_is_sent_of_strangers_and_of_unknown_users(server: TestServer) {
             && second["online"] == false
             && first["user_id"] != second["user_id"]
     );
+
     let _b = Socket::connect(&bob).await;
     expect(&mut e, &bob, true).await;
 }
 
-async fn a_watcher_that_shares_no_chat_any_more_gets_nothing_more(server: TestServer) {
+async fn a_watcher_without_a_common_chat_gets_no_more_presence(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     let (one, two) = (ada.group(&[&bob]).await, ada.group(&[&bob, &eve]).await);
     let (mut a, mut b, mut e) =
         (Socket::connect(&ada).await, Socket::connect(&bob).await, Socket::connect(&eve).await);
+
     watch(&mut a, &[&eve]).await;
     expect(&mut a, &eve, true).await;
     watch(&mut b, &[&ada]).await;
     expect(&mut b, &ada, true).await;
     watch(&mut e, &[&ada]).await;
     expect(&mut e, &ada, true).await;
+
     // Bob and Ada still share the other group; Eve shares none.
     bob.delete(&format!("/chats/{two}/members/me")).await.expect(204);
     ada.delete(&format!("/chats/{two}/members/{}", eve.id)).await.expect(204);
+
     a.close().await;
     expect(&mut b, &ada, false).await;
     quiet(&mut e).await;
+
     let mut a = Socket::connect(&ada).await;
     expect(&mut b, &ada, true).await;
     watch(&mut a, &[&eve, &bob]).await;
     expect(&mut a, &bob, true).await;
+
     ada.delete(&format!("/chats/{one}")).await.expect(204);
     a.close().await;
     quiet(&mut b).await;
     quiet(&mut e).await;
 }
 
-async fn an_empty_list_ends_the_watching(server: TestServer) {
+async fn an_empty_list_stops_the_watch(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
     ada.group(&[&bob, &eve]).await;
     let mut a = Socket::connect(&ada).await;
@@ -166,12 +181,15 @@ async fn an_empty_list_ends_the_watching(server: TestServer) {
     expect(&mut a, &bob, false).await;
     watch(&mut a, &[&eve]).await;
     expect(&mut a, &eve, false).await;
+
     let b = Socket::connect(&bob).await;
     expect(&mut a, &bob, true).await;
+
     assert_eq!(a.ask(json!({ "type": "watch_presence", "user_ids": [] })).await["type"], "ack");
     b.close().await;
     let _e = Socket::connect(&eve).await;
     quiet(&mut a).await;
+
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, false).await;
 }
@@ -188,7 +206,7 @@ async fn a_watcher_that_asks_again_gets_the_state_again(server: TestServer) {
     a.expect_silence().await;
 }
 
-async fn the_acknowledgement_comes_behind_the_presence_of_each_user(server: TestServer) {
+async fn the_ack_comes_after_the_presence_of_each_user(server: TestServer) {
     let ada = server.user().await;
     let mut others = Vec::new();
     for _ in 0..5 {
@@ -196,6 +214,7 @@ async fn the_acknowledgement_comes_behind_the_presence_of_each_user(server: Test
         ada.private_chat(&user).await;
         others.push(user);
     }
+
     let mut a = Socket::connect(&ada).await;
     for id in [json!(7), json!("seven")] {
         let ids: Vec<&str> = others.iter().map(|user| user.id.as_str()).collect();
@@ -218,6 +237,7 @@ fn refused(answer: &Value, field: &str) {
 async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestServer) {
     let ada = server.user().await;
     let (store, now) = (server.store(), Timestamp::from_ms(1));
+
     let mut members = Vec::new();
     for number in 0..1001 {
         let id = UserId::new(now, &mut rand::rng());
@@ -234,6 +254,7 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
             .unwrap();
         members.push(id);
     }
+
     let kind =
         Creation::Shared { kind: ChatKind::Channel, name: "all".into(), members: members.clone() };
     let id = ChatId::new(now, &mut rand::rng());
@@ -243,26 +264,31 @@ async fn too_many_users_in_a_frame_or_on_a_connection_are_refused(server: TestSe
     let mut socket = Socket::connect(&ada).await;
     let frame = |users: &[UserId]| json!({ "type": "watch_presence", "user_ids": users });
     refused(&socket.ask(frame(&members[..201])).await, "user_ids");
-    // A user that shares no chat takes no room, once that is found out.
+
+    // A user without a common chat does not count, once the server has checked it.
     let strangers: Vec<UserId> = (0..200).map(|_| UserId::new(now, &mut rand::rng())).collect();
     for _ in 0..6 {
         assert_eq!(socket.ask(frame(&strangers)).await["type"], "ack");
     }
+
     for part in members[..1000].chunks(200) {
         assert_eq!(socket.ask(frame(part)).await["type"], "ack");
     }
     refused(&socket.ask(frame(&members[1000..])).await, "user_ids");
+
     assert_eq!(
         socket.ask(frame(&members[..200])).await["type"],
         "ack",
         "these are watched already"
     );
+
     assert_eq!(socket.ask(frame(&[])).await["type"], "ack");
     assert_eq!(socket.ask(frame(&members[1000..])).await["type"], "ack", "there is room again");
+
     for wrong in [json!(null), json!("x"), json!([1]), json!(["x"]), json!([null])] {
         let answer = socket.ask(json!({ "type": "watch_presence", "user_ids": wrong })).await;
         assert_eq!(answer["code"], "invalid_fields", "{answer}");
-        assert_eq!(socket.ask(json!({ "type": "ping" })).await["type"], "pong");
+        socket.ping().await;
     }
 }
 
@@ -274,19 +300,23 @@ async fn every_presence_frame_has_last_seen(server: TestServer) {
         let seen = frame["last_seen_at"].as_str().unwrap();
         assert!(from <= seen && seen <= to, "{from} {frame} {to}");
     };
+
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
     assert!(expect(&mut a, &bob, false).await["last_seen_at"].is_null(), "bob was never here");
+
     let start = now();
     let b = Socket::connect(&bob).await;
     between(&expect(&mut a, &bob, true).await, &start, &now());
+
     server.advance(Duration::from_hours(1));
     let before = now();
     b.close().await;
-    // Closed here is closed there a moment later; the time that bob lingers does not count.
+    // The server closes its side a moment later. The linger time does not count.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let after = now();
     between(&expect(&mut a, &bob, false).await, &before, &after);
+
     server.advance(Duration::from_hours(1));
     watch(&mut a, &[&bob]).await;
     between(&expect(&mut a, &bob, false).await, &before, &after);
@@ -297,15 +327,18 @@ async fn last_seen_never_moves_back(server: TestServer) {
     let store = server.store();
     let id = |user: &User| user.id.parse::<UserId>().unwrap();
     ada.private_chat(&bob).await;
+
     let at = Timestamp::from_ms;
-    store.note_seen(&[(id(&ada), at(5)), (id(&bob), at(7))]).await.unwrap();
+    store.set_last_seen(&[(id(&ada), at(5)), (id(&bob), at(7))]).await.unwrap();
     store
-        .note_seen(&[(id(&bob), at(6)), (id(&ada), at(8)), (UserId::default(), at(9))])
+        .set_last_seen(&[(id(&bob), at(6)), (id(&ada), at(8)), (UserId::default(), at(9))])
         .await
         .unwrap();
-    store.note_seen(&[]).await.unwrap();
+    store.set_last_seen(&[]).await.unwrap();
+
     let (a, b) = (id(&ada), id(&bob));
-    let mut found = store.acquaintances(&[(a, b), (b, a), (a, UserId::default())]).await.unwrap();
+    let mut found =
+        store.users_sharing_a_chat(&[(a, b), (b, a), (a, UserId::default())]).await.unwrap();
     found.sort_by_key(|it| it.last_seen_at);
     let found: Vec<_> = found.iter().map(|it| (it.watcher, it.watched, it.last_seen_at)).collect();
     assert_eq!(found, [(a, b, Some(at(7))), (b, a, Some(at(8)))]);
@@ -318,6 +351,7 @@ async fn a_session_that_ends_takes_its_user_offline(server: TestServer) {
     let mut b = Socket::connect(&bob).await;
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, true).await;
+
     bob.delete("/sessions/current").await.expect(204);
     assert_eq!(b.close_code().await, 4401);
     expect(&mut a, &bob, false).await;
@@ -332,9 +366,11 @@ async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(
     for _ in 0..5 {
         users.push(server.user().await);
     }
+
     let members: Vec<&User> = users.iter().chain([&eve]).collect();
     bob.group(&members).await;
     let mut e = Socket::connect(&eve).await;
+
     for user in &users {
         for _ in 0..2 {
             let mut socket = Socket::connect(user).await;
@@ -343,6 +379,7 @@ async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(
             sockets.push(socket);
         }
     }
+
     for _ in 0..2 {
         let b = Socket::connect(&bob).await;
         for socket in &mut sockets {
@@ -353,25 +390,28 @@ async fn every_watcher_of_a_user_gets_its_presence_and_no_other_connection_does(
             expect(socket, &bob, false).await;
         }
     }
+
     e.expect_silence().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_default_settings_a_flap_of_a_second_sends_nothing_and_absence_is_sent_after_five()
-{
+async fn by_default_a_reconnect_within_a_second_sends_nothing_and_offline_comes_after_five() {
     let server =
         TestServer::with(Backend::Sqlite, |settings| settings.presence_linger_ms = None).await;
     let (ada, bob) = (server.user().await, server.user().await);
     ada.private_chat(&bob).await;
+
     let mut a = Socket::connect(&ada).await;
     let b = Socket::connect(&bob).await;
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, true).await;
+
     b.close().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let b = Socket::connect(&bob).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     a.expect_silence().await;
+
     let left = Instant::now();
     b.close().await;
     expect(&mut a, &bob, false).await;
@@ -391,11 +431,13 @@ async fn a_silent_client_is_shown_offline() {
     let mut a = Socket::connect(&ada).await;
     watch(&mut a, &[&bob]).await;
     expect(&mut a, &bob, true).await;
+
     for _ in 0..5 {
         a.send(json!({ "type": "ping" })).await;
         a.expect("pong").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+
     assert_eq!(b.close_code().await, 4408);
     expect(&mut a, &bob, false).await;
     server.stop().await;

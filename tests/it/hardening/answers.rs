@@ -1,4 +1,4 @@
-//! Answers that their clients do not take, and how large a page may be.
+//! Answers that their clients do not read, and the largest size of a page.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use starling::config::Config;
 
-use super::raw::{Http2, metrics, whole};
+use super::raw::{Http2, metrics, read_body};
 use crate::support::{Backend, TestServer, User, eventually, everywhere};
 
 everywhere!(
     a_page_of_history_stops_at_its_bytes_and_the_pages_together_hold_everything,
-    a_page_of_changes_stops_at_its_bytes_and_says_how_far_it_goes,
+    a_page_of_changes_stops_at_its_bytes_and_names_the_rev_that_it_reaches,
 );
 
 /// The longest text, 16 KiB as stored.
@@ -19,12 +19,12 @@ fn longest(number: usize) -> String {
     format!("{number:04}{}", "🐢".repeat(4092))
 }
 
-/// Messages of the longest text: more than a page may hold.
+/// Messages of the longest text, more than a page may hold.
 const MESSAGES: usize = 70;
-/// How many of them a page holds: 512 KiB.
+/// The number of them that a page holds: 512 KiB.
 const OF_A_PAGE: usize = 32;
 
-/// A chat with so many messages of the longest text.
+/// A chat with [`MESSAGES`] messages of the longest text.
 async fn long_chat(ada: &User, bob: &User) -> String {
     let chat = ada.private_chat(bob).await;
     for number in 1..=MESSAGES {
@@ -52,12 +52,14 @@ async fn a_page_of_history_stops_at_its_bytes_and_the_pages_together_hold_everyt
         assert!(!ids.is_empty() && ids.len() <= OF_A_PAGE + 1, "{ids:?}");
         assert!(
             ids.windows(2).all(|two| two[0] + 1 == two[1]),
-            "ascending, without a hole: {ids:?}"
+            "ascending, without a gap: {ids:?}"
         );
         ids
     };
-    assert_eq!(page("").await.last(), Some(&MESSAGES), "the newest page drops the oldest");
-    assert_eq!(page("&after=0").await.first(), Some(&1), "and forwards the newest");
+
+    assert_eq!(page("").await.last(), Some(&MESSAGES), "the newest page lacks the oldest");
+    assert_eq!(page("&after=0").await.first(), Some(&1), "the oldest page lacks the newest");
+
     let mut back = page("").await;
     while back[0] > 1 {
         let mut before = page(&format!("&before={}", back[0])).await;
@@ -65,19 +67,24 @@ async fn a_page_of_history_stops_at_its_bytes_and_the_pages_together_hold_everyt
         back = before;
     }
     assert_eq!(back, (1..=MESSAGES).collect::<Vec<_>>());
+
     let mut forth = page("&after=0").await;
     while *forth.last().unwrap() < MESSAGES {
         forth.extend(page(&format!("&after={}", forth.last().unwrap())).await);
     }
     assert_eq!(forth, back);
+
     let short = bob.get(&format!("/chats/{chat}/messages?max=3")).await.expect(200);
-    assert_eq!(ids(&short), [MESSAGES - 2, MESSAGES - 1, MESSAGES], "fewer are as they were");
+    assert_eq!(ids(&short), [MESSAGES - 2, MESSAGES - 1, MESSAGES], "a short page is complete");
 }
 
-async fn a_page_of_changes_stops_at_its_bytes_and_says_how_far_it_goes(server: TestServer) {
+async fn a_page_of_changes_stops_at_its_bytes_and_names_the_rev_that_it_reaches(
+    server: TestServer,
+) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
     let end = bob.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_u64().unwrap();
+
     let (mut rev, mut seen, mut pages, mut members) = (0, Vec::new(), 0, 0);
     loop {
         let page =
@@ -86,58 +93,71 @@ async fn a_page_of_changes_stops_at_its_bytes_and_says_how_far_it_goes(server: T
         assert!(of_page.len() <= OF_A_PAGE + 1, "{of_page:?}");
         let (reached, complete) =
             (page["rev"].as_u64().unwrap(), page["complete"].as_bool().unwrap());
-        assert!(reached > rev, "every page goes on");
+
+        assert!(reached > rev, "every page makes progress");
         if let Some(last) = page["messages"].as_array().unwrap().last() {
-            assert!(complete || last["rev"] == reached, "no further than what it holds");
+            assert!(
+                complete || last["rev"] == reached,
+                "the page reaches no further than its last item"
+            );
         }
+
         members += page["members"].as_array().unwrap().len();
         seen.extend(of_page);
         (rev, pages) = (reached, pages + 1);
+
         if complete {
             break;
         }
     }
+
     assert_eq!((seen, rev), ((1..=MESSAGES).collect::<Vec<_>>(), end));
     assert!(pages >= 3 && members >= 2, "{pages} pages, {members} members");
 }
 
-/// Connections and streams of one account that take nothing.
+/// Connections and streams of one account that read nothing.
 const CONNECTIONS: usize = 6;
 const STREAMS: usize = 12;
-/// Requests of a user at once.
+/// The most requests of a user at once.
 const AT_ONCE: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_they_are_closed() {
+async fn unread_answers_of_one_account_are_bounded_and_their_connections_closed() {
     let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(10);
     let server = TestServer::tuned(Backend::Sqlite, |_| {}, stall).await;
     metrics(&server).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
     let path = format!("/chats/{chat}/messages?max=10");
+
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         connections.push(Http2::connect(server.address(), 0).await);
     }
-    let mut asked = Vec::new();
+
+    let mut requests = Vec::new();
     for connection in &mut connections {
         for _ in 0..STREAMS {
-            asked.push(connection.get(&ada, &path).await.unwrap());
+            requests.push(connection.get(&ada, &path).await.unwrap());
         }
     }
-    // The bodies stay where they are: dropped, they would be taken.
-    let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+
+    // A dropped body would count as read, so the bodies are kept.
+    let answers: Vec<_> = join_all(requests).await.into_iter().flatten().collect();
     let with = |status: u16| answers.iter().filter(|answer| answer.status() == status).count();
     assert_eq!((with(200), with(503)), (AT_ONCE, CONNECTIONS * STREAMS - AT_ONCE));
+
     bob.get(&path).await.expect(200);
     for connection in connections {
         connection.until_closed().await;
     }
     drop(answers);
+
     let metrics = metrics(&server).await;
     assert!(metrics.contains(r#"starling_connections_closed_total{reason="answer_stalled"}"#));
     assert!(metrics.contains(r#"starling_requests_refused_total{bound="requests_per_user"}"#));
-    eventually("the account has its requests back", async || {
+
+    eventually("the permits of the account are free again", async || {
         join_all((0..AT_ONCE).map(|_| ada.get("/users/me")))
             .await
             .iter()
@@ -148,32 +168,35 @@ async fn one_account_holds_a_few_answers_however_many_streams_take_nothing_and_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_takes_its_answers_slowly_gets_them_whole_and_many_at_once_take_turns() {
+async fn a_slow_client_gets_its_complete_answer_and_many_requests_at_once_succeed() {
     let stall = |config: &mut Config| config.patience.stall = Duration::from_secs(5);
     let server = TestServer::tuned(Backend::Sqlite, |_| {}, stall).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = long_chat(&ada, &bob).await;
     let path = format!("/chats/{chat}/messages?max=100");
+
     let mut http2 = Http2::connect(server.address(), 16 * 1024).await;
     let response = http2.get(&ada, &path).await.unwrap().await.unwrap();
     let (expected, mut body, mut taken) =
         (response.headers()["content-length"].clone(), response.into_body(), 0);
+
     while let Some(piece) = body.data().await {
         let piece = piece.unwrap();
         taken += piece.len();
-        // In all it takes longer than it may stall.
+        // In total this takes longer than an answer may stall.
         tokio::time::sleep(Duration::from_millis(200)).await;
         body.flow_control().release_capacity(piece.len()).unwrap();
     }
     assert_eq!(taken.to_string(), expected.to_str().unwrap());
-    let asked = join_all((0..60).map(|_| async {
+
+    let requests = join_all((0..60).map(|_| async {
         let mut http2 = Http2::connect(server.address(), 65_535).await;
         let response = http2.get(&bob, "/users/me").await.unwrap().await.unwrap();
         (
             response.status().as_u16(),
-            serde_json::from_slice::<Value>(&whole(response).await).unwrap()["id"].clone(),
+            serde_json::from_slice::<Value>(&read_body(response).await).unwrap()["id"].clone(),
         )
     }));
-    assert!(asked.await.iter().all(|answer| *answer == (200, json!(bob.id))));
+    assert!(requests.await.iter().all(|answer| *answer == (200, json!(bob.id))));
     server.stop().await;
 }

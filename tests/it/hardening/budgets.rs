@@ -1,69 +1,62 @@
-//! What one user may take: rates of reads and arrivals, frames worked on at once, and the queue for
-//! the database.
+//! The budgets of one user: rates of reads and arrivals, frames that work on the database at once,
+//! and the queue for database connections.
 
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use starling::config::Switch;
 use starling::model::UserId;
 use starling::model::limits::{ARRIVALS, READS, STORE_WAITING_MAX};
 use tokio_tungstenite::tungstenite;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use crate::support::{Answer, Backend, Socket, TestServer, User, on_both_databases, run};
+use super::locks::{hold, release};
+use super::raw::metrics;
+use crate::support::{
+    Answer, Backend, Socket, TestServer, User, eventually, execute, lock_waits,
+    on_both_databases_by, run, run_with,
+};
 
-on_both_databases!(
-    typing_is_passed_on_once_in_two_seconds_per_user_and_chat,
-    reads_beyond_the_budget_are_refused_without_a_look_at_the_database,
+on_both_databases_by!(
+    super::limited,
+    reads_beyond_the_budget_are_refused_without_a_statement,
     arrivals_beyond_the_budget_are_refused_and_other_users_arrive,
-    a_sync_that_comes_too_soon_is_refused_and_may_come_again,
+    a_sync_beyond_the_budget_is_refused_and_may_be_retried,
     a_greedy_account_is_refused_and_the_sends_of_others_succeed,
 );
 
+mod typing {
+    use super::typing_is_forwarded_once_in_two_seconds_per_user_and_chat;
+    crate::support::on_both_databases!(typing_is_forwarded_once_in_two_seconds_per_user_and_chat);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn typing_is_passed_on_once_in_two_seconds_by_two_replicas_together() {
-    run(Backend::Fleet, typing_is_passed_on_once_in_two_seconds_per_user_and_chat).await;
+async fn typing_is_forwarded_once_in_two_seconds_by_two_replicas_together() {
+    run(Backend::Fleet, typing_is_forwarded_once_in_two_seconds_per_user_and_chat).await;
 }
 
-/// A server of the same kind with rate limits on.
-async fn limited(server: &TestServer) -> TestServer {
-    let backend = if server.database_url().is_some() { Backend::Postgres } else { Backend::Sqlite };
-    TestServer::with(backend, |settings| settings.rate_limits = Some(Switch::On)).await
+/// Runs a test on a server with rate limits on.
+async fn limited<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(TestServer) -> F) {
+    run_with(backend, |settings| settings.rate_limits = Some(Switch::On), test).await;
 }
 
-async fn direct(server: &TestServer) -> PgConnection {
-    PgConnection::connect(&server.database_url().unwrap()).await.unwrap()
-}
-
-async fn execute(db: &mut PgConnection, sql: &str) {
-    db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
-}
-
-/// Fails unless the answer refuses one too many and says when to come back.
+/// Fails unless the answer is a refusal by rate that names the time of a retry.
 #[track_caller]
 fn too_many(answer: &Answer) {
     answer.refused(429, "rate_limited");
-    let seconds: u64 = answer.header("retry-after").expect("when to come back").parse().unwrap();
+    let seconds: u64 = answer.header("retry-after").expect("a retry-after header").parse().unwrap();
     assert!(seconds >= 1);
 }
 
-/// What `starling_…{…} n` adds up to on the internal port.
+/// The sum of a metric over its labels.
 async fn metric(server: &TestServer, name: &str) -> u64 {
-    let text = reqwest::get(format!("{}/metrics", server.internal_base()))
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let text = metrics(server).await;
     let values =
         text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
     values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 
-async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(server: TestServer) {
-    let server = limited(&server).await;
+async fn reads_beyond_the_budget_are_refused_without_a_statement(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "hello").await;
@@ -77,6 +70,7 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
         answers.extend(join_all((0..40).map(|n| bob.get(&paths[n % paths.len()]))).await);
         assert!(answers.len() < 20_000, "the budget ends");
     }
+
     let (done, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
     assert!(
         done.len() >= burst && !refused.is_empty(),
@@ -86,7 +80,8 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
     );
     refused.into_iter().for_each(too_many);
 
-    // Time earns more meanwhile, so each look is right behind a refusal. Markers share the budget.
+    // The budget refills meanwhile, so each check directly follows a refusal. Read markers share
+    // the budget.
     let path = format!("/chats/{chat}/read");
     let marker = json!({ "message_id": 1 });
     let mut refused_for_nothing = 0;
@@ -99,12 +94,13 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
         ];
         if answers.iter().all(|answer| answer.status == 429) {
             answers.iter().for_each(too_many);
-            assert_eq!(server.store().statements(), before, "a refusal asks no database");
+            assert_eq!(server.store().statements(), before, "a refusal runs no statement");
             refused_for_nothing += 1;
         }
     }
-    let frames = join_all((0..10).map(|_| async { bob.get("/chats").await })).await;
-    assert!(frames.iter().any(|answer| answer.status == 429));
+
+    let answers = join_all((0..10).map(|_| async { bob.get("/chats").await })).await;
+    assert!(answers.iter().any(|answer| answer.status == 429));
     let read = json!({ "type": "read", "chat_id": chat, "message_id": 1 });
     let mut answer = socket.ask(read.clone()).await;
     while answer["type"] == "ack" {
@@ -114,19 +110,15 @@ async fn reads_beyond_the_budget_are_refused_without_a_look_at_the_database(serv
     assert!(answer["retry_after_ms"].as_u64().unwrap() > 0, "{answer}");
 
     ada.get("/chats").await.expect(200);
-    bob.say(&chat, "reading too much keeps nobody from writing").await;
+    bob.say(&chat, "too many reads block no sends").await;
     server.advance(Duration::from_mins(1));
     bob.get("/chats").await.expect(200);
     assert_eq!(socket.ask(read).await["type"], "ack");
-    server.stop().await;
 }
 
-/// The status that a handshake is answered with.
+/// The status of a handshake, and whether a refusal names the time of a retry.
 async fn handshake(user: &User) -> (u16, bool) {
-    let mut request = Socket::request(user);
-    let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
-    request.headers_mut().insert("authorization", bearer);
-    match Socket::open(request).await {
+    match Socket::open(Socket::authenticated(user)).await {
         Ok((socket, _)) => {
             socket.close().await;
             (101, false)
@@ -139,14 +131,13 @@ async fn handshake(user: &User) -> (u16, bool) {
 }
 
 async fn arrivals_beyond_the_budget_are_refused_and_other_users_arrive(server: TestServer) {
-    let server = limited(&server).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let (mut arrived, mut refused) = (0, 0);
     while refused < 5 {
         match handshake(&ada).await {
             (101, _) => arrived += 1,
-            (429, says_when) => {
-                assert!(says_when);
+            (429, has_retry_after) => {
+                assert!(has_retry_after);
                 refused += 1;
             }
             other => panic!("{other:?}"),
@@ -155,7 +146,7 @@ async fn arrivals_beyond_the_budget_are_refused_and_other_users_arrive(server: T
     }
     assert!(arrived >= ARRIVALS.burst, "{arrived}");
 
-    // By its first frame the user is known only once the connection is open.
+    // By a token in the first frame, the user is known only once the connection is open.
     let code = loop {
         let (mut socket, _) = Socket::open(Socket::request(&ada)).await.unwrap();
         socket.send(json!({ "type": "authenticate", "token": ada.token })).await;
@@ -165,14 +156,13 @@ async fn arrivals_beyond_the_budget_are_refused_and_other_users_arrive(server: T
         }
     };
     assert_eq!(code, 4429);
+
     Socket::live(&bob).await;
     server.advance(Duration::from_mins(2));
     Socket::live(&ada).await;
-    server.stop().await;
 }
 
-async fn a_sync_that_comes_too_soon_is_refused_and_may_come_again(server: TestServer) {
-    let server = limited(&server).await;
+async fn a_sync_beyond_the_budget_is_refused_and_may_be_retried(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let mut socket = Socket::connect(&ada).await;
@@ -182,7 +172,8 @@ async fn a_sync_that_comes_too_soon_is_refused_and_may_come_again(server: TestSe
         if answer["type"] == "error" {
             break answer;
         }
-        // Time earned this one: another connection tries.
+
+        // The refilled budget allowed this sync. Another connection tries.
         socket = loop {
             server.advance(Duration::from_millis(250));
             if handshake(&ada).await.0 == 101 {
@@ -199,24 +190,24 @@ async fn a_sync_that_comes_too_soon_is_refused_and_may_come_again(server: TestSe
     socket.until("synced").await;
     bob.say(&chat, "hello").await;
     socket.expect("new_message").await;
-    server.stop().await;
 }
 
-async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestServer) {
+async fn typing_is_forwarded_once_in_two_seconds_per_user_and_chat(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let (chat, other) = (ada.private_chat(&bob).await, ada.group(&[&bob]).await);
     // On a fleet these are on different replicas.
     let mut devices = [Socket::live(&ada).await, Socket::live(&ada).await];
     let mut watcher = Socket::live(&bob).await;
     let typing = json!({ "type": "typing", "chat_id": chat });
-    let until_said = async |watcher: &mut Socket, text: &str| {
+
+    let typing_before = async |watcher: &mut Socket, text: &str| {
         ada.say(&chat, text).await;
-        let mut heard = 0;
+        let mut count = 0;
         loop {
             let frame = watcher.next().await;
             match frame["type"].as_str().unwrap() {
-                "typing" if frame["chat_id"] == json!(chat) => heard += 1,
-                "new_message" if frame["message"]["text"] == text => return heard,
+                "typing" if frame["chat_id"] == json!(chat) => count += 1,
+                "new_message" if frame["message"]["text"] == text => return count,
                 _ => {}
             }
         }
@@ -224,36 +215,43 @@ async fn typing_is_passed_on_once_in_two_seconds_per_user_and_chat(server: TestS
 
     for device in &mut devices {
         device.send(typing.clone()).await;
-        // Answered behind the frame before it, which is done by then.
+        // The answer comes after the frame before has been handled.
         device.ask(json!({ "type": "read", "chat_id": chat, "message_id": 0 })).await;
     }
+
     let before = server.store().statements();
     for _ in 0..50 {
         for device in &mut devices {
             device.send(typing.clone()).await;
         }
     }
+
     for device in &mut devices {
-        assert_eq!(device.ask(json!({ "type": "ping" })).await["type"], "pong");
+        device.ping().await;
     }
     let asked = server.store().statements() - before;
-    assert!(asked < 10, "a hundred repetitions cost no look-up: {asked} statements");
+    assert!(asked < 10, "a hundred repetitions run no query: {asked} statements");
+
     watcher.expect("typing").await;
     assert_eq!(
-        until_said(&mut watcher, "first").await,
+        typing_before(&mut watcher, "first").await,
         0,
-        "one was passed on, by both devices together"
+        "only one came, for both devices together"
     );
 
     devices[0].send(json!({ "type": "typing", "chat_id": other })).await;
-    assert_eq!(watcher.expect("typing").await["chat_id"], json!(other), "another chat has its own");
+    assert_eq!(
+        watcher.expect("typing").await["chat_id"],
+        json!(other),
+        "each chat counts by itself"
+    );
     server.advance(Duration::from_secs(3));
     devices[1].send(typing.clone()).await;
     watcher.expect("typing").await;
-    assert_eq!(until_said(&mut watcher, "second").await, 0);
+    assert_eq!(typing_before(&mut watcher, "second").await, 0);
 }
 
-/// One round of everything that a greedy client does.
+/// The requests of a greedy client in one round.
 async fn grab(greedy: &User, chat: &str, n: usize) -> Vec<u16> {
     let reads = [
         greedy.get("/chats").await.status,
@@ -268,7 +266,6 @@ async fn grab(greedy: &User, chat: &str, n: usize) -> Vec<u16> {
 }
 
 async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: TestServer) {
-    let server = limited(&server).await;
     let (greedy, ada, bob) = (server.user().await, server.user().await, server.user().await);
     let (grabbed, chat) = (greedy.private_chat(&ada).await, ada.private_chat(&bob).await);
     greedy.say(&grabbed, "hello").await;
@@ -287,6 +284,7 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
             statuses
         }
     }));
+
     let frames = async {
         while !over.is_cancelled() {
             device.send(json!({ "type": "typing", "chat_id": grabbed })).await;
@@ -294,6 +292,7 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
             assert!(["ack", "error"].contains(&device.ask(read).await["type"].as_str().unwrap()));
         }
     };
+
     let others = async {
         let mut slowest = Duration::ZERO;
         for n in 0..60 {
@@ -312,8 +311,7 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
     let statuses = statuses.concat();
     assert!(statuses.iter().all(|status| [101, 200, 204, 429].contains(status)), "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status == 429).count() > 50, "{}", statuses.len());
-    // A read is two statements at most and an arrival four; a send of the others about ten on
-    // SQLite.
+    // A read is at most two statements, an arrival four, a send of the others about ten on SQLite.
     let earned = |rate: starling::model::limits::Rate| {
         u64::from(rate.burst) + seconds * 1000 / u64::try_from(rate.every.as_millis()).unwrap()
     };
@@ -322,7 +320,10 @@ async fn a_greedy_account_is_refused_and_the_sends_of_others_succeed(server: Tes
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     let all = bob.texts(&chat, "?after=0&max=100").await;
     assert_eq!(all, (0..60).map(|n| n.to_string()).collect::<Vec<_>>());
-    server.stop().await;
+}
+
+fn edit(chat: &str, n: usize) -> Value {
+    json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": n.to_string() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -335,29 +336,27 @@ async fn frames_of_one_user_that_are_stuck_leave_connections_to_the_others() {
     let mut devices = [Socket::live(&greedy).await, Socket::live(&greedy).await];
     let waited_before = metric(&server, "starling_frames_waited_total").await;
 
-    let mut holder = direct(&server).await;
-    execute(&mut holder, "BEGIN").await;
-    execute(&mut holder, &format!("SELECT 1 FROM chats WHERE id = '{chat}' FOR UPDATE")).await;
+    let holder = hold(&server, std::slice::from_ref(&chat)).await;
     for device in &mut devices {
         for n in 0..30 {
-            let edit = json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": n.to_string() });
-            device.send(edit).await;
+            device.send(edit(&chat, n)).await;
         }
     }
-    crate::support::eventually("frames wait", async || {
+
+    eventually("frames wait", async || {
         metric(&server, "starling_frames_waited_total").await > waited_before
     })
     .await;
-    let waits = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let mut db = direct(&server).await;
+    let mut db = server.postgres().await;
     for _ in 0..10 {
         let start = Instant::now();
         bob.get("/chats").await.expect(200);
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-        let stuck: i64 = sqlx::query_scalar(waits).fetch_one(&mut db).await.unwrap();
+        let stuck = lock_waits(&mut db).await;
         assert!(stuck <= 4, "{stuck} connections wait for one user's lock");
     }
-    execute(&mut holder, "ROLLBACK").await;
+
+    release(holder).await;
     server.stop().await;
 }
 
@@ -368,18 +367,18 @@ async fn a_frame_that_gets_no_permit_in_time_is_refused_as_unavailable() {
     let (chat, other) = (greedy.group(&[]).await, greedy.group(&[]).await);
     greedy.say(&chat, "hello").await;
     let mut device = Socket::live(&greedy).await;
-    let mut holder = direct(&server).await;
-    execute(&mut holder, "BEGIN").await;
-    execute(&mut holder, &format!("SELECT 1 FROM chats WHERE id = '{chat}' FOR UPDATE")).await;
+
+    let holder = hold(&server, std::slice::from_ref(&chat)).await;
     for n in 0..31 {
-        let edit = json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": n.to_string() });
-        device.send(edit).await;
+        device.send(edit(&chat, n)).await;
     }
+
     let start = Instant::now();
     let answer = device.ask(json!({ "type": "read", "chat_id": other, "message_id": 0 })).await;
     assert_eq!(answer["code"], "unavailable", "{answer}");
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
-    execute(&mut holder, "ROLLBACK").await;
+
+    release(holder).await;
     loop {
         let answer = device.ask(json!({ "type": "read", "chat_id": other, "message_id": 0 })).await;
         if answer["type"] == "ack" {
@@ -391,23 +390,22 @@ async fn a_frame_that_gets_no_permit_in_time_is_refused_as_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sync_behind_frames_that_wait_for_permits_gets_its_turn() {
+async fn a_sync_behind_frames_that_wait_for_permits_succeeds() {
     let server = TestServer::start(Backend::Postgres).await;
     let greedy = server.user().await;
     let chat = greedy.group(&[]).await;
     greedy.say(&chat, "hello").await;
     let mut device = Socket::connect(&greedy).await;
-    let mut holder = direct(&server).await;
-    execute(&mut holder, "BEGIN").await;
-    execute(&mut holder, &format!("SELECT 1 FROM chats WHERE id = '{chat}' FOR UPDATE")).await;
+
+    let holder = hold(&server, std::slice::from_ref(&chat)).await;
     for n in 0..20 {
-        let edit = json!({ "type": "edit_message", "chat_id": chat, "message_id": 1, "text": n.to_string() });
-        device.send(edit).await;
+        device.send(edit(&chat, n)).await;
     }
+
     device.send(json!({ "type": "sync" })).await;
-    // The connection is in its `sync` by now, and looks at no other frame before that is done.
+    // The connection works on the `sync` by now, and on no other frame before that is done.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    execute(&mut holder, "ROLLBACK").await;
+    release(holder).await;
     device.until("synced").await;
     server.stop().await;
 }
@@ -419,11 +417,13 @@ async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
             .await;
     let bob = server.user().await;
     bob.get("/chats").await.expect(200);
-    let mut holder = direct(&server).await;
+
+    let mut holder = server.postgres().await;
     execute(&mut holder, "BEGIN; LOCK TABLE chats IN ACCESS EXCLUSIVE MODE").await;
     let store = server.store();
     let user_id: UserId = bob.id.parse().unwrap();
     let refused_before = metric(&server, "starling_store_refused_total").await;
+
     let start = Instant::now();
     let reads = join_all((0..STORE_WAITING_MAX + 102).map(|_| async {
         let refused = store.chat_heads(user_id).await.expect_err("the table is locked");
@@ -432,35 +432,35 @@ async fn a_full_queue_for_connections_refuses_the_newest_at_once() {
         start.elapsed()
     }))
     .await;
+
     let at_once = reads.iter().filter(|took| **took < Duration::from_secs(1)).count();
-    assert_eq!(
-        at_once, 100,
-        "two hold a connection, a bounded number waits, the rest hear it at once"
-    );
+    let expected = "two hold a connection, a bounded number waits, the rest is refused at once";
+    assert_eq!(at_once, 100, "{expected}");
     // Other tests of this process may count here, too.
     assert!(metric(&server, "starling_store_refused_total").await >= refused_before + 100);
+
     execute(&mut holder, "ROLLBACK").await;
-    crate::support::eventually("it works again", async || bob.get("/chats").await.status == 200)
-        .await;
+    eventually("reads succeed again", async || bob.get("/chats").await.status == 200).await;
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_recognised_and_log_in_while_every_connection_of_requests_is_taken() {
+async fn sessions_are_resolved_and_ended_while_every_request_connection_is_taken() {
     let server =
         TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
             .await;
     let (ada, bob) = (server.user().await, server.user().await);
     let store = server.store();
     let user_id: UserId = bob.id.parse().unwrap();
-    let mut holder = direct(&server).await;
+
+    let mut holder = server.postgres().await;
     execute(&mut holder, "BEGIN; LOCK TABLE chats IN ACCESS EXCLUSIVE MODE").await;
     let stuck = join_all((0..40).map(|_| store.chat_heads(user_id)));
     let recognised = async {
         // Behind those that wait for a connection of requests.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Behind the reads that wait for a connection.
         let start = Instant::now();
-        // No replica knows this token yet.
+        // No replica has cached this token yet.
         let listed = ada.get("/sessions").await.expect(200);
         assert_eq!(listed["sessions"].as_array().map(Vec::len), Some(1));
         ada.with_token("nonsense").get("/sessions").await.refused(401, "not_authenticated");
@@ -468,6 +468,7 @@ async fn users_are_recognised_and_log_in_while_every_connection_of_requests_is_t
         ada.delete(&format!("/sessions/{}", session.as_str().unwrap())).await.expect(204);
         assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
     };
+
     let (stuck, ()) = tokio::join!(stuck, recognised);
     assert!(stuck.iter().all(Result::is_err));
     execute(&mut holder, "ROLLBACK").await;

@@ -1,35 +1,19 @@
-//! Large channels: the cost of a join does not grow with the members, and no client misses a
-//! revision unexplained.
+//! Large channels: the cost of a join does not grow with the members, and `member_count` stands for
+//! each rev that a member does not get.
 
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Socket, TestServer, User, run_with};
+use crate::support::{Backend, Socket, TestServer, User, everywhere_by, run_with};
 
-/// Members above which ordinary members get counts in these tests.
+/// Ordinary members of a channel with more members get counts in these tests.
 const EVENTS_MAX: i64 = 3;
 
-macro_rules! on_servers_with_a_low_bound {
-    ($($name:ident),+ $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::with_a_low_bound(crate::support::Backend::Sqlite, super::$name).await; })+
-        }
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::with_a_low_bound(crate::support::Backend::Postgres, super::$name).await; })+
-        }
-        mod on_a_fleet {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::with_a_low_bound(crate::support::Backend::Fleet, super::$name).await; })+
-        }
-    };
-}
-
-on_servers_with_a_low_bound!(
+everywhere_by!(
+    super::with_a_low_bound,
     members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders_get_each_join,
     a_count_comes_before_the_next_message_so_that_no_revision_is_missing,
     a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count,
-    a_member_who_becomes_an_admin_gets_the_events_from_then_on,
+    a_member_that_becomes_an_admin_gets_the_events_from_then_on,
     up_to_the_bound_every_member_gets_every_join,
 );
 
@@ -41,21 +25,17 @@ async fn with_a_low_bound<F: Future<Output = ()>>(
         .await;
 }
 
-async fn add(owner: &User, chat: &str, user: &User) {
-    owner.post(&format!("/chats/{chat}/members"), json!({ "user_id": user.id })).await.expect(201);
-}
-
-/// A channel of an owner and members that is as large as the bound, and a member more.
+/// A channel with one member more than the bound: its owner, a reader, and others.
 async fn large_channel(server: &TestServer) -> (User, User, String) {
     let (owner, reader) = (server.user().await, server.user().await);
     let chat = owner.channel(&[&reader]).await;
     for _ in 0..EVENTS_MAX - 1 {
-        add(&owner, &chat, &server.user().await).await;
+        owner.add_member(&chat, &server.user().await).await;
     }
     (owner, reader, chat)
 }
 
-/// The frames of a socket up to one that stands for `rev`.
+/// The frames of a socket up to one with this rev.
 async fn up_to(socket: &mut Socket, rev: i64) -> Vec<Value> {
     let mut frames: Vec<Value> = Vec::new();
     while frames.last().is_none_or(|frame| frame["rev"] != rev) {
@@ -73,19 +53,19 @@ async fn members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders
     server: TestServer,
 ) {
     let (owner, reader, chat) = large_channel(&server).await;
-    let (mut leads, mut reads) = (Socket::live(&owner).await, Socket::live(&reader).await);
+    let (mut of_owner, mut of_reader) = (Socket::live(&owner).await, Socket::live(&reader).await);
     let before = owner.get(&format!("/chats/{chat}")).await.expect(200);
     let (rev, members) =
         (before["rev"].as_i64().unwrap(), before["member_count"].as_i64().unwrap());
 
     for _ in 0..20 {
-        add(&owner, &chat, &server.user().await).await;
+        owner.add_member(&chat, &server.user().await).await;
     }
 
-    let events = up_to(&mut leads, rev + 20).await;
+    let events = up_to(&mut of_owner, rev + 20).await;
     assert_eq!(kinds(&events), ["member_joined"; 20]);
-    // How many counts there are depends on when the clock strikes; each join alone would be twenty.
-    let counts = up_to(&mut reads, rev + 20).await;
+    // The number of counts depends on timing. Without them there would be twenty joins.
+    let counts = up_to(&mut of_reader, rev + 20).await;
     assert!(
         counts.iter().all(|frame| frame["type"] == "member_count" && frame["chat_id"] == chat),
         "{counts:?}"
@@ -96,15 +76,15 @@ async fn members_of_a_large_channel_get_one_count_for_many_joins_and_its_leaders
 
 async fn a_count_comes_before_the_next_message_so_that_no_revision_is_missing(server: TestServer) {
     let (owner, reader, chat) = large_channel(&server).await;
-    let mut reads = Socket::live(&reader).await;
+    let mut of_reader = Socket::live(&reader).await;
     let rev = owner.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_i64().unwrap();
     let newcomer = server.user().await;
 
-    add(&owner, &chat, &newcomer).await;
+    owner.add_member(&chat, &newcomer).await;
     newcomer.delete(&format!("/chats/{chat}/members/me")).await.expect(204);
     owner.say(&chat, "welcome").await;
 
-    let frames = up_to(&mut reads, rev + 3).await;
+    let frames = up_to(&mut of_reader, rev + 3).await;
     let (message, counts) = frames.split_last().unwrap();
     assert_eq!(message["type"], "new_message");
     assert!(kinds(counts).iter().all(|kind| *kind == "member_count"), "{counts:?}");
@@ -122,7 +102,7 @@ async fn a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count
     let known = owner.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_i64().unwrap();
     owner.say(&chat, "first").await;
     for _ in 0..5 {
-        add(&owner, &chat, &server.user().await).await;
+        owner.add_member(&chat, &server.user().await).await;
     }
 
     let (_socket, missed) = Socket::resumed(&reader, json!({ chat.clone(): known })).await;
@@ -138,17 +118,17 @@ async fn a_member_of_a_large_channel_that_was_away_gets_the_messages_and_a_count
     assert_eq!(joins, 5, "the owner gets each: {missed:?}");
 }
 
-async fn a_member_who_becomes_an_admin_gets_the_events_from_then_on(server: TestServer) {
+async fn a_member_that_becomes_an_admin_gets_the_events_from_then_on(server: TestServer) {
     let (owner, reader, chat) = large_channel(&server).await;
-    let mut reads = Socket::live(&reader).await;
+    let mut of_reader = Socket::live(&reader).await;
     let rev = owner.get(&format!("/chats/{chat}")).await.expect(200)["rev"].as_i64().unwrap();
 
-    add(&owner, &chat, &server.user().await).await;
+    owner.add_member(&chat, &server.user().await).await;
     let path = format!("/chats/{chat}/members/{}", reader.id);
     owner.patch(&path, json!({ "role": "admin" })).await.expect(200);
-    add(&owner, &chat, &server.user().await).await;
+    owner.add_member(&chat, &server.user().await).await;
 
-    let frames = up_to(&mut reads, rev + 3).await;
+    let frames = up_to(&mut of_reader, rev + 3).await;
     let [counts @ .., changed, joined] = frames.as_slice() else { panic!("{frames:?}") };
     assert!(
         kinds(counts).iter().all(|kind| *kind == "member_count")
@@ -164,7 +144,7 @@ async fn a_member_who_becomes_an_admin_gets_the_events_from_then_on(server: Test
 async fn up_to_the_bound_every_member_gets_every_join(server: TestServer) {
     let (owner, reader) = (server.user().await, server.user().await);
     let chat = owner.channel(&[&reader]).await;
-    let mut reads = Socket::live(&reader).await;
-    add(&owner, &chat, &server.user().await).await;
-    assert_eq!(reads.next().await["type"], "member_joined");
+    let mut of_reader = Socket::live(&reader).await;
+    owner.add_member(&chat, &server.user().await).await;
+    assert_eq!(of_reader.next().await["type"], "member_joined");
 }

@@ -1,5 +1,5 @@
-//! The directory of a large community: a page costs its own rows, and all pages together list
-//! everybody once.
+//! The directory of a large community: a page reads only its own rows, and all pages together list
+//! each user once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::store::explain::statements;
 use crate::support::{TestServer, User, on_both_databases};
 
 on_both_databases!(
-    those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twice,
-    a_cursor_of_before_goes_on_and_a_forged_one_is_refused_or_harmless,
+    users_whose_login_begins_with_the_query_come_first_and_none_comes_twice,
+    a_cursor_of_the_previous_version_works_and_a_forged_one_is_refused_or_harmless,
     a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has,
 );
 
-/// Follows the cursors to the end: everybody, and the length of each page.
+/// Follows the cursors to the end: all users, and the length of each page.
 async fn walk(user: &User, query: &str, limit: usize) -> (Vec<Value>, Vec<usize>) {
     let (mut all, mut lengths, mut after) = (Vec::new(), Vec::new(), String::new());
     loop {
@@ -24,9 +24,11 @@ async fn walk(user: &User, query: &str, limit: usize) -> (Vec<Value>, Vec<usize>
             user.get(&format!("/users?query={query}&limit={limit}{after}")).await.expect(200);
         let users = page["users"].as_array().unwrap();
         assert!(users.len() <= limit);
+
         all.extend(users.iter().cloned());
         lengths.push(users.len());
         assert!(lengths.len() < 2000, "the pages end");
+
         match page["next_cursor"].as_str() {
             Some(cursor) => after = format!("&after={cursor}"),
             None => return (all, lengths),
@@ -38,7 +40,7 @@ fn logins(users: &[Value]) -> Vec<&str> {
     users.iter().map(|user| user["login"].as_str().unwrap()).collect()
 }
 
-async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twice(
+async fn users_whose_login_begins_with_the_query_come_first_and_none_comes_twice(
     server: TestServer,
 ) {
     let accounts = &server.services().accounts;
@@ -52,14 +54,16 @@ async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twi
         ("eve", "Eve Ann"),
         ("an", "Ann-Kathrin"),
     ];
+
     for (login, name) in people {
         accounts.make_user(login, name, false).await.unwrap();
     }
     let reader = server.user_named("reader").await;
+
     for limit in [1, 2, 3, 5, 100] {
         let (found, lengths) = walk(&reader, "Ann", limit).await;
         let found = logins(&found);
-        // By login, then by name; of one name the older account first.
+        // By login, then by name; of equal names, the older account first.
         assert_eq!(
             found,
             ["ann", "anna", "annb", "cid", "an", "bob", "dan"][..].to_vec(),
@@ -67,33 +71,42 @@ async fn those_whose_login_begins_with_the_query_come_first_and_nobody_comes_twi
         );
         assert!(lengths.iter().all(|length| *length > 0), "no page is empty: {lengths:?}");
     }
+
     let (all, _) = walk(&reader, "", 3).await;
     assert_eq!(logins(&all), ["an", "ann", "anna", "annb", "bob", "cid", "dan", "eve", "reader"]);
 }
 
-async fn a_cursor_of_before_goes_on_and_a_forged_one_is_refused_or_harmless(server: TestServer) {
+async fn a_cursor_of_the_previous_version_works_and_a_forged_one_is_refused_or_harmless(
+    server: TestServer,
+) {
     use base64::Engine;
-    let words = |json: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
+    let encode = |json: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
     for login in ["bea", "ben", "bob"] {
         server.user_named(login).await;
     }
     let reader = server.user_named("reader").await;
-    // As the version before wrote it.
-    let page =
-        reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"bea"}"#))).await.expect(200);
+
+    // A cursor of the previous version.
+    let page = reader
+        .get(&format!("/users?query=be&after={}", encode(r#"{"l":"bea"}"#)))
+        .await
+        .expect(200);
     assert_eq!(logins(page["users"].as_array().unwrap()), ["ben"]);
-    // From before the range: it begins where the range does.
+
+    // A cursor before the range: the page starts with the range.
     let page =
-        reader.get(&format!("/users?query=be&after={}", words(r#"{"l":"a"}"#))).await.expect(200);
+        reader.get(&format!("/users?query=be&after={}", encode(r#"{"l":"a"}"#))).await.expect(200);
     assert_eq!(logins(page["users"].as_array().unwrap()), ["bea", "ben"]);
+
     let nil = "00000000-0000-0000-0000-000000000000";
-    let from_before = words(&format!(r#"{{"n":"a","u":"{nil}"}}"#));
+    let from_before = encode(&format!(r#"{{"n":"a","u":"{nil}"}}"#));
     let page = reader.get(&format!("/users?query=be&after={from_before}")).await.expect(200);
     assert_eq!(
         logins(page["users"].as_array().unwrap()),
         Vec::<&str>::new(),
         "both were listed by their logins"
     );
+
     for forged in [
         r#"{"l":"a","u":"x"}"#.to_owned(),
         r#"{"n":"a"}"#.to_owned(),
@@ -101,13 +114,13 @@ async fn a_cursor_of_before_goes_on_and_a_forged_one_is_refused_or_harmless(serv
         format!(r#"{{"n":"\u0000","u":"{nil}"}}"#),
         "{}".to_owned(),
     ] {
-        let path = format!("/users?query=be&after={}", words(&forged));
+        let path = format!("/users?query=be&after={}", encode(&forged));
         reader.get(&path).await.refused_fields(&["after"]);
     }
 }
 
-/// A hundred thousand users: of 89,000 the login begins with `common`, of every third of all the
-/// name, too.
+/// A hundred thousand users. The login of 89,000 begins with `common`, and so does the name of each
+/// third user.
 fn crowd(postgres: bool) -> String {
     let id = if postgres {
         "lpad(to_hex(i), 32, '0')::uuid"
@@ -115,14 +128,16 @@ fn crowd(postgres: bool) -> String {
         "CAST(printf('%016d', i) AS BLOB)"
     };
     let name = "CASE WHEN i % 3 = 0 THEN 'common ' || (i % 500) ELSE 'rare ' || i END";
+
     format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
          INSERT INTO users (id, login, name, name_key, password_hash, created_at_ms)
-         SELECT {id}, CASE WHEN i <= 89000 THEN 'common-' ELSE 'other-' END || i, {name}, {name}, '', i FROM n"
+         SELECT {id}, CASE WHEN i <= 89000 THEN 'common-' ELSE 'other-' END || i,
+                {name}, {name}, '', i FROM n"
     )
 }
 
-/// The statements of the directory, as they are in the sources.
+/// The statements of the directory, from the source files.
 fn of_directory() -> Vec<String> {
     let found: Vec<String> = statements()
         .into_iter()
@@ -131,11 +146,12 @@ fn of_directory() -> Vec<String> {
                 && (sql.contains("ORDER BY login") || sql.contains("ORDER BY name_key"))
         })
         .collect();
+
     assert_eq!(found.len(), 2, "{found:#?}");
     found
 }
 
-/// A statement with values for its parameters: a page of 100 of those that begin with `common`.
+/// A statement with values for its parameters: a page of 100 users that begin with `common`.
 fn filled(sql: &str, nil: &str) -> String {
     let by_login = sql.contains("ORDER BY login");
     let values: &[&str] = if by_login {
@@ -143,6 +159,7 @@ fn filled(sql: &str, nil: &str) -> String {
     } else {
         &["'common 3'", nil, "'common\u{10FFFF}'", "101"]
     };
+
     values
         .iter()
         .enumerate()
@@ -160,6 +177,7 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
             let plan = db
                 .fetch_all(AssertSqlSafe(format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}")))
                 .await;
+
             let plan: Vec<String> =
                 plan.unwrap().iter().map(|row| row.get::<String, _>(0)).collect();
             let plan = plan.join("\n");
@@ -172,6 +190,7 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
             .await
             .unwrap();
         db.execute(AssertSqlSafe(crowd(false))).await.unwrap();
+
         for sql in of_directory() {
             let sql = filled(&sql, "x'00'");
             let plan =
@@ -190,15 +209,13 @@ async fn a_page_of_a_hundred_thousand_users_reads_about_as_many_rows_as_it_has(s
             let before = store.statements();
             let page = reader.get(&format!("{path}{after}")).await.expect(200);
             assert_eq!(page["users"].as_array().map(Vec::len), Some(100));
-            // At most the look-up of the token, the end of one range and the beginning of the
-            // other.
+            // At most three: the token, the end of one range, the start of the other.
             assert!(store.statements() - before <= 3, "{}", store.statements() - before);
             after = format!("&after={}", page["next_cursor"].as_str().unwrap());
         }
     }
 
-    // Everybody, over all pages: 89,000 by their login and, of the others, those whose name begins
-    // with it.
+    // All pages: 89,000 users by login, and of the others those whose name begins with `common`.
     let expected = 89_000 + (89_001..=100_000).filter(|i| i % 3 == 0).count();
     let start = std::time::Instant::now();
     let (all, lengths) = walk(&reader, "common", 100).await;

@@ -1,4 +1,4 @@
-//! Postgres fails over: to a standby that lagged behind, or by way of one that is none yet.
+//! Failover of Postgres: to a standby that lagged behind, or by way of one that is not promoted.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use starling_loadtest::workload;
 use tempfile::TempDir;
 
 use super::epoch::{account, connect, sent_away, serve, serve_with, sync, through};
-use crate::breakdown::Herd;
+use crate::breakdown::Clients;
 use crate::outages::send;
 use crate::support::{
     Backend, Mode, OwnPostgres, Proxy, Socket, TestServer, User, eventually, redis_url,
@@ -28,26 +28,26 @@ pub async fn prepare(postgres: &OwnPostgres) {
     store.close().await;
 }
 
-/// How many messages a server holds.
+/// The number of messages on a server.
 async fn messages(postgres: &OwnPostgres) -> i64 {
     let mut db = PgConnection::connect(&postgres.url_of("starling", "chat")).await.unwrap();
     sqlx::query_scalar("SELECT COUNT(*) FROM messages").fetch_one(&mut db).await.unwrap()
 }
 
-/// Sends until the server takes it.
-async fn say_again_and_again(user: &User, chat: &str, key: &str) {
+/// Sends until the server accepts the message.
+async fn send_until_accepted(user: &User, chat: &str, key: &str) {
     let start = Instant::now();
     while ![200, 201].contains(&send(user, chat, key).await.status) {
-        assert!(start.elapsed() < Duration::from_secs(30), "the database is there");
+        assert!(start.elapsed() < Duration::from_secs(30), "the send succeeds in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Waits until the replica asks for clients.
+/// Waits until the replica is ready.
 async fn until_ready(user: &User) {
     let start = Instant::now();
     while user.get("/readyz").await.status != 200 {
-        assert!(start.elapsed() < Duration::from_secs(30), "it becomes ready");
+        assert!(start.elapsed() < Duration::from_secs(30), "the replica is ready in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -56,9 +56,9 @@ async fn until_ready(user: &User) {
 struct Pair {
     primary: OwnPostgres,
     standby: OwnPostgres,
-    /// The standby's way to the primary.
+    /// Between the standby and the primary.
     replication: Proxy,
-    /// The replicas' way to the database.
+    /// Between the replicas and the database, in place of a DNS name.
     name: Proxy,
     replicas: Vec<Server>,
     dir: TempDir,
@@ -87,7 +87,7 @@ impl Pair {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds_exactly_its_log() {
+async fn after_a_lossy_failover_every_client_holds_exactly_the_log() {
     let Pair { mut primary, standby, replication, name, replicas, dir: _dir } = Pair::start().await;
     let (ada, bob) = (account(&replicas[0], "ada").await, account(&replicas[0], "bob").await);
     let bob = through(&bob, &replicas[1]);
@@ -116,17 +116,20 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
 
     primary.stop_immediately();
     standby.promote().await;
-    name.lead_to(&Proxy::target_of(&standby.url()));
+    name.retarget(&Proxy::target_of(&standby.url()));
     for socket in [&mut of_ada, &mut of_bob] {
         sent_away(socket).await;
     }
+
     until_ready(&ada).await;
     until_ready(&bob).await;
-    // More than were lost: by numbers alone nobody would notice.
+
+    // More than were lost: by their revs alone, the clients would be up to date.
     for n in 0..5 {
-        say_again_and_again(&ada, &chat, &format!("after {n}")).await;
+        send_until_accepted(&ada, &chat, &format!("after {n}")).await;
         kept.push(format!("after {n}"));
     }
+
     let mut back = Vec::new();
     for user in [&ada, &bob, &bob] {
         let (mut socket, present) = connect(user).await;
@@ -134,26 +137,28 @@ async fn a_standby_that_lacks_the_last_seconds_takes_over_and_every_client_holds
         let frames = sync(&mut socket, &epoch, known.clone()).await;
         assert_eq!(frames[0], json!({ "type": "reset", "chat_id": chat, "rev": 11 }));
         assert_eq!(frames.len(), 2, "{frames:?}");
-        assert_eq!(user.texts(&chat, "").await, kept, "what it reloads");
+        assert_eq!(user.texts(&chat, "").await, kept, "the history that the client reloads");
         back.push(socket);
-        // Within the new epoch numbers count again.
+
+        // Within the new epoch, revs count again.
         let (mut again, _) = connect(user).await;
         let frames = sync(&mut again, &present, json!({ &chat: 10 })).await;
         assert_eq!(frames[0]["message"]["text"], "after 4");
     }
+
     ada.say(&chat, "live").await;
     for socket in &mut back {
         assert_eq!(socket.expect("new_message").await["message"]["text"], "live");
     }
+
     for replica in replicas {
         replica.stop().await;
     }
 }
 
-/// The devices and the log, held against every invariant of the checker, of which I20 is about such
-/// a change.
+/// The checker tests the devices and the log for all its invariants; I20 is about such a failover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_does_not() {
+async fn devices_connected_during_a_lossy_failover_hold_nothing_that_the_log_lacks() {
     let Pair { mut primary, standby, replication, name, replicas, dir: _dir } = Pair::start().await;
     let mut accounts = Vec::new();
     for login in ["ada", "bob", "eve"] {
@@ -168,7 +173,7 @@ async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_
 
     let bases: Vec<String> =
         replicas.iter().map(|replica| format!("http://{}", replica.address)).collect();
-    let herd = Herd::with(accounts, &bases, 2, |number| number).await;
+    let herd = Clients::with(accounts, &bases, 2, |number| number).await;
     let chat = herd.community.group(&[0, 1, 2]).await.unwrap();
     for actor in &herd.community.actors {
         let work = herd.work.at_pace(Duration::from_millis(100));
@@ -178,10 +183,10 @@ async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_
 
     replication.set(Mode::Refuse);
     let kept = messages(&standby).await;
-    eventually("it lacks some", || async { messages(&primary).await >= kept + 20 }).await;
+    eventually("the standby lacks some", || async { messages(&primary).await >= kept + 20 }).await;
     primary.stop_immediately();
     standby.promote().await;
-    name.lead_to(&Proxy::target_of(&standby.url()));
+    name.retarget(&Proxy::target_of(&standby.url()));
     eventually("more is sent than was lost", || async { messages(&standby).await >= kept + 40 })
         .await;
 
@@ -194,50 +199,56 @@ async fn devices_that_listen_through_a_lossy_failover_hold_nothing_that_the_log_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_leads_to_a_standby_for_a_while_is_an_outage_and_nothing_of_it_stays() {
+async fn a_name_that_points_to_a_standby_causes_an_outage_that_ends_completely() {
     let primary = OwnPostgres::start().await;
     prepare(&primary).await;
     let standby = primary.standby(None).await;
     let name = Proxy::to(&Proxy::target_of(&primary.url())).await;
     let dir = tempfile::tempdir().unwrap();
+
     let server = serve(dir.path(), Some(name.in_url(&primary.url_of("starling", "chat")))).await;
     let (ada, bob) = (account(&server, "ada").await, account(&server, "bob").await);
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "before").await;
     eventually("the standby has it", || async { messages(&standby).await == 1 }).await;
+
     let (mut socket, epoch) = connect(&bob).await;
     sync(&mut socket, &epoch, json!({})).await;
 
-    name.lead_to(&Proxy::target_of(&standby.url()));
+    name.retarget(&Proxy::target_of(&standby.url()));
     name.cut_all().await;
     for _ in 0..10 {
         send(&ada, &chat, "meanwhile").await.refused(503, "unavailable");
-        // Once the ping of each second has met the standby, and not ready again before the primary
-        // is back.
-        eventually("it is unready", || async { bob.get("/readyz").await.status == 503 }).await;
+        // Unready once the ping of each second reached the standby, and not ready before the
+        // primary is back.
+        eventually("the replica is unready", || async { bob.get("/readyz").await.status == 503 })
+            .await;
         bob.get(&format!("/chats/{chat}/messages")).await.refused(503, "unavailable");
     }
-    // Connections to the standby, had any been kept, stay as they are.
-    name.lead_to(&Proxy::target_of(&primary.url()));
+
+    // Connections to the standby stay open, if any were kept.
+    name.retarget(&Proxy::target_of(&primary.url()));
     let start = Instant::now();
     until_ready(&bob).await;
-    say_again_and_again(&ada, &chat, "after").await;
+    send_until_accepted(&ada, &chat, "after").await;
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+
     for n in 0..20 {
         send(&ada, &chat, &format!("after {n}")).await.expect(201);
         bob.get("/chats").await.expect(200);
     }
+
     assert_eq!(
         socket.expect("new_message").await["message"]["text"],
         "after",
-        "the connection lived on"
+        "the connection stayed open"
     );
     assert_eq!(connect(&bob).await.1, epoch, "the log is the same");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_refuses_writes_is_given_up() {
+async fn a_connection_that_refuses_writes_is_closed() {
     let server =
         TestServer::with(Backend::Postgres, |settings| settings.database_connections_max = Some(2))
             .await;
@@ -246,6 +257,7 @@ async fn a_connection_that_refuses_writes_is_given_up() {
     let url = server.database_url().unwrap();
     let (base, database) = url.rsplit_once('/').unwrap();
     let mut db = PgConnection::connect(&format!("{base}/postgres")).await.unwrap();
+
     let sessions = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' \
          AND application_name = 'starling'"
@@ -254,20 +266,24 @@ async fn a_connection_that_refuses_writes_is_given_up() {
         format!("ALTER DATABASE {database} SET default_transaction_read_only = on"),
         format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
     );
-    // New sessions are read-only, as on a server that was demoted.
+
+    // New sessions are read-only, as on a demoted server.
     for sql in [&read_only, &sessions] {
         db.execute(AssertSqlSafe(sql.clone())).await.unwrap();
     }
+
     for n in 0..6 {
         send(&ada, &chat, &format!("refused {n}")).await.refused(503, "unavailable");
     }
+
     db.execute(AssertSqlSafe(as_before)).await.unwrap();
-    // Of the connections that were opened meanwhile, each is given up by the first refusal of one.
+    // Each connection that was opened meanwhile closes by the first refusal on one of them.
     let refused = send(&ada, &chat, "again").await.status;
     assert!([201, 503].contains(&refused));
     for n in 0..10 {
         send(&ada, &chat, &format!("taken {n}")).await.expect(201);
     }
+
     let mut socket = Socket::live(&bob).await;
     ada.say(&chat, "live").await;
     socket.expect("new_message").await;

@@ -1,4 +1,4 @@
-//! A chat that another transaction holds delays its own sends and nobody else's.
+//! A chat that another transaction locks delays its own sends and no others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::PgConnection;
 use starling::model::limits::LANES_MAX;
 use starling::model::message::Draft;
 use starling::model::{ChatId, Code, MessageId};
@@ -14,33 +14,30 @@ use tokio::sync::watch;
 
 use crate::outages::{ANSWER_MAX, send};
 use crate::store::bench::{Bench, draft, keyed, new, on_both_stores, refused, repeated};
-use crate::support::{Backend, Socket, TestServer, User};
+use crate::support::{Backend, Socket, TestServer, User, execute};
 
 on_both_stores!(
-    a_stranger_does_not_slow_down_the_others_of_the_chat,
-    what_one_member_may_not_send_leaves_the_order_of_the_chat_as_it_is,
-    a_key_that_comes_again_is_found_without_a_second_try_of_the_batch,
-    a_reply_to_what_another_sender_sends_in_the_same_batch_arrives,
+    a_stranger_does_not_slow_down_the_members_of_a_chat,
+    a_refused_draft_does_not_change_the_order_of_the_chat,
+    a_repeated_client_id_is_found_without_a_retry_of_the_batch,
+    a_reply_to_a_message_of_the_same_batch_succeeds,
 );
 
-async fn direct(server: &TestServer) -> PgConnection {
-    PgConnection::connect(&server.database_url().unwrap()).await.unwrap()
-}
-
-/// Opens a transaction that holds these chats.
-async fn hold(server: &TestServer, chats: &[String]) -> PgConnection {
-    let mut db = direct(server).await;
+/// Opens a transaction that locks these chats.
+pub async fn hold(server: &TestServer, chats: &[String]) -> PgConnection {
+    let mut db = server.postgres().await;
     let ids: Vec<String> = chats.iter().map(|chat| format!("'{chat}'")).collect();
     let lock = format!("BEGIN; SELECT id FROM chats WHERE id IN ({}) FOR UPDATE", ids.join(", "));
-    db.execute(AssertSqlSafe(lock)).await.unwrap();
+    execute(&mut db, &lock).await;
     db
 }
 
-async fn release(mut holder: PgConnection) {
-    holder.execute("ROLLBACK").await.unwrap();
+/// Ends the transaction of [`hold`].
+pub async fn release(mut holder: PgConnection) {
+    execute(&mut holder, "ROLLBACK").await;
 }
 
-/// The times of sends into a chat, one after another, until the end.
+/// The durations of sends into a chat, one after another, until `end`.
 async fn keep_sending(
     sender: &User,
     chat: &str,
@@ -56,7 +53,7 @@ async fn keep_sending(
     times
 }
 
-/// The times of sends into all these chats at once while something goes on, shortest first.
+/// The durations of sends into all these chats at once during `work`, shortest first.
 async fn times_during(
     ada: &User,
     chats: &[String],
@@ -69,6 +66,7 @@ async fn times_during(
         work.await;
         end.send_replace(true);
     };
+
     let (times, ()) = tokio::join!(sending, working);
     let mut times: Vec<Duration> = times.into_iter().flatten().collect();
     times.sort_unstable();
@@ -80,7 +78,7 @@ fn percentile(sorted: &[Duration], of_100: usize) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
+async fn a_locked_chat_delays_its_own_sends_and_no_others() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let held = ada.private_chat(&bob).await;
@@ -88,21 +86,25 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
     for _ in 0..8 {
         others.push(ada.group(&[&bob]).await);
     }
+
     let quiet =
         times_during(&ada, &others, "quiet", tokio::time::sleep(Duration::from_secs(4))).await;
 
     let mut socket = Socket::live(&bob).await;
     let holder = hold(&server, std::slice::from_ref(&held)).await;
     let work = async {
-        // Waits in order, and arrives once the chat is free.
+        // These sends wait in order, and arrive once the chat is released.
         let release = async {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             release(holder).await;
         };
         let sending = async {
             for number in 0..20 {
-                let frame = json!({ "type": "send_message", "chat_id": held, "text": number.to_string(),
-                                    "client_id": number.to_string(), "id": number.to_string() });
+                let number = number.to_string();
+                let frame = json!({
+                    "type": "send_message", "chat_id": held, "text": number,
+                    "client_id": number, "id": number,
+                });
                 socket.send(frame).await;
             }
             for number in 0..20 {
@@ -110,10 +112,11 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
                 assert_eq!(ack["id"], number.to_string(), "in order: {ack}");
             }
         };
+
         tokio::join!(release, sending);
 
-        // Held for longer than a statement may take: those who wait are answered, the others never
-        // notice.
+        // Locked for longer than a statement may take: the sends into this chat are refused, and
+        // the others are not delayed.
         let holder = hold(&server, std::slice::from_ref(&held)).await;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(4) {
@@ -133,6 +136,7 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
         "{high:?} {:?}",
         percentile(&quiet, 99)
     );
+
     let answer = send(&bob, &held, "too late").await;
     assert!([200, 201].contains(&answer.status), "{}", answer.body);
     let texts = bob.texts(&held, "?after=0").await;
@@ -143,7 +147,7 @@ async fn a_chat_that_is_held_delays_its_own_sends_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_held_chats_than_there_are_lanes_are_answered_and_hold_up_nobody() {
+async fn more_locked_chats_than_lanes_are_answered_and_delay_no_others() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let mut held = Vec::new();
@@ -165,6 +169,7 @@ async fn more_held_chats_than_there_are_lanes_are_answered_and_hold_up_nobody() 
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     };
     let (answers, ()) = tokio::join!(waiting, others);
+
     for (answer, took) in answers {
         answer.refused(503, "unavailable");
         assert!(took < ANSWER_MAX, "{took:?}");
@@ -172,7 +177,7 @@ async fn more_held_chats_than_there_are_lanes_are_answered_and_hold_up_nobody() 
 
     release(holder).await;
     for chat in &held {
-        // What was still in a lane may have arrived by now.
+        // A draft that was still in a lane may have been committed by now.
         let mut answer = send(&ada, chat, "held").await;
         while answer.status == 503 {
             answer = send(&ada, chat, "held").await;
@@ -184,11 +189,12 @@ async fn more_held_chats_than_there_are_lanes_are_answered_and_hold_up_nobody() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_while_a_chat_is_held_answers_those_who_wait() {
+async fn a_server_that_stops_while_a_chat_is_locked_answers_waiting_sends() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let holder = hold(&server, std::slice::from_ref(&chat)).await;
+
     let sending = async {
         let answers = join_all((0..5).map(|number| {
             let (ada, chat) = (&ada, &chat);
@@ -198,6 +204,7 @@ async fn a_server_that_stops_while_a_chat_is_held_answers_those_who_wait() {
             assert_eq!(answer.status, 201, "{}", answer.body);
         }
     };
+
     let stopping = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let releasing = async {
@@ -206,6 +213,7 @@ async fn a_server_that_stops_while_a_chat_is_held_answers_those_who_wait() {
         };
         tokio::join!(server.stop(), releasing);
     };
+
     tokio::join!(sending, stopping);
 }
 
@@ -217,11 +225,12 @@ async fn strangers_and_former_members_wait_for_no_lock_of_a_chat() {
     ada.say(&chat, "hello").await;
     bob.delete(&format!("/chats/{chat}/members/me")).await.expect(204);
     let holder = hold(&server, std::slice::from_ref(&chat)).await;
+
     for user in [&bob, &eve] {
-        let (whole, message) = (format!("/chats/{chat}"), format!("/chats/{chat}/messages/1"));
+        let (path, message) = (format!("/chats/{chat}"), format!("/chats/{chat}/messages/1"));
         let member = format!("/chats/{chat}/members/{}", ada.id);
         let answers = [
-            user.patch(&whole, json!({ "name": "Mine" })).boxed(),
+            user.patch(&path, json!({ "name": "Mine" })).boxed(),
             user.patch(&message, json!({ "text": "mine" })).boxed(),
             user.delete(&message).boxed(),
             user.patch(&member, json!({ "role": "admin" })).boxed(),
@@ -231,34 +240,38 @@ async fn strangers_and_former_members_wait_for_no_lock_of_a_chat() {
             answer.refused(404, "chat_not_found");
         }
     }
+
     release(holder).await;
     let shown: Value = ada.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&shown["name"], &shown["rev"]), (&json!("Crew"), &json!(3)), "{shown}");
     server.stop().await;
 }
 
-async fn a_stranger_does_not_slow_down_the_others_of_the_chat(bench: Arc<Bench>) {
+/// One attempt by a batch, and three reads of the step-by-step path, which writes nothing.
+const STATEMENTS: u64 = 4;
+
+async fn a_stranger_does_not_slow_down_the_members_of_a_chat(bench: Arc<Bench>) {
     let (ada, bob, eve) = (bench.user().await, bench.user().await, bench.user().await);
     let chat = bench.group(ada, &[bob]).await;
     let nowhere = Draft { reply_to: Some(MessageId(99)), ..draft(chat, eve, "a reply to nothing") };
     let drafts =
         [draft(chat, eve, "let me in"), draft(chat, ada, "a1"), nowhere, draft(chat, bob, "b1")];
+
     let before = bench.store.statements();
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     let statements = bench.store.statements() - before;
+
     for stranger in [0, 2] {
         refused(&sent[stranger], Code::ChatNotFound);
     }
     assert_eq!((new(&sent[1]).id, new(&sent[3]).id), (MessageId(1), MessageId(2)));
+
     if !bench.store.is_embedded() {
-        assert_eq!(
-            statements, 4,
-            "placed at once, and three reads of the careful path, which writes nothing"
-        );
+        assert_eq!(statements, STATEMENTS, "of both paths");
     }
 }
 
-async fn what_one_member_may_not_send_leaves_the_order_of_the_chat_as_it_is(bench: Arc<Bench>) {
+async fn a_refused_draft_does_not_change_the_order_of_the_chat(bench: Arc<Bench>) {
     let (ada, bob) = (bench.user().await, bench.user().await);
     let chat = bench.group(ada, &[bob]).await;
     let reply =
@@ -270,14 +283,15 @@ async fn what_one_member_may_not_send_leaves_the_order_of_the_chat_as_it_is(benc
         reply(2, "b1"),
         draft(chat, bob, "b2"),
     ];
+
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     refused(&sent[1], Code::MessageNotFound);
     let texts: Vec<String> =
-        bench.log(chat, ada).await.into_iter().filter_map(|it| it.text).collect();
+        bench.log(chat, ada).await.into_iter().filter_map(|it| it.text().map(str::to_owned)).collect();
     assert_eq!(texts, ["a1", "a2", "b1", "b2"]);
 }
 
-async fn a_key_that_comes_again_is_found_without_a_second_try_of_the_batch(bench: Arc<Bench>) {
+async fn a_repeated_client_id_is_found_without_a_retry_of_the_batch(bench: Arc<Bench>) {
     let (ada, bob) = (bench.user().await, bench.user().await);
     let (chat, other) = (bench.group(ada, &[bob]).await, bench.group(ada, &[]).await);
     let first = bench.store.append(&[keyed(chat, ada, "once", "k")], bench.now()).await.unwrap();
@@ -288,6 +302,7 @@ async fn a_key_that_comes_again_is_found_without_a_second_try_of_the_batch(bench
         keyed(other, ada, "twice", "same"),
         keyed(other, ada, "twice", "same"),
     ];
+
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     assert_eq!(repeated(&sent[0]), new(&first[0]));
     for index in [1, 2, 3] {
@@ -303,14 +318,11 @@ async fn a_key_that_comes_again_is_found_without_a_second_try_of_the_batch(bench
     assert_eq!(repeated(&sent[0]), new(&first[0]));
     new(&sent[1]);
     if !bench.store.is_embedded() {
-        assert_eq!(
-            statements, 4,
-            "placed at once, and three reads of the careful path, which writes nothing"
-        );
+        assert_eq!(statements, STATEMENTS, "of both paths");
     }
 }
 
-async fn a_reply_to_what_another_sender_sends_in_the_same_batch_arrives(bench: Arc<Bench>) {
+async fn a_reply_to_a_message_of_the_same_batch_succeeds(bench: Arc<Bench>) {
     let (ada, bob) = (bench.user().await, bench.user().await);
     let chat: ChatId = bench.group(ada, &[bob]).await;
     let reply = Draft { reply_to: Some(MessageId(1)), ..draft(chat, bob, "the reply") };

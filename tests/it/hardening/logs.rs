@@ -1,4 +1,4 @@
-//! What a request can't do to a log.
+//! A request cannot forge lines of a log.
 
 use serde_json::json;
 
@@ -6,11 +6,12 @@ use crate::process::harness::Home;
 use crate::support::Socket;
 
 #[tokio::test]
-async fn no_request_puts_a_line_of_its_own_into_a_log_for_people() {
+async fn no_request_forges_a_line_of_the_text_log() {
     let home = Home::new().with("STARLING_LOG", "trace").with("STARLING_LOG_FORMAT", "text");
     let server = home.serve().await;
     let user = home.users(&server.base, "u", 1).await.remove(0);
     let forged = "\n2026-01-01T00:00:00.000000Z ERROR forged: line\r\nforged: line";
+
     user.post("/sessions", json!({ "login": forged, "password": forged })).await.expect(401);
     user.post(
         "/sessions",
@@ -21,6 +22,7 @@ async fn no_request_puts_a_line_of_its_own_into_a_log_for_people() {
     user.post("/chats", json!({ "kind": forged })).await.refused_fields(&["kind"]);
     user.get("/users/me%0Aforged:%20line").await;
     user.get("/chats?after=%0Aforged:%20line").await.refused_fields(&["after"]);
+
     let mut socket = Socket::live(&user).await;
     socket.send(json!({ "type": forged, "id": forged })).await;
     socket.expect("error").await;

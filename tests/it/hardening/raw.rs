@@ -1,4 +1,4 @@
-//! Connections by hand: sockets that say little, and HTTP/2 with windows of one's own.
+//! Connections by hand: sockets that send little, and HTTP/2 with a chosen window.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{TestServer, User};
 
-/// How long anything may take that must happen: far more than the deadlines that tests set.
+/// The most time for anything that must happen: far more than the deadlines that tests set.
 pub const IN_TIME: Duration = Duration::from_secs(40);
 
 /// The metrics of all servers of this process.
@@ -24,28 +24,28 @@ pub async fn metrics(server: &TestServer) -> String {
 /// Connects and writes these bytes.
 pub async fn say(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // A server that closes at once may have reset it by now.
+    // A server that closes at once may have reset the connection by now.
     let _ = stream.write_all(bytes).await;
     stream
 }
 
-/// Waits until the server closes a connection, of which nothing is read but thrown away.
+/// Waits until the server closes a connection; discards the bytes that it sends.
 pub async fn until_closed(stream: &mut TcpStream) {
     let mut scratch = [0; 4096];
     let reading = async { while matches!(stream.read(&mut scratch).await, Ok(1..)) {} };
-    tokio::time::timeout(IN_TIME, reading).await.expect("the server closes it in time");
+    tokio::time::timeout(IN_TIME, reading).await.expect("the server closes in time");
 }
 
-/// The status of `GET path`, asked on a connection that is kept. `None` if the connection ends
-/// without an answer.
+/// The status of `GET path`, on a connection that stays open. `None` if the connection ends without
+/// an answer.
 pub async fn ask(stream: &mut TcpStream, path: &str, headers: &str) -> Option<u16> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
+
     let mut answer = Vec::new();
     let reading = async {
         loop {
-            let read = stream.read_buf(&mut answer).await.ok().filter(|read| *read > 0)?;
-            debug_assert!(read > 0);
+            stream.read_buf(&mut answer).await.ok().filter(|read| *read > 0)?;
             let text = String::from_utf8_lossy(&answer).to_lowercase();
             let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -54,15 +54,15 @@ pub async fn ask(stream: &mut TcpStream, path: &str, headers: &str) -> Option<u1
             }
         }
     };
-    tokio::time::timeout(IN_TIME, reading).await.expect("an answer comes in time, or the end")
+    tokio::time::timeout(IN_TIME, reading).await.expect("an answer or the end comes in time")
 }
 
-/// The same on a connection of its own.
+/// Like [`ask`], on a new connection.
 pub async fn ask_once(address: SocketAddr, path: &str, headers: &str) -> Option<u16> {
     ask(&mut TcpStream::connect(address).await.ok()?, path, headers).await
 }
 
-/// An HTTP/2 connection whose task answers settings and pings, as any client's does.
+/// An HTTP/2 connection whose task answers SETTINGS and PING, as any client does.
 pub struct Http2 {
     requests: SendRequest<Bytes>,
     /// Ends with the connection.
@@ -81,7 +81,7 @@ impl Http2 {
         Self { requests, connection }
     }
 
-    /// Begins `GET path` for a user once the server takes one more stream.
+    /// Starts `GET path` for a user, once the server accepts another stream.
     pub async fn get(&mut self, user: &User, path: &str) -> Result<ResponseFuture, h2::Error> {
         let mut requests = self.requests.clone().ready().await?;
         let uri = format!("{}{path}", user.base);
@@ -92,26 +92,25 @@ impl Http2 {
         Ok(requests.send_request(request.body(()).unwrap(), true)?.0)
     }
 
-    /// Waits until the server closes it: a client that wants no more requests would close it by
-    /// itself.
+    /// Waits until the server closes the connection. A client without `requests` would close it.
     pub async fn until_closed(self) {
         let Self { requests, connection } = self;
         tokio::time::timeout(IN_TIME, connection)
             .await
-            .expect("the server closes it in time")
+            .expect("the server closes in time")
             .unwrap();
         drop(requests);
     }
 }
 
-/// The whole body of an answer, taken as a client does that reads.
-pub async fn whole(response: Response<RecvStream>) -> Vec<u8> {
+/// The complete body of an answer, read without delay.
+pub async fn read_body(response: Response<RecvStream>) -> Vec<u8> {
     let mut body = response.into_body();
-    let mut whole = Vec::new();
+    let mut bytes = Vec::new();
     while let Some(piece) = body.data().await {
         let piece = piece.unwrap();
         body.flow_control().release_capacity(piece.len()).unwrap();
-        whole.extend_from_slice(&piece);
+        bytes.extend_from_slice(&piece);
     }
-    whole
+    bytes
 }

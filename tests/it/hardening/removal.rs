@@ -1,28 +1,29 @@
-//! An account that is removed: nothing is made in its name after its end, and the number of its
-//! chats is no obstacle.
+//! Removal of an account: nothing is created in its name afterwards, and the number of its chats
+//! does not matter.
 
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use starling::config::Config;
 use starling::model::{ChatId, Clock, UserId};
 use starling::server::Server;
 use tempfile::TempDir;
 
+use super::epoch::{account, through};
 use crate::outages::send;
 use crate::support::{
     Answer, Backend, Database, Mode, Proxy, Socket, TestServer, User, eventually, everywhere,
-    postgres_url, settings,
+    execute, lock_waits, postgres_url, settings,
 };
 
 everywhere!(
-    nothing_is_made_in_the_name_of_an_account_that_ends_meanwhile,
+    nothing_is_created_for_an_account_that_ends_meanwhile,
     an_account_that_is_removed_twice_at_once_is_removed_once,
 );
 
-/// Groups of the account that is removed.
+/// Groups of the removed account.
 const GROUPS: usize = 1000;
 
 /// A database that outlives the servers of a test.
@@ -53,25 +54,23 @@ impl Site {
     }
 }
 
-async fn user(server: &Server, login: &str) -> User {
-    let made = server.services.accounts.make_user(login, login, true).await.unwrap();
-    let base = format!("http://{}", server.address);
-    User::new(base, made.user_id.to_string(), made.login, made.password, made.token.unwrap())
-}
-
-/// Makes groups in bulk, owned by the first user, with the second as a member.
+/// Creates groups in bulk. The first user owns them, the second is a member.
 async fn make_groups(db: &mut PgConnection, owner: &User, member: &User, count: usize) {
     let sql = format!(
         "WITH made AS (
-             INSERT INTO chats (id, kind, name, created_at_ms, rev, renamed_rev, member_count, activity_at_ms)
-             SELECT gen_random_uuid(), 'group', 'g' || i, i, 1, 1, 2, i FROM generate_series(1, {count}) i RETURNING id
+             INSERT INTO chats
+                 (id, kind, name, created_at_ms, rev, renamed_rev, member_count, activity_at_ms)
+             SELECT gen_random_uuid(), 'group', 'g' || i, i, 1, 1, 2, i
+             FROM generate_series(1, {count}) i RETURNING id
          )
-         INSERT INTO members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
+         INSERT INTO members
+             (chat_id, user_id, role, joined_at_ms, joined_rev, rev, last_read_message_id)
          SELECT made.id, it.user_id, it.role, 1, 1, 1, 0
          FROM made, (VALUES ('{}'::uuid, 'owner'), ('{}'::uuid, 'member')) AS it (user_id, role)",
         owner.id, member.id
     );
-    db.execute(AssertSqlSafe(sql)).await.unwrap();
+
+    execute(db, &sql).await;
 }
 
 async fn count(db: &mut PgConnection, sql: &str, user: &User) -> i64 {
@@ -81,7 +80,7 @@ async fn count(db: &mut PgConnection, sql: &str, user: &User) -> i64 {
 
 const MEMBERSHIPS: &str = "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL";
 
-/// The time of each send, one after another, until the future is over.
+/// The durations of sends, one after another, until `over` completes.
 async fn sends_until(
     sender: &User,
     chat: &str,
@@ -90,6 +89,7 @@ async fn sends_until(
 ) -> Vec<Duration> {
     tokio::pin!(over);
     let mut times = Vec::new();
+
     loop {
         let start = Instant::now();
         send(sender, chat, &format!("{prefix}-{}", times.len())).await.expect(201);
@@ -105,13 +105,15 @@ async fn an_account_in_a_thousand_groups_ends_at_once_and_leaves_them_all_even_a
     let site = Site::new().await;
     let proxy = Proxy::to(&Proxy::target_of(&postgres_url())).await;
     let server = site.serve(proxy.in_url(&site.url())).await;
-    let (ada, bob) = (user(&server, "ada").await, user(&server, "bob").await);
-    let (cid, dan) = (user(&server, "cid").await, user(&server, "dan").await);
+    let (ada, bob) = (account(&server, "ada").await, account(&server, "bob").await);
+    let (cid, dan) = (account(&server, "cid").await, account(&server, "dan").await);
+
     let mut db = site.direct().await;
     make_groups(&mut db, &ada, &bob, GROUPS).await;
     let shared: ChatId =
         sqlx::query_scalar("SELECT id FROM chats LIMIT 1").fetch_one(&mut db).await.unwrap();
     let (shared, unrelated) = (shared.to_string(), cid.private_chat(&dan).await);
+
     let mut socket = Socket::live(&ada).await;
 
     proxy.set(Mode::Delay(Duration::from_micros(700)));
@@ -128,24 +130,29 @@ async fn an_account_in_a_thousand_groups_ends_at_once_and_leaves_them_all_even_a
         drop(over);
         took
     };
-    let (took, alone, beside) = tokio::join!(
+
+    let (took, of_unrelated, of_shared) = tokio::join!(
         removing,
         sends_until(&cid, &unrelated, "unrelated", ended()),
         sends_until(&bob, &shared, "shared", ended())
     );
+
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(socket.close_code().await, 4401);
-    let slowest = alone.iter().chain(&beside).max().unwrap();
+    let slowest = of_unrelated.iter().chain(&of_shared).max().unwrap();
     assert!(
         *slowest < Duration::from_secs(2),
-        "nobody waits for a thousand chats to be left: {slowest:?}"
+        "no send waits until a thousand chats are left: {slowest:?}"
     );
     cid.get(&format!("/users/{}", ada.id)).await.expect(200);
 
     server.stop().await;
     let rest = count(&mut db, MEMBERSHIPS, &ada).await;
     let total = i64::try_from(GROUPS).unwrap();
-    assert!((1..total).contains(&rest), "the process ended in the middle of it: {rest}");
+    assert!(
+        (1..total).contains(&rest),
+        "the server stopped before the removal was complete: {rest}"
+    );
     assert_eq!(
         count(&mut db, "SELECT COUNT(*) FROM account_removals WHERE user_id = $1", &ada).await,
         1
@@ -166,30 +173,34 @@ async fn an_account_in_a_thousand_groups_ends_at_once_and_leaves_them_all_even_a
     let owned =
         "SELECT COUNT(*) FROM members WHERE user_id = $1 AND left_rev IS NULL AND role = 'owner'";
     assert_eq!(count(&mut db, owned, &bob).await, total, "each group has an owner again");
-    let bob =
-        User::new(format!("http://{}", one.address), bob.id, bob.login, bob.password, bob.token);
+
+    let bob = through(&bob, &one);
     let shown = bob.get(&format!("/chats/{shared}/members")).await.expect(200);
     assert_eq!(shown["members"].as_array().unwrap().len(), 1, "{shown}");
+
     one.stop().await;
     site.database.remove().await;
 }
 
-/// Each answer is fine, or says that there is no such account any more.
+/// Fails unless the answer is a success, or refuses because the account has ended.
 fn made_or_refused(answer: &Answer) {
     if answer.status != 201 {
         answer.refused(401, "not_authenticated");
     }
 }
 
-/// No chat and no invite is left of an account.
+/// Fails unless the account has no chat and no invite left.
 async fn nothing_is_left_of(server: &TestServer, user: &User) {
     let id: UserId = user.id.parse().unwrap();
     let store = server.store();
-    eventually("all chats are left", async || store.chat_heads(id).await.unwrap().is_empty()).await;
+    eventually("the account has left its chats", async || {
+        store.chat_heads(id).await.unwrap().is_empty()
+    })
+    .await;
     assert!(store.invites(id, server.clock().now(), 100).await.unwrap().is_empty());
 }
 
-async fn nothing_is_made_in_the_name_of_an_account_that_ends_meanwhile(server: TestServer) {
+async fn nothing_is_created_for_an_account_that_ends_meanwhile(server: TestServer) {
     let bob = server.user().await;
     for _ in 0..5 {
         let ada = server.user().await;
@@ -204,6 +215,7 @@ async fn nothing_is_made_in_the_name_of_an_account_that_ends_meanwhile(server: T
             let (chats, invites) = tokio::join!(chats, invites);
             chats.iter().chain(&invites).for_each(made_or_refused);
         };
+
         let removing = ada.delete_with("/users/me", json!({ "password": ada.password }));
         let ((), removed) = tokio::join!(making, removing);
         removed.expect(204);
@@ -216,10 +228,12 @@ async fn an_account_that_is_removed_twice_at_once_is_removed_once(server: TestSe
     let chat = ada.group(&[&bob]).await;
     let remove = || ada.delete_with("/users/me", json!({ "password": ada.password }));
     let answers = join_all((0..4).map(|_| remove())).await;
+
     assert!(answers.iter().any(|answer| answer.status == 204));
     for answer in answers.iter().filter(|answer| answer.status != 204) {
         assert!([401, 403].contains(&answer.status), "{}", answer.body);
     }
+
     nothing_is_left_of(&server, &ada).await;
     let shown = bob.get(&format!("/chats/{chat}")).await.expect(200);
     assert_eq!((&shown["member_count"], &shown["role"]), (&json!(1), &json!("owner")), "{shown}");
@@ -227,12 +241,8 @@ async fn an_account_that_is_removed_twice_at_once_is_removed_once(server: TestSe
 
 /// Waits until this many sessions of the database wait for a lock.
 async fn waiting(server: &TestServer, count: i64) {
-    let sql = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
-    eventually("the sessions wait", async || {
-        sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut db).await.unwrap() >= count
-    })
-    .await;
+    let mut db = server.postgres().await;
+    eventually("the sessions wait", async || lock_waits(&mut db).await >= count).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,11 +250,11 @@ async fn a_chat_an_invite_and_a_member_asked_for_before_the_account_ended_are_re
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.group(&[]).await;
-    let mut holder = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
+    let mut holder = server.postgres().await;
     let lock = format!("BEGIN; SELECT id FROM users WHERE id = '{}' FOR NO KEY UPDATE", ada.id);
-    holder.execute(AssertSqlSafe(lock)).await.unwrap();
+    execute(&mut holder, &lock).await;
 
-    // Those who wait for a row get it in the order in which they came.
+    // Postgres gives a row lock to the waiting sessions in the order of their arrival.
     let removing = ada.delete_with("/users/me", json!({ "password": ada.password }));
     let making = async {
         waiting(&server, 1).await;
@@ -255,13 +265,14 @@ async fn a_chat_an_invite_and_a_member_asked_for_before_the_account_ended_are_re
             ada.post(&members, member),
             async {
                 waiting(&server, 4).await;
-                holder.execute("ROLLBACK").await.unwrap();
+                execute(&mut holder, "ROLLBACK").await;
             }
         );
         for answer in [group, invite, member] {
             answer.refused(401, "not_authenticated");
         }
     };
+
     let (removed, ()) = tokio::join!(removing, making);
     removed.expect(204);
     nothing_is_left_of(&server, &ada).await;

@@ -1,4 +1,4 @@
-//! Sessions: what is copied and replayed, what is decided on old knowledge, and what a login ends.
+//! Sessions: copies of cached entries and of events, put back or replayed later.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use starling::cluster::{Arrival, Bus, BusInbox};
 use starling::model::{ChatId, Clock, Event, SessionId, Topic, UserId};
 
 use crate::cluster::{Replica, prefix, publish_raw};
-use crate::support::{Backend, TestServer, eventually, redis_command, redis_url};
+use crate::support::{TestServer, eventually, redis_command, redis_url};
 
 const CURRENT: &str = "/sessions/current";
 
-/// Copies an entry, and keeps the copy from expiring.
+/// Copies an entry without its expiry.
 async fn copy(from: &str, to: &str) {
     let copied: i64 = redis_command(&redis_url(), &["COPY", from, to, "REPLACE"]).await.unwrap();
     assert_eq!(copied, 1, "{from} was there");
@@ -21,17 +21,15 @@ async fn copy(from: &str, to: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_nothing() {
-    let mut prefix = String::new();
-    let server = TestServer::with(Backend::Fleet, |settings| {
-        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
-    })
-    .await;
+async fn an_expired_cached_session_put_back_into_redis_grants_no_access() {
+    let (server, prefix) = TestServer::fleet().await;
     let ada = server.user().await;
     ada.get(CURRENT).await.expect(200);
+
     let entries: Vec<String> =
         redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap();
     let [entry] = entries.as_slice() else { panic!("one session was cached: {entries:?}") };
+
     let kept = format!("{entry}:kept");
     copy(entry, &kept).await;
 
@@ -40,7 +38,7 @@ async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_not
     server.advance(Duration::from_secs(9));
     copy(&kept, entry).await;
     for _ in 0..4 {
-        // Unlike the session itself, this is answered without asking the database for the session.
+        // Unlike the session itself, the list of chats is answered without a query for the session.
         ada.get("/chats").await.refused(401, "not_authenticated");
     }
     let _: i64 = redis_command(&redis_url(), &["DEL", &kept, entry]).await.unwrap();
@@ -48,20 +46,18 @@ async fn a_copy_of_a_cached_session_put_back_into_redis_after_its_life_opens_not
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed() {
-    let mut prefix = String::new();
-    let server = TestServer::with(Backend::Fleet, |settings| {
-        prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
-    })
-    .await;
+async fn a_cached_session_copied_to_another_token_is_rejected() {
+    let (server, prefix) = TestServer::fleet().await;
     let (ada, bob) = (server.user().await, server.user().await);
     let entries = async || -> Vec<String> {
         redis_command(&redis_url(), &["KEYS", &format!("{prefix}:token:*")]).await.unwrap()
     };
+
     ada.get(CURRENT).await.expect(200);
     let of_ada = entries().await.remove(0);
     bob.get(CURRENT).await.expect(200);
     let of_bob = entries().await.into_iter().find(|entry| *entry != of_ada).unwrap();
+
     copy(&of_bob, &of_ada).await;
     for _ in 0..4 {
         assert_eq!(ada.get(CURRENT).await.expect(200)["user"]["id"], json!(ada.id));
@@ -70,89 +66,94 @@ async fn a_cached_session_of_another_user_under_ones_own_token_is_not_believed()
     server.stop().await;
 }
 
-/// A copy of the next message on a channel, which `publish` causes.
+/// A copy of the next message on a channel, which `publish` sends.
 async fn copy_of_message(channel: &str, publish: impl Fn()) -> Vec<u8> {
     let mut listening = redis::Client::open(redis_url()).unwrap().get_async_pubsub().await.unwrap();
     listening.subscribe(channel).await.unwrap();
     publish();
     let message =
         tokio::time::timeout(Duration::from_secs(30), listening.on_message().next()).await;
-    message.expect("it is published in time").unwrap().get_payload().unwrap()
+    message.expect("a message comes in time").unwrap().get_payload().unwrap()
 }
 
 async fn next(inbox: &mut BusInbox) -> Arrival {
     tokio::time::timeout(Duration::from_secs(30), inbox.next())
         .await
-        .expect("something arrives")
+        .expect("a message comes in time")
         .unwrap()
 }
 
-/// Waits until the replica's subscription to a topic is in force.
+/// Subscribes the replica to a topic, and waits until the subscription is in force.
 async fn follow(replica: &mut Replica, topic: Topic) {
     eventually("the bus is connected", async || replica.cluster.health.is_connected()).await;
     replica.cluster.bus.follow(topic);
-    while !matches!(next(&mut replica.cluster.inbox).await, Arrival::Resync(topics) if topics.contains(&topic))
-    {
+    loop {
+        let arrival = next(&mut replica.cluster.inbox).await;
+        if matches!(&arrival, Arrival::Resync(topics) if topics.contains(&topic)) {
+            return;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_copy_of_an_event_replayed_after_a_minute_causes_a_resync_and_is_not_delivered() {
     let prefix = prefix();
-    let speaker = Replica::join(&redis_url(), &prefix);
-    let mut listener = Replica::join(&redis_url(), &prefix);
+    let publisher = Replica::join(&redis_url(), &prefix);
+    let mut subscriber = Replica::join(&redis_url(), &prefix);
     let chat_id = ChatId::new(Clock::system().now(), &mut rand::rng());
     let typing = Event::Typing { chat_id, user_id: UserId::default() };
-    follow(&mut listener, Topic::Chat(chat_id)).await;
+
+    follow(&mut subscriber, Topic::Chat(chat_id)).await;
     let channel = Channel::of(Topic::Chat(chat_id)).name(&prefix);
-    let body = copy_of_message(&channel, || speaker.cluster.bus.publish(typing.clone())).await;
+    let body = copy_of_message(&channel, || publisher.cluster.bus.publish(typing.clone())).await;
     assert!(matches!(
-        next(&mut listener.cluster.inbox).await,
+        next(&mut subscriber.cluster.inbox).await,
         Arrival::Event(Event::Typing { .. })
     ));
 
     publish_raw(&channel, &body).await;
-    let arrival = next(&mut listener.cluster.inbox).await;
+    let arrival = next(&mut subscriber.cluster.inbox).await;
     assert!(
         matches!(arrival, Arrival::Event(Event::Typing { .. })),
-        "a fresh copy passes: {arrival:?}"
+        "a fresh copy is delivered: {arrival:?}"
     );
 
-    listener.clock.advance(Duration::from_secs(61));
+    subscriber.clock.advance(Duration::from_secs(61));
     for _ in 0..100 {
         publish_raw(&channel, &body).await;
     }
-    let arrival = next(&mut listener.cluster.inbox).await;
+    let arrival = next(&mut subscriber.cluster.inbox).await;
     assert!(
         matches!(&arrival, Arrival::Resync(topics) if *topics == [Topic::Chat(chat_id)]),
         "{arrival:?}"
     );
 
-    speaker.clock.advance(Duration::from_secs(61));
-    speaker.cluster.bus.publish(typing);
+    publisher.clock.advance(Duration::from_secs(61));
+    publisher.cluster.bus.publish(typing);
     let mut resyncs = 0;
-    while let Arrival::Resync(_) = next(&mut listener.cluster.inbox).await {
+    while let Arrival::Resync(_) = next(&mut subscriber.cluster.inbox).await {
         resyncs += 1;
     }
     assert!(resyncs <= 3, "a hundred copies cost a resync a second: {resyncs}");
 }
 
 #[tokio::test]
-async fn a_copy_of_the_end_of_a_session_replayed_after_a_minute_makes_the_replica_resync_everything()
- {
+async fn a_replayed_end_of_a_session_makes_the_replica_resync_everything() {
     let prefix = prefix();
-    let speaker = Replica::join(&redis_url(), &prefix);
-    let mut listener = Replica::join(&redis_url(), &prefix);
-    eventually("the bus is connected", async || listener.cluster.health.is_connected()).await;
+    let publisher = Replica::join(&redis_url(), &prefix);
+    let mut subscriber = Replica::join(&redis_url(), &prefix);
+    eventually("the bus is connected", async || subscriber.cluster.health.is_connected()).await;
+
     let channel = format!("{prefix}:everyone:{{}}");
     let ended = Event::SessionsEnded(vec![SessionId::new(Clock::system().now(), &mut rand::rng())]);
-    let body = copy_of_message(&channel, || speaker.cluster.bus.publish(ended.clone())).await;
+    let body = copy_of_message(&channel, || publisher.cluster.bus.publish(ended.clone())).await;
     while !matches!(
-        next(&mut listener.cluster.inbox).await,
+        next(&mut subscriber.cluster.inbox).await,
         Arrival::Event(Event::SessionsEnded(_))
     ) {}
-    listener.clock.advance(Duration::from_secs(61));
+
+    subscriber.clock.advance(Duration::from_secs(61));
     publish_raw(&channel, &body).await;
-    let arrival = next(&mut listener.cluster.inbox).await;
+    let arrival = next(&mut subscriber.cluster.inbox).await;
     assert!(matches!(arrival, Arrival::ResyncAll), "{arrival:?}");
 }

@@ -1,15 +1,15 @@
-//! Many rows in one statement, and markers that move one way.
+//! Many rows in one statement, and read markers that never move back.
 
 use std::time::Duration;
 
+use crate::support::{
+    Backend, TestServer, User, eventually, execute, lock_waits, on_both_databases,
+};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-
-use crate::support::{Backend, TestServer, User, eventually, on_both_databases};
 
 on_both_databases!(
-    a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two,
-    clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_back,
+    a_channel_of_a_hundred_takes_as_many_statements_as_a_channel_of_two,
+    clearing_the_history_during_sends_never_moves_the_read_marker_back,
 );
 
 async fn statements_of_a_channel(server: &TestServer, ada: &User, members: &[User]) -> u64 {
@@ -21,12 +21,13 @@ async fn statements_of_a_channel(server: &TestServer, ada: &User, members: &[Use
     server.store().statements() - before
 }
 
-async fn a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two(server: TestServer) {
+async fn a_channel_of_a_hundred_takes_as_many_statements_as_a_channel_of_two(server: TestServer) {
     let ada = server.user().await;
     let mut members = Vec::new();
     for _ in 0..100 {
         members.push(server.user().await);
     }
+
     statements_of_a_channel(&server, &ada, &members[..1]).await;
     let few = statements_of_a_channel(&server, &ada, &members[..1]).await;
     let many = statements_of_a_channel(&server, &ada, &members).await;
@@ -36,13 +37,12 @@ async fn a_group_of_a_hundred_makes_as_many_statements_as_a_group_of_two(server:
     assert_eq!(shown["chats"][0]["role"], "member", "{shown}");
 }
 
-async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_back(
-    server: TestServer,
-) {
+async fn clearing_the_history_during_sends_never_moves_the_read_marker_back(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     let path = format!("/chats/{chat}");
     let (end, ended) = tokio::sync::watch::channel(false);
+
     let sending = async {
         let mut count = 0;
         while !*ended.borrow() {
@@ -51,6 +51,7 @@ async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_
         }
         count
     };
+
     let clearing = async {
         let mut marker = 0;
         for _ in 0..60 {
@@ -62,6 +63,7 @@ async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_
         }
         end.send_replace(true);
     };
+
     let (count, ()) = tokio::join!(sending, clearing);
     let shown = ada.get(&path).await.expect(200);
     assert_eq!(
@@ -71,36 +73,35 @@ async fn clearing_the_history_during_ones_own_sends_never_moves_the_read_marker_
     );
 }
 
-/// A send has written the marker and not yet committed when the history is cleared.
+/// The history is cleared while a send has written the marker and not yet committed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_send_that_commits_while_the_history_is_cleared_keeps_its_read_marker() {
     let server = TestServer::start(Backend::Postgres).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let chat = ada.private_chat(&bob).await;
     ada.say(&chat, "one").await;
-    let mut db = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
-    let mut look = PgConnection::connect(&server.database_url().unwrap()).await.unwrap();
+
+    let (mut db, mut watcher) = (server.postgres().await, server.postgres().await);
     let of_ada = format!("chat_id = '{chat}' AND user_id = '{}'", ada.id);
     let marker = format!("BEGIN; UPDATE members SET last_read_message_id = 2 WHERE {of_ada}");
-    db.execute(AssertSqlSafe(marker)).await.unwrap();
+    execute(&mut db, &marker).await;
+
     let path = format!("/chats/{chat}");
     let committing = async {
-        let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually("clearing waits for the marker", async || {
-            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut look).await.unwrap() > 0
-        })
-        .await;
+        eventually("it waits for the marker", async || lock_waits(&mut watcher).await > 0).await;
         let sent = format!(
             "INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, sent_at_ms)
              SELECT id, 2, rev + 1, rev + 1, '{}', 'text', 'two', 0 FROM chats WHERE id = '{chat}';
              UPDATE chats SET rev = rev + 1, last_message_id = 2 WHERE id = '{chat}'; COMMIT",
             ada.id
         );
-        db.execute(AssertSqlSafe(sent)).await.unwrap();
+        execute(&mut db, &sent).await;
     };
+
     let clearing = tokio::time::timeout(Duration::from_secs(20), ada.delete(&path));
     let (cleared, ()) = tokio::join!(clearing, committing);
     cleared.unwrap().expect(204);
+
     let shown = ada.get(&path).await.expect(200);
     assert_eq!(
         (&shown["last_read_message_id"], &shown["unread_count"]),

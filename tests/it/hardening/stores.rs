@@ -1,4 +1,4 @@
-//! What only a store by itself can show: views made at once, and sweepers that meet.
+//! The store without a server: first views of a chat, sweepers at once, the limit of sessions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +11,23 @@ use starling::store::{Creation, Opened, Store};
 use crate::store::bench::{Bench, NO_HASH, draft, on_both_stores};
 
 on_both_stores!(
-    the_first_members_see_a_new_chat_as_they_see_it_later,
-    sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it,
+    the_first_view_of_a_new_chat_equals_a_later_one,
+    concurrent_sweepers_remove_each_row_of_a_removed_chat_once,
     a_login_over_the_limit_ends_an_expired_session_before_a_live_one,
 );
 
-async fn the_first_members_see_a_new_chat_as_they_see_it_later(bench: Arc<Bench>) {
+async fn the_first_view_of_a_new_chat_equals_a_later_one(bench: Arc<Bench>) {
     let users = bench.users(4).await;
     let shared =
         |kind| Creation::Shared { kind, name: "Crew".to_owned(), members: users[1..].to_vec() };
+
     let kinds = [
         shared(ChatKind::Group),
         shared(ChatKind::Channel),
         Creation::Private(users[1]),
         Creation::SelfChat,
     ];
+
     for kind in kinds {
         let new = bench.new_chat(users[0], kind.clone());
         let Opened::New(views) = bench.store.create_chat(&new).await.unwrap() else {
@@ -39,7 +41,7 @@ async fn the_first_members_see_a_new_chat_as_they_see_it_later(bench: Arc<Bench>
     }
 }
 
-async fn sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it(bench: Arc<Bench>) {
+async fn concurrent_sweepers_remove_each_row_of_a_removed_chat_once(bench: Arc<Bench>) {
     let owner = bench.user().await;
     let members = bench.users(60).await;
     let mut chats = Vec::new();
@@ -52,11 +54,13 @@ async fn sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it(bench: Arc<Ben
         bench.store.remove_chat(chat, owner, bench.now()).await.unwrap();
         chats.push(chat);
     }
+
     let sweepers =
         [bench.another_store().await, bench.another_store().await, bench.another_store().await];
     let mut total = 0;
+
     loop {
-        let rounds = join_all(sweepers.iter().map(Store::sweep_removed)).await;
+        let rounds = join_all(sweepers.iter().map(Store::delete_removed_chats)).await;
         let rounds: Vec<u64> = rounds.into_iter().map(|swept| swept.unwrap().chat_rows).collect();
         assert!(rounds.iter().all(|rows| *rows <= JOB_BATCH.unsigned_abs()));
         total += rounds.iter().sum::<u64>();
@@ -64,9 +68,10 @@ async fn sweepers_that_meet_in_a_removed_chat_leave_nothing_of_it(bench: Arc<Ben
             break;
         }
     }
+
     assert_eq!(total, 4 * (1200 + 61), "each row once");
-    let rows = bench.store.sweep(bench.now()).await.unwrap().chat_rows;
-    assert_eq!(rows, 4, "the chats' own rows go last, when their time is over");
+    let rows = bench.store.delete_expired(bench.now()).await.unwrap().chat_rows;
+    assert_eq!(rows, 4, "the rows of the chats go last, once expired");
 }
 
 async fn a_login_over_the_limit_ends_an_expired_session_before_a_live_one(bench: Arc<Bench>) {
@@ -74,9 +79,11 @@ async fn a_login_over_the_limit_ends_an_expired_session_before_a_live_one(bench:
     let live = bench.new_session(ada, 10_000_000);
     bench.store.log_in(&live, NO_HASH, None, 2).await.unwrap();
     bench.clock.advance(Duration::from_secs(1));
+
     let expired = bench.new_session(ada, 1_000);
     bench.store.log_in(&expired, NO_HASH, None, 2).await.unwrap();
     bench.clock.advance(Duration::from_mins(1));
+
     let third =
         bench.store.log_in(&bench.new_session(ada, 10_000_000), NO_HASH, None, 2).await.unwrap();
     assert_eq!(third.ended.iter().map(|session| session.id).collect::<Vec<_>>(), [expired.id]);

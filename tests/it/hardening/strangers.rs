@@ -1,4 +1,4 @@
-//! Who may bring whom into a chat, and how many chats others may bring a user into.
+//! Which users may add whom to a chat, and how many chats others may add a user to.
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -9,11 +9,11 @@ use starling::store::{AddMember, Creation, NewChat, Store};
 use crate::support::{Answer, Socket, TestServer, User, everywhere};
 
 everywhere!(
-    a_user_that_refuses_strangers_is_reached_by_acquaintances_alone,
-    the_refusal_of_strangers_is_shown_to_its_owner_alone,
-    others_bring_a_user_into_a_bounded_number_of_chats_and_their_own_are_counted_apart,
-    all_chats_that_others_brought_fit_in_one_sync,
-    a_refusal_holds_against_those_who_come_at_the_same_moment,
+    a_user_that_refuses_strangers_is_reached_only_by_acquaintances,
+    the_refusal_of_strangers_is_shown_only_to_its_user,
+    chats_by_others_are_bounded_and_counted_apart_from_a_users_own,
+    all_chats_by_others_fit_in_one_sync,
+    a_refusal_is_exact_under_concurrent_requests,
 );
 
 async fn open(user: &User, peer: &User) -> Answer {
@@ -33,9 +33,9 @@ async fn refuse_strangers(user: &User, refuse: bool) -> Value {
     user.patch("/users/me", json!({ "refuse_strangers": refuse })).await.expect(200)
 }
 
-async fn a_user_that_refuses_strangers_is_reached_by_acquaintances_alone(server: TestServer) {
+async fn a_user_that_refuses_strangers_is_reached_only_by_acquaintances(server: TestServer) {
     let (ada, bob, eve) = (server.user().await, server.user().await, server.user().await);
-    let shared = bob.group(&[&ada]).await;
+    bob.group(&[&ada]).await;
     let of_eve = eve.group(&[]).await;
     refuse_strangers(&ada, true).await;
 
@@ -48,27 +48,26 @@ async fn a_user_that_refuses_strangers_is_reached_by_acquaintances_alone(server:
     let among_others = make_group(&eve, &[&bob, &ada]).await;
     among_others.refused(403, "user_unreachable");
     for answer in [&in_a_group, &added, &among_others] {
-        assert_eq!(answer.body, refused.body, "the words are the same and name nobody");
+        assert_eq!(answer.body, refused.body, "the answers are equal and name no user");
     }
     assert_eq!(
         ada.get("/chats").await.expect(200)["chats"].as_array().map(Vec::len),
         Some(1),
-        "nothing came of it"
+        "no chat was made"
     );
 
-    // Bob shares a chat with Ada, and Ada reaches whom she likes.
+    // Bob shares a chat with Ada, so he reaches her. Ada reaches everybody.
     let private = open(&bob, &ada).await.expect(201);
     make_group(&bob, &[&ada]).await.expect(201);
     let of_bob = bob.group(&[]).await;
     add(&bob, &of_bob, &ada).await.expect(201);
     let to_eve = open(&ada, &eve).await.expect(201);
 
-    // By that Eve is no stranger any more: the one chat of the pair is found, and others may
-    // follow.
+    // Now Eve shares a chat with Ada: the chat of the pair is found, and Eve may add her to others.
     assert_eq!(open(&eve, &ada).await.expect(200)["id"], to_eve["id"]);
     add(&eve, &of_eve, &ada).await.expect(201);
 
-    // A chat that both had to leave is none that they share.
+    // A removed chat does not count as shared.
     let cid = server.user().await;
     let with_cid = cid.group(&[]).await;
     open(&cid, &ada).await.refused(403, "user_unreachable");
@@ -79,16 +78,15 @@ async fn a_user_that_refuses_strangers_is_reached_by_acquaintances_alone(server:
     open(&cid, &ada).await.refused(403, "user_unreachable");
     add(&cid, &with_cid, &ada).await.refused(403, "user_unreachable");
     assert_eq!(open(&bob, &ada).await.expect(200)["id"], private["id"]);
-    assert!(!shared.is_empty());
 }
 
-async fn the_refusal_of_strangers_is_shown_to_its_owner_alone(server: TestServer) {
+async fn the_refusal_of_strangers_is_shown_only_to_its_user(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     assert_eq!(ada.get("/users/me").await.expect(200)["refuse_strangers"], false);
     assert_eq!(refuse_strangers(&ada, true).await["refuse_strangers"], true);
     assert_eq!(ada.get("/users/me").await.expect(200)["refuse_strangers"], true);
     let renamed = ada.patch("/users/me", json!({ "name": "Ada" })).await.expect(200);
-    assert_eq!(renamed["refuse_strangers"], true, "another change leaves it");
+    assert_eq!(renamed["refuse_strangers"], true, "another change keeps the setting");
     for value in [json!(1), json!("yes")] {
         ada.patch("/users/me", json!({ "refuse_strangers": value }))
             .await
@@ -101,7 +99,7 @@ async fn the_refusal_of_strangers_is_shown_to_its_owner_alone(server: TestServer
     assert!(!listed.to_string().contains("refuse_strangers"), "{listed}");
 }
 
-/// Chats that are made without a client, since there are many.
+/// Creates chats without a client, since the tests need many.
 struct Maker<'a> {
     server: &'a TestServer,
     store: &'a Store,
@@ -134,15 +132,14 @@ fn user_id(user: &User) -> UserId {
     user.id.parse().unwrap()
 }
 
-async fn others_bring_a_user_into_a_bounded_number_of_chats_and_their_own_are_counted_apart(
-    server: TestServer,
-) {
+async fn chats_by_others_are_bounded_and_counted_apart_from_a_users_own(server: TestServer) {
     let (ada, bob, cid) = (server.user().await, server.user().await, server.user().await);
     let maker = Maker::new(&server);
     let left = maker.group(&bob, &[&ada]).await.unwrap();
     for _ in 0..CHATS_BY_OTHERS_MAX - 2 {
         maker.group(&bob, &[&ada]).await.unwrap();
     }
+
     open(&cid, &ada).await.expect(201);
     let last = server.user().await;
     open(&last, &ada).await.refused(409, "chat_limit_reached");
@@ -150,48 +147,52 @@ async fn others_bring_a_user_into_a_bounded_number_of_chats_and_their_own_are_co
     let of_cid = cid.group(&[]).await;
     add(&cid, &of_cid, &ada).await.refused(409, "chat_limit_reached");
 
-    // What others did leaves the room for Ada's own as it was.
-    let own = ada.group(&[&last]).await;
+    // The chats by others do not count for the bound of Ada's own chats.
+    ada.group(&[&last]).await;
     assert_eq!(open(&ada, &last).await.status, 201);
-    assert_eq!(open(&last, &ada).await.status, 200, "the one that is there is found");
-    assert!(!own.is_empty());
+    assert_eq!(open(&last, &ada).await.status, 200, "the existing chat is found");
 
-    // Where Ada leaves a chat, there is room for one, and for one only, however many come at once.
+    // When Ada leaves a chat, there is room for exactly one, however many requests come at once.
     ada.delete(&format!("/chats/{left}/members/me")).await.expect(204);
     let others = join_all((0..4).map(|_| server.user())).await;
     let rush = join_all(others.iter().map(|other| open(other, &ada))).await;
     let mut statuses: Vec<u16> = rush.iter().map(|answer| answer.status).collect();
     statuses.sort_unstable();
-    assert_eq!(statuses, [201, 409, 409, 409], "the bound holds in a crowd");
+    assert_eq!(statuses, [201, 409, 409, 409], "the bound holds for requests at once");
 }
 
-async fn all_chats_that_others_brought_fit_in_one_sync(server: TestServer) {
+async fn all_chats_by_others_fit_in_one_sync(server: TestServer) {
     let (ada, bob) = (server.user().await, server.user().await);
     let maker = Maker::new(&server);
     while maker.group(&bob, &[&ada]).await.is_ok() {}
-    // The default bound of one's own is 1000: half of them show as well that the frame is far from
-    // its bound.
+
+    // By default a user may have 1000 chats of their own. 200 also show that the frame stays far
+    // below its bound.
     for _ in 0..200 {
         maker.group(&ada, &[]).await.unwrap();
     }
+
     let mut known = serde_json::Map::new();
     for (chat, rev) in maker.store.chat_heads(user_id(&ada)).await.unwrap() {
         known.insert(chat.to_string(), json!(rev.0));
     }
     assert_eq!(i64::try_from(known.len()).unwrap(), CHATS_BY_OTHERS_MAX + 200);
+
     let (_socket, frames) = Socket::resumed(&ada, Value::Object(known.clone())).await;
     assert_eq!(frames.len(), 1, "nothing was missed");
     assert_eq!(frames[0]["chats"].as_object().map(serde_json::Map::len), Some(known.len()));
 }
 
-async fn a_refusal_holds_against_those_who_come_at_the_same_moment(server: TestServer) {
+async fn a_refusal_is_exact_under_concurrent_requests(server: TestServer) {
     for _ in 0..5 {
         let (ada, eve) = (server.user().await, server.user().await);
         let chat = eve.group(&[]).await;
         let (account, opened, added) =
             tokio::join!(refuse_strangers(&ada, true), open(&eve, &ada), add(&eve, &chat, &ada));
         assert_eq!(account["refuse_strangers"], true);
-        // One that came first makes the other an acquaintance; of both refused nothing is left.
+
+        // If one request came first, the other is an acquaintance's. If both are refused, no chat
+        // is left.
         let done = [opened.status, added.status].iter().filter(|status| **status == 201).count();
         let chats = ada.get("/chats").await.expect(200)["chats"].as_array().unwrap().len();
         assert_eq!(chats, done, "{} {}", opened.body, added.body);
@@ -202,11 +203,12 @@ async fn a_refusal_holds_against_those_who_come_at_the_same_moment(server: TestS
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_added_who_has_as_many_chats_altogether_as_one_may() {
+async fn a_user_at_the_total_bound_of_chats_is_not_added() {
     let server = TestServer::start(crate::support::Backend::Sqlite).await;
     let (ada, bob) = (server.user().await, server.user().await);
     let maker = Maker::new(&server);
     let chat = maker.group(&bob, &[]).await.unwrap();
+
     let add = AddMember {
         chat_id: chat,
         actor: user_id(&bob),
@@ -217,12 +219,9 @@ async fn nobody_is_added_who_has_as_many_chats_altogether_as_one_may() {
         chats_max: 1,
     };
     maker.store.add_member(&add).await.unwrap();
+
     let full = maker.group(&bob, &[]).await.unwrap();
     let refused = maker.store.add_member(&AddMember { chat_id: full, ..add }).await.unwrap_err();
-    assert_eq!(
-        refused.code.as_str(),
-        "chat_limit_reached",
-        "altogether the user has as many as one may"
-    );
+    assert_eq!(refused.code.as_str(), "chat_limit_reached", "the user is at the total bound");
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! TLS to the database and Redis: what is verified, and what is said where nothing is.
+//! TLS to the database and Redis: what is verified, and the warning where nothing is.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use tokio::process::Command;
 use crate::process::harness::Home;
 use crate::support::{eventually, settings};
 
-/// A folder with an authority, a certificate that it signed for this machine, and another
+/// A directory with an authority, a certificate that it signed for this machine, and another
 /// authority.
 struct Certificates(TempDir);
 
@@ -23,8 +23,9 @@ impl Certificates {
     async fn make() -> Self {
         use std::os::unix::fs::PermissionsExt;
         let made = Self(tempfile::tempdir().unwrap());
-        // Postgres runs as a user of its own.
+        // Postgres runs as another user.
         std::fs::set_permissions(made.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+
         for name in ["ca", "other"] {
             let (key, cert) =
                 (made.file(&format!("{name}.key")), made.file(&format!("{name}.pem")));
@@ -33,20 +34,23 @@ impl Certificates {
             let own = ["-subj", &subject, "-addext", "keyUsage=critical,keyCertSign"];
             openssl(fixed, &[&own[..], &["-keyout", &key, "-out", &cert]].concat()).await;
         }
+
         std::fs::write(made.file("extensions"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n")
             .unwrap();
+
         let (key, request) = (made.file("own.key"), made.file("own.csr"));
         let fixed = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        // Postgres takes the name in a client's certificate for the user's.
+        // Postgres takes the common name of a client's certificate as the name of the user.
         openssl(fixed, &["-subj", "/CN=postgres", "-keyout", &key, "-out", &request]).await;
         let signing =
             ["-in", &request, "-CA", &made.file("ca.pem"), "-CAkey", &made.file("ca.key")];
         let into = ["-extfile", &made.file("extensions"), "-out", &made.file("own.pem")];
         openssl("x509 -req -days 2 -CAcreateserial", &[&signing[..], &into[..]].concat()).await;
+
         std::fs::copy(&key, made.file("postgres.key")).unwrap();
         std::fs::set_permissions(made.file("postgres.key"), std::fs::Permissions::from_mode(0o600))
             .unwrap();
-        // Only root may, and only root must.
+        // Only root can change the owner, and only root must.
         let _ = Command::new("chown").args(["postgres", &made.file("postgres.key")]).output().await;
         made
     }
@@ -91,6 +95,7 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
         "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n",
     )
     .unwrap();
+
     let files =
         [("ssl_cert_file", "own.pem"), ("ssl_key_file", "postgres.key"), ("ssl_ca_file", "ca.pem")];
     let mut given: Vec<String> =
@@ -101,6 +106,7 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
         format!("hba_file={}", hba.display()),
     ]);
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
+
     let postgres = Postgres::start(&given).await.unwrap();
 
     let options = |query: &str, ca: Option<&str>, client: bool| {
@@ -112,6 +118,7 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
         });
         config.unwrap().store
     };
+
     for query in
         ["", "?sslmode=prefer", "?sslmode=require", "?sslmode=verify-ca", "?sslmode=verify-full"]
     {
@@ -122,7 +129,7 @@ async fn a_database_is_verified_by_its_authority_and_sees_the_servers_own_certif
         );
     }
     assert!(!opens(&options("", None, true)).await, "signed by no public authority");
-    assert!(!opens(&options("", Some("ca.pem"), false)).await, "it asks for a certificate");
+    assert!(!opens(&options("", Some("ca.pem"), false)).await, "the server requires a certificate");
 
     let without = resolved(certificates.0.path(), |settings| {
         settings.database_url = Some(format!("{}?sslmode=disable", postgres.url()));
@@ -153,18 +160,22 @@ async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certifica
     let address = |ca, client| {
         config(format!("rediss://127.0.0.1:{port}"), ca, client).unwrap().redis.unwrap().0
     };
+
     examine(&address(Some("ca.pem"), true)).await.unwrap();
     assert!(
         examine(&address(Some("other.pem"), true)).await.is_err(),
         "signed by another authority"
     );
     assert!(examine(&address(None, true)).await.is_err(), "signed by no public authority");
-    assert!(examine(&address(Some("ca.pem"), false)).await.is_err(), "it asks for a certificate");
+    assert!(
+        examine(&address(Some("ca.pem"), false)).await.is_err(),
+        "the server requires a certificate"
+    );
 
     let (clock, tasks, prefix) = (Clock::system(), Tasks::default(), "test".to_owned());
-    let place = (address(Some("ca.pem"), true), prefix);
+    let location = (address(Some("ca.pem"), true), prefix);
     let joined = RedisCluster::join(
-        place,
+        location,
         ReplicaId(rand::random()),
         ClusterKey([7; 32]),
         PresentEpoch::default(),
@@ -185,7 +196,7 @@ async fn a_redis_is_verified_by_its_authority_and_sees_the_servers_own_certifica
 }
 
 #[tokio::test]
-async fn a_file_of_certificates_that_is_of_no_use_ends_the_start_with_2_and_names_the_key() {
+async fn an_unusable_certificate_file_ends_the_start_with_2_and_names_the_key() {
     let certificates = Certificates::make().await;
     let (pem, key, nonsense) = (
         certificates.file("own.pem"),
@@ -199,6 +210,7 @@ async fn a_file_of_certificates_that_is_of_no_use_ends_the_start_with_2_and_name
                 .with("DATABASE_URL", "postgres://a@localhost/b")
                 .with("REDIS_URL", "rediss://localhost")
         };
+
         let (ca, cert) = (format!("{of}_ca_file"), format!("{of}_cert_file"));
         for (home, words) in [
             (home().with(&variable("CA"), "nowhere.pem"), [ca.as_str(), "nowhere.pem"]),
@@ -213,14 +225,14 @@ async fn a_file_of_certificates_that_is_of_no_use_ends_the_start_with_2_and_name
         ] {
             home.run(&[]).await.failed(2, &words);
         }
+
         let embedded = Home::new().with(&variable("CA"), &pem).run(&[]).await;
         embedded.failed(2, &[&ca]);
     }
 }
 
 #[tokio::test]
-async fn a_connection_to_another_machine_that_is_not_verified_is_warned_of_by_the_doctor_and_at_start()
- {
+async fn an_unverified_connection_to_another_machine_is_warned_of_by_doctor_and_at_start() {
     let home = Home::new()
         .with("DATABASE_URL", "postgres://a@db.invalid/b")
         .with("REDIS_URL", "redis://redis.invalid")
@@ -228,6 +240,7 @@ async fn a_connection_to_another_machine_that_is_not_verified_is_warned_of_by_th
     let doctor = home.run(&["doctor"]).await;
     assert!(doctor.out.contains("warn  Postgres is on another machine"), "{}", doctor.out);
     assert!(doctor.out.contains("warn  Redis is on another machine"), "{}", doctor.out);
+
     let served = home.run(&[]).await;
     for name in ["Postgres", "Redis"] {
         assert!(served.err.contains(&format!("{name} is on another machine")), "{}", served.err);

@@ -8,12 +8,13 @@ use super::harness::Home;
 use crate::support::{Backend, Database};
 
 #[tokio::test]
-async fn an_invite_is_a_code_and_nothing_else_also_while_the_server_runs() {
+async fn invite_prints_only_a_code_also_while_the_server_runs() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let home = Home::of(backend).await;
         let before = home.run(&["invite"]).await.fine();
         let server = home.serve().await;
         let during = home.run(&["invite", "--uses", "2", "--expires-in-s", "60"]).await.fine();
+
         for code in [&before, &during] {
             let code = code.strip_suffix('\n').expect("one line");
             assert!(
@@ -22,11 +23,13 @@ async fn an_invite_is_a_code_and_nothing_else_also_while_the_server_runs() {
                 "{code}"
             );
         }
+
         server.register(before.trim(), "ada").await.expect(201);
         server.register(before.trim(), "eve").await.refused(404, "invite_not_found");
         for login in ["bob", "cyd"] {
             server.register(during.trim(), login).await.expect(201);
         }
+
         server.register(during.trim(), "eve").await.refused(404, "invite_not_found");
         server.stop().await;
         home.database.remove().await;
@@ -38,7 +41,7 @@ fn keys(line: &Value) -> BTreeSet<&str> {
 }
 
 #[tokio::test]
-async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() {
+async fn accounts_are_printed_as_one_json_object_per_line_in_order() {
     let home = Home::new();
     let out = home
         .run(&["user", "create", "--login", "load", "--count", "12", "--with-session"])
@@ -48,8 +51,10 @@ async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() 
     let logins: Vec<String> =
         lines.iter().map(|line| line["login"].as_str().unwrap().to_owned()).collect();
     assert_eq!(logins, (1..=12).map(|number| format!("load{number}")).collect::<Vec<_>>());
+
     let server = home.serve().await;
-    assert!(server.first_invite().is_none(), "somebody is here");
+    assert!(server.first_invite().is_none(), "there is an account");
+
     for line in &lines {
         assert_eq!(keys(line), BTreeSet::from(["user_id", "login", "password", "token"]));
         let user = server.stranger().with_token(line["token"].as_str().unwrap());
@@ -59,11 +64,13 @@ async fn accounts_are_printed_one_object_a_line_in_the_order_of_their_numbers() 
             (&line["user_id"], &line["login"], &line["login"])
         );
     }
+
     let login = json!({ "login": lines[11]["login"], "password": lines[11]["password"] });
     server.stranger().post("/sessions", login).await.expect(201);
+
     let passwords: BTreeSet<&str> =
         lines.iter().map(|line| line["password"].as_str().unwrap()).collect();
-    assert_eq!(passwords.len(), 12, "each its own");
+    assert_eq!(passwords.len(), 12, "each password is different");
     server.stop().await;
 }
 
@@ -73,11 +80,14 @@ async fn one_account_has_the_login_as_given_a_name_and_no_token_unless_asked() {
     let out =
         home.run(&["user", "create", "--login", "Ada", "--name", "Ada Lovelace"]).await.fine();
     assert_eq!(out.lines().count(), 1);
+
     let ada: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(keys(&ada), BTreeSet::from(["user_id", "login", "password"]));
     assert_eq!(ada["login"], "ada", "logins are in lower case");
+
     let one = home.run(&["user", "create", "--login", "one", "--count", "1"]).await.fine();
     assert_eq!(serde_json::from_str::<Value>(&one).unwrap()["login"], "one1");
+
     let server = home.serve().await;
     let login = json!({ "login": "ada", "password": ada["password"] });
     let grant = server.stranger().post("/sessions", login).await.expect(201);
@@ -88,7 +98,7 @@ async fn one_account_has_the_login_as_given_a_name_and_no_token_unless_asked() {
 }
 
 #[tokio::test]
-async fn the_doctor_finds_what_is_ill_and_nothing_where_all_is_well() {
+async fn doctor_reports_faults_and_nothing_on_a_healthy_system() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let home = Home::of(backend).await;
         let out = home.run(&["doctor"]).await.fine();
@@ -99,14 +109,17 @@ async fn the_doctor_finds_what_is_ill_and_nothing_where_all_is_well() {
         assert!(out.contains("the database answers"), "{out}");
         home.database.remove().await;
     }
+
     let blank = Home::on(Database::blank().await);
     let ill = blank.run(&["doctor"]).await;
     ill.failed(1, &["FAULT"]);
     assert!(ill.out.contains("FAULT") && ill.out.contains("`starling migrate`"), "{}", ill.out);
     blank.database.remove().await;
+
     let away = blank.run(&["doctor"]).await;
     away.failed(1, &["FAULT"]);
     assert!(away.out.contains("FAULT the database can't be opened"), "{}", away.out);
+
     let misconfigured = Home::new().with("REDIS_URL", "redis://localhost").run(&["doctor"]).await;
     misconfigured.failed(2, &["REDIS_URL"]);
 }

@@ -1,8 +1,8 @@
-//! Flags, environment and file: what is wrong is said, and who wins.
+//! Flags, environment and file: which one wins, and how errors are reported.
 
 use super::harness::Home;
 
-/// Writes a file of settings; its path.
+/// Writes a configuration file. Returns its path.
 fn file(home: &Home, text: &str) -> String {
     let path = home.path().join("starling.toml");
     std::fs::write(&path, text).unwrap();
@@ -52,7 +52,7 @@ async fn a_bad_environment_ends_with_2_and_names_the_key() {
         let finished = home.run(&[]).await;
         finished.failed(2, &[word]);
         assert!(!finished.err.contains("s3cret-word"), "{}", finished.err);
-        assert!(!home.path().join("data").exists(), "nothing was begun");
+        assert!(!home.path().join("data").exists(), "no data directory was created");
     }
 }
 
@@ -76,7 +76,7 @@ async fn a_bad_file_ends_with_2_and_names_the_key() {
 
 #[tokio::test]
 async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-    /// Entries of a page that the server gives at most: what it clamps a larger wish to.
+    /// The maximum number of entries on a page, to which the server clamps a larger `limit`.
     async fn page_max(home: &Home, arguments: &[&str]) -> usize {
         let server = home.serve_with(arguments).await;
         let user =
@@ -85,11 +85,14 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         server.stop().await;
         page["users"].as_array().unwrap().len()
     }
+
     let home = Home::new();
     let path = file(&home, "page_max = 3");
     assert_eq!(page_max(&home, &["--config", &path]).await, 3);
+
     let home = home.with("STARLING_CONFIG", &path);
     assert_eq!(page_max(&home, &[]).await, 3);
+
     let home = home.with("STARLING_PAGE_MAX", "4");
     assert_eq!(page_max(&home, &[]).await, 4);
     assert_eq!(page_max(&home, &["--page-max", "5"]).await, 5);
@@ -102,6 +105,7 @@ async fn the_printed_file_is_a_file_that_works_and_names_every_flag() {
     let printed = home.run(&["config"]).await.fine();
     let path = file(&home, &printed);
     home.serve_with(&["--config", &path]).await.stop().await;
+
     let help = home.run(&["--help"]).await.fine();
     let keys: Vec<&str> = printed
         .lines()

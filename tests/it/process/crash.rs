@@ -1,4 +1,4 @@
-//! `kill -9`: what was acknowledged is there, once, where it was said to be.
+//! `kill -9`: each acknowledged message is stored once, at the acknowledged id.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::harness::{Home, Process};
 use crate::support::{Backend, Socket, User};
 
-/// Kills, each at another moment of the work.
+/// The number of kills, each at another moment.
 const ROUNDS: u64 = 15;
-/// Senders over HTTP, and as many over a socket.
+/// The number of senders over HTTP, and of senders over a WebSocket.
 const SENDERS: usize = 3;
 
-/// What one sender knows: the message that it is at, and what was acknowledged, by its key.
+/// A sender: the number of its next message, and the ids of acknowledged messages by `client_id`.
 struct Sender {
     user: User,
     chat: String,
@@ -28,8 +28,8 @@ impl Sender {
         (key.clone(), json!({ "text": format!("text of {key}"), "client_id": key }))
     }
 
-    /// An acknowledgement; a key is only left behind once it has one, as a client that retries
-    /// would do.
+    /// Records an acknowledgement. The next message gets a new key only then, as with a client that
+    /// retries.
     fn acknowledge(&mut self, key: String, id: i64) {
         let before = self.acknowledged.insert(key, id);
         assert!(before.is_none_or(|before| before == id), "a key has one message");
@@ -55,9 +55,11 @@ impl Sender {
     async fn send_over_socket(&mut self) {
         use futures_util::{SinkExt, StreamExt};
         use tokio_tungstenite::tungstenite::Message;
+
         let mut request = Socket::request(&self.user);
         let bearer = format!("Bearer {}", self.user.token);
         request.headers_mut().insert("authorization", bearer.parse().unwrap());
+
         let Ok((mut socket, _)) = tokio_tungstenite::connect_async(request).await else { return };
         loop {
             let (key, mut frame) = self.frame();
@@ -67,6 +69,7 @@ impl Sender {
             if socket.send(Message::text(frame.to_string())).await.is_err() {
                 return;
             }
+
             let id = loop {
                 let Some(Ok(message)) = socket.next().await else { return };
                 let Ok(text) = message.into_text() else { continue };
@@ -85,7 +88,7 @@ impl Sender {
     }
 }
 
-/// The whole log of a chat, by page.
+/// All messages of a chat.
 async fn log_of(user: &User, chat: &str) -> Vec<Value> {
     let mut log: Vec<Value> = Vec::new();
     loop {
@@ -113,6 +116,7 @@ async fn everything_acknowledged_is_there_once(
             (1..=i64::try_from(log.len()).unwrap()).collect::<Vec<_>>(),
             "ids have no gap"
         );
+
         let texts: Vec<&str> =
             log.iter().map(|message| message["text"].as_str().unwrap()).collect();
         for sender in senders.iter().filter(|sender| sender.chat == *chat) {
@@ -121,7 +125,7 @@ async fn everything_acknowledged_is_there_once(
                 assert_eq!(
                     texts[usize::try_from(*id).unwrap() - 1],
                     text,
-                    "at the id that was acknowledged"
+                    "the message at the acknowledged id"
                 );
                 assert_eq!(
                     texts.iter().filter(|it| **it == text).count(),
@@ -130,6 +134,7 @@ async fn everything_acknowledged_is_there_once(
                 );
             }
         }
+
         let shown = reader.get(&format!("/chats/{chat}")).await.expect(200);
         assert_eq!(
             shown["last_message_id"].as_u64(),
@@ -146,12 +151,14 @@ async fn kill_9_in_a_loop_loses_nothing_acknowledged(backend: Backend) {
     let users = home.users(&server.base, "u", SENDERS * 2).await;
     let others: Vec<&User> = users[1..].iter().collect();
     let chats = [users[0].group(&others).await, users[0].group(&others).await];
+
     let sender = |(number, user): (usize, &User)| Sender {
         user: user.clone(),
         chat: chats[number % 2].clone(),
         next: 1,
         acknowledged: BTreeMap::new(),
     };
+
     let mut senders: Vec<Sender> = users.iter().enumerate().map(sender).collect();
     for round in 0..ROUNDS {
         let killing = async {
@@ -167,20 +174,20 @@ async fn kill_9_in_a_loop_loses_nothing_acknowledged(backend: Backend) {
         }
         everything_acknowledged_is_there_once(&server, &senders, &chats).await;
     }
+
     let acknowledged: usize = senders.iter().map(|sender| sender.acknowledged.len()).sum();
-    assert!(acknowledged > 15 * SENDERS * 2, "the kills met work: {acknowledged}");
+    assert!(acknowledged > 15 * SENDERS * 2, "messages were sent before each kill: {acknowledged}");
     assert!(!home.log().contains("ERROR"), "{}", home.log());
     server.stop().await;
     home.database.remove().await;
 }
 
 #[tokio::test]
-async fn an_sqlite_file_survives_kill_9_in_a_loop_with_every_acknowledged_message_present_once() {
+async fn on_sqlite_kill_9_in_a_loop_loses_no_acknowledged_message() {
     kill_9_in_a_loop_loses_nothing_acknowledged(Backend::Sqlite).await;
 }
 
 #[tokio::test]
-async fn a_server_on_postgres_survives_kill_9_in_a_loop_with_every_acknowledged_message_present_once()
- {
+async fn on_postgres_kill_9_in_a_loop_loses_no_acknowledged_message() {
     kill_9_in_a_loop_loses_nothing_acknowledged(Backend::Postgres).await;
 }

@@ -1,4 +1,4 @@
-//! Running the binary with an environment of its own, and looking at what it leaves.
+//! Runs the binary with an environment of its own, and reads its output and files.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,14 +18,14 @@ const COMMAND_MAX: Duration = Duration::from_mins(1);
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// A directory, a database and an environment.
+/// A directory, a database and an environment for processes.
 pub struct Home {
     pub dir: TempDir,
     pub database: Database,
     env: BTreeMap<String, String>,
 }
 
-/// How many files a process may have open.
+/// A limit of the number of open files of a process.
 #[derive(Clone, Copy, Debug)]
 pub enum Files {
     /// The soft limit, which the process may raise.
@@ -34,7 +34,7 @@ pub enum Files {
     Hard(u32),
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Finished {
     pub code: Option<i32>,
@@ -43,7 +43,8 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Fails unless it ended with this code and one sentence on stderr, with these words in it.
+    /// Fails unless the command ended with this code and one sentence on stderr that contains these
+    /// words.
     #[track_caller]
     pub fn failed(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -56,7 +57,7 @@ impl Finished {
         }
     }
 
-    /// What it printed, if it went well.
+    /// The output of a command. Fails unless it ended with code 0.
     #[track_caller]
     pub fn fine(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
@@ -75,7 +76,7 @@ impl Home {
         Self::on(Database::create(backend).await)
     }
 
-    /// A database as it is.
+    /// An existing database.
     pub fn on(database: Database) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut env = BTreeMap::from([
@@ -86,18 +87,19 @@ impl Home {
             ("STARLING_DRAIN_MS".to_owned(), "200".to_owned()),
             ("STARLING_LOG".to_owned(), "error".to_owned()),
         ]);
+
         env.extend(database.url().map(|url| ("DATABASE_URL".to_owned(), url)));
         Self { dir, database, env }
     }
 
-    /// Sets a variable of the environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn with(mut self, key: &str, value: &str) -> Self {
         self.env.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// Unsets one.
+    /// Unsets an environment variable.
     #[must_use]
     pub fn without(mut self, key: &str) -> Self {
         self.env.remove(key);
@@ -131,12 +133,12 @@ impl Home {
         Finished { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 
-    /// Runs a command that may have so many files open.
+    /// Runs a command with a limit of open files.
     pub async fn run_with_files(&self, limit: Files, arguments: &[&str]) -> Finished {
         self.finish(self.with_files(limit, arguments)).await
     }
 
-    /// Starts a server that may have so many files open.
+    /// Starts a server with a limit of open files.
     pub async fn serve_with_files(&self, limit: Files) -> Process {
         self.start(self.with_files(limit, &[])).await
     }
@@ -153,12 +155,12 @@ impl Home {
         command
     }
 
-    /// Starts a server and waits until it says where it listens.
+    /// Starts a server and waits until it prints its address.
     pub async fn serve(&self) -> Process {
         self.serve_with(&[]).await
     }
 
-    /// The same with arguments.
+    /// Like [`Home::serve`], with arguments.
     pub async fn serve_with(&self, arguments: &[&str]) -> Process {
         self.start(self.command(arguments)).await
     }
@@ -169,6 +171,7 @@ impl Home {
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
+
         let listening = async {
             while let Some(line) = out.next_line().await.unwrap() {
                 said.push(line);
@@ -179,19 +182,21 @@ impl Home {
             }
             None
         };
-        let base = tokio::time::timeout(START_MAX, listening).await.expect("it starts in time");
+
+        let base =
+            tokio::time::timeout(START_MAX, listening).await.expect("the server starts in time");
         let base = base.unwrap_or_else(|| {
-            panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap())
+            panic!("the server did not start: {}", std::fs::read_to_string(&log).unwrap())
         });
         Process { child, out, said, base }
     }
 
-    /// What the servers of this home wrote to stderr.
+    /// The stderr of all servers of this home.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("stderr")).unwrap()
     }
 
-    /// Makes accounts with sessions by the command line: `LOGIN1 …`.
+    /// Creates accounts with sessions by the command line: `LOGIN1 …`.
     pub async fn users(&self, base: &str, login: &str, count: usize) -> Vec<User> {
         let count = count.to_string();
         let made = self
@@ -199,6 +204,7 @@ impl Home {
             .await
             .fine();
         let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+
         let user = |line: &str| {
             let line: Value = serde_json::from_str(line).unwrap();
             let words = ["user_id", "login", "password", "token"].map(|key| word(&line, key));
@@ -209,11 +215,11 @@ impl Home {
     }
 }
 
-/// A server that runs.
+/// A running server.
 pub struct Process {
     child: Child,
     out: Lines<BufReader<ChildStdout>>,
-    /// What it printed up to `listening on …`.
+    /// The lines that the server printed up to `listening on …`.
     pub said: Vec<String>,
     /// `http://host:port`
     pub base: String,
@@ -224,31 +230,33 @@ impl Process {
         self.base.strip_prefix("http://").unwrap().parse().unwrap()
     }
 
-    /// Somebody without a token.
+    /// A client without a token.
     pub fn stranger(&self) -> User {
         User::new(self.base.clone(), String::new(), String::new(), String::new(), String::new())
     }
 
-    /// The same account at this process.
+    /// The same account as a client of this process.
     pub fn at(&self, user: &User) -> User {
         let User { id, login, password, token, .. } = user.clone();
         User::new(self.base.clone(), id, login, password, token)
     }
 
-    /// The invite of the first-account link that it printed.
+    /// The invite in the first-account link, if the server printed one.
     pub fn first_invite(&self) -> Option<String> {
         self.said.iter().find_map(|line| line.split_once("/join#")).map(|(_, code)| code.to_owned())
     }
 
-    /// Registers an account; the answer.
+    /// Registers an account.
     pub async fn register(&self, invite: &str, login: &str) -> crate::support::Answer {
-        let body = json!({ "invite": invite, "login": login, "password": "correct horse battery", "name": login });
+        let body = json!({
+            "invite": invite, "login": login, "password": "correct horse battery", "name": login
+        });
         self.stranger().post("/users", body).await
     }
 
-    /// Sends a signal, by name.
+    /// Sends the signal with this name.
     pub async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self.child.id().expect("the server runs").to_string();
         let sent = Command::new("sh")
             .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
             .status()
@@ -257,7 +265,8 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Waits for its end: the exit code, what it still printed, and how long it took.
+    /// Waits for the end of the process. Returns the exit code, the lines printed since the start,
+    /// and how long it took.
     pub async fn end(mut self) -> (Option<i32>, Vec<String>, Duration) {
         let start = Instant::now();
         let mut rest = Vec::new();
@@ -267,18 +276,20 @@ impl Process {
             }
             self.child.wait().await.unwrap().code()
         };
-        let code = tokio::time::timeout(COMMAND_MAX, ending).await.expect("it ends");
+
+        let code =
+            tokio::time::timeout(COMMAND_MAX, ending).await.expect("the server ends in time");
         (code, rest, start.elapsed())
     }
 
-    /// Ends it as an operator would.
+    /// Sends SIGTERM, and waits for the end of the process.
     pub async fn stop(self) {
         self.signal("TERM").await;
         let (code, rest, _) = self.end().await;
         assert_eq!((code, rest), (Some(0), Vec::new()));
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// Kills the process with `kill -9`, and waits for its end.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }

@@ -1,25 +1,20 @@
-//! Who may serve on a Postgres database, and what stands between it and the server.
+//! Which replicas may serve on a Postgres database, and poolers in front of it.
 
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::harness::Home;
-use crate::support::Backend;
+use crate::support::{Backend, execute_at};
 
-/// The words that refuse a second replica.
+/// Parts of the error that a second replica prints.
 const REFUSED: [&str; 3] = ["starling: ", "another replica serves on this database", "REDIS_URL"];
 
-async fn execute(home: &Home, sql: &str) {
-    let mut db = PgConnection::connect(&home.database.url().unwrap()).await.unwrap();
-    db.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
-    db.close().await.unwrap();
-}
-
 const END_HOLDERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                           WHERE application_name = 'starling-replica' AND datname = current_database()";
+                           WHERE application_name = 'starling-replica'
+                             AND datname = current_database()";
 
 #[tokio::test]
 async fn a_second_replica_without_redis_is_refused_and_the_commands_are_not() {
@@ -31,6 +26,7 @@ async fn a_second_replica_without_redis_is_refused_and_the_commands_are_not() {
     {
         home.run(command).await.fine();
     }
+
     server.stranger().get("/readyz").await.expect(200);
     server.stop().await;
     home.serve().await.stop().await;
@@ -66,7 +62,7 @@ async fn a_killed_replica_leaves_no_lock_behind() {
 async fn a_replica_that_lost_its_lock_takes_it_again_and_goes_on() {
     let home = Home::of(Backend::Postgres).await;
     let server = home.serve().await;
-    execute(&home, END_HOLDERS).await;
+    execute_at(&home.database.url().unwrap(), END_HOLDERS).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     home.run(&["serve"]).await.failed(1, &REFUSED);
     server.stranger().get("/readyz").await.expect(200);
@@ -75,31 +71,34 @@ async fn a_replica_that_lost_its_lock_takes_it_again_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_replica_whose_lock_another_got_stops_with_1_and_says_why() {
+async fn a_replica_that_loses_its_lock_to_another_exits_with_1_and_logs_why() {
     let home = Home::of(Backend::Postgres).await;
     let server = home.serve().await;
-    // One who waits for the lock gets it in the moment that its holder is ended.
+
+    // A session that waits for the lock gets it as soon as the holder's session ends.
     let url = home.database.url().unwrap();
-    let mut thief = PgConnection::connect(&url).await.unwrap();
+    let mut other = PgConnection::connect(&url).await.unwrap();
     let stealing = async {
-        thief.execute("SELECT pg_advisory_lock(x'7265706c69636173'::bigint)").await.unwrap();
+        other.execute("SELECT pg_advisory_lock(x'7265706c69636173'::bigint)").await.unwrap();
     };
     let ending = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        execute(&home, END_HOLDERS).await;
+        execute_at(&home.database.url().unwrap(), END_HOLDERS).await;
     };
+
     tokio::join!(stealing, ending);
     let (code, _, took) = server.end().await;
     assert_eq!(code, Some(1));
     assert!(took < Duration::from_secs(12), "{took:?}");
+
     let log = home.log();
     assert!(REFUSED.iter().all(|words| log.contains(words)), "{log}");
-    drop(thief);
+    drop(other);
     home.database.remove().await;
 }
 
 #[tokio::test]
-async fn a_pooler_that_passes_on_no_settings_is_said_in_one_sentence() {
+async fn a_pooler_that_drops_settings_is_reported_in_one_sentence() {
     let pooler = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = pooler.local_addr().unwrap();
     let answering = async {
@@ -107,18 +106,20 @@ async fn a_pooler_that_passes_on_no_settings_is_said_in_one_sentence() {
             let (mut client, _) = pooler.accept().await.unwrap();
             let mut startup = [0; 1024];
             let _ = client.read(&mut startup).await.unwrap();
-            // As PgBouncer does.
+            // PgBouncer answers so.
             let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
             let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
             client.write_all(&[&b"E"[..], &length, fields].concat()).await.unwrap();
         }
     };
+
     let url = format!("postgres://starling@{address}/starling?sslmode=disable");
     let home = Home::new().with("DATABASE_URL", &url);
     tokio::select! {
         () = answering => {}
         finished = home.run(&["serve"]) => {
-            finished.failed(1, &["starling: ", &address.to_string(), "PgBouncer", "let DATABASE_URL name Postgres itself"]);
+            let advice = "let DATABASE_URL name Postgres itself";
+            finished.failed(1, &["starling: ", &address.to_string(), "PgBouncer", advice]);
         }
     }
 }

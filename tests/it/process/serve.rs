@@ -10,22 +10,28 @@ use tokio::net::{TcpListener, TcpStream};
 use super::harness::Home;
 use crate::support::{Backend, Database, Socket};
 
-/// What "within a few seconds" means: the drain of 200 ms and the moment that a client has to
-/// answer the close.
+/// How long a stop may take: the drain of 200 ms, and the time in which a client must answer the
+/// close frame.
 const STOP_MAX: Duration = Duration::from_secs(4);
 
 #[tokio::test]
-async fn an_empty_server_prints_a_link_that_makes_one_account_and_is_then_dead() {
+async fn an_empty_server_prints_a_link_for_exactly_one_account() {
     let home = Home::new();
     let server = home.serve().await;
     assert_eq!(server.said.len(), 3, "{:?}", server.said);
+
     let code = server.first_invite().expect("a link");
     assert_eq!(server.said[1].trim(), format!("{}/join#{code}", server.base));
     server.register(&code, "ada").await.expect(201);
     server.register(&code, "eve").await.refused(404, "invite_not_found");
     server.stop().await;
+
     let again = home.serve().await;
-    assert_eq!(again.said, [format!("listening on {}", again.base)], "somebody is here: no link");
+    assert_eq!(
+        again.said,
+        [format!("listening on {}", again.base)],
+        "there is an account, so no link"
+    );
     again.stop().await;
 }
 
@@ -38,13 +44,14 @@ async fn the_first_link_stays_the_same_until_it_is_used_and_names_the_public_url
     assert!(code.is_some());
     assert!(first.said[1].trim().starts_with("https://chat.example.org/join#"), "{:?}", first.said);
     first.stop().await;
+
     let second = home.serve().await;
     assert_eq!(second.first_invite(), code);
     second.stop().await;
     home.database.remove().await;
 }
 
-/// Sends until the server is gone; how many were acknowledged.
+/// Sends until the server is gone. Returns the number of acknowledged messages.
 async fn send_until_gone(user: &crate::support::User, chat: &str) -> u64 {
     let mut acknowledged = 0;
     loop {
@@ -72,11 +79,13 @@ async fn it_stops_in_time_whatever_its_clients_do(signal: &str) {
         server.signal(signal).await;
         server.end().await
     };
+
     let closing = async {
         let frames = listening.until("reconnect").await;
         assert!(frames.len() > 1, "messages came before the end");
         listening.close_code().await
     };
+
     let sending = join_all((0..4).map(|_| send_until_gone(&users[0], &chat)));
     let ((code, rest, took), close_code, acknowledged) = tokio::join!(stopping, closing, sending);
     assert_eq!((code, rest), (Some(0), Vec::new()));
@@ -84,6 +93,7 @@ async fn it_stops_in_time_whatever_its_clients_do(signal: &str) {
     assert_eq!(close_code, 1012);
     assert!(TcpStream::connect(address).await.is_err());
     drop((silent, idle));
+
     let again = home.serve().await;
     let chat = again.at(&users[0]).get(&format!("/chats/{chat}")).await.expect(200);
     let last = chat["last_message_id"].as_u64().unwrap();
@@ -96,7 +106,7 @@ async fn it_stops_in_time_whatever_its_clients_do(signal: &str) {
 }
 
 #[tokio::test]
-async fn sigterm_ends_it_with_0_in_seconds_though_sockets_are_open_and_requests_under_way() {
+async fn sigterm_ends_the_server_with_0_in_seconds_under_load() {
     it_stops_in_time_whatever_its_clients_do("TERM").await;
 }
 
@@ -106,25 +116,27 @@ async fn sigint_ends_it_with_0_in_seconds_though_sockets_are_open_and_requests_u
 }
 
 #[tokio::test]
-async fn a_server_that_is_about_to_stop_gives_up_kept_connections_after_an_answer_and_takes_sockets_still()
- {
+async fn an_unready_server_closes_kept_connections_and_accepts_sockets() {
     let home = Home::new().with("STARLING_UNREADY_MS", "1500");
     let server = home.serve().await;
     let user = home.users(&server.base, "u", 1).await.remove(0);
     let mut kept = TcpStream::connect(server.address()).await.unwrap();
+
     let mut ask = async || {
         kept.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut answer = [0; 4096];
         let read = kept.read(&mut answer).await.unwrap();
         String::from_utf8_lossy(&answer[..read]).into_owned()
     };
+
     for _ in 0..2 {
         assert!(!ask().await.contains("connection: close"));
     }
     server.signal("TERM").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(ask().await.contains("connection: close"));
-    assert_eq!(kept.read(&mut [0]).await.unwrap(), 0, "and it is closed");
+    assert_eq!(kept.read(&mut [0]).await.unwrap(), 0, "the server closes the connection");
+
     let mut late = Socket::live(&user).await;
     late.until("reconnect").await;
     assert_eq!(late.close_code().await, 1012);
@@ -132,16 +144,19 @@ async fn a_server_that_is_about_to_stop_gives_up_kept_connections_after_an_answe
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_what_it_began_delays_the_end_by_no_more_than_its_time() {
+async fn an_unfinished_request_delays_the_stop_by_at_most_its_deadline() {
     const REQUEST_READ_MAX: Duration = Duration::from_secs(15);
+
     let home = Home::new();
     let server = home.serve().await;
     let (nameless, _) = Socket::open(Socket::request(&server.stranger())).await.unwrap();
     let mut half = TcpStream::connect(server.address()).await.unwrap();
-    let head = "POST /sessions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 40\r\n\r\n{";
+    let head = "POST /sessions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+                content-length: 40\r\n\r\n{";
     half.write_all(head.as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.signal("TERM").await;
+
     let (code, _, took) = server.end().await;
     assert_eq!(code, Some(0));
     assert!(took < REQUEST_READ_MAX + Duration::from_secs(2), "{took:?}");
@@ -149,7 +164,7 @@ async fn a_client_that_never_finishes_what_it_began_delays_the_end_by_no_more_th
 }
 
 #[tokio::test]
-async fn a_taken_port_is_said_in_one_sentence_and_exit_1() {
+async fn a_taken_port_is_reported_in_one_sentence_and_exit_1() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for key in ["STARLING_LISTEN", "STARLING_INTERNAL_LISTEN"] {
@@ -181,7 +196,7 @@ async fn an_unknown_database_is_said_in_one_sentence_and_exit_1() {
 }
 
 #[tokio::test]
-async fn a_postgres_without_the_schema_is_not_touched_but_says_what_to_run() {
+async fn a_postgres_without_the_schema_is_left_unchanged_and_the_error_names_the_command() {
     let home = Home::on(Database::blank().await);
     for command in [&["serve"][..], &["invite"], &["user", "create", "--login", "a"]] {
         home.run(command).await.failed(1, &["starling: ", "`starling migrate`"]);
@@ -206,7 +221,7 @@ async fn five_migrations_at_once_all_succeed() {
 }
 
 #[tokio::test]
-async fn several_commands_at_once_may_be_the_first_on_an_empty_directory() {
+async fn concurrent_first_commands_on_an_empty_directory_succeed() {
     for _ in 0..3 {
         let home = Home::new();
         let codes = join_all((0..4).map(|_| home.run(&["invite"]))).await;
@@ -227,13 +242,16 @@ async fn a_second_server_on_the_same_sqlite_file_is_refused_and_the_commands_are
     for command in [&["invite"][..], &["user", "create", "--login", "ada"], &["doctor"]] {
         home.run(command).await.fine();
     }
+
     server.stranger().get("/readyz").await.expect(200);
-    // Neither a successor of one that is going away, nor one of a killed one, is.
+
+    // A successor of a stopping or killed server is not refused.
     let going = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.stop().await;
     };
     let (next, ()) = tokio::join!(home.serve(), going);
+
     next.kill().await;
     home.serve().await.stop().await;
 }
@@ -248,8 +266,9 @@ async fn probes_and_metrics_are_on_the_internal_port() {
     };
     assert_eq!((ask("/livez").await, ask("/readyz").await), ("ok".to_owned(), "ok".to_owned()));
     process.stranger().get("/livez").await.expect(200);
+
     let refused: Value = process.stranger().get("/metrics").await.body;
-    assert_eq!(refused["code"], "route_not_found", "metrics are none of the public's business");
+    assert_eq!(refused["code"], "route_not_found", "the public port serves no metrics");
     assert!(ask("/metrics").await.contains("# HELP"));
     process.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Replicas and schemas of different versions meet during every rollout.
+//! Replicas and schemas of different versions, as in every rollout.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::harness::Home;
 use crate::support::{Backend, redis_url};
 
-/// What a migration of the next version may be: it adds, and takes nothing away.
+/// A migration that the next version may have: it adds columns and an index, and removes nothing.
 const NEXT_VERSION: &[&str] = &[
     "ALTER TABLE messages ADD COLUMN of_the_next_version TEXT",
     "ALTER TABLE chats ADD COLUMN of_the_next_version BIGINT NOT NULL DEFAULT 0",
@@ -25,6 +25,7 @@ async fn a_replica_serves_and_starts_while_the_schema_of_the_next_version_arrive
     let server = home.serve().await;
     let users = home.users(&server.base, "u", 2).await;
     let chat = users[0].private_chat(&users[1]).await;
+
     let migrating = async {
         let mut db = PgConnection::connect(&home.database.url().unwrap()).await.unwrap();
         for statement in NEXT_VERSION {
@@ -32,6 +33,7 @@ async fn a_replica_serves_and_starts_while_the_schema_of_the_next_version_arrive
             db.execute(AssertSqlSafe(*statement)).await.unwrap();
         }
     };
+
     let start = Instant::now();
     let working = join_all(users.iter().map(|user| async {
         let mut sent = 0;
@@ -45,17 +47,15 @@ async fn a_replica_serves_and_starts_while_the_schema_of_the_next_version_arrive
         }
         sent
     }));
+
     let (sent, ()) = tokio::join!(working, migrating);
-    // One of this version may still die and come back.
+    // A replica of this version can still be restarted.
     server.kill().await;
+
     let server = home.serve().await;
     let user = server.at(&users[0]);
-    let said = user.say(&chat, "the last").await;
-    assert_eq!(
-        said["id"],
-        sent.iter().sum::<i64>() + 1,
-        "nobody noticed, and nothing was done twice"
-    );
+    let last = user.say(&chat, "the last").await;
+    assert_eq!(last["id"], sent.iter().sum::<i64>() + 1, "no message was lost or stored twice");
     home.run(&["migrate"]).await.failed(1, &["starling: ", "9999"]);
     server.stop().await;
     home.database.remove().await;
@@ -72,9 +72,11 @@ async fn five_replicas_that_start_at_once_all_serve() {
     for (number, server) in servers.iter().enumerate() {
         server.at(&users[0]).say(&chat, &number.to_string()).await;
     }
+
     for server in &servers {
         assert_eq!(server.at(&users[1]).texts(&chat, "").await, ["0", "1", "2", "3", "4"]);
     }
+
     let links: Vec<_> = servers.iter().map(super::harness::Process::first_invite).collect();
     assert!(
         links.iter().all(|link| link.is_some() && *link == links[0]),

@@ -1,4 +1,4 @@
-//! Many writers at once on the embedded database, which has room for one.
+//! Many concurrent writers on the embedded database, which has one writing connection.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use serde_json::json;
 use super::harness::Home;
 use crate::support::{Answer, User};
 
-/// Writers, each with one request under way.
+/// The number of writers. Each has one request in progress.
 const WRITERS: usize = 64;
 /// How long they write.
 const SPAN: Duration = Duration::from_secs(6);
 
-/// A writer, and what it was answered: how often which status.
+/// A writer, and how often it got each status.
 struct Writer {
     user: User,
     peer: String,
@@ -36,7 +36,7 @@ impl Writer {
         }
     }
 
-    /// Does any of the things that write, and tells which answers to it are right.
+    /// Makes a random request that writes. Returns its kind, the expected statuses, and the answer.
     async fn act(&mut self) -> (&'static str, &'static [u16], Answer) {
         let (user, chat) = (&self.user, &self.chat);
         let at = |id: i64| format!("/chats/{chat}/messages/{id}");
@@ -65,7 +65,8 @@ impl Writer {
                 let body = json!({ "login": user.login, "password": user.password });
                 ("login", &[201], user.post("/sessions", body).await)
             }
-            // Mostly somebody else's message, or none: refused, and that too has been looked up.
+            // The first message is another user's, or already removed. A refusal reads the database
+            // too.
             (51..54, _) => ("another's", &[204, 403, 404], user.delete(&at(1)).await),
             _ => {
                 let sent =
@@ -78,16 +79,15 @@ impl Writer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
-async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_by_an_error_of_the_server()
- {
+#[expect(clippy::print_stdout, reason = "the figures are the result of the test")]
+async fn sixty_four_concurrent_writers_on_sqlite_get_no_server_error() {
     let home = Home::new();
     let server = home.serve().await;
     let users = home.users(&server.base, "u", WRITERS).await;
     let mut writers = Vec::new();
     for (number, user) in users.iter().enumerate() {
         let peer = users[(number + 1) % WRITERS].id.clone();
-        // Groups of sixteen; the first message of each is its first member's.
+        // Groups of sixteen. The first member sends the first message.
         if number % 16 == 0 {
             let others: Vec<&User> = users[number + 1..number + 16].iter().collect();
             let chat = user.group(&others).await;
@@ -98,6 +98,7 @@ async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_
             writers.push((user.clone(), peer, chat));
         }
     }
+
     let writer = |(user, peer, chat): (User, String, String)| {
         let (own, answers, slowest) = (Vec::new(), BTreeMap::new(), Duration::ZERO);
         Writer { user, peer, chat, own, answers, slowest }
@@ -105,17 +106,20 @@ async fn sixty_four_writers_at_once_on_the_embedded_database_are_never_answered_
     let mut writers: Vec<Writer> = writers.into_iter().map(writer).collect();
     let until = Instant::now() + SPAN;
     join_all(writers.iter_mut().map(|writer| writer.write(until))).await;
+
     let mut all: BTreeMap<(&str, u16), u32> = BTreeMap::new();
     for (key, count) in writers.iter().flat_map(|writer| &writer.answers) {
         *all.entry(*key).or_default() += count;
     }
+
     let slowest = writers.iter().map(|writer| writer.slowest).max();
     println!(
         "{} requests of {WRITERS} writers, slowest {slowest:?}: {all:?}",
         all.values().sum::<u32>()
     );
+
     let kinds: std::collections::BTreeSet<&str> = all.keys().map(|(what, _)| *what).collect();
-    assert_eq!(kinds.len(), 8, "each kind was there: {kinds:?}");
+    assert_eq!(kinds.len(), 8, "each kind of request was made: {kinds:?}");
     assert!(!home.log().contains("ERROR"), "{}", home.log());
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A store with users and chats, and a fold of its change feed.
+//! A store with users and chats, and a client that follows the changes of a chat.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use starling::model::message::{Draft, Sent};
 use starling::model::session::Caller;
 use starling::model::token::TokenHash;
 use starling::model::{
-    Change, ChatId, ChatKind, Clock, Code, Member, Message, MessageId, Result, Rev, Role,
-    SessionId, Timestamp, UserId,
+    Change, ChatId, ChatKind, Clock, Code, Member, Message, MessageBody, MessageId, Result, Rev,
+    Role, SessionId, Timestamp, UserId,
 };
 use starling::store::{
     AddMember, Changes, Creation, HistoryRange, Invite, NewChat, NewSession, NewUser, Opened,
@@ -47,7 +47,7 @@ pub async fn run<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(Arc
     bench.database.remove().await;
 }
 
-/// A database of one test, and a store on it.
+/// The database of one test, and a store on it.
 pub struct Bench {
     pub store: Store,
     pub clock: Clock,
@@ -55,7 +55,7 @@ pub struct Bench {
     dir: TempDir,
 }
 
-/// What is kept as the password of a user whom nobody logs in.
+/// The password hash of users who never log in.
 pub const NO_HASH: &str = "none";
 
 /// A random name.
@@ -76,12 +76,12 @@ impl Bench {
         Self { store, clock: Clock::system(), database, dir }
     }
 
-    /// Another process on the same database, as far as the database can tell.
+    /// Another store on the same database. The database can't distinguish it from another process.
     pub async fn another_store(&self) -> Store {
         Store::open(&options(&self.database, self.dir.path().to_owned())).await.unwrap()
     }
 
-    /// The address of the database, for what no store does.
+    /// The URL of the database, for statements that the store does not offer.
     pub fn url(&self) -> String {
         let file = self.dir.path().join("starling.db");
         self.database.url().unwrap_or_else(|| format!("sqlite://{}", file.display()))
@@ -142,7 +142,7 @@ impl Bench {
         self.store.add_member(&self.adding(chat_id, actor, user_id)).await.unwrap()
     }
 
-    /// Ends an account and leaves its chats, as the server does; the changes of these chats.
+    /// Ends an account and leaves its chats, as the server does. Returns the changes of the chats.
     pub async fn remove_account(&self, user_id: UserId) -> Vec<ChatEvent> {
         self.store.end_account(user_id, NO_HASH, self.now()).await.unwrap();
         let mut events = Vec::new();
@@ -160,7 +160,7 @@ impl Bench {
         appended.into_iter().next().unwrap().unwrap().into_message()
     }
 
-    /// A session that ends after `life_ms`, by itself.
+    /// A session that expires after `life_ms`.
     pub fn new_session(&self, user_id: UserId, life_ms: i64) -> NewSession {
         let now = self.now();
         let end = Timestamp::from_ms(now.as_ms() + life_ms);
@@ -180,7 +180,7 @@ impl Bench {
         }
     }
 
-    /// Whoever asks with a session.
+    /// The caller of a request with this session.
     pub fn caller(new: &NewSession) -> Caller {
         let (user_id, session_id) = (new.user_id, new.id);
         Caller {
@@ -213,7 +213,13 @@ fn options(database: &Database, dir: PathBuf) -> StoreOptions {
 }
 
 pub fn draft(chat_id: ChatId, sender_id: UserId, text: &str) -> Draft {
-    Draft { chat_id, sender_id, text: text.to_owned(), reply_to: None, client_id: None }
+    Draft {
+        chat_id,
+        sender_id,
+        body: MessageBody::Text(text.to_owned()),
+        reply_to: None,
+        client_id: None,
+    }
 }
 
 pub fn keyed(chat_id: ChatId, sender_id: UserId, text: &str, key: &str) -> Draft {
@@ -241,7 +247,7 @@ pub fn refused<T: std::fmt::Debug>(result: &Result<T>, code: Code) {
     assert_eq!(result.as_ref().err().map(|error| error.code), Some(code), "{result:?}");
 }
 
-/// What somebody knows of a chat who follows its feed.
+/// A chat as a client sees it that reads only pages of changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fold {
     pub rev: Rev,
@@ -251,7 +257,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// Takes in a page, and checks what every page promises.
+    /// Applies a page, and checks its promises.
     pub fn take(&mut self, page: Changes) {
         let mut last = self.rev;
         for (rev, change) in page.items {
@@ -262,12 +268,12 @@ impl Fold {
                 page.rev
             );
             last = rev;
+
             match change {
                 Change::MessageSent(message) => {
                     assert!(self.messages.insert(message.id, message).is_none(), "it was new");
                 }
-                // Sent before this page's beginning, maybe on none of the pages before: it had
-                // changed by then.
+                // The message may be on none of the earlier pages: it had changed again by then.
                 Change::MessageEdited(message) | Change::MessageRemoved(message) => {
                     self.messages.insert(message.id, message);
                 }
@@ -277,13 +283,13 @@ impl Fold {
                 Change::MemberChanged(member) => drop(self.members.insert(member.user.id, member)),
                 Change::MemberLeft(user_id) => drop(self.members.remove(&user_id)),
                 Change::Renamed(chat) => self.name = chat.name,
-                Change::Created(_) | Change::Removed => panic!("not of the feed"),
+                Change::Created(_) | Change::Removed => panic!("a change that no page has"),
             }
         }
         self.rev = page.rev;
     }
 
-    /// Follows the feed to its end by pages.
+    /// Applies pages of `max` changes up to the last.
     pub async fn follow(&mut self, store: &Store, chat_id: ChatId, max: i64) {
         loop {
             let page = store
@@ -292,7 +298,7 @@ impl Fold {
                 .unwrap()
                 .expect("the chat is there");
             let complete = page.complete;
-            assert!(complete || page.rev > self.rev, "a page that goes on gets on");
+            assert!(complete || page.rev > self.rev, "each page advances");
             self.take(page);
             if complete {
                 return;

@@ -1,4 +1,4 @@
-//! The change feed: nobody who follows it misses anything.
+//! The changes of a chat: a client that follows them misses nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use starling::model::{Change, ChatId, Member, MessageId, Rev, Role, UserId};
 use super::bench::{Bench, Fold, draft, on_both_stores, word};
 
 on_both_stores!(
-    pages_of_any_size_add_up_to_the_whole,
+    pages_of_any_size_give_the_same_chat,
     a_follower_at_any_rev_catches_up,
-    whoever_knows_everything_gets_an_empty_complete_page,
+    a_client_at_the_latest_rev_gets_an_empty_complete_page,
     a_removed_chat_has_no_changes,
-    a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev,
+    changes_read_during_writes_give_the_chat_at_that_rev,
 );
 
 /// A chat with a history of every kind of change, and its owner.
@@ -24,8 +24,10 @@ async fn eventful(bench: &Bench) -> (ChatId, UserId) {
     for round in 0..10_i64 {
         let drafts: Vec<_> = (0..4).map(|n| draft(chat, owner, &format!("{round}-{n}"))).collect();
         bench.store.append(&drafts, bench.now()).await.unwrap();
+
         let id = MessageId(round * 2 + 1);
         bench.store.edit_message(chat, id, owner, &word(), bench.now()).await.unwrap();
+
         if round % 3 == 0 {
             bench
                 .store
@@ -34,16 +36,19 @@ async fn eventful(bench: &Bench) -> (ChatId, UserId) {
                 .unwrap();
             bench.store.rename_chat(chat, owner, &word()).await.unwrap();
         }
+
         if let Some(guest) = guests.get(6 + usize::try_from(round).unwrap()) {
             bench.add(chat, owner, *guest).await;
             bench.store.change_role(chat, owner, *guest, Role::Admin).await.unwrap();
         }
+
         if round % 4 == 1 {
             let leaver = guests[usize::try_from(round).unwrap() % 6];
             bench.store.remove_member(chat, owner, leaver, bench.now()).await.unwrap();
         }
     }
-    // Somebody who left comes back.
+
+    // A former member joins again.
     bench.add(chat, owner, guests[1]).await;
     (chat, owner)
 }
@@ -53,17 +58,17 @@ async fn matches_the_chat(bench: &Bench, fold: &Fold, chat: ChatId, viewer: User
     assert_eq!((fold.rev, fold.name.as_str()), (shown.rev, shown.name.as_str()));
     assert_eq!(fold.messages.values().cloned().collect::<Vec<_>>(), bench.log(chat, viewer).await);
     let members = bench.store.members(chat, viewer, None, 100).await.unwrap();
-    // Read markers move without a rev.
-    let known = |member: &Member| (member.user.id, member.role, member.joined_at);
+    // Read markers move without a rev, so they are left out.
+    let key = |member: &Member| (member.user.id, member.role, member.joined_at);
     assert_eq!(
-        fold.members.values().map(known).collect::<Vec<_>>(),
-        members.iter().map(known).collect::<Vec<_>>()
+        fold.members.values().map(key).collect::<Vec<_>>(),
+        members.iter().map(key).collect::<Vec<_>>()
     );
 }
 
-async fn pages_of_any_size_add_up_to_the_whole(bench: Arc<Bench>) {
+async fn pages_of_any_size_give_the_same_chat(bench: Arc<Bench>) {
     let (chat, owner) = eventful(&bench).await;
-    let whole = bench.store.changes(chat, None, Rev(0), 1000).await.unwrap().unwrap();
+    let page = bench.store.changes(chat, None, Rev(0), 1000).await.unwrap().unwrap();
     let to_a_newcomer = |change: &Change| {
         matches!(
             change,
@@ -73,10 +78,12 @@ async fn pages_of_any_size_add_up_to_the_whole(bench: Arc<Bench>) {
                 | Change::Renamed(_)
         )
     };
+
     assert!(
-        whole.items.iter().all(|(_, change)| to_a_newcomer(change)),
-        "all is new to whoever knows nothing"
+        page.items.iter().all(|(_, change)| to_a_newcomer(change)),
+        "every change is new after rev 0"
     );
+
     for max in [1, 2, 3, 7, 50, 1000] {
         let mut fold = Fold::default();
         fold.follow(&bench.store, chat, max).await;
@@ -85,7 +92,7 @@ async fn pages_of_any_size_add_up_to_the_whole(bench: Arc<Bench>) {
 }
 
 async fn a_follower_at_any_rev_catches_up(bench: Arc<Bench>) {
-    // Followers who stopped after each page of one, and go on later, when more has happened.
+    // One follower stops after each page of one change. All go on after later changes.
     let (chat, owner) = eventful(&bench).await;
     let mut stopped = vec![Fold::default()];
     loop {
@@ -98,6 +105,7 @@ async fn a_follower_at_any_rev_catches_up(bench: Arc<Bench>) {
             break;
         }
     }
+
     assert!(stopped.len() > 30);
     for id in 1..=20 {
         let _ = bench.store.edit_message(chat, MessageId(id), owner, "later", bench.now()).await;
@@ -109,11 +117,11 @@ async fn a_follower_at_any_rev_catches_up(bench: Arc<Bench>) {
     }
 }
 
-async fn whoever_knows_everything_gets_an_empty_complete_page(bench: Arc<Bench>) {
+async fn a_client_at_the_latest_rev_gets_an_empty_complete_page(bench: Arc<Bench>) {
     let (chat, owner) = eventful(&bench).await;
     let rev = bench.store.chat(chat, owner).await.unwrap().unwrap().rev;
-    for known in [rev, Rev(rev.0 + 100), Rev(i64::MAX)] {
-        let page = bench.store.changes(chat, Some(owner), known, 10).await.unwrap().unwrap();
+    for after in [rev, Rev(rev.0 + 100), Rev(i64::MAX)] {
+        let page = bench.store.changes(chat, Some(owner), after, 10).await.unwrap().unwrap();
         assert!(page.items.is_empty() && page.complete && !page.forgotten);
         assert_eq!(page.rev, rev);
     }
@@ -128,10 +136,10 @@ async fn a_removed_chat_has_no_changes(bench: Arc<Bench>) {
     assert!(bench.store.access(chat, owner).await.unwrap().is_none());
 }
 
-/// Which message each rev last touched, as the writer was told.
+/// The message that each rev changed, from the answers to the writer.
 type Journal = BTreeMap<Rev, MessageId>;
 
-/// The journal's view at a rev: each message by the rev that changed it last.
+/// The rev that last changed each message, as of `rev`.
 fn at(journal: &Journal, rev: Rev) -> BTreeMap<MessageId, Rev> {
     journal.range(..=rev).map(|(rev, id)| (*id, *rev)).collect()
 }
@@ -141,12 +149,14 @@ async fn write(bench: &Bench, chat: ChatId, owner: UserId) -> Journal {
     for round in 0..120_i64 {
         let sent = bench.say(chat, owner, "new").await;
         journal.insert(sent.rev, sent.id);
+
         let old = MessageId(round % 40 + 1);
         if let Ok((edited, true)) =
             bench.store.edit_message(chat, old, owner, &word(), bench.now()).await
         {
             journal.insert(edited.rev, edited.id);
         }
+
         if round % 9 == 8
             && let Ok(Some(removed)) =
                 bench.store.remove_message(chat, MessageId(round), owner, bench.now()).await
@@ -157,7 +167,7 @@ async fn write(bench: &Bench, chat: ChatId, owner: UserId) -> Journal {
     journal
 }
 
-async fn a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev(bench: Arc<Bench>) {
+async fn changes_read_during_writes_give_the_chat_at_that_rev(bench: Arc<Bench>) {
     let owner = bench.user().await;
     let chat = bench.group(owner, &[]).await;
     let reader = bench.another_store().await;
@@ -167,7 +177,9 @@ async fn a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev(benc
         done.store(true, Ordering::Relaxed);
         journal
     };
-    // One follows on and on, one starts anew each time, with pages too small to see all at once.
+
+    // One follower goes on, another starts anew each time. Their pages are too small for all
+    // changes.
     let reading = async {
         let (mut seen, mut fold) = (Vec::new(), Fold::default());
         while !done.load(Ordering::Relaxed) {
@@ -179,11 +191,12 @@ async fn a_fold_under_a_concurrent_writer_is_the_chat_as_it_was_at_that_rev(benc
         }
         seen
     };
+
     let (journal, seen) = tokio::join!(writing, reading);
     assert!(seen.len() > 6, "the reader got to read: {}", seen.len());
     for fold in seen {
-        let known: BTreeMap<MessageId, Rev> =
+        let seen: BTreeMap<MessageId, Rev> =
             fold.messages.values().map(|it| (it.id, it.rev)).collect();
-        assert_eq!(known, at(&journal, fold.rev), "at rev {}", fold.rev);
+        assert_eq!(seen, at(&journal, fold.rev), "at rev {}", fold.rev);
     }
 }

@@ -1,7 +1,6 @@
-//! Plans: no statement of the store reads a large table from end to end.
+//! Query plans: no statement of the store scans a large table.
 //!
-//! The statements are taken from the sources themselves, so a new one is held to this without being
-//! listed here.
+//! The test extracts the statements from the sources, so new statements are checked too.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,14 +15,14 @@ use super::bench::{Bench, on_both_stores};
 
 on_both_stores!(no_statement_scans_messages_members_or_sessions);
 
-/// The tables that grow without end.
+/// The tables that grow without bound.
 const LARGE: &[&str] = &["messages", "members", "sessions", "refresh_tokens"];
-/// What only Postgres understands.
+/// Words of statements that only Postgres accepts.
 const POSTGRES_ONLY: &[&str] = &["UNNEST", "ANY(", "FOR NO KEY UPDATE", "pg_", "::"];
-/// What only SQLite understands.
+/// Words of statements that only SQLite accepts.
 const SQLITE_ONLY: &[&str] = &["json_each", "unhex", "sqlite_"];
 
-/// Every SQL text in `src/store`, complete: the column lists of macros are put before their tails.
+/// Every SQL statement in `src/store`. The column list of a macro is put before its rest.
 pub fn statements() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = ["src/store", "src/store/engine"]
@@ -37,6 +36,7 @@ pub fn statements() -> Vec<String> {
     let mut found: BTreeSet<String> = BTreeSet::new();
     let bases: Vec<(String, String)> =
         sources.iter().flat_map(|source| macro_bases(source)).collect();
+
     for source in &sources {
         for (before, literal) in literals(source) {
             let called = bases.iter().find(|(name, _)| before.ends_with(&format!("{name}!(")));
@@ -47,11 +47,12 @@ pub fn statements() -> Vec<String> {
             };
         }
     }
-    // A macro's beginning is no statement by itself.
+
+    // The beginning in a macro is no complete statement.
     found.into_iter().filter(|sql| !bases.iter().any(|(_, base)| base == sql)).collect()
 }
 
-/// The literals of a source, each with the code before it.
+/// The string literals of a source, each with the code before it.
 fn literals(source: &str) -> Vec<(String, String)> {
     let lexed = Lexed::new(source);
     let mut pieces = lexed.code.split("\"\"");
@@ -63,7 +64,7 @@ fn literals(source: &str) -> Vec<(String, String)> {
     all
 }
 
-/// Macros that begin a statement, with its beginning.
+/// The macros that begin a statement, each with this beginning.
 fn macro_bases(source: &str) -> Vec<(String, String)> {
     let defined = |(before, literal): (String, String)| {
         let (_, definition) = before.rsplit_once("macro_rules! ")?;
@@ -93,31 +94,38 @@ fn touches_a_large_table(sql: &str) -> bool {
     sql.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| LARGE.contains(&word))
 }
 
-/// A few thousand rows of everything, so that the planner has reasons.
+/// An SQL expression for the id of row `n`.
+fn id_of(postgres: bool, n: &str) -> String {
+    if postgres {
+        format!("lpad(to_hex({n}), 32, '0')::uuid")
+    } else {
+        format!("CAST(printf('%016d', {n}) AS BLOB)")
+    }
+}
+
+/// An SQL expression for the token hash of row `n`.
+fn hash_of(postgres: bool, n: &str) -> String {
+    if postgres {
+        format!("decode(md5(({n})::text), 'hex')")
+    } else {
+        format!("CAST(printf('%032d', {n}) AS BLOB)")
+    }
+}
+
+/// Inserts thousands of rows into each large table, so that the planner prefers indexes.
 fn seed(postgres: bool) -> String {
-    let id = |n: &str| {
-        if postgres {
-            format!("lpad(to_hex({n}), 32, '0')::uuid")
-        } else {
-            format!("CAST(printf('%016d', {n}) AS BLOB)")
-        }
-    };
-    let hash = |n: &str| {
-        if postgres {
-            format!("decode(md5(({n})::text), 'hex')")
-        } else {
-            format!("CAST(printf('%032d', {n}) AS BLOB)")
-        }
-    };
+    let id = |n: &str| id_of(postgres, n);
+    let hash = |n: &str| hash_of(postgres, n);
     let series = |count: u32| {
         format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})")
     };
     let mut sql = String::new();
     let mut insert = |into: &str, count: u32, select: String, rest: &str| {
         let series = series(count);
-        // Where the two dialects want the WITH before the INSERT, they agree.
+        // Both dialects accept WITH before INSERT.
         let _ = writeln!(sql, "{series} INSERT INTO {into} SELECT {select} FROM n {rest};");
     };
+
     insert(
         "users (id, login, name, name_key, password_hash, created_at_ms)",
         2000,
@@ -125,12 +133,13 @@ fn seed(postgres: bool) -> String {
         "",
     );
     insert(
-        "chats (id, kind, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, renamed_rev, member_count, \
-         last_message_id)",
+        "chats (id, kind, self_user, pair_low, pair_high, created_at_ms, activity_at_ms, rev, \
+         renamed_rev, member_count, last_message_id)",
         500,
         format!(
-            "{}, CASE i % 3 WHEN 0 THEN 'self' WHEN 1 THEN 'private' ELSE 'group' END, CASE WHEN i % 3 = 0 THEN {} END, \
-             CASE WHEN i % 3 = 1 THEN {} END, CASE WHEN i % 3 = 1 THEN {} END, i, i, 100, 1, 40, 60",
+            "{}, CASE i % 3 WHEN 0 THEN 'self' WHEN 1 THEN 'private' ELSE 'group' END, \
+             CASE WHEN i % 3 = 0 THEN {} END, CASE WHEN i % 3 = 1 THEN {} END, \
+             CASE WHEN i % 3 = 1 THEN {} END, i, i, 100, 1, 40, 60",
             id("i"),
             id("i"),
             id("i"),
@@ -139,7 +148,8 @@ fn seed(postgres: bool) -> String {
         "",
     );
     insert(
-        "members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, left_rev, left_at_ms, last_read_message_id)",
+        "members (chat_id, user_id, role, joined_at_ms, joined_rev, rev, left_rev, left_at_ms, \
+         last_read_message_id)",
         20_000,
         format!(
             "{}, {}, CASE WHEN i <= 500 THEN 'owner' ELSE 'member' END, 1, 1, i % 90, \
@@ -160,7 +170,8 @@ fn seed(postgres: bool) -> String {
         "",
     );
     insert(
-        "sessions (id, user_id, token_hash, created_at_ms, last_seen_at_ms, token_expires_at_ms, expires_at_ms)",
+        "sessions (id, user_id, token_hash, created_at_ms, last_seen_at_ms, token_expires_at_ms, \
+         expires_at_ms)",
         10_000,
         format!("{}, {}, {}, i, i, i, i", id("i"), id("i % 2000 + 1"), hash("i")),
         "",
@@ -191,6 +202,7 @@ async fn no_statement_scans_messages_members_or_sessions(bench: Arc<Bench>) {
 async fn on_sqlite_file(url: &str, statements: &[String]) -> Vec<String> {
     let mut db = SqliteConnection::connect(url).await.unwrap();
     db.execute(AssertSqlSafe(seed(false))).await.unwrap();
+
     let mut explained = 0;
     let mut scans = Vec::new();
     let statements: Vec<String> = statements.iter().map(|sql| for_sqlite(sql)).collect();
@@ -199,31 +211,35 @@ async fn on_sqlite_file(url: &str, statements: &[String]) -> Vec<String> {
         let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).await;
         let plan = plan.unwrap_or_else(|error| panic!("{error}: {sql}"));
         let plan: Vec<String> = plan.iter().map(|row| row.get::<String, _>("detail")).collect();
+
         // A virtual table is a parameter that holds a list.
         let scans_a_table = |step: &String| {
             step.starts_with("SCAN ")
                 && step != "SCAN CONSTANT ROW"
                 && !step.contains(" VIRTUAL TABLE ")
         };
+
         if plan.iter().any(scans_a_table) {
             scans.push(format!("{sql}\n{}", plan.join("\n")));
         }
         explained += 1;
     }
+
     assert!(explained > 40, "{explained}");
-    // That this test can fail:
+
+    // A statement without an index shows that the test can fail.
     let plan =
         db.fetch_all("EXPLAIN QUERY PLAN SELECT id FROM messages WHERE text = $1").await.unwrap();
     assert!(plan[0].get::<String, _>("detail").starts_with("SCAN "));
     scans
 }
 
-/// The plan of a statement on Postgres for plausible values, as the planner makes it when it knows
-/// them.
+/// Postgres's plan for a statement with plausible values. The planner sees the values.
 async fn postgres_plan(db: &mut PgConnection, sql: &str) -> String {
     db.execute(AssertSqlSafe(format!("PREPARE it AS {sql}")))
         .await
         .unwrap_or_else(|error| panic!("{error}: {sql}"));
+
     let types: Vec<String> = sqlx::query_scalar(
         "SELECT unnest(parameter_types)::text FROM pg_prepared_statements WHERE name = 'it'",
     )
@@ -236,12 +252,12 @@ async fn postgres_plan(db: &mut PgConnection, sql: &str) -> String {
         if values.is_empty() { String::new() } else { format!("({})", values.join(", ")) };
     let plan = db.fetch_all(AssertSqlSafe(format!("EXPLAIN EXECUTE it{arguments}"))).await;
     let plan = plan.unwrap_or_else(|error| panic!("{error}: {sql} {arguments}"));
+
     db.execute("DEALLOCATE it").await.unwrap();
     plan.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
 }
 
-/// A value of this type for `$number`: a page for a limit, an old time for what is due, one that
-/// exists else.
+/// A value of this type for `$number`: for a `LIMIT` the size of a page, else an existing value.
 fn value(sql: &str, number: usize, kind: &str) -> String {
     let placeholder = format!("${number}");
     let after = |word: &str| {
@@ -249,6 +265,7 @@ fn value(sql: &str, number: usize, kind: &str) -> String {
             .any(|(at, found)| !sql[at + found.len()..].starts_with(|c: char| c.is_ascii_digit()))
     };
     let uuid = "'00000000-0000-0000-0000-000000000032'";
+
     match kind {
         "uuid" => format!("{uuid}::uuid"),
         "uuid[]" => format!("ARRAY[{uuid}, '00000000-0000-0000-0000-000000000033']::uuid[]"),
@@ -272,6 +289,7 @@ async fn on_postgres_database(url: &str, statements: &[String]) -> Vec<String> {
             .await
             .unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
+
     db.execute("SET plan_cache_mode = force_custom_plan").await.unwrap();
     let scanned =
         |plan: &str| LARGE.iter().any(|table| plan.contains(&format!("Seq Scan on {table}")));
@@ -282,7 +300,8 @@ async fn on_postgres_database(url: &str, statements: &[String]) -> Vec<String> {
             scans.push(format!("{sql}\n{plan}"));
         }
     }
-    // That this test can fail:
+
+    // A statement without an index shows that the test can fail.
     assert!(scanned(&postgres_plan(&mut db, "SELECT id FROM messages WHERE text = $1").await));
     scans
 }

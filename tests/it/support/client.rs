@@ -1,11 +1,11 @@
-//! An HTTP client that speaks for one user. Every answer is held against `/openapi.json`.
+//! An HTTP client for one user. It checks every answer against `/openapi.json`.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::contract;
 
-/// A user with a token, or a stranger without.
+/// An account and its token; without an account, the token is empty.
 #[derive(Clone, Debug)]
 pub struct User {
     pub id: String,
@@ -16,7 +16,6 @@ pub struct User {
     http: reqwest::Client,
 }
 
-/// What the server answered.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -25,14 +24,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body, if the status is this one.
+    /// Returns the body. Fails if the status differs.
     #[track_caller]
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.body);
         self.body
     }
 
-    /// Fails unless it was refused with this status and code.
+    /// Fails unless the server refused the request with this status and code.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str) {
         assert_eq!(
@@ -43,10 +42,11 @@ impl Answer {
         );
     }
 
-    /// Fails unless it was refused with 422 naming just these fields.
+    /// Fails unless the server refused the request with 422 for exactly these fields.
     #[track_caller]
     pub fn refused_fields(&self, fields: &[&str]) {
         self.refused(422, "invalid_fields");
+
         let named: Vec<&str> = self.body["errors"]
             .as_array()
             .unwrap()
@@ -64,7 +64,7 @@ impl Answer {
 
 impl User {
     pub fn new(base: String, id: String, login: String, password: String, token: String) -> Self {
-        // A connection for each request: of several replicas each gets its share.
+        // A new connection for each request, so that requests spread over the replicas.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
         Self { id, login, password, token, base, http }
     }
@@ -75,21 +75,32 @@ impl User {
         Self { token: token.to_owned(), ..self.clone() }
     }
 
-    /// A request to be finished by the caller: headers, odd bodies.
+    /// Logs in, into this session if one is given: the account with the new token, and the grant.
+    pub async fn log_in(&self, session_id: Option<&Value>) -> (Self, Value) {
+        let (login, password) = (&self.login, &self.password);
+        let body = json!({ "login": login, "password": password, "session_id": session_id });
+        let grant = self.post("/sessions", body).await.expect(201);
+        (self.with_token(grant["token"].as_str().unwrap()), grant)
+    }
+
+    /// A request that the test completes: headers, malformed bodies.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
     }
 
-    /// Sends a request and checks the answer against the document.
+    /// Sends a request and checks the answer against the OpenAPI document.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
         let request = request.build().unwrap();
         let (method, path) = (request.method().clone(), request.url().path().to_owned());
+
         let response = self.http.execute(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
+
         assert!(headers.contains_key("x-request-id"), "every answer carries X-Request-Id");
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+
         if status != StatusCode::METHOD_NOT_ALLOWED {
             contract::check_answer(
                 &method,
@@ -100,6 +111,7 @@ impl User {
                 bytes.is_empty(),
             );
         }
+
         Answer { status: status.as_u16(), headers, body }
     }
 
@@ -127,7 +139,7 @@ impl User {
         self.send(self.request(Method::PATCH, path).json(&body)).await
     }
 
-    /// The private chat with somebody, made if need be.
+    /// The private chat with `peer`, created if necessary.
     pub async fn private_chat(&self, peer: &Self) -> String {
         let answer =
             self.post("/chats", json!({ "kind": "private", "member_ids": [peer.id] })).await;
@@ -153,6 +165,12 @@ impl User {
                 .await
                 .expect(201),
         )
+    }
+
+    /// Adds a member to a chat.
+    pub async fn add_member(&self, chat_id: &str, user: &Self) {
+        let path = format!("/chats/{chat_id}/members");
+        self.post(&path, json!({ "user_id": user.id })).await.expect(201);
     }
 
     /// Sends a message over HTTP; returns it.

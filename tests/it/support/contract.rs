@@ -1,5 +1,4 @@
-//! Holds what the server says against what its documents promise: every answer of every test, every
-//! frame.
+//! Checks every HTTP answer and every frame of the tests against the server's own documents.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
@@ -22,26 +21,28 @@ fn asyncapi() -> &'static Value {
 /// Checks a value against the schema at a JSON pointer of a document.
 fn check(document: &'static Value, pointer: &str, value: &Value) {
     static VALIDATORS: OnceLock<Mutex<HashMap<String, &'static Validator>>> = OnceLock::new();
+
     let validators = VALIDATORS.get_or_init(Mutex::default);
     let validator = *validators.lock().unwrap().entry(pointer.to_owned()).or_insert_with(|| {
         let mut root = document.clone();
-        // The braces of a path's template are no characters of a URI.
+        // A URI cannot contain the braces of a path template.
         root["$ref"] = json!(format!("#{}", pointer.replace('{', "%7B").replace('}', "%7D")));
         Box::leak(Box::new(jsonschema::validator_for(&root).unwrap()))
     });
+
     let errors: Vec<String> = validator
         .iter_errors(value)
         .map(|error| format!("{}: {error}", error.instance_path()))
         .collect();
-    assert!(errors.is_empty(), "{pointer} promises otherwise: {errors:?}\n{value:#}");
+    assert!(errors.is_empty(), "{pointer} does not allow this value: {errors:?}\n{value:#}");
 }
 
-/// A part of a JSON pointer inside a URI.
+/// Escapes a part of a JSON pointer for a URI.
 fn escaped(part: &str) -> String {
     part.replace('~', "~0").replace('/', "~1").replace('{', "%7B").replace('}', "%7D")
 }
 
-/// The path of the document that a request path belongs to: the one with the fewest parameters.
+/// The path template that fits a request path; of several, the one with the fewest parameters.
 fn template_of(path: &str) -> Option<&'static str> {
     let parts: Vec<&str> = path.split('/').collect();
     let fits = |template: &str| {
@@ -52,6 +53,7 @@ fn template_of(path: &str) -> Option<&'static str> {
                 .zip(&parts)
                 .all(|(expected, part)| expected.starts_with('{') || expected == part)
     };
+
     let paths = openapi()["paths"].as_object().unwrap().keys();
     paths
         .map(String::as_str)
@@ -59,7 +61,7 @@ fn template_of(path: &str) -> Option<&'static str> {
         .min_by_key(|template| template.matches('{').count())
 }
 
-/// Fails unless the document has this status for this operation, with this type and shape of body.
+/// Fails unless the document allows this status, content type and body for this operation.
 pub fn check_answer(
     method: &Method,
     path: &str,
@@ -71,20 +73,24 @@ pub fn check_answer(
     let Some(template) = template_of(path) else {
         return;
     };
+
     let method = method.as_str().to_lowercase();
     let operation = &openapi()["paths"][template][&method];
     if operation.is_null() {
         return;
     }
+
     let response = &operation["responses"][status.to_string()];
     assert!(
         !response.is_null(),
         "{method} {template} answered {status}, which is not documented: {body}"
     );
+
     let Some(contents) = response["content"].as_object() else {
         assert!(empty, "{method} {template} {status} is documented without a body: {body}");
         return;
     };
+
     let content_type =
         headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default();
@@ -92,6 +98,7 @@ pub fn check_answer(
         contents.contains_key(essence),
         "{method} {template} {status} is documented as {contents:?}, not {essence}"
     );
+
     if essence.ends_with("json") {
         let pointer = format!(
             "/paths/{}/{method}/responses/{status}/content/{}/schema",
@@ -102,7 +109,7 @@ pub fn check_answer(
     }
 }
 
-/// Fails unless the document has this frame in this shape.
+/// Fails unless the document describes this frame in this shape.
 pub fn check_frame(frame: &Value) {
     let kind = frame["type"].as_str().unwrap_or_else(|| panic!("a frame without a type: {frame}"));
     let schema = format!("server.{kind}");

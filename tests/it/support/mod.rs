@@ -1,5 +1,4 @@
-//! A server of one's own for every test, and clients that hold each answer against the server's own
-//! documents.
+//! A server for each test, and clients that check each answer against the server's documents.
 
 mod balancer;
 mod client;
@@ -12,7 +11,7 @@ mod socket;
 
 pub use balancer::{Balancer, Choice};
 pub use client::{Answer, User};
-pub use database::{Backend, Database, postgres_url};
+pub use database::{Backend, Database, execute, execute_at, lock_waits, postgres_url};
 pub use postgres::OwnPostgres;
 pub use proxy::{Mode, Proxy, Way};
 pub use redis::{OwnRedis, command as redis_command};
@@ -25,49 +24,73 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
+use sqlx::{Connection, PgConnection};
 use starling::config::{Config, Settings};
 use starling::model::Clock;
 use starling::model::limits::PasswordCost;
 use starling::server::Server;
 use starling::service::Services;
 use starling::store::Store;
+use starling::worker::Cleanup;
 use tempfile::TempDir;
 
-/// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis of
-/// which each request and each socket gets another: `everywhere!(a_promise, another);`
+/// Runs each named test on SQLite, on Postgres, and on two replicas over Postgres and Redis, where
+/// consecutive requests and sockets reach different replicas: `everywhere!(a_promise, another);`
 macro_rules! everywhere {
     ($($name:ident),+ $(,)?) => {
-        crate::support::on_both_databases!($($name),+);
-        mod on_a_fleet {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { crate::support::run(crate::support::Backend::Fleet, super::$name).await; })+
-        }
+        crate::support::everywhere_by!(crate::support::run, $($name),+);
     };
 }
 pub(crate) use everywhere;
 
-/// Runs each named test once on SQLite and once on Postgres: `on_both_databases!(a_promise,
-/// another);`
+/// Like [`everywhere`], with a function of the file in place of [`run`]:
+/// `everywhere_by!(super::run_with_limits, a_promise);`
+macro_rules! everywhere_by {
+    ($run:path, $($name:ident),+ $(,)?) => {
+        crate::support::on_both_databases_by!($run, $($name),+);
+        crate::support::on_backend!(on_a_fleet, Fleet, $run, $($name),+);
+    };
+}
+pub(crate) use everywhere_by;
+
+/// Runs each named test on SQLite and on Postgres: `on_both_databases!(a_promise, another);`
 macro_rules! on_both_databases {
     ($($name:ident),+ $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { crate::support::run(crate::support::Backend::Sqlite, super::$name).await; })+
-        }
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { crate::support::run(crate::support::Backend::Postgres, super::$name).await; })+
-        }
+        crate::support::on_both_databases_by!(crate::support::run, $($name),+);
     };
 }
 pub(crate) use on_both_databases;
 
-/// Starts a server, runs a test on it, stops it and removes what it left.
+/// Like [`on_both_databases`], with a function of the file in place of [`run`].
+macro_rules! on_both_databases_by {
+    ($run:path, $($name:ident),+ $(,)?) => {
+        crate::support::on_backend!(on_sqlite, Sqlite, $run, $($name),+);
+        crate::support::on_backend!(on_postgres, Postgres, $run, $($name),+);
+    };
+}
+pub(crate) use on_both_databases_by;
+
+/// A module that runs each named test on one backend.
+macro_rules! on_backend {
+    ($module:ident, $backend:ident, $run:path, $($name:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $run(crate::support::Backend::$backend, super::$name).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_backend;
+
+/// Starts a server, runs a test on it, stops the server and removes its database.
 pub async fn run<F: Future<Output = ()>>(backend: Backend, test: impl FnOnce(TestServer) -> F) {
     run_with(backend, |_| {}, test).await;
 }
 
-/// The same with some settings changed.
+/// Like [`run`], with some settings changed.
 pub async fn run_with<F: Future<Output = ()>>(
     backend: Backend,
     change: impl FnOnce(&mut Settings),
@@ -79,11 +102,11 @@ pub async fn run_with<F: Future<Output = ()>>(
     cleanup.stop().await;
 }
 
-/// Hashing at full cost would take a quarter of the CPU time of all tests.
+/// At full cost, hashing passwords would take a quarter of the CPU time of all tests.
 const CHEAP_PASSWORDS: PasswordCost = PasswordCost { memory_kib: 32, passes: 1 };
 
-/// A server of this test alone, with rate limits off and a clock that the test moves. Clones are
-/// the same server.
+/// The server of one test, without rate limits and with a clock that the test moves. Clones share
+/// the server.
 #[derive(Clone)]
 pub struct TestServer {
     inner: Arc<Inner>,
@@ -99,6 +122,7 @@ struct Inner {
     clock: Clock,
     database: database::Database,
     dir: TempDir,
+    cleanup: Arc<Cleanup>,
     users: AtomicU32,
 }
 
@@ -122,20 +146,24 @@ impl TestServer {
         let dir = tempfile::tempdir().unwrap();
         let database = database::Database::create(backend).await;
         let mut settings = settings(dir.path(), database.url());
+
         let clock = Clock::system();
         let replicas = if backend == Backend::Fleet { 2 } else { 1 };
         if backend == Backend::Fleet {
             settings.redis_url = Some(redis_url());
             settings.redis_prefix = Some(format!("test-{:016x}", rand::random::<u64>()));
         }
+
         change(&mut settings);
         let mut config = Config::resolve(settings, None).unwrap();
         config.password_cost = CHEAP_PASSWORDS;
         tune(&mut config);
+
         let mut servers = Vec::new();
         for _ in 0..replicas {
             servers.push(Server::start(config.clone(), clock.clone()).await.unwrap());
         }
+
         let balancer = match backend {
             Backend::Fleet => {
                 let addresses = servers.iter().map(|server| server.address).collect();
@@ -143,12 +171,15 @@ impl TestServer {
             }
             _ => None,
         };
+
         let address = balancer.as_ref().map_or(servers[0].address, |balancer| balancer.address);
         let (internal_address, services) =
             (servers[0].internal_address, servers[0].services.clone());
         let store = servers[0].store.clone();
+        let cleanup = servers[0].cleanup.clone();
         let servers = tokio::sync::Mutex::new(servers);
         let users = AtomicU32::new(0);
+
         Self {
             inner: Arc::new(Inner {
                 servers,
@@ -160,9 +191,20 @@ impl TestServer {
                 clock,
                 database,
                 dir,
+                cleanup,
                 users,
             }),
         }
+    }
+
+    /// A fleet, and the prefix of its keys in Redis.
+    pub async fn fleet() -> (Self, String) {
+        let mut prefix = String::new();
+        let server = Self::with(Backend::Fleet, |settings| {
+            prefix.clone_from(settings.redis_prefix.as_ref().unwrap());
+        })
+        .await;
+        (server, prefix)
     }
 
     /// `http://host:port` of the public port.
@@ -180,27 +222,31 @@ impl TestServer {
         format!("http://{}", self.inner.internal_address)
     }
 
-    /// Authenticated sockets of all replicas.
+    /// The number of authenticated sockets on all replicas.
     pub async fn connections(&self) -> usize {
         self.inner.servers.lock().await.iter().map(|server| server.hub.connections()).sum()
     }
 
-    /// The rules behind the port, for what no client can do.
+    /// The services, for actions that no client can request.
     pub fn services(&self) -> &Services {
         &self.inner.services
     }
 
-    /// The database behind the port.
+    /// The cleanup of the first replica.
+    pub fn cleanup(&self) -> &Cleanup {
+        &self.inner.cleanup
+    }
+
+    /// The store of the first replica.
     pub fn store(&self) -> &Store {
         &self.inner.store
     }
 
-    /// The server's clock.
     pub fn clock(&self) -> &Clock {
         &self.inner.clock
     }
 
-    /// Makes time pass for the server (expiry, rates, idle sessions; not timers).
+    /// Advances the server's clock: expiry, rates, idle sessions. Timers do not follow it.
     pub fn advance(&self, span: Duration) {
         self.inner.clock.advance(span);
     }
@@ -215,13 +261,24 @@ impl TestServer {
         self.inner.database.url()
     }
 
-    /// An account with a fresh session, named `u1`, `u2`, …
+    /// A connection to this test's own Postgres database.
+    pub async fn postgres(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url().unwrap()).await.unwrap()
+    }
+
+    /// Runs statements on the server's database.
+    pub async fn execute(&self, sql: &str) {
+        let sqlite = || format!("sqlite://{}", self.dir().join("starling.db").display());
+        execute_at(&self.database_url().unwrap_or_else(sqlite), sql).await;
+    }
+
+    /// An account with a new session, named `u1`, `u2`, …
     pub async fn user(&self) -> User {
         let number = self.inner.users.fetch_add(1, Ordering::Relaxed) + 1;
         self.user_named(&format!("u{number}")).await
     }
 
-    /// An account with this login and name, and a fresh session.
+    /// An account with this login and name, and a new session.
     pub async fn user_named(&self, login: &str) -> User {
         let made = self.inner.services.accounts.make_user(login, login, true).await.unwrap();
         User::new(
@@ -233,7 +290,7 @@ impl TestServer {
         )
     }
 
-    /// Somebody without a token.
+    /// A client without a token.
     pub fn stranger(&self) -> User {
         User::new(self.base(), String::new(), String::new(), String::new(), String::new())
     }
@@ -243,7 +300,7 @@ impl TestServer {
         self.inner.services.invites.create_operator(Some(uses), None).await.unwrap().code
     }
 
-    /// Stops the server as SIGTERM would, and removes its database.
+    /// Stops the replicas as SIGTERM does, and removes the database.
     pub async fn stop(&self) {
         let servers = std::mem::take(&mut *self.inner.servers.lock().await);
         if !servers.is_empty() {
@@ -257,10 +314,13 @@ impl TestServer {
 pub fn redis_url() -> String {
     std::env::vars()
         .find_map(|(key, value)| (key == "STARLING_TEST_REDIS").then_some(value))
-        .expect("tests of a fleet need Redis: run them by `make test`, or through tests/with-services.sh")
+        .expect(
+            "tests of a fleet need Redis: run them by `make test`, or through \
+             tests/with-services.sh",
+        )
 }
 
-/// Free ports, a directory of its own, rates off.
+/// Settings with free ports, this data directory and no rate limits.
 pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
     Settings {
         listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
@@ -276,7 +336,7 @@ pub fn settings(dir: &Path, database_url: Option<String>) -> Settings {
     }
 }
 
-/// Waits until something holds, at most five seconds.
+/// Waits until `holds` returns true, at most five seconds.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..250 {
         if holds().await {
@@ -284,10 +344,10 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("never happened: {what}");
+    panic!("not within five seconds: {what}");
 }
 
-/// The chat's id in an answer.
+/// The `id` in an answer's body.
 pub fn id(value: &Value) -> String {
     value["id"].as_str().unwrap_or_else(|| panic!("no id in {value}")).to_owned()
 }

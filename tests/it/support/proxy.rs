@@ -1,14 +1,14 @@
-//! A TCP proxy that misbehaves on demand, between a server and what it depends on: Postgres, Redis,
-//! another replica.
+//! A TCP proxy that injects faults between a server and a dependency: Postgres, Redis, another
+//! replica.
 //!
 //! ```ignore
 //! let proxy = Proxy::to("127.0.0.1:5432").await;
 //! // … a server that connects to proxy.address() …
 //! proxy.set(Mode::BlackHole);
 //! ```
-//! A mode applies at once, to open connections as to new ones. Bytes that came while nothing was
-//! forwarded are forwarded when that ends, as by a network that mends itself. All its tasks end
-//! when it is dropped.
+//! A mode applies at once, to open and to new connections. Bytes that arrive while nothing is
+//! forwarded are forwarded afterwards, as after a network outage. All tasks end when the proxy is
+//! dropped.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Which way bytes go. The server is what the proxy stands in front of.
+/// The direction of bytes. The server is the proxy's target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     ToServer,
@@ -31,31 +31,30 @@ pub enum Way {
 pub enum Mode {
     /// Forwards everything.
     Pass,
-    /// Closes all connections, and new ones at once.
+    /// Closes all connections, new ones included.
     Refuse,
     /// Keeps connections open, accepts new ones, and forwards nothing: neither bytes nor the end of
     /// a connection.
     BlackHole,
-    /// The same one way only; the other way passes.
+    /// [`Mode::BlackHole`] in one direction; the other direction passes.
     BlackHoleOneWay(Way),
-    /// A black hole for the connections that were open when the mode was set; those made since
-    /// pass. What a failover or a firewall that forgot its state leaves behind.
+    /// [`Mode::BlackHole`] for the connections that were open when the mode was set; later ones
+    /// pass. A failover or a firewall that lost its state has this effect.
     Strand,
-    /// Forwards everything so much later, each way.
+    /// Forwards everything after this delay, in each direction.
     Delay(Duration),
-    /// Closes the connection that has forwarded so many bytes this way since the mode was set; then
-    /// passes.
+    /// Closes the connection that has forwarded this many bytes in this direction since the mode
+    /// was set; then passes.
     CutAfter(Way, usize),
-    /// Waits until these bytes come this way, forwards what comes in front of them and neither them
-    /// nor anything after, and closes that connection; then passes. For "it was done, but the
-    /// answer was lost".
+    /// Waits for these bytes in this direction, forwards the bytes before them, and closes that
+    /// connection; then passes. Simulates a completed request whose answer was lost.
     CutAt(Way, Vec<u8>),
-    /// The same, but for bytes in the request: closes the connection right before the first answer
-    /// to them. What the server was asked has been done by then.
+    /// Waits for these bytes in a request, and closes that connection before the first byte of the
+    /// answer; then passes. The server has executed the request by then.
     CutAnswerTo(Vec<u8>),
 }
 
-/// A proxy on a loopback port of its own.
+/// A proxy on its own loopback port.
 pub struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
@@ -64,7 +63,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy in front of `target` (`host:port`), which passes everything at first.
+    /// A proxy in front of `target` (`host:port`), in [`Mode::Pass`].
     pub async fn to(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -75,12 +74,11 @@ impl Proxy {
         Self { address, mode, target, _tasks: tasks }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A URL with this proxy's address instead of its own.
+    /// `url` with the proxy's address in place of its own.
     pub fn in_url(&self, url: &str) -> String {
         let (scheme, rest) = url.split_once("://").unwrap();
         let (authority, path) =
@@ -88,6 +86,7 @@ impl Proxy {
         let user =
             authority.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
         let path = path.map(|path| format!("/{path}")).unwrap_or_default();
+
         format!("{scheme}://{user}{}{path}", self.address)
     }
 
@@ -98,14 +97,14 @@ impl Proxy {
         authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()
     }
 
-    /// Changes how it treats its connections from now on.
+    /// Sets the mode for open and new connections.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
-    /// Leads new connections elsewhere, as a name that was changed does. Open ones stay where they
-    /// are.
-    pub fn lead_to(&self, target: &str) {
+    /// Directs new connections to another target, as a changed DNS name does. Open connections
+    /// stay.
+    pub fn retarget(&self, target: &str) {
         self.target.send_replace(target.to_owned());
     }
 
@@ -116,13 +115,13 @@ impl Proxy {
         self.set(Mode::Pass);
     }
 
-    /// How it treats them now: back to [`Mode::Pass`] once a cut was made.
+    /// The current mode: [`Mode::Pass`] again after a cut.
     pub fn mode(&self) -> Mode {
         self.mode.borrow().clone()
     }
 }
 
-/// Serves each connection in a task that ends with this one.
+/// Serves each connection in its own task. The tasks end with this one.
 async fn accept(listener: TcpListener, target: watch::Receiver<String>, mode: watch::Sender<Mode>) {
     let mut connections = JoinSet::new();
     loop {
@@ -142,47 +141,51 @@ async fn serve(client: TcpStream, target: String, mode: watch::Sender<Mode>) {
     if *changes.borrow() == Mode::Refuse {
         return reset(&client);
     }
-    // A connection made into a black hole reaches the server when that ends.
+
+    // A connection made during a black hole reaches the server when the black hole ends.
     if changes.wait_for(|mode| *mode != Mode::BlackHole).await.is_err() {
         return;
     }
+
     let Ok(server) = TcpStream::connect(target).await else { return reset(&client) };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+
     let (asked, _) = watch::channel(false);
-    // The first way that ends ends the other: both sockets are closed.
+    let pump =
+        |way| Pump { way, mode: mode.clone(), fresh, asked: asked.clone(), tail: Vec::new() };
+
+    // When one direction ends, both sockets close.
     tokio::select! {
-        () = Pump { way: Way::ToServer, mode: mode.clone(), fresh, asked: asked.clone(), tail: Vec::new() }
-            .run(from_client, to_server) => {}
-        () = Pump { way: Way::ToClient, mode: mode.clone(), fresh, asked, tail: Vec::new() }
-            .run(from_server, to_client) => {}
+        () = pump(Way::ToServer).run(from_client, to_server) => {}
+        () = pump(Way::ToClient).run(from_server, to_client) => {}
         _ = changes.wait_for(|mode| *mode == Mode::Refuse) => {}
     }
 }
 
-/// Closes as a port does that nobody listens on.
+/// Makes the close a TCP reset, as of a port without a listener.
 fn reset(client: &TcpStream) {
     let _ = client.set_zero_linger();
 }
 
-/// One way of one connection.
+/// One direction of one connection.
 struct Pump {
     way: Way,
     mode: watch::Sender<Mode>,
-    /// Whether it was made under [`Mode::Strand`].
+    /// Whether the connection was made during [`Mode::Strand`].
     fresh: bool,
     /// Whether the bytes of [`Mode::CutAnswerTo`] went to the server on this connection.
     asked: watch::Sender<bool>,
-    /// The end of what was forwarded, in which a pattern may have begun.
+    /// The last forwarded bytes, in which a pattern may begin.
     tail: Vec<u8>,
 }
 
-/// What to do with bytes that came.
+/// What to do with the bytes just read.
 enum Verdict {
     Forward,
     Later(Duration),
-    /// Forwards so many, and closes.
+    /// Forwards this many bytes, and closes.
     Cut(usize),
 }
 
@@ -192,14 +195,16 @@ impl Pump {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             let read = from.read(&mut buffer).await;
-            // Also the end of a connection is held back.
+            // The end of a connection is held back as well.
             if changes.wait_for(|mode| !self.is_held(mode)).await.is_err() {
                 return;
             }
+
             let bytes = match read {
                 Ok(0) | Err(_) => return,
                 Ok(length) => &buffer[..length],
             };
+
             let forwarded = match self.judge(bytes) {
                 Verdict::Forward => bytes.len(),
                 Verdict::Later(span) => {
@@ -211,6 +216,7 @@ impl Pump {
                     return;
                 }
             };
+
             if to.write_all(&bytes[..forwarded]).await.is_err() {
                 return;
             }
@@ -225,7 +231,8 @@ impl Pump {
 
     fn judge(&mut self, bytes: &[u8]) -> Verdict {
         let mut verdict = Verdict::Forward;
-        // Decided and changed under one lock, so that of several connections one is cut.
+
+        // One lock covers the decision and the change, so only one of several connections is cut.
         self.mode.send_if_modified(|mode| {
             match mode {
                 Mode::Delay(span) => verdict = Verdict::Later(*span),
@@ -258,12 +265,13 @@ impl Pump {
             }
             false
         });
+
         verdict
     }
 }
 
-/// Where in `bytes` the first occurrence of the pattern ends, if it does; it may have begun in
-/// `tail`, which then keeps the end of both.
+/// The end of the pattern's first occurrence in `bytes`. The pattern may begin in `tail`, which
+/// then keeps the last bytes of both.
 fn ends_at(tail: &mut Vec<u8>, bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     let before = tail.len();
     tail.extend_from_slice(bytes);
@@ -300,25 +308,25 @@ mod tests {
         address
     }
 
-    /// What comes back for a byte within a moment; `None` once the connection is gone.
+    /// The answer to a byte within 200 ms; `None` once the connection is closed.
     async fn ask(stream: &mut TcpStream, byte: u8) -> Option<String> {
         let _ = stream.write_all(&[byte]).await;
         read(stream).await
     }
 
     async fn read(stream: &mut TcpStream) -> Option<String> {
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         let reading = async {
-            while told.len() < 3 {
+            while received.len() < 3 {
                 match stream.read_u8().await {
-                    Ok(byte) => told.push(byte),
+                    Ok(byte) => received.push(byte),
                     Err(_) => return false,
                 }
             }
             true
         };
         let open = tokio::time::timeout(Duration::from_millis(200), reading).await.unwrap_or(true);
-        (open || !told.is_empty()).then(|| String::from_utf8(told).unwrap())
+        (open || !received.is_empty()).then(|| String::from_utf8(received).unwrap())
     }
 
     #[tokio::test]
@@ -328,6 +336,7 @@ mod tests {
         let open = || TcpStream::connect(proxy.address());
         let mut stream = open().await.unwrap();
         assert_eq!(ask(&mut stream, b'a').await.unwrap(), "[a]");
+
         for hole in [
             Mode::BlackHole,
             Mode::BlackHoleOneWay(Way::ToServer),
@@ -338,22 +347,27 @@ mod tests {
             proxy.set(Mode::Pass);
             assert_eq!(read(&mut stream).await.unwrap(), "[b]", "and not lost");
         }
+
         proxy.set(Mode::Delay(Duration::from_millis(50)));
         let start = Instant::now();
         assert_eq!(ask(&mut stream, b'c').await.unwrap(), "[c]");
         assert!(start.elapsed() >= Duration::from_millis(100), "each way");
+
         proxy.set(Mode::CutAt(Way::ToClient, b"[d]".to_vec()));
         assert_eq!(ask(&mut stream, b'e').await.unwrap(), "[e]");
         assert_eq!(ask(&mut stream, b'd').await, None);
         assert_eq!(proxy.mode(), Mode::Pass);
+
         let mut stream = open().await.unwrap();
         proxy.set(Mode::CutAfter(Way::ToClient, 2));
         assert_eq!(ask(&mut stream, b'f').await.unwrap(), "[f");
+
         let (mut stream, mut other) = (open().await.unwrap(), open().await.unwrap());
         proxy.set(Mode::CutAnswerTo(b"g".to_vec()));
         assert_eq!(ask(&mut other, b'h').await.unwrap(), "[h]");
         assert_eq!(ask(&mut stream, b'g').await, None);
         assert_eq!(ask(&mut other, b'g').await.unwrap(), "[g]", "one cut");
+
         proxy.set(Mode::Refuse);
         assert_eq!(read(&mut other).await, None);
         let refused = open().await;

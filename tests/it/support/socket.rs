@@ -1,4 +1,4 @@
-//! A WebSocket client. Every frame is held against `/asyncapi.json`.
+//! A WebSocket client. It checks every frame against `/asyncapi.json`.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_a
 
 use super::{User, contract};
 
-/// How long a frame may take.
+/// The most time for a frame to arrive.
 const FRAME_MAX: Duration = Duration::from_secs(10);
-/// How long nothing must come, where nothing may.
+/// How long a test waits to see that nothing arrives.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// A connection to the gateway.
@@ -23,12 +23,20 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// The request that opens a connection, to be changed by the test.
+    /// The request that opens a connection; the test may change it.
     pub fn request(user: &User) -> Request<()> {
         format!("{}/ws", user.base.replace("http://", "ws://")).into_client_request().unwrap()
     }
 
-    /// Opens a connection by a request; the handshake's answer too.
+    /// The request that opens an authenticated connection.
+    pub fn authenticated(user: &User) -> Request<()> {
+        let mut request = Self::request(user);
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        request
+    }
+
+    /// Opens a connection with this request; returns the handshake's answer, too.
     pub async fn open(
         request: Request<()>,
     ) -> Result<(Self, Response<Option<Vec<u8>>>), tungstenite::Error> {
@@ -36,17 +44,15 @@ impl Socket {
         Ok((Self { stream }, response))
     }
 
-    /// Opens a connection that takes little into its buffer at once, as over a slow line. It has a
-    /// token and is not synced.
+    /// Opens an authenticated connection with a small receive buffer, as of a slow client. It is
+    /// not synced.
     pub async fn narrow(user: &User) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let stream =
             socket.connect(user.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
-        let mut request = Self::request(user);
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
-        request.headers_mut().insert("authorization", bearer);
-        let (stream, _) = client_async(request, MaybeTlsStream::Plain(stream))
+
+        let (stream, _) = client_async(Self::authenticated(user), MaybeTlsStream::Plain(stream))
             .await
             .expect("the handshake succeeds");
         let mut socket = Self { stream };
@@ -54,7 +60,7 @@ impl Socket {
         socket
     }
 
-    /// The status that refuses this handshake.
+    /// The status with which the server refuses this handshake.
     #[track_caller]
     pub fn refused(request: Request<()>) -> impl Future<Output = u16> {
         let caller = std::panic::Location::caller();
@@ -67,17 +73,15 @@ impl Socket {
         }
     }
 
-    /// An authenticated connection, `ready` consumed, not yet synced.
+    /// An authenticated connection that is not synced; `ready` is consumed.
     pub async fn connect(user: &User) -> Self {
-        let mut request = Self::request(user);
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", user.token)).unwrap();
-        request.headers_mut().insert("authorization", bearer);
-        let (mut socket, _) = Self::open(request).await.expect("the handshake succeeds");
+        let (mut socket, _) =
+            Self::open(Self::authenticated(user)).await.expect("the handshake succeeds");
         socket.expect("ready").await;
         socket
     }
 
-    /// An authenticated connection that gets live events.
+    /// An authenticated and synced connection.
     pub async fn live(user: &User) -> Self {
         let mut socket = Self::connect(user).await;
         socket.send(json!({ "type": "sync" })).await;
@@ -85,13 +89,13 @@ impl Socket {
         socket
     }
 
-    /// An authenticated connection that names the chats it knows; what it is told before `synced`,
-    /// and that too.
+    /// An authenticated connection that resumes from the revs in `known`, and the frames up to
+    /// `synced`, inclusive.
     pub async fn resumed(user: &User, known: Value) -> (Self, Vec<Value>) {
         let mut socket = Self::connect(user).await;
         socket.send(json!({ "type": "sync", "chats": known })).await;
-        let told = socket.until("synced").await;
-        (socket, told)
+        let frames = socket.until("synced").await;
+        (socket, frames)
     }
 
     /// Sends a frame.
@@ -99,30 +103,30 @@ impl Socket {
         self.send_raw(Message::text(frame.to_string())).await;
     }
 
-    /// Sends anything.
+    /// Sends a message of any kind.
     pub async fn send_raw(&mut self, message: Message) {
         self.stream.send(message).await.expect("the frame is sent");
     }
 
-    /// Sends anything, whether or not the server still takes it.
+    /// Sends a message of any kind; returns whether the connection was still open.
     pub async fn try_send_raw(&mut self, message: Message) -> bool {
         self.stream.send(message).await.is_ok()
     }
 
-    /// The next message of any kind; `None` once the connection is gone.
+    /// The next message of any kind; `None` once the connection is closed.
     pub async fn next_raw(&mut self) -> Option<Message> {
         let next = tokio::time::timeout(FRAME_MAX, self.stream.next())
             .await
-            .expect("something comes in time");
+            .expect("a message arrives in time");
         next.and_then(Result::ok)
     }
 
-    /// The next message of any kind, if one comes within `span` and the connection is there.
+    /// The next message of any kind, if one arrives within `span` and the connection is open.
     pub async fn next_raw_in(&mut self, span: Duration) -> Option<Message> {
         tokio::time::timeout(span, self.stream.next()).await.ok()?.and_then(Result::ok)
     }
 
-    /// The next frame, if it is there already.
+    /// The next frame, if it has already arrived.
     pub async fn next_now(&mut self) -> Option<Value> {
         match self.next_raw_in(Duration::from_millis(10)).await? {
             Message::Text(text) => serde_json::from_str(&text).ok(),
@@ -130,7 +134,7 @@ impl Socket {
         }
     }
 
-    /// The next frame.
+    /// The next frame. Pings and pongs are skipped.
     pub async fn next(&mut self) -> Value {
         loop {
             match self.next_raw().await {
@@ -165,7 +169,17 @@ impl Socket {
         frames
     }
 
-    /// Sends a frame and waits for its answer; frames that come before it are passed over.
+    /// Fails unless the connection answers a ping.
+    #[track_caller]
+    pub fn ping(&mut self) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let answer = self.ask(json!({ "type": "ping" })).await;
+            assert_eq!(answer["type"], "pong", "at {caller}: {answer}");
+        }
+    }
+
+    /// Sends a frame and waits for its answer; the frames before it are skipped.
     pub async fn ask(&mut self, mut frame: Value) -> Value {
         let id = format!("ask-{}", rand::random::<u32>());
         frame["id"] = json!(id);
@@ -178,7 +192,7 @@ impl Socket {
         }
     }
 
-    /// Fails if anything comes within a moment.
+    /// Fails if a frame arrives within [`SILENCE`].
     pub async fn expect_silence(&mut self) {
         if let Ok(Some(Ok(Message::Text(text)))) =
             tokio::time::timeout(SILENCE, self.stream.next()).await
@@ -187,7 +201,7 @@ impl Socket {
         }
     }
 
-    /// The code that the server closes with; frames before it are passed over.
+    /// The code that the server closes with, 0 without one; the frames before it are skipped.
     pub async fn close_code(&mut self) -> u16 {
         loop {
             match self.next_raw().await {

@@ -1,15 +1,15 @@
-//! Just enough of Rust's grammar to tell code from comments and string literals.
+//! Separates Rust code from comments and string literals.
 
-/// A file taken apart.
+/// The code and the string literals of a file.
 pub struct Lexed {
-    /// The code, without comments, and with empty literals.
+    /// The code without comments, with empty literals.
     pub code: String,
     /// The string literals, in order.
     pub literals: Vec<String>,
 }
 
 impl Lexed {
-    /// Takes a file apart.
+    /// Separates the text of a file.
     pub fn new(text: &str) -> Self {
         let mut lexed = Self { code: String::with_capacity(text.len()), literals: Vec::new() };
         let mut rest = text;
@@ -38,8 +38,8 @@ impl Lexed {
         lexed
     }
 
-    /// Takes a literal whose text begins after `prefix` bytes. Returns how long it is with its
-    /// ends.
+    /// Reads a literal whose text begins after `prefix` bytes. Returns its length with both
+    /// delimiters.
     fn literal(&mut self, rest: &str, prefix: usize, end: &str, escapes: bool) -> usize {
         let body = &rest[prefix..];
         let mut at = 0;
@@ -50,13 +50,14 @@ impl Lexed {
                 at += body[at..].chars().next().map_or(0, char::len_utf8);
             }
         }
+
         self.literals.push(body[..at].to_owned());
         self.code.push_str("\"\"");
         (prefix + at + end.len()).min(rest.len())
     }
 }
 
-/// Of `r"…"`, `br#"…"#` and the like: the length of what is before the text, and the number of
+/// The length of the prefix of a raw string such as `r"…"` or `br#"…"#`, and the number of its
 /// hashes.
 fn raw_hashes(rest: &str) -> Option<(usize, usize)> {
     let start = ["r", "br", "cr"].iter().find(|start| {
@@ -87,25 +88,27 @@ fn block_comment(rest: &str) -> usize {
     }
 }
 
-/// The length of a character literal, or of the tick of a lifetime.
+/// The length of a character literal, or 1 for the quote of a lifetime.
 fn character(rest: &str) -> usize {
     let mut chars = rest.char_indices().skip(1);
     let first = chars.next().map(|(_, c)| c);
     let second = chars.next();
     if first == Some('\\') {
-        // The escaped character may itself be a tick.
+        // The escaped character may itself be a quote.
         let from = second.map_or(rest.len(), |(at, c)| at + c.len_utf8());
         return rest[from..].find('\'').map_or(rest.len(), |at| from + at + 1);
     }
+
     match second {
         Some((at, '\'')) => at + 1,
         _ => 1,
     }
 }
 
-/// The first name of every path after `root`, such as `crate::`; of a group all first names.
+/// The first name of each path after `root`, such as `crate::`; for a group, the first name of each
+/// path in it.
 pub fn paths_after(code: &str, root: &str) -> Vec<String> {
-    // Spaces inside a path are legal, if odd; words that they part stay parted.
+    // Spaces around `::` are legal.
     let code = code.replace(" :: ", "::").replace(":: ", "::").replace(" ::", "::");
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
@@ -120,6 +123,7 @@ pub fn paths_after(code: &str, root: &str) -> Vec<String> {
             None => found.push(name(rest)),
         }
     }
+
     found.retain(|name| !name.is_empty());
     found
 }
@@ -148,7 +152,7 @@ fn name(rest: &str) -> String {
 }
 
 #[test]
-fn comments_and_literals_are_told_from_code() {
+fn comments_and_literals_are_separated_from_code() {
     let text = r##"a /* b /* c */ "d" */ "e\"f" 'g' '\'' &'h i // "j"
         r#"k"l"# br"m" "n""##;
     let lexed = Lexed::new(text);

@@ -1,3 +1,6 @@
-//! Reads Rust source as far as the rules of the tree need it. The rules are in `tests/tree.rs`.
+//! The rules of the source tree.
 
+pub mod circles;
+pub mod edges;
 pub mod lexer;
+pub mod rules;

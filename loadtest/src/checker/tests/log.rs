@@ -1,4 +1,4 @@
-//! I1 to I5, I8 to I11, I15 to I18: logs, answers and reads.
+//! Tests of I1 to I5, I8 to I11 and I15 to I18: logs, answers and reads.
 
 use super::super::{Evidence, Exposed, Invariant, check};
 use super::{Crew, broken, crew, violates};
@@ -12,6 +12,7 @@ fn a_quiet_run_is_clean_and_counted() {
     run.history(ann, chat, 50);
     run.changes(ann, chat, 2);
     run.finish();
+
     let report = run.check();
     assert!(report.is_clean(), "{report}");
     assert_eq!(
@@ -25,6 +26,7 @@ fn a_quiet_run_is_clean_and_counted() {
 fn a_missing_message_and_a_rev_used_twice_are_found() {
     let Crew { mut run, chat, .. } = crew();
     run.finish();
+
     let report = broken(run, |run| {
         run.of(chat).messages.remove(2);
     });
@@ -32,13 +34,14 @@ fn a_missing_message_and_a_rev_used_twice_are_found() {
     violates(&report, Invariant::I2);
     violates(&report, Invariant::I5);
     assert!(report.counts.lost > 0, "{report}");
+
     let Crew { mut run, chat, .. } = crew();
     run.finish();
     violates(&broken(run, |run| run.of(chat).messages[2].seen.rev = 3), Invariant::I1);
 }
 
 #[test]
-fn an_acknowledged_message_that_is_somebody_elses_in_the_log_is_found() {
+fn an_acknowledged_message_with_another_sender_in_the_log_is_found() {
     let Crew { mut run, chat, bob, .. } = crew();
     run.finish();
     violates(&broken(run, |run| run.of(chat).messages[0].seen.sender = bob), Invariant::I2);
@@ -50,9 +53,11 @@ fn an_acknowledged_edit_or_removal_that_is_not_in_the_log_is_found() {
     let before = run.of(chat).messages[1].seen;
     run.edit(chat, 2);
     run.finish();
+
     let report =
         broken(run, |run| run.of(chat).messages[1].seen = Seen { rev: before.rev, ..before });
     violates(&report, Invariant::I2);
+
     let Crew { mut run, chat, .. } = crew();
     let before = run.of(chat).messages[1].seen;
     run.remove(chat, 2);
@@ -61,15 +66,18 @@ fn an_acknowledged_edit_or_removal_that_is_not_in_the_log_is_found() {
 }
 
 #[test]
-fn a_message_that_nobody_sent_or_that_was_refused_is_found() {
+fn a_message_that_was_never_sent_or_was_refused_is_found() {
     let Crew { mut run, ann, chat, .. } = crew();
     run.send(ann, chat);
     run.finish();
+
     let report = broken(run, |run| drop(run.record.ops.pop()));
     violates(&report, Invariant::I3);
+
     let Crew { mut run, ann, chat, .. } = crew();
     run.send_keyed(ann, chat, Digest::NONE, false);
     run.finish();
+
     let report = broken(run, |run| {
         let refused = Outcome::Refused { status: 403, code: ann };
         run.record.ops.last_mut().unwrap().outcome = Some(refused);
@@ -78,7 +86,7 @@ fn a_message_that_nobody_sent_or_that_was_refused_is_found() {
 }
 
 #[test]
-fn a_message_changed_as_nobody_asked_is_found() {
+fn a_change_without_a_request_is_found() {
     let Crew { mut run, chat, .. } = crew();
     run.edit(chat, 1);
     run.finish();
@@ -92,16 +100,19 @@ fn a_key_that_made_two_messages_is_found_in_answers_and_in_the_log() {
     run.repeat(chat, id);
     run.send(ann, chat);
     run.finish();
+
     let report = broken(run, |run| {
         let other = run.of(chat).messages[1].seen;
         let repeat = &mut run.record.ops[7];
         repeat.outcome = Some(Outcome::Ok(Value::Message(other)));
     });
     violates(&report, Invariant::I4);
+
     let Crew { mut run, ann, chat, .. } = crew();
     run.send_keyed(ann, chat, Digest(77), false);
     run.send_keyed(ann, chat, Digest(78), false);
     run.finish();
+
     let report =
         broken(run, |run| run.of(chat).messages.last_mut().unwrap().client_id = Digest(77));
     violates(&report, Invariant::I4);
@@ -109,7 +120,7 @@ fn a_key_that_made_two_messages_is_found_in_answers_and_in_the_log() {
 }
 
 #[test]
-fn two_who_see_different_texts_are_found() {
+fn reads_with_different_texts_are_found() {
     let Crew { mut run, ann, chat, .. } = crew();
     let read = run.history(ann, chat, 50);
     run.finish();
@@ -149,23 +160,27 @@ fn a_later_send_with_a_smaller_id_is_found() {
 fn sends_of_one_connection_out_of_order_are_found() {
     let Crew { mut run, .. } = crew();
     run.finish();
+
     let pipelined = |run: &mut super::Scenario| {
         for op in &mut run.record.ops {
             op.stream = Some(Stream { device: 0, connection: 1 });
             (op.invoked_us, op.completed_us) = (1, Some(1000));
         }
     };
+
     pipelined(&mut run);
+
     let report = broken(run, |run| run.record.ops.swap(0, 2));
     violates(&report, Invariant::I9);
     assert_eq!(report.count(Invariant::I8), 0, "{report}");
 }
 
 #[test]
-fn reads_without_ones_own_write_are_found() {
+fn reads_without_the_readers_own_write_are_found() {
     let Crew { mut run, ann, bob, chat, .. } = crew();
     let read = run.history(bob, chat, 50);
     run.finish();
+
     let report = broken(run, |run| {
         let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
             panic!()
@@ -173,11 +188,13 @@ fn reads_without_ones_own_write_are_found() {
         *page = page[..5].into();
     });
     violates(&report, Invariant::I10);
+
     let Crew { mut run, chat, .. } = crew();
     let seen = run.of(chat).messages[0].seen;
     run.edit(chat, 1);
     let read = run.history(ann, chat, 50);
     run.finish();
+
     let report = broken(run, |run| {
         let Some(Outcome::Ok(Value::Messages(page))) = &mut run.record.ops[read].outcome else {
             panic!()
@@ -202,15 +219,18 @@ fn a_page_with_a_hole_is_found() {
 }
 
 #[test]
-fn a_read_that_goes_back_behind_another_or_behind_a_device_is_found() {
+fn a_read_older_than_an_earlier_read_or_device_is_found() {
     for other_reads in [1, 0] {
         let Crew { mut run, ann, bob, chat, .. } = crew();
         run.send(bob, chat);
+
         for _ in 0..other_reads {
             run.changes(ann, chat, 0);
         }
+
         let read = run.changes(ann, chat, 0);
         run.finish();
+
         let report = broken(run, |run| {
             let stale = Value::Changes { messages: Box::new([]), rev: 6, complete: true };
             run.record.ops[read].kind = Kind::Changes { chat, after_rev: 6 };
@@ -259,8 +279,10 @@ fn requests_left_open_or_answered_late_are_found() {
 fn a_secret_in_a_log_is_found_and_not_repeated() {
     let Crew { mut run, .. } = crew();
     run.finish();
+
     let secrets = ["sl_0123456789abcdef".to_owned(), "hunter2".to_owned(), "never seen".to_owned()];
     let text = |text: &str| Exposed { place: "the log".to_owned(), text: text.to_owned() };
+
     let with = |exposed: &[Exposed]| {
         check(&Evidence {
             record: &run.record,
@@ -270,14 +292,16 @@ fn a_secret_in_a_log_is_found_and_not_repeated() {
             limits: run.limits,
         })
     };
+
     assert!(with(&[text("sl_0123456789abcdeg hunter")]).is_clean());
+
     let report = with(&[text("token=sl_0123456789abcdef hunter2")]);
     assert_eq!(report.count(Invariant::I18), 2, "{report}");
     assert!(!report.to_string().contains("hunter2"), "{report}");
 }
 
 #[test]
-fn a_record_that_had_to_drop_something_is_not_clean() {
+fn an_incomplete_record_is_not_clean() {
     let Crew { mut run, .. } = crew();
     run.finish();
     violates(&broken(run, |run| run.record.dropped = 1), Invariant::I0);

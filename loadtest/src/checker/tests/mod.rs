@@ -1,5 +1,5 @@
-//! Every invariant is broken once, by hand, in a run that is clean without; and random clean runs
-//! stay clean.
+//! Each test breaks an invariant by hand in a run that is clean otherwise. Random runs of a correct
+//! server are clean.
 
 mod epochs;
 mod log;
@@ -11,7 +11,7 @@ use super::scenario::Scenario;
 use super::{Invariant, Report};
 use crate::history::Name;
 
-/// Two members and a stranger, a chat with a few messages, a device of each.
+/// A chat with a few messages, its members Ann and Bob, the stranger Eve, and a device of each.
 struct Crew {
     run: Scenario,
     ann: Name,
@@ -24,17 +24,20 @@ fn crew() -> Crew {
     let mut run = Scenario::new();
     let (ann, bob, eve) = (run.name("ann"), run.name("bob"), run.name("eve"));
     let chat = run.chat(&[ann, bob]);
+
     for user in [ann, bob, eve] {
         run.device(user);
     }
+
     for _ in 0..3 {
         run.send(ann, chat);
         run.send(bob, chat);
     }
+
     Crew { run, ann, bob, eve, chat }
 }
 
-/// The report of a run that was changed by hand, after it was shown to be clean without the change.
+/// Checks that a run is clean, changes it, and returns the report of the changed run.
 fn broken(mut run: Scenario, change: impl FnOnce(&mut Scenario)) -> Report {
     let report = run.check();
     assert!(report.is_clean(), "not clean before the change:\n{report}");

@@ -1,5 +1,5 @@
-//! Inserts into a table with one index, and pages of it: what a durable send and a read cost at
-//! least, in the database that the server under test uses.
+//! Inserts into a table with one index, and reads of its pages. They are the minimum cost of a
+//! durable send and of a read, in the database that the server under test uses.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -15,47 +15,53 @@ use super::drive::Driven;
 use crate::tool::arith::{ratio, real};
 use crate::tool::meter::Meter;
 
-/// Rows of a commit at most, as in the real server.
+/// Most rows of a commit; the same as in the real server.
 const BATCH_MAX: usize = 128;
-/// Inserts that wait at most.
+/// Capacity of the queue of inserts.
 const WAITING_MAX: usize = 4096;
-/// How long pages are read, after a second of warm-up.
+/// Measured duration of page reads, after the warm-up.
 const READ: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_secs(1);
-/// How long single rows are measured.
+/// Measured duration of single-row commits.
 const SINGLE: Duration = Duration::from_secs(1);
-/// Rows that are there when pages are read.
+/// Rows of the table before pages are read.
 const ROWS: usize = 10_000;
 
+/// Text of each row.
 const ROW: &str = "A message of ordinary length.";
 
+/// A row to insert, and the sender that reports its commit.
 type Waiting = (String, oneshot::Sender<()>);
 
-/// A connection to the table, which it makes.
+/// A connection to the table.
 enum Table {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
 }
 
 impl Table {
+    /// Connects, and creates the table if it does not exist.
     async fn open(url: &str) -> Result<Self, sqlx::Error> {
         if url.starts_with("postgres:") {
             let mut connection = PgConnection::connect(url).await?;
-            let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor (id BIGSERIAL PRIMARY KEY, text TEXT NOT NULL)";
+            let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor \
+                       (id BIGSERIAL PRIMARY KEY, text TEXT NOT NULL)";
             connection.execute(sql).await?;
             return Ok(Self::Postgres(connection));
         }
-        // As careful as the real server.
+
+        // The same durability as in the real server.
         let options = SqliteConnectOptions::from_str(url)?.create_if_missing(true);
         let options =
             options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         let mut connection = options.connect().await?;
-        let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor (id INTEGER PRIMARY KEY, text TEXT NOT NULL)";
+        let sql = "CREATE TABLE IF NOT EXISTS loadtest_floor \
+                   (id INTEGER PRIMARY KEY, text TEXT NOT NULL)";
         connection.execute(sql).await?;
         Ok(Self::Sqlite(connection))
     }
 
-    /// Commits these rows together.
+    /// Inserts these rows in one commit.
     async fn insert(&mut self, texts: Vec<String>) -> Result<(), sqlx::Error> {
         match self {
             Self::Postgres(connection) => {
@@ -69,11 +75,12 @@ impl Table {
         }
     }
 
-    /// Reads the newest rows. How many there were.
+    /// Reads the newest `rows` rows. Returns how many there were.
     async fn page(&mut self, rows: u32) -> Result<usize, sqlx::Error> {
         const PAGE: &str =
             "SELECT id, text FROM loadtest_floor WHERE id > $1 ORDER BY id DESC LIMIT $2";
         let rows = i64::from(rows);
+
         match self {
             Self::Postgres(connection) => sqlx::query(PAGE)
                 .bind(0_i64)
@@ -91,7 +98,7 @@ impl Table {
     }
 }
 
-/// Takes inserts, and commits what is there together. Clones share a connection.
+/// Groups queued inserts into commits. Clones share a connection.
 #[derive(Clone, Debug)]
 pub struct Commits {
     waiting: mpsc::Sender<Waiting>,
@@ -99,7 +106,7 @@ pub struct Commits {
 }
 
 impl Commits {
-    /// Connects and makes the table.
+    /// Connects and creates the table.
     ///
     /// # Errors
     /// If the database does not answer.
@@ -111,7 +118,7 @@ impl Commits {
         Ok(Self { waiting, _task: task })
     }
 
-    /// Inserts a row; returns once it is durable, and `None` if it will never be.
+    /// Inserts a row. Returns once it is durable, or `None` if the insert failed.
     pub async fn insert(&self, text: String) -> Option<()> {
         let (done, durable) = oneshot::channel();
         self.waiting.send((text, done)).await.ok()?;
@@ -124,7 +131,7 @@ async fn commit_to(mut table: Table, mut inbox: mpsc::Receiver<Waiting>) {
     while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let (texts, done): (Vec<String>, Vec<_>) = batch.drain(..).unzip();
         if table.insert(texts).await.is_err() {
-            // Those who wait see that nobody will tell them.
+            // Dropping the senders reports the failure to the waiting inserts.
             return;
         }
         for done in done {
@@ -133,12 +140,14 @@ async fn commit_to(mut table: Table, mut inbox: mpsc::Receiver<Waiting>) {
     }
 }
 
-/// Pages of rows that `readers` connections read by the index, each waiting for its own.
+/// Measures page reads by the index on `readers` connections; each reads its next page when the
+/// previous one has arrived.
 ///
 /// # Errors
 /// If the database does not answer.
 pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, String> {
     fill(url).await.map_err(|error| error.to_string())?;
+
     let (meter, mut reading) = (Meter::new("floor", WARM_UP)?, JoinSet::new());
     let until = Instant::now() + WARM_UP + READ;
     for _ in 0..readers {
@@ -153,14 +162,15 @@ pub async fn pages(url: &str, readers: usize, rows: u32) -> Result<Driven, Strin
             Ok::<(), String>(())
         });
     }
-    for each in reading.join_all().await {
-        each?;
+
+    for result in reading.join_all().await {
+        result?;
     }
     meter.stop();
     Ok(Driven::of(&meter.summary(), 0.0))
 }
 
-/// Puts rows into a table that has none yet.
+/// Inserts [`ROWS`] rows if the table is empty.
 async fn fill(url: &str) -> Result<(), sqlx::Error> {
     let mut table = Table::open(url).await?;
     if table.page(1).await? == 0 {
@@ -169,13 +179,14 @@ async fn fill(url: &str) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Rows a second that one connection commits one by one.
+/// Measures commits of one row each, one at a time. Returns the commits per second.
 ///
 /// # Errors
 /// If the database does not answer.
 pub async fn single_rows(url: &str) -> Result<f64, String> {
     let mut table = Table::open(url).await.map_err(|error| error.to_string())?;
     let (began, mut count) = (Instant::now(), 0);
+
     while began.elapsed() < SINGLE {
         table.insert(vec![ROW.to_owned()]).await.map_err(|error| error.to_string())?;
         count += 1;
@@ -188,7 +199,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn there_is_something_to_read_before_anything_was_sent() {
+    async fn fill_inserts_rows_only_once() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("floor.db").display());
         for _ in 0..2 {
@@ -198,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rows_are_inserted_and_read_in_a_file_of_ones_own() {
+    async fn inserted_rows_are_readable() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("floor.db").display());
         let commits = Commits::to_database(&url).await.unwrap();

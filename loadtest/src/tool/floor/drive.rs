@@ -1,4 +1,4 @@
-//! The load on a bare server: the same connections and loops as on the real one.
+//! The load on a bare server. Connections and loops are the same as for the real server.
 
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,22 @@ use crate::tool::meter::{Meter, Summary};
 use crate::tool::proc::of_tree;
 use crate::tool::site::replica::Replica;
 
-/// How long each is measured, after a second of warm-up.
+/// Measured duration, after the warm-up.
 const SPAN: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Handshakes at once.
+/// Concurrent handshakes.
 const HANDSHAKES_MAX: usize = 32;
-/// How long an echo may take.
+/// Timeout of an echo.
 const ANSWER: Duration = Duration::from_secs(10);
-/// About as long as an event of a message.
-const EVENT: &str = "{\"type\":\"new_message\",\"chat_id\":\"019ab0c0-0000-7000-8000-000000000000\",\"rev\":123456,\
-    \"message\":{\"id\":123456,\"text\":\"A message of ordinary length, as people write them all day long.\",\
-    \"sender_id\":\"019ab0c0-0000-7000-8000-000000000001\",\"sent_at\":\"2026-11-21T23:59:59.123Z\"}}";
+/// A frame about as long as a `new_message` frame.
+const EVENT: &str = "{\"type\":\"new_message\",\
+    \"chat_id\":\"019ab0c0-0000-7000-8000-000000000000\",\"rev\":123456,\
+    \"message\":{\"id\":123456,\
+    \"text\":\"A message of ordinary length, as people write them all day long.\",\
+    \"sender_id\":\"019ab0c0-0000-7000-8000-000000000001\",\
+    \"sent_at\":\"2026-11-21T23:59:59.123Z\"}}";
 
-/// Digits of the time at which a frame to all was sent, in microseconds of the run.
+/// Digits of the send time in a frame to all members, in microseconds since the start of the run.
 const STAMP_DIGITS: usize = 12;
 
 type Socket = WebSocketStream<TcpStream>;
@@ -44,21 +47,19 @@ async fn connect(server: &Replica, count: usize) -> Result<Vec<Socket>, String> 
     Ok(sockets)
 }
 
-/// What something bare did under load.
+/// The result of a load on a bare server or on the database.
 #[derive(Clone, Copy, Debug)]
 pub struct Driven {
-    /// How often a second.
+    /// Operations per second.
     pub rate: f64,
-    /// How long half of them took at most, in milliseconds.
     pub p50_ms: f64,
-    /// How long 99 % of them took at most, in milliseconds.
     pub p99_ms: f64,
-    /// CPU of the bare server for each, in microseconds.
+    /// CPU time of the bare server per operation, in microseconds.
     pub cpu_us: f64,
 }
 
 impl Driven {
-    /// What was measured while the server used `cpu_s`, warm-up included.
+    /// The result of a run in which the server used `cpu_s` CPU seconds, warm-up included.
     pub fn of(summary: &Summary, cpu_s: f64) -> Self {
         Self {
             rate: summary.rate,
@@ -69,19 +70,20 @@ impl Driven {
     }
 }
 
-/// What idle connections to a bare server cost.
+/// The cost of idle connections to a bare server.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
-    /// Resident KiB of the server for each.
+    /// Resident memory of the server per connection, in KiB.
     pub kib: f64,
-    /// How many were made a second.
+    /// Connections made per second.
     pub connects: f64,
 }
 
-/// Makes and holds `count` connections.
+/// Opens and holds `count` connections.
 pub async fn hold(server: &Replica, count: usize) -> Result<Held, String> {
     drop(connect(server, 1).await?);
     sleep(Duration::from_millis(300)).await;
+
     let memory = || resident_bytes(server.pid()).unwrap_or(0);
     let (before, began) = (memory(), Instant::now());
     let sockets = connect(server, count).await?;
@@ -100,11 +102,14 @@ async fn echo(socket: &mut Socket, text: String) -> Result<(), String> {
     }
 }
 
-/// Frames that come back on `count` connections, each of which waits for its own.
+/// Measures echoes on `count` connections; each sends its next frame when the echo of the previous
+/// one has arrived.
 pub async fn round_trips(server: &Replica, count: usize) -> Result<Driven, String> {
     let sockets = connect(server, count).await?;
     let (meter, cpu_s) = (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s);
+
     let until = Instant::now() + WARM_UP + SPAN;
+
     let mut senders = JoinSet::new();
     for mut socket in sockets {
         let meter = meter.clone();
@@ -117,17 +122,18 @@ pub async fn round_trips(server: &Replica, count: usize) -> Result<Driven, Strin
             Ok::<(), String>(())
         });
     }
-    for each in senders.join_all().await {
-        each?;
+    for result in senders.join_all().await {
+        result?;
     }
     meter.stop();
     Ok(Driven::of(&meter.summary(), of_tree(server.pid()).cpu_s - cpu_s))
 }
 
-/// Frames that reach `count` connections, all of them each time.
+/// Measures the delivery of frames to `count` connections. Each frame goes to all of them.
 pub async fn fan_out(server: &Replica, count: usize) -> Result<Driven, String> {
     let (meter, cpu_s, epoch) =
         (Meter::new("floor", WARM_UP)?, of_tree(server.pid()).cpu_s, Instant::now());
+
     let mut members = JoinSet::new();
     for mut socket in connect(server, count).await? {
         socket.send(Message::text(JOIN)).await.map_err(|error| error.to_string())?;
@@ -144,15 +150,16 @@ pub async fn fan_out(server: &Replica, count: usize) -> Result<Driven, String> {
             }
         });
     }
+
     let mut owner = connect(server, 1).await?.pop().ok_or("no connection")?;
-    // All have joined once their frames are read, which come before this one's connection or soon
-    // after.
+    // The server must have read all join frames before the first frame to all members.
     sleep(Duration::from_millis(500)).await;
     let until = Instant::now() + WARM_UP + SPAN;
     while Instant::now() < until {
         echo(&mut owner, format!("{TO_ALL}{:0STAMP_DIGITS$}{EVENT}", epoch.elapsed().as_micros()))
             .await?;
     }
+
     meter.stop();
     members.abort_all();
     Ok(Driven::of(&meter.summary(), of_tree(server.pid()).cpu_s - cpu_s))

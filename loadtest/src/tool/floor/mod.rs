@@ -1,4 +1,4 @@
-//! What the same hardware gives without a chat server: every result is held against these.
+//! Floors: the performance of bare servers on the same hardware. Figures are compared with them.
 
 mod commits;
 mod drive;
@@ -17,23 +17,21 @@ use super::stage::FloorKind;
 
 pub use server::serve;
 
-/// One floor.
+/// One measured floor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Floor {
-    /// What is held against it; absent for one that only informs.
+    /// Identifies the floor in figures; absent if no figure is compared with it.
     pub kind: Option<FloorKind>,
-    /// What it says.
+    /// Name in tables.
     pub name: &'static str,
-    /// How much.
     pub value: f64,
-    /// Of what.
     pub unit: &'static str,
 }
 
-/// What one workload is held against; nothing if it was not asked for.
+/// The floors of one workload; empty unless `--floors` was given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Floors {
-    /// One a row.
+    /// One table row each.
     pub rows: Vec<Floor>,
 }
 
@@ -43,7 +41,7 @@ impl Floors {
         self.rows.iter().find(|row| row.kind == Some(kind)).map(|row| row.value)
     }
 
-    /// The mean of what was measured before a workload and after it.
+    /// The mean of these values, measured before a workload, and of those measured after it.
     #[must_use]
     pub fn mean(mut self, after: &Self) -> Self {
         for (row, later) in self.rows.iter_mut().zip(&after.rows) {
@@ -57,7 +55,7 @@ impl Floors {
     }
 }
 
-/// Measures floors beside a deployment: on its Postgres, or else on an SQLite of its own.
+/// Measures floors next to a deployment: on its Postgres, or on a temporary SQLite database.
 #[derive(Debug)]
 pub struct Bench {
     load: Load,
@@ -67,10 +65,10 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// One beside a deployment with this database, if it has one, and this Redis.
+    /// Creates a bench on the Postgres and the Redis of a deployment, if it has them.
     ///
     /// # Errors
-    /// If there is no room for a temporary directory.
+    /// If no temporary directory can be created.
     pub fn new(
         load: &Load,
         database: Option<String>,
@@ -82,9 +80,8 @@ impl Bench {
         Ok(Self { load: load.clone(), database, redis_port, _dir: dir })
     }
 
-    /// Measures what a workload is held against, a few seconds each. A machine that others share is
-    /// a different one from minute to minute, so this is done right before the workload and right
-    /// after it.
+    /// Measures the floors of a workload, a few seconds each. The caller does this right before and
+    /// right after the workload, because the speed of a shared machine changes within minutes.
     ///
     /// # Errors
     /// If a bare server does not start or does not answer.
@@ -108,6 +105,7 @@ impl Bench {
     async fn sockets(&self) -> Result<Floors, String> {
         let mut floors = Floors::default();
         let echo = bare(&[]).await?;
+
         let held = drive::hold(&echo, usize::from(self.load.connections)).await?;
         floors.add(
             Some(FloorKind::Connection),
@@ -121,6 +119,7 @@ impl Bench {
             held.connects,
             "/s",
         );
+
         let echoes = drive::round_trips(&echo, usize::from(self.load.senders)).await?;
         floors.add(None, "echoes of a bare WebSocket server", echoes.rate, "/s");
         Ok(floors)
@@ -135,6 +134,7 @@ impl Bench {
         floors.add(Some(FloorKind::GroupedP50), "such a durable send, p50", sends.p50_ms, "ms");
         floors.add(Some(FloorKind::GroupedP99), "such a durable send, p99", sends.p99_ms, "ms");
         floors.add(Some(FloorKind::GroupedCpu), "CPU of such a durable send", sends.cpu_us, "µs");
+
         let single = commits::single_rows(&self.database).await?;
         floors.add(None, "commits of one row, one at a time", single, "/s");
         Ok(floors)
@@ -152,6 +152,7 @@ impl Bench {
         floors.add(Some(FloorKind::FanOutP50), "such a delivery, p50", writes.p50_ms, "ms");
         floors.add(Some(FloorKind::FanOutP99), "such a delivery, p99", writes.p99_ms, "ms");
         floors.add(Some(FloorKind::FanOutCpu), "CPU of such a delivery", writes.cpu_us, "µs");
+
         if let Some(port) = self.redis_port {
             floors.add(
                 None,
@@ -183,6 +184,7 @@ impl Bench {
         let send = drive::round_trips(&commits, 1).await?;
         drop(commits);
         let read = commits::pages(&self.database, 1, PAGE).await?;
+
         floors.add(
             Some(FloorKind::LoneSendP50),
             "a durable send, one at a time, p50",
@@ -201,11 +203,12 @@ impl Bench {
     }
 }
 
-/// A bare server in a process of its own, so that its memory can be told from this program's.
+/// Starts a bare server in its own process, so that its memory is measured separately.
 async fn bare(args: &[&str]) -> Result<Replica, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command: Command = ending_with_us(&own);
     command.arg("floor").args(args).stdin(std::process::Stdio::null());
+
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     Replica::start(command, &dir.path().join("log")).await
 }
@@ -215,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_workload_is_held_against_the_mean_of_before_and_after() {
+    fn floors_are_the_mean_of_both_measurements() {
         let floors = |rate, p50| {
             let mut floors = Floors::default();
             floors.add(Some(FloorKind::Reads), "reads", rate, "/s");

@@ -1,4 +1,4 @@
-//! How fast Redis publishes: the floor of telling other replicas.
+//! The speed of `PUBLISH` in Redis: the floor of events between replicas.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,14 @@ use tokio::net::TcpStream;
 
 use crate::tool::arith::{ratio, real};
 
-/// How long it is measured.
+/// Measured duration.
 const SPAN: Duration = Duration::from_secs(1);
-/// Commands under way at once.
+/// Pipelined commands.
 const AT_ONCE: u64 = 64;
-/// About as long as an event of a message.
+/// About the length of a message event.
 const EVENT_BYTES: usize = 300;
 
-/// Events published a second to a channel without subscribers.
+/// Returns the events published per second to a channel without subscribers.
 ///
 /// # Errors
 /// If Redis does not answer.
@@ -28,6 +28,7 @@ async fn measure(port: u16) -> std::io::Result<f64> {
     let event = "x".repeat(EVENT_BYTES);
     let command = format!("*3\r\n$7\r\nPUBLISH\r\n$5\r\nfloor\r\n${EVENT_BYTES}\r\n{event}\r\n");
     let commands: String = (0..AT_ONCE).map(|_| command.as_str()).collect();
+
     let (began, mut count, mut buffer) = (Instant::now(), 0, vec![0; 4096]);
     while began.elapsed() < SPAN {
         stream.write_all(commands.as_bytes()).await?;
@@ -44,7 +45,7 @@ async fn measure(port: u16) -> std::io::Result<f64> {
     Ok(ratio(real(count), began.elapsed().as_secs_f64()))
 }
 
-/// Each answer is one line.
+/// Counts line ends; each answer is one line.
 fn lines_in(bytes: &[u8]) -> usize {
     bytes.split(|byte| *byte == b'\n').count() - 1
 }

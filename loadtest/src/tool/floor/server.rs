@@ -1,4 +1,4 @@
-//! Bare WebSocket servers: the sockets of the real one, and nothing behind them.
+//! Bare WebSocket servers, with the same socket settings as the real server.
 
 use std::sync::Arc;
 
@@ -12,28 +12,30 @@ use tokio_util::task::TaskTracker;
 
 use super::commits::Commits;
 
-/// What is read from a socket at once, as in the real server.
+/// Size of the read buffer; the same as in the real server.
 const READ_BUFFER_BYTES: usize = 1024;
-/// A frame that makes its connection one that is written to.
+/// A frame that makes its connection a member.
 pub const JOIN: &str = "join";
-/// The first letter of a frame that is written to all who joined.
+/// The first character of a frame that the server sends to all members.
 pub const TO_ALL: char = '>';
 
 type Socket = WebSocketStream<TcpStream>;
 type Members = Arc<Mutex<Vec<Socket>>>;
 
-/// Serves until the process is ended: echoes frames, or makes them durable in a table of
-/// `database`, and then echoes them. Prints `listening on http://ADDRESS`.
+/// Serves until the process ends. Echoes each frame; with `database`, commits it there first.
+/// Prints `listening on http://ADDRESS`.
 ///
 /// # Errors
-/// If it can't listen, or not reach the database.
+/// If the port or the database is not available.
 pub async fn serve(database: Option<String>) -> Result<(), String> {
     let commits = match database {
         Some(url) => Some(Commits::to_database(&url).await?),
         None => None,
     };
+
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
     println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);
+
     let (members, tasks) = (Members::default(), TaskTracker::new());
     loop {
         let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
@@ -45,9 +47,10 @@ async fn converse(stream: TcpStream, members: Members, commits: Option<Commits>)
     stream.set_nodelay(true).ok()?;
     let config =
         WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
-    // On the heap until it is done: the handshake is the largest part of this task, and most of its
-    // life it is over.
+    // The handshake is boxed, because otherwise its state would enlarge the task for its whole
+    // life.
     let mut socket = Box::pin(accept_async_with_config(stream, Some(config))).await.ok()?;
+
     while let Some(Ok(message)) = socket.next().await {
         let Message::Text(text) = message else { continue };
         if text.as_str() == JOIN {
@@ -59,6 +62,7 @@ async fn converse(stream: TcpStream, members: Members, commits: Option<Commits>)
                 member.send(Message::Text(text.clone())).await.ok()?;
             }
         }
+
         if let Some(commits) = &commits {
             commits.insert(text.to_string()).await?;
         }

@@ -1,12 +1,12 @@
-//! `crash`: a replica is killed while people write, and nobody writes afterwards. What it had
-//! committed and not told must be heard all the same, and whoever hangs up just then must be shown
-//! offline.
+//! `crash`: a replica is killed while users write, and no one writes afterwards. The other replicas
+//! must deliver the messages that the killed replica had committed and not published. Users who
+//! disconnect at that moment must be shown offline.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use starling_loadtest::device::Device;
-use starling_loadtest::history::{DeviceRecord, Name, Record, Told};
+use starling_loadtest::history::{DeviceEvent, DeviceRecord, Name, Record};
 use starling_loadtest::workload::{self, Work};
 
 use super::Measured;
@@ -18,19 +18,20 @@ use crate::tool::site::Site;
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
-/// Between two messages of a user, on average, in their groups and in a chat of their own.
+/// Mean pause between two messages of a user, in the shared groups and in the user's own group.
 const PACE: Duration = Duration::from_millis(100);
-/// One of so many users hangs up when the replica dies. They write all the same.
+/// One in this many users disconnects when the replica dies. They write like the others.
 const PARTS: usize = 4;
-/// How soon they must be shown offline, by the checker's limits.
+/// The checker's limit for showing them offline.
 const OFFLINE: Duration = Duration::from_secs(20);
-/// How often a device looks whether it has to ask anew who is online.
+/// How often a device checks whether it has reconnected and must subscribe to presence again.
 const ASK: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let site = stage.site.as_ref().ok_or("there is no replica to kill")?;
     let (parting, others) = (work(stage, Duration::ZERO), work(stage, PACE));
     let (users, leavers) = gather(stage, &parting, &others).await?;
+
     let watch = Watch::begin(&stage.processes, Vec::new());
     let from_us = warm_up(stage, &users).await;
     tokio::time::sleep(Duration::from_secs(stage.load.seconds)).await;
@@ -40,17 +41,18 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let until_us = users.history.now_us();
     tokio::join!(others.finish(), parting.finish());
     let gone_us = users.history.now_us();
-    // What the dead one had asked Postgres for may still be done.
+    // Postgres may still execute the last statements of the dead replica.
     tokio::time::sleep(SETTLE).await;
     let log = users.final_log(&all_but(site, dead)).await?;
     let heal = users.until_caught_up(&log, until_us).await;
-    eprintln!("waiting until whoever hung up must be shown offline");
+    eprintln!("waiting until the disconnected users must be shown offline");
     let waited = Duration::from_micros(users.history.now_us() - gone_us);
     tokio::time::sleep((OFFLINE + SETTLE).saturating_sub(waited)).await;
     site.start_again(dead).await?;
 
     let (record, mut measured) =
         users.conclude(stage, &log, spent, Span { from_us, until_us, heal }).await?;
+
     let offline_s =
         real(last_shown_offline_us(&record, &leavers, gone_us).saturating_sub(gone_us)) / 1e6;
     measured.figures.extend([
@@ -61,6 +63,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
             "s",
         ),
     ]);
+
     let killed = Mark { second: real(until_us - from_us) / 1e6, word: "replica killed".to_owned() };
     for meter in &mut measured.meters {
         meter.marks = vec![killed.clone()];
@@ -68,8 +71,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(measured)
 }
 
-/// Users who write until `others` is over and are told who is online. One in [`PARTS`] has a device
-/// that hangs up when `parting` is over; these users.
+/// Creates users that write until `others` ends and that watch presence. One in [`PARTS`] has a
+/// device that disconnects when `parting` ends. Also returns these users.
 async fn gather(
     stage: &Stage,
     parting: &Work,
@@ -80,28 +83,29 @@ async fn gather(
     let groups: Vec<Vec<String>> = (0..count).map(|number| groups_of(&users, number)).collect();
     let gone = users.connect_parted(stage, parting, |number| number % PARTS == 0).await?;
     let leavers: Vec<Name> = gone.iter().map(|device| device.actor().user()).collect();
+
     for (number, groups) in groups.iter().enumerate() {
-        // In a busy chat the next event shows that one is missing; in a chat of one's own there is
-        // none.
+        // In a busy group the gap before the next event reveals a lost event. In a group with one
+        // member no event follows the crash, so the server must find the lost event itself.
         let own = users.group(&[number]).await?;
         let actor = &users.community.actors[number];
         others.spawn(workload::write(others.clone(), actor.clone(), groups.clone()));
         others.spawn(workload::write(others.clone(), actor.clone(), vec![own]));
     }
+
     for (number, device) in (0..count).filter(|number| number % PARTS != 0).zip(&users.devices) {
         let shares =
             |other: &usize| groups[*other].iter().any(|chat| groups[number].contains(chat));
         let watched = (0..count).step_by(PARTS).filter(shares);
         let ids =
             watched.map(|other| users.community.actors[other].account().user_id.clone()).collect();
-        parting.spawn(ask_again(parting.clone(), device.clone(), ids));
+        parting.spawn(watch_on_each_connection(parting.clone(), device.clone(), ids));
     }
     Ok((users, leavers))
 }
 
-/// Asks on each connection who of these is online, and to be told when that changes. Whoever is cut
-/// off by the crash does not ask again: those on the other replicas are the witnesses.
-async fn ask_again(work: Work, device: Device, user_ids: Vec<String>) {
+/// Subscribes to the presence of these users on each new connection.
+async fn watch_on_each_connection(work: Work, device: Device, user_ids: Vec<String>) {
     let (ids, mut asked): (Vec<&str>, u32) = (user_ids.iter().map(String::as_str).collect(), 0);
     while work.wait(ASK).await {
         let status = device.status();
@@ -117,16 +121,18 @@ fn all_but(site: &Arc<Site>, dead: usize) -> Vec<String> {
     numbered.filter(|(number, _)| *number != dead).map(|(_, base)| base).collect()
 }
 
-/// When the last of those who were to be told that one of these users is offline was told so, if
-/// one was.
+/// When the last watcher received that one of these users is offline; 0 if none did.
 fn last_shown_offline_us(record: &Record, users: &[Name], from_us: u64) -> u64 {
     let first = |device: &DeviceRecord, user: Name| {
-        let offline =
-            |told: &Told| matches!(told, Told::Presence { user: of, online: false } if *of == user);
+        let offline = |event: &DeviceEvent| match event {
+            DeviceEvent::Presence { user: of, online: false } => *of == user,
+            _ => false,
+        };
         let mut entries =
             device.entries.iter().filter(|entry| entry.at_us >= from_us && offline(&entry.told));
         entries.next().map(|entry| entry.at_us)
     };
+
     record
         .devices
         .iter()

@@ -1,5 +1,5 @@
-//! `greedy`: one account does as much as it can, on as many connections as it gets, while others
-//! write. The server must limit rates.
+//! `greedy`: one account makes as many requests as it can, on as many connections as the server
+//! accepts, while other users write. The server must limit rates.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,19 +21,19 @@ use crate::tool::arith::{ratio, real};
 use crate::tool::light;
 use crate::tool::stage::{Figure, Stage};
 
-/// Clients of the one account.
+/// Clients of the greedy account.
 const GREEDY: usize = 300;
-/// Between two calls of one of them, so that the generator and the server can share a small
-/// machine: 3000 calls a second.
+/// Pause between two calls of a greedy client. 3000 calls per second leave enough CPU for the
+/// server on a small machine.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Messages of the others, a second, where the command line does not say.
+/// Messages per second of the other users, unless `--rate` is given.
 const RATE: u32 = 200;
-/// Frames that a greedy socket sends at once.
+/// Frames that a greedy connection sends in one go.
 const FRAMES: usize = 8;
-/// How long a greedy socket listens for what its frames brought.
+/// How long a greedy connection reads answers before it sends again.
 const LISTEN: Duration = Duration::from_millis(50);
 
-/// What became of the calls of the greedy account.
+/// Counts the calls of the greedy account by outcome.
 #[derive(Debug, Default)]
 struct Calls {
     done: AtomicU64,
@@ -62,9 +62,10 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         )
         .await?;
 
-    eprintln!("the others alone");
+    eprintln!("measuring the other users alone");
     let alone = others(stage, "alone").await?;
-    eprintln!("the others beside {GREEDY} clients of one account");
+
+    eprintln!("measuring the other users beside {GREEDY} clients of one account");
     let (calls, over, began) = (Arc::<Calls>::default(), CancellationToken::new(), Instant::now());
     let mut clients = JoinSet::new();
     for number in 0..GREEDY {
@@ -78,6 +79,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         };
         clients.spawn(client.run());
     }
+
     let beside = others(stage, "beside").await;
     let seconds = began.elapsed().as_secs_f64();
     over.cancel();
@@ -98,9 +100,11 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         Figure::rate("calls of the greedy account done", each(&calls.done), "/s"),
         Figure::rate("calls of the greedy account refused", each(&calls.refused), "/s"),
     ];
+
     if calls.refused.load(Ordering::Relaxed) == 0 {
         return Err("the greedy account was never refused: the server must limit rates".to_owned());
     }
+
     let mut measured = beside.measured(figures);
     let mut first = alone.measured(Vec::new());
     first.meters.iter_mut().for_each(|meter| "sends of others alone".clone_into(&mut meter.name));
@@ -109,18 +113,20 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(measured)
 }
 
-/// Senders in private chats of their own, for the time of the run.
+/// Measures senders, each in its own private chat.
 async fn others(stage: &Stage, word: &str) -> Result<Ran, String> {
-    // Keys of their own: the chats are those of the time before.
+    // Both measurements use the same chats, so each needs its own idempotency keys.
     let mut stage = Stage { tag: format!("{}-{word}", stage.tag), ..stage.clone() };
     stage.load.rate.get_or_insert(RATE);
     let users = usize::from(stage.load.senders);
+
     let making = (0..users).map(|number| {
         let (stage, members) = (&stage, [2 * number + 1]);
         async move { chat(stage, 2 * number, "private", &members).await }
     });
     let chats: Vec<Chat> =
         stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+
     let lights = stage.connect_all((0..users).map(|number| 2 * number)).await?;
     let senders = lights.into_iter().zip(chats).enumerate();
     let senders =
@@ -128,7 +134,7 @@ async fn others(stage: &Stage, word: &str) -> Result<Ran, String> {
     drive(&stage, senders, Vec::new(), None, None).await
 }
 
-/// One client of the greedy account.
+/// A client of the greedy account.
 struct Client {
     stage: Stage,
     number: usize,
@@ -140,7 +146,8 @@ struct Client {
 
 impl Client {
     async fn run(self) {
-        // As many sockets as the user may have, less those that come and go.
+        // The held connections take half of the limit, so those that come and go compete for the
+        // other half.
         let (holders, comers) = (CONNECTIONS_PER_USER / 2, CONNECTIONS_PER_USER);
         while !self.over.is_cancelled() {
             match self.number {
@@ -177,14 +184,14 @@ impl Client {
         self.calls.count(false);
         let sync = json!({ "type": "sync" }).to_string();
         if socket.send(Message::text(sync)).await.is_ok() {
-            // `ready`, and what `sync` brought.
+            // `ready` and the answer to `sync`.
             let _ =
                 timeout(LISTEN, socket.by_ref().take(2).for_each(|_| std::future::ready(()))).await;
         }
         let _ = socket.close(None).await;
     }
 
-    /// Keeps a socket and sends `typing` and `read` until it ends.
+    /// Holds a connection and sends `typing` and `read` frames until the connection ends.
     async fn hold(&self) {
         let token = &self.stage.accounts[self.user].token;
         let Ok(mut socket) = light::open(self.stage.http.base(self.number), "/ws", token).await
@@ -194,6 +201,7 @@ impl Client {
         let typing = json!({ "type": "typing", "chat_id": self.chat }).to_string();
         let read =
             json!({ "type": "read", "chat_id": self.chat, "message_id": 1, "id": 1 }).to_string();
+
         while !self.over.is_cancelled() {
             for number in 0..FRAMES {
                 let frame = if number % 2 == 0 { &typing } else { &read };
@@ -201,14 +209,15 @@ impl Client {
                     return;
                 }
             }
-            let heard = timeout(LISTEN, async {
+
+            let answers = timeout(LISTEN, async {
                 while let Some(Ok(message)) = socket.next().await {
                     if let Ok(text) = message.to_text() {
                         self.calls.count(text.contains("rate_limited"));
                     }
                 }
             });
-            if heard.await.is_ok() {
+            if answers.await.is_ok() {
                 return;
             }
             sleep(PAUSE).await;

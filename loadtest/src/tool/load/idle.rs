@@ -1,4 +1,4 @@
-//! Connections that are held: what one costs while nothing happens.
+//! `idle`: the cost of idle connections.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,20 @@ use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::stage::{Figure, FloorKind, Stage};
 use crate::tool::watch::Watch;
 
-/// How long memory is let settle before and after the connections are made.
+/// Pause for memory to settle, before and after the connections are opened.
 const SETTLE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let count = usize::from(stage.load.connections);
     let users = count.div_ceil(CONNECTIONS_PER_USER);
     stage.need_accounts(users)?;
-    // What the server allocates once, for its first connection, is no part of one.
+
+    // The first connection makes the server allocate memory once. This must not count.
     for light in stage.connect_all(std::iter::once(0)).await? {
         light.close().await;
     }
     tokio::time::sleep(SETTLE).await;
+
     let memory = || {
         stage
             .processes
@@ -33,6 +35,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let began = Instant::now();
     let lights = stage.connect_all((0..count).map(|number| number % users)).await?;
     let took = began.elapsed().as_secs_f64();
+
     let listeners = Listeners::start(
         stage,
         lights.into_iter().map(|it| (it, String::new())).collect(),
@@ -41,10 +44,12 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     );
     tokio::time::sleep(SETTLE).await;
     let after: u64 = memory();
+
     let watch = Watch::begin(&stage.processes, Vec::new());
     tokio::time::sleep(Duration::from_secs(stage.load.seconds)).await;
     let spent = watch.finish();
     let (held, errors) = listeners.finish(stage, |_| 0).await;
+
     let mut figures = vec![
         Figure::rate("connections made", ratio(real_len(count), took), "/s")
             .over(FloorKind::Connects),

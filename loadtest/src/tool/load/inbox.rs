@@ -1,4 +1,5 @@
-//! Lists and history over a seeded community: what people look at when they open the program.
+//! `inbox`: reads of chat lists and of history, in seeded chats. A client makes these requests when
+//! it starts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::tool::meter::Meter;
 use crate::tool::stage::{Figure, FloorKind, Stage};
 use crate::tool::watch::Watch;
 
-/// Readers at once.
+/// Concurrent readers.
 pub(in crate::tool) const READERS: usize = 8;
 /// Messages of a page.
 pub(in crate::tool) const PAGE: u32 = 50;
@@ -24,7 +25,9 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let chats = Arc::new(chats);
     let warm_up = Duration::from_secs(stage.load.warm_up);
     let (lists, pages) = (Meter::new("lists", warm_up)?, Meter::new("pages", warm_up)?);
+
     let watch = Watch::begin(&stage.processes, vec![lists.clone(), pages.clone()]);
+
     let until = Instant::now() + warm_up + Duration::from_secs(stage.load.seconds);
     let mut readers = JoinSet::new();
     for number in 0..READERS {
@@ -37,6 +40,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         };
         readers.spawn(reader.run(stage.clone()));
     }
+
     let mut errors = seeded.errors;
     for read in readers.join_all().await {
         errors += read?;
@@ -44,6 +48,7 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     lists.stop();
     pages.stop();
     let spent = watch.finish();
+
     let mut figures = Vec::new();
     for (word, meter) in [("list of chats", &lists), ("page of history", &pages)] {
         let summary = meter.summary();
@@ -53,11 +58,13 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         figures.push(latency("p50", summary.p50_us).over(FloorKind::ReadP50));
         figures.push(latency("p99", summary.p99_us).over(FloorKind::ReadP99));
     }
+
     let (lists, pages) = (lists.summary(), pages.summary());
     let proven = format!(
-        "{} lists and {} pages were whole and in order",
+        "{} lists and {} pages were complete and in order",
         lists.count_with_warm_up, pages.count_with_warm_up
     );
+
     Ok(Measured {
         figures,
         meters: vec![lists, pages],
@@ -77,7 +84,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads on until the end. Returns how many requests failed.
+    /// Reads until the end of the run. Returns how many requests failed.
     async fn run(self, stage: Stage) -> Result<u64, String> {
         let mut errors = 0;
         let turns = self.chats.iter().cycle().skip(self.number * self.chats.len() / READERS);
@@ -85,6 +92,7 @@ impl Reader {
             if Instant::now() >= self.until {
                 break;
             }
+
             let begun = Instant::now();
             match stage.request::<ChatList>(turn, *owner, Method::GET, "/chats", None).await {
                 Ok(list) => {
@@ -97,6 +105,7 @@ impl Reader {
                 }
                 Err(_) => errors += 1,
             }
+
             let begun = Instant::now();
             let path = format!("/chats/{chat_id}/messages?max={PAGE}");
             match stage.request::<MessageList>(turn + 1, *owner, Method::GET, &path, None).await {
@@ -111,7 +120,7 @@ impl Reader {
     }
 }
 
-/// Nobody writes any more, so the newest page is full and without a gap.
+/// Checks the newest page. No one writes any longer, so it must be full and without a gap.
 fn judge(stage: &Stage, chat_id: &str, messages: u32, page: &MessageList) {
     let ids: Vec<u32> = page.messages.iter().map(|message| message.id).collect();
     if let Some(two) = ids.windows(2).find(|two| two[1] != two[0] + 1) {

@@ -1,4 +1,4 @@
-//! Connections that listen.
+//! Connections that receive messages and check their order.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,24 +12,23 @@ use crate::tool::light::{Heard, Light};
 use crate::tool::meter::Meter;
 use crate::tool::stage::Stage;
 
-/// How long the last messages may take to reach a listener.
+/// Time limit for the last messages to reach a listener.
 const SETTLE: Duration = Duration::from_secs(15);
-/// Bytes that may wait for a listener that reads nothing: 1 MiB in the server, what the kernels
-/// keep on both sides, and the frames under way.
+/// Largest accepted backlog of a slow consumer: 1 MiB in the server's outbox, the kernel's buffers
+/// on both sides, and the frame that is being written.
 const WAITING_BYTES_MAX: usize = 3 << 20;
 
-/// A connection that listens to one chat, or to none.
+/// A connection that receives the messages of one chat, or of none.
 #[derive(Debug)]
 pub struct Listener {
-    /// Its connection.
     pub light: Light,
-    /// The chat; empty for none.
+    /// Id of the chat; empty for none.
     pub chat: String,
-    /// Connections that ended meanwhile.
+    /// How often the connection ended.
     pub errors: u64,
 }
 
-/// Listeners at work.
+/// Running listeners.
 #[derive(Debug)]
 pub struct Listeners {
     tasks: JoinSet<Listener>,
@@ -37,7 +36,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Lets connections listen, each to its chat. Each delivery is measured, and told to
+    /// Starts a listener on each connection. Each delivery is recorded in `meter` and counted in
     /// `deliveries`.
     pub fn start(
         stage: &Stage,
@@ -59,11 +58,13 @@ impl Listeners {
         Self { tasks, stop }
     }
 
-    /// Ends the listening, once each was told its chat up to the rev that `rev_of` knows; one that
-    /// is not is a violation.
+    /// Waits until each listener has received its chat up to `rev_of` the chat, then closes the
+    /// connections. A listener that does not get there is a violation. Returns the number of
+    /// listeners and of errors.
     pub async fn finish(self, stage: &Stage, rev_of: impl Fn(&str) -> u32) -> (u64, u64) {
         self.stop.cancel();
         let (mut count, mut errors) = (0, 0);
+
         let mut settling = JoinSet::new();
         for mut listener in self.tasks.join_all().await {
             let rev = rev_of(&listener.chat);
@@ -74,25 +75,29 @@ impl Listeners {
                     verdict.chat(
                         &listener.chat,
                         next,
-                        &format!("a member was not told it; the chat is at {rev}"),
+                        &format!("a member did not receive it; the chat is at {rev}"),
                     );
                 }
+
                 let waited = listener.light.waited_bytes();
-                // A balancer's kernel keeps more.
+                // Behind a balancer, more kernel buffers are involved.
                 if direct && waited > WAITING_BYTES_MAX {
                     let what = format!(
-                        "{waited} bytes waited for a member that read nothing, instead of its end"
+                        "{waited} bytes waited for a member that read nothing; its connection \
+                         should have been closed"
                     );
                     verdict.chat(&listener.chat, rev, &what);
                 }
+
                 let errors = listener.errors;
                 listener.light.close().await;
                 errors
             });
         }
-        for each in settling.join_all().await {
+
+        for failed in settling.join_all().await {
             count += 1;
-            errors += each;
+            errors += failed;
         }
         (count, errors)
     }
@@ -107,7 +112,7 @@ impl Listener {
         stop: CancellationToken,
     ) -> Self {
         if self.light.is_slow() {
-            // What came meanwhile is read when all of it has been sent.
+            // A slow consumer only sends heartbeats. `finish` reads its backlog.
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -116,11 +121,12 @@ impl Listener {
             }
             return self;
         }
+
         loop {
             let ping_due = self.light.ping_due();
             tokio::select! {
                 () = stop.cancelled() => return self,
-                heard = self.light.next() => match heard {
+                frame = self.light.next() => match frame {
                     Heard::New { stamp_us: Some(stamp_us) } => {
                         if let Some(meter) = &meter {
                             let sent = epoch + Duration::from_micros(stamp_us);
@@ -132,7 +138,7 @@ impl Listener {
                     }
                     Heard::Closed(_) => {
                         self.errors += 1;
-                        if self.light.come_back().await.is_err() {
+                        if self.light.reconnect().await.is_err() {
                             return self;
                         }
                     }

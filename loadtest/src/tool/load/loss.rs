@@ -1,5 +1,5 @@
-//! `loss`: a replica that holds many connections is killed. How soon are its clients connected and
-//! in sync on the others?
+//! `loss`: a replica that holds many connections is killed. Measures how soon its clients are
+//! connected to the other replicas and in sync.
 
 use std::time::{Duration, Instant};
 
@@ -17,17 +17,17 @@ use crate::tool::light::{Heard, Light};
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
-/// Connections of one user: half of what a user may have, since those of the dead replica count
-/// until its lease ends.
+/// Connections of one user: half of the limit, because those to the dead replica count until its
+/// lease ends.
 pub(super) const CONNECTIONS_PER_USER: usize = 10;
-/// A client waits for a random part of this before it connects again, as clients with a back-off
-/// do.
+/// Upper bound of the random pause before a client reconnects, as in clients with a back-off.
 const JITTER: Duration = Duration::from_secs(2);
-/// How long a client may take to notice the loss, and how long to be back.
+/// Time limit for a client to notice the loss.
 const NOTICE: Duration = Duration::from_secs(20);
+/// Time limit for a client to reconnect.
 const BACK: Duration = Duration::from_mins(1);
 
-/// A client of the replica that dies, and the chat by which it proves that it is in sync.
+/// A client of the killed replica, and the chat whose rev shows that it is in sync.
 struct Client {
     light: Light,
     chat: String,
@@ -48,7 +48,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     let killed = Instant::now();
     let survivors: Vec<usize> = (0..replicas.len()).filter(|number| *number != dead).collect();
     let others: Vec<String> = survivors.iter().map(|number| replicas[*number].clone()).collect();
-    // The clients are in sync only if they get what was written meanwhile.
+
+    // The clients are in sync when they have received these messages.
     let revs = write(stage, &clients, &survivors).await?;
     let (back, missing) = all_back(stage, clients, &others, &revs, killed).await;
     let spent = watch.finish();
@@ -62,17 +63,21 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         );
         Figure::cost(name, share(percent).copied().unwrap_or_default().as_secs_f64(), "s")
     };
+
     let figures = vec![figure("half", 50), figure("99 %", 99), figure("all", 100)];
-    let proven = format!("{} of {count} clients came back and got what they missed", back.len());
+    let proven =
+        format!("{} of {count} clients reconnected and received the missed messages", back.len());
     Ok(Measured { figures, spent, errors: missing, proven, ..Measured::default() })
 }
 
-/// Connects all clients to the replica that will die. Two users each share a private chat.
+/// Connects all clients to the replica that will be killed. Each pair of users shares a private
+/// chat.
 async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>, String> {
     let making =
         (0..users).map(|user| async move { chat(stage, user, "private", &[user ^ 1]).await });
     let chats: Vec<_> =
         stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+
     let base = stage.replicas().pop().ok_or("there is no replica")?;
     let connecting = (0..count).map(|number| {
         let user = number % users;
@@ -84,10 +89,9 @@ async fn gather(stage: &Stage, count: usize, users: usize) -> Result<Vec<Client>
     stream::iter(connecting.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await
 }
 
-/// Writes into each chat, over the replicas with these numbers. The revision of each write.
+/// Sends a message to each chat through the surviving replicas. Returns the rev of each message.
 ///
-/// None of the requests goes to the dead replica: its repetition would delay the clients, whose
-/// clock runs already.
+/// A request to the dead replica would be retried, and would delay the measurement.
 async fn write(stage: &Stage, clients: &[Client], survivors: &[usize]) -> Result<Vec<u32>, String> {
     let users = clients.len().div_ceil(CONNECTIONS_PER_USER);
     let writing = clients.iter().take(users).enumerate().map(|(user, client)| async move {
@@ -103,7 +107,8 @@ async fn write(stage: &Stage, clients: &[Client], survivors: &[usize]) -> Result
     stream::iter(writing.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await
 }
 
-/// How long after the kill each client was in sync, ascending, and how many never were.
+/// Returns the times from the kill until each client was in sync, ascending, and the number of
+/// clients that never were.
 async fn all_back(
     stage: &Stage,
     clients: Vec<Client>,
@@ -120,15 +125,16 @@ async fn all_back(
         coming.spawn(async move {
             timeout(NOTICE, ended(&mut client.light)).await.ok()?;
             tokio::time::sleep(pause).await;
-            timeout(BACK, client.light.come_back_to(&base)).await.ok()?.ok()?;
+            timeout(BACK, client.light.reconnect_to(&base)).await.ok()?.ok()?;
             let took = killed.elapsed();
             if client.light.rev(&client.chat) < rev {
-                verdict.chat(&client.chat, rev, "not part of what came after the reconnect");
+                verdict.chat(&client.chat, rev, "missing after the reconnect");
             }
             Some((took, client.light))
         });
     }
-    // Kept open until all are back, so that the last ones find the others there.
+
+    // All connections stay open until the last client has reconnected.
     let back: Vec<(Duration, Light)> = coming.join_all().await.into_iter().flatten().collect();
     let mut took: Vec<Duration> = back.into_iter().map(|(took, _)| took).collect();
     took.sort_unstable();
@@ -136,7 +142,7 @@ async fn all_back(
     (took, missing)
 }
 
-/// Waits until a connection is over.
+/// Waits for the end of a connection.
 async fn ended(light: &mut Light) {
     while !matches!(light.next().await, Heard::Closed(_)) {}
 }

@@ -1,4 +1,4 @@
-//! `mix`: a day of ordinary use, in proportions that the README of this crate publishes.
+//! `mix`: ordinary use. The README of this crate publishes the shares of the actions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,19 +17,19 @@ use crate::tool::arith::{ratio, real, thousands};
 use crate::tool::stage::Stage;
 use crate::tool::watch::Watch;
 
-/// Between two things that a user does, on average.
+/// Mean pause between two actions of a user.
 const PACE: Duration = Duration::from_millis(200);
-/// How long a user waits to be back after a reconnect.
+/// Time limit for a device to reconnect.
 const BACK: Duration = Duration::from_secs(10);
 /// Messages of a page.
 const PAGE: u32 = 50;
 
-/// A thing that a user does.
+/// An action of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deed {
+enum Action {
     Page,
     List,
-    Look,
+    ReadChat,
     Changes,
     Send,
     Repeat,
@@ -40,33 +40,33 @@ enum Deed {
     Reconnect,
 }
 
-/// How often each is done, of 100 things, and what it is called.
-const DAY: &[(Deed, u32, &str)] = &[
-    (Deed::Page, 36, "pages of history"),
-    (Deed::List, 15, "lists of chats"),
-    (Deed::Send, 14, "messages, half of them after typing"),
-    (Deed::Look, 11, "looks at one chat"),
-    (Deed::Changes, 8, "reads of changes"),
-    (Deed::Read, 8, "read markers"),
-    (Deed::Watch, 2, "questions who is online"),
-    (Deed::Edit, 2, "edits"),
-    (Deed::Reconnect, 2, "reconnects"),
-    (Deed::Remove, 1, "removals"),
-    (Deed::Repeat, 1, "messages sent twice with one key"),
+/// Each action, its share of 100 actions, and its name in the table.
+const DAY: &[(Action, u32, &str)] = &[
+    (Action::Page, 36, "pages of history"),
+    (Action::List, 15, "lists of chats"),
+    (Action::Send, 14, "messages, half of them after typing"),
+    (Action::ReadChat, 11, "reads of one chat"),
+    (Action::Changes, 8, "reads of changes"),
+    (Action::Read, 8, "read markers"),
+    (Action::Watch, 2, "presence subscriptions"),
+    (Action::Edit, 2, "edits"),
+    (Action::Reconnect, 2, "reconnects"),
+    (Action::Remove, 1, "removals"),
+    (Action::Repeat, 1, "messages sent twice with one key"),
 ];
 
-/// The deed that a number from 0 to 99 stands for.
-fn deed(mut number: u32) -> Deed {
-    for (deed, share, _) in DAY {
+/// Maps a number from 0 to 99 to an action.
+fn action(mut number: u32) -> Action {
+    for (action, share, _) in DAY {
         if number < *share {
-            return *deed;
+            return *action;
         }
         number -= share;
     }
-    Deed::Page
+    Action::Page
 }
 
-/// What was done, by its place in [`DAY`].
+/// Counts of the actions, by their index in [`DAY`].
 type Done = Arc<[AtomicU64; DAY.len()]>;
 
 pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
@@ -82,16 +82,18 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
         };
         work.spawn(day.live(work.clone()));
     }
+
     let watch = Watch::begin(&stage.processes, Vec::new());
     let from_us = warm_up(stage, &users).await;
     tokio::time::sleep(Duration::from_secs(stage.load.seconds)).await;
     work.finish().await;
+
     let mut measured = users.finish(stage, watch, from_us).await?;
-    measured.notes.push(told(&done.each_ref().map(|count| count.load(Ordering::Relaxed))));
+    measured.notes.push(shares(&done.each_ref().map(|count| count.load(Ordering::Relaxed))));
     Ok(measured)
 }
 
-/// The ids of all who share a group with a user.
+/// Ids of all users that share a group with this user.
 fn neighbours(users: &Users, user: usize) -> Vec<String> {
     let (half, actors) = (GROUP / 2, &users.community.actors);
     let first = user / half * half + actors.len() - half;
@@ -99,20 +101,21 @@ fn neighbours(users: &Users, user: usize) -> Vec<String> {
     numbers.map(|number| actors[number % actors.len()].account().user_id.clone()).collect()
 }
 
-fn told(done: &[u64; DAY.len()]) -> String {
+/// Describes the shares of the executed actions.
+fn shares(done: &[u64; DAY.len()]) -> String {
     let all: u64 = done.iter().sum();
     let share = |count: u64| 100.0 * ratio(real(count), real(all));
     let words =
         DAY.iter().zip(done).map(|((_, _, word), count)| format!("{:.1} % {word}", share(*count)));
-    format!("of {} things that users did: {}", thousands(all), words.collect::<Vec<_>>().join(", "))
+    format!("of {} actions: {}", thousands(all), words.collect::<Vec<_>>().join(", "))
 }
 
-/// A user's day.
+/// The actions of one user.
 struct Day {
     device: Device,
     chats: Vec<String>,
     neighbours: Vec<String>,
-    /// The last message of one's own, to be changed.
+    /// The last message of this user, for edits and removals.
     own: Option<(String, u32)>,
     done: Done,
 }
@@ -122,9 +125,9 @@ impl Day {
         let mut rng = work.rng();
         self.watch().await;
         while work.rest(&mut rng).await {
-            let chosen = match deed(rng.random_range(0..100)) {
-                // Who has written nothing yet writes first.
-                Deed::Edit | Deed::Remove if self.own.is_none() => Deed::Send,
+            let chosen = match action(rng.random_range(0..100)) {
+                // A user without a message writes one first.
+                Action::Edit | Action::Remove if self.own.is_none() => Action::Send,
                 chosen => chosen,
             };
             self.count(chosen);
@@ -132,25 +135,26 @@ impl Day {
         }
     }
 
-    fn count(&self, deed: Deed) {
-        if let Some(place) = DAY.iter().position(|(listed, ..)| *listed == deed) {
-            self.done[place].fetch_add(1, Ordering::Relaxed);
+    fn count(&self, action: Action) {
+        if let Some(index) = DAY.iter().position(|(listed, ..)| *listed == action) {
+            self.done[index].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    async fn act(&mut self, work: &Work, rng: &mut StdRng, deed: Deed) {
+    async fn act(&mut self, work: &Work, rng: &mut StdRng, action: Action) {
         let actor = self.device.actor().clone();
         let chat = self.chats[rng.random_range(0..self.chats.len())].clone();
         let replica = rng.random_range(0..64);
-        match deed {
-            Deed::Page => {
+
+        match action {
+            Action::Page => {
                 let page = HistoryPage { max: PAGE, ..HistoryPage::default() };
                 actor.read_history(replica, &chat, page).await;
             }
-            Deed::List => drop(actor.chats(replica).await),
-            Deed::Look => drop(actor.chat(replica, &chat).await),
-            Deed::Changes => drop(actor.changes(replica, &chat, 0).await),
-            Deed::Send => {
+            Action::List => drop(actor.chats(replica).await),
+            Action::ReadChat => drop(actor.chat(replica, &chat).await),
+            Action::Changes => drop(actor.changes(replica, &chat, 0).await),
+            Action::Send => {
                 if rng.random_bool(0.5) {
                     self.device.typing(&chat).await;
                 }
@@ -159,41 +163,42 @@ impl Day {
                     self.own = Some((chat, message.id));
                 }
             }
-            Deed::Repeat => {
-                // As a client does that did not hear the answer.
+            Action::Repeat => {
+                // A client does this when the answer was lost.
                 let (text, key) =
                     (work.unique(&actor.account().login), format!("{:016x}", rng.random::<u64>()));
                 for turn in 0..2 {
                     actor.send(replica + turn, &chat, &text, Some(&key)).await;
                 }
             }
-            Deed::Read => {
+            Action::Read => {
                 if let Some(seen) = actor.chat(replica, &chat).await.ok() {
                     self.device.mark_read(&chat, seen.last_message_id).await;
                 }
             }
-            Deed::Watch => self.watch().await,
-            Deed::Edit => {
+            Action::Watch => self.watch().await,
+            Action::Edit => {
                 if let Some((chat, id)) = &self.own {
                     actor.edit(replica, chat, *id, &work.unique(&actor.account().login)).await;
                 }
             }
-            Deed::Remove => {
+            Action::Remove => {
                 if let Some((chat, id)) = self.own.take() {
                     self.device.remove(&chat, id).await;
                 }
             }
-            Deed::Reconnect => self.reconnect(work).await,
+            Action::Reconnect => self.reconnect(work).await,
         }
     }
 
-    /// Asks who of the neighbours is online, and to be told when that changes.
+    /// Subscribes to the presence of the neighbours.
     async fn watch(&self) {
         let ids: Vec<&str> = self.neighbours.iter().map(String::as_str).collect();
         self.device.watch_presence(&ids).await;
     }
 
-    /// Each connection has to ask anew.
+    /// Cuts the connection and waits for the next one. Presence subscriptions end with a
+    /// connection.
     async fn reconnect(&self, work: &Work) {
         let (before, began) = (self.device.status().connections, tokio::time::Instant::now());
         self.device.cut().await;
@@ -202,6 +207,7 @@ impl Day {
                 return;
             }
         }
+
         self.watch().await;
     }
 }
@@ -211,10 +217,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_proportions_are_of_a_hundred_and_are_those_that_are_published() {
+    fn the_readme_has_the_shares_of_the_actions() {
         let published = include_str!("../../../README.md");
         for (listed, share, words) in DAY {
-            let numbers = (0..100).filter(|number| deed(*number) == *listed).count();
+            let numbers = (0..100).filter(|number| action(*number) == *listed).count();
             assert_eq!(numbers, *share as usize, "{words}");
             assert!(
                 published.contains(&format!("| {words} | {share} |")),
@@ -224,15 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_is_told_in_shares_of_it() {
+    fn executed_actions_are_reported_as_shares() {
         let mut done = [0; DAY.len()];
         (done[0], done[1]) = (1500, 500);
-        let told = told(&done);
+        let words = shares(&done);
         assert!(
-            told.starts_with(
-                "of 2,000 things that users did: 75.0 % pages of history, 25.0 % lists"
-            ),
-            "{told}"
+            words.starts_with("of 2,000 actions: 75.0 % pages of history, 25.0 % lists"),
+            "{words}"
         );
     }
 }

@@ -26,39 +26,37 @@ use super::meter::Summary;
 use super::stage::{Figure, Stage};
 use super::watch::Spent;
 
-/// Connections that one user may have.
+/// Most connections of one user.
 const CONNECTIONS_PER_USER: usize = 20;
-/// A seeded user has a private chat with so many of the next ones.
+/// Private chats that a seeded user opens, with the next users.
 const PEERS: usize = 4;
 
-/// What a workload measured and found.
+/// The result of a workload.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Which.
     pub workload: Workload,
-    /// What it measured.
     pub figures: Vec<Figure>,
-    /// What it is held against.
+    /// Floors measured before and after it.
     pub floors: Floors,
-    /// Latencies.
+    /// Latencies over time.
     pub meters: Vec<Summary>,
-    /// What was used.
+    /// CPU and memory used.
     pub spent: Spent,
-    /// What went wrong without breaking a promise: refusals, connections that ended.
+    /// Failures that are not violations: refusals, missing answers, connections that ended.
     pub errors: u64,
-    /// What was proven, in words.
+    /// Describes the passed checks.
     pub proven: String,
-    /// What else is to be known of it, a sentence each.
+    /// Further remarks, one sentence each.
     pub notes: Vec<String>,
-    /// What the servers counted meanwhile, in words; empty where they were not asked.
+    /// Growth of the servers' counters; empty without `--metrics`.
     pub counted: String,
-    /// Promises that were broken.
+    /// Number of violations: failed checks of the server's guarantees.
     pub violations: u64,
-    /// The first of them.
+    /// Descriptions of the first violations.
     pub sentences: Vec<String>,
 }
 
-/// What a workload hands back.
+/// The measurements of a workload.
 #[derive(Debug, Default)]
 struct Measured {
     figures: Vec<Figure>,
@@ -72,7 +70,7 @@ struct Measured {
 /// Runs one workload.
 ///
 /// # Errors
-/// In a sentence, if it can't be run. What a run finds wrong is part of its outcome.
+/// If the workload cannot run. Violations are part of the outcome.
 pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
     let measured = match workload {
         Workload::Idle => idle::run(stage).await?,
@@ -91,6 +89,7 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
         Workload::Loss => loss::run(stage).await?,
         Workload::Greedy => greedy::run(stage).await?,
     };
+
     let (violations, sentences) = stage.verdict.take();
     let Measured { figures, meters, spent, errors, proven, notes } = measured;
     let (counted, floors) = (String::new(), Floors::default());
@@ -109,35 +108,38 @@ pub async fn run(stage: &Stage, workload: Workload) -> Result<Outcome, String> {
     })
 }
 
-/// Fails if a workload can't be run on so many replicas of this program's own, 0 where none is.
+/// Checks that a workload can run on this many replicas of a local deployment; 0 for a target that
+/// this program did not start.
 ///
 /// # Errors
-/// In a sentence.
+/// If the workload needs several local replicas.
 pub fn is_possible(workload: Workload, own_replicas: u16) -> Result<(), String> {
     if own_replicas < 2 && matches!(workload, Workload::Crash | Workload::Cut | Workload::Loss) {
         let word = workload.word();
         return Err(format!(
-            "{word} breaks replicas of its own: `local --replicas 2 {word}`, without --embedded"
+            "{word} kills or disconnects replicas: run `local --replicas 2 {word}` without \
+             --embedded"
         ));
     }
     Ok(())
 }
 
-/// Whether a workload is about the limits of rates: for the others they are lifted.
+/// Returns whether the servers must limit rates for these workloads.
 ///
 /// # Errors
-/// In a sentence, if some of these workloads are and some are not.
+/// If only some of the workloads need rate limits.
 pub fn limits_rates(workloads: &[Workload]) -> Result<bool, String> {
     let greedy = workloads.iter().filter(|workload| **workload == Workload::Greedy).count();
     if greedy > 0 && greedy < workloads.len() {
         return Err(
-            "greedy needs servers that limit rates, and the others need such as do not: run it alone".to_owned()
+            "greedy needs rate limits, and the other workloads need them off: run greedy by itself"
+                .to_owned(),
         );
     }
     Ok(greedy > 0)
 }
 
-/// How many accounts a workload needs.
+/// Returns how many accounts a workload needs.
 pub fn accounts_needed(load: &Load, workload: Workload) -> usize {
     match workload {
         Workload::Idle => usize::from(load.connections).div_ceil(CONNECTIONS_PER_USER),
@@ -162,7 +164,7 @@ mod tests {
     use clap::Parser;
 
     #[test]
-    fn a_workload_asks_for_the_accounts_that_it_uses() {
+    fn accounts_needed_depends_on_the_workload() {
         let line = [
             "starling-loadtest",
             "local",
@@ -183,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_limited_for_greedy_alone() {
+    fn only_greedy_needs_rate_limits() {
         assert_eq!(limits_rates(&[Workload::Greedy]), Ok(true));
         assert_eq!(limits_rates(&[Workload::Sends, Workload::Mix]), Ok(false));
         assert!(limits_rates(&[Workload::Greedy, Workload::Sends]).is_err());
     }
 
     #[test]
-    fn what_breaks_replicas_is_refused_where_there_are_none_to_break() {
+    fn workloads_that_kill_replicas_need_two_local_replicas() {
         assert!(is_possible(Workload::Crash, 1).is_err() && is_possible(Workload::Cut, 0).is_err());
         assert!(is_possible(Workload::Crash, 2).is_ok() && is_possible(Workload::Storm, 0).is_ok());
     }

@@ -1,38 +1,40 @@
-//! When messages are meant to be sent.
+//! The schedule of sends.
 
 use std::time::{Duration, Instant};
 
-/// Frames in flight on one connection at most: what the server takes before it stops reading.
+/// Most unanswered frames of one connection. The server stops reading at this number.
 const IN_FLIGHT_MAX: usize = 32;
 
-/// One sender's share of the load.
+/// The schedule of one sender.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// The next one when the one before is answered.
+    /// Sends the next message when the previous one is answered.
     Closed,
-    /// As fast as they are taken, until there are so many.
+    /// Sends this many messages as fast as the server takes them.
     Burst(u32),
-    /// At fixed times, whatever the answers do. A message that had to wait for its sender counts
-    /// from the time it was meant for, so that a server that stalls can't hide it.
+    /// Sends at fixed times, without waiting for answers. Latency counts from the scheduled time,
+    /// so that a stall of the server is not hidden (coordinated omission).
     Open {
-        /// When the first of all senders' messages is due.
+        /// Time of the first message of all senders.
         start: Instant,
-        /// Between this sender's messages.
+        /// Interval between the messages of this sender.
         every: Duration,
-        /// This sender's first one after `start`.
+        /// Time from `start` to the first message of this sender.
         offset: Duration,
     },
 }
 
 impl Pace {
-    /// The share of sender `number` of `senders` in `rate` messages a second; evenly interleaved.
+    /// The schedule of sender `number` of `senders`, which send `rate` messages per second in
+    /// total. The senders take turns at even intervals.
     pub fn open(start: Instant, rate: u32, number: usize, senders: usize) -> Self {
         let between = Duration::from_secs(1) / rate.max(1);
         let times = |count: usize| between * u32::try_from(count).unwrap_or(u32::MAX);
         Self::Open { start, every: times(senders), offset: times(number) }
     }
 
-    /// When this sender's message `number`, counted from 0, is due; `None` for as soon as it may.
+    /// Time at which message `number` of this sender, counted from 0, is due; `None` for
+    /// immediately.
     pub fn due(self, number: u32) -> Option<Instant> {
         match self {
             Self::Closed | Self::Burst(_) => None,
@@ -40,12 +42,12 @@ impl Pace {
         }
     }
 
-    /// Whether nothing is to be sent after so many.
+    /// Whether the sender has finished after `sent` messages.
     pub fn is_done(self, sent: u32) -> bool {
         matches!(self, Self::Burst(count) if sent >= count)
     }
 
-    /// Messages that may wait for an answer at once.
+    /// Most unanswered messages.
     pub fn in_flight_max(self) -> usize {
         match self {
             Self::Closed => 1,

@@ -1,5 +1,5 @@
-//! After a run for speed: every acknowledged send is in the history, once, where the
-//! acknowledgement said.
+//! Checks after a run that every acknowledged message is in the history once, under the
+//! acknowledged id.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,11 +13,11 @@ use crate::tool::verdict::Verdict;
 /// Messages of a page.
 const PAGE_MAX: u32 = 200;
 
-/// Reads what a sender wrote, and holds it against what was acknowledged. Returns how many messages
-/// were read.
+/// Reads the messages of a sender and compares them with its acknowledgements. Returns how many
+/// messages were read.
 ///
 /// # Errors
-/// If the history can't be read.
+/// If the history cannot be read.
 pub async fn prove(stage: &Stage, replica: usize, sender: &Sender) -> Result<u64, String> {
     let mut messages: Vec<Message> = Vec::new();
     loop {
@@ -30,6 +30,7 @@ pub async fn prove(stage: &Stage, replica: usize, sender: &Sender) -> Result<u64
         }
         messages.extend(page.messages);
     }
+
     judge(sender, &messages, &stage.verdict);
     Ok(messages.len() as u64)
 }
@@ -44,7 +45,7 @@ fn judge(sender: &Sender, messages: &[Message], verdict: &Verdict) {
     );
 }
 
-/// Where something was written.
+/// A chat, and its last message before the run.
 #[derive(Clone, Copy)]
 struct Written<'a> {
     chat: &'a str,
@@ -68,6 +69,7 @@ fn compare(
             break;
         }
     }
+
     let mut keys = HashSet::new();
     for message in messages {
         if let Some(key) = &message.client_id
@@ -76,12 +78,14 @@ fn compare(
             verdict.chat(
                 chat,
                 message.rev,
-                &format!("message {} doubles another with the key {key}", message.id),
+                &format!("message {} duplicates another with the key {key}", message.id),
             );
         }
     }
+
     let by_id: HashMap<u32, &Message> =
         messages.iter().map(|message| (message.id, message)).collect();
+
     for (Acknowledged { id, rev, .. }, key) in acknowledged {
         match by_id.get(&id) {
             Some(message) if message.client_id.as_deref() == Some(key.as_str()) => {}
@@ -89,7 +93,7 @@ fn compare(
                 chat,
                 message.rev,
                 &format!(
-                    "message {id} was acknowledged for {key}, and is another: {:?}",
+                    "message {id} was acknowledged for {key}, but has the key {:?}",
                     message.client_id
                 ),
             ),
@@ -120,16 +124,16 @@ mod tests {
     }
 
     #[test]
-    fn a_history_with_everything_is_clean_and_may_hold_what_nobody_acknowledged() {
+    fn a_history_may_have_unacknowledged_messages() {
         assert!(found(&[(5, "a")], &[message(5, "a"), message(6, "b")]).is_empty());
     }
 
     #[test]
-    fn what_is_lost_doubled_misplaced_or_skipped_is_named() {
+    fn lost_duplicate_misplaced_and_skipped_messages_are_violations() {
         let lost = found(&[(5, "a"), (6, "b")], &[message(5, "a")]);
         assert_eq!(lost, ["chat c: message 6, acknowledged for b, is not in the history (rev 7)"]);
-        assert!(found(&[(5, "a")], &[message(5, "a"), message(6, "a")])[0].contains("doubles"));
-        assert!(found(&[(5, "a")], &[message(5, "b"), message(6, "a")])[0].contains("is another"));
+        assert!(found(&[(5, "a")], &[message(5, "a"), message(6, "a")])[0].contains("duplicates"));
+        assert!(found(&[(5, "a")], &[message(5, "b"), message(6, "a")])[0].contains("has the key"));
         assert!(found(&[], &[message(5, "a"), message(7, "b")])[0].contains("where 6 belongs"));
     }
 }

@@ -1,4 +1,4 @@
-//! What the workloads that are about being right have in common, and the shortest of them: `churn`.
+//! Shared code of the workloads that record every operation, and the shortest of them: `churn`.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use super::users::{Users, work};
 use crate::tool::stage::Stage;
 use crate::tool::watch::Watch;
 
-/// Members of a group in these workloads.
+/// Members of a group.
 pub(super) const GROUP: usize = 8;
 
-/// Users in groups of eight, each a member of two, with a device each.
+/// Creates users with a device each, in groups of [`GROUP`]. Each user is a member of two groups.
 pub(super) async fn in_groups(stage: &Stage) -> Result<Users, String> {
     let mut users = grouped(stage).await?;
     users.connect(stage).await?;
     Ok(users)
 }
 
-/// The same before they have devices.
+/// The same, without devices.
 pub(super) async fn grouped(stage: &Stage) -> Result<Users, String> {
     let mut users = Users::gather(stage).await?;
     let count = users.community.actors.len();
@@ -39,27 +39,29 @@ pub(super) fn groups_of(users: &Users, user: usize) -> Vec<String> {
     vec![users.chats[last].clone(), users.chats[(last + count - 1) % count].clone()]
 }
 
-/// Lets the work go on before it is measured. When measuring begins, by the record's clock.
+/// Waits for the end of the warm-up. Returns the start of the measurement, by the record's clock.
 pub(super) async fn warm_up(stage: &Stage, users: &Users) -> u64 {
     tokio::time::sleep(Duration::from_secs(stage.load.warm_up)).await;
     users.history.now_us()
 }
 
-/// Whether a device is live on a later connection than its `before`th.
+/// Whether a device is live on a later connection than number `before`.
 pub(super) fn is_back(device: &Device, before: u32) -> bool {
     let status = device.status();
     status.live && status.connections > before
 }
 
-/// Logins and revocations, joining and leaving, while the others write.
+/// Runs `churn`: users log in, revoke sessions, join and leave while others write.
 pub(super) async fn churn(stage: &Stage) -> Result<Measured, String> {
     let mut users = Users::gather(stage).await?;
     let hot = users.group(&[0, 1, 2, 3]).await?;
     let churned = users.group(&[0, 1]).await?;
     users.connect(stage).await?;
+
     let fast = work(stage, Duration::from_millis(50));
     let actors = &users.community.actors;
     workload::hot_chat(&fast, &actors[..2], &hot);
+
     let comers = actors[4..].iter().take(GROUP).cloned().collect();
     fast.spawn(workload::churn_membership(fast.clone(), actors[0].clone(), comers, churned));
     for actor in &actors[2..4] {
@@ -69,6 +71,7 @@ pub(super) async fn churn(stage: &Stage) -> Result<Measured, String> {
             hot.clone(),
         ));
     }
+
     let watch = Watch::begin(&stage.processes, Vec::new());
     let from_us = warm_up(stage, &users).await;
     tokio::time::sleep(Duration::from_secs(stage.load.seconds)).await;

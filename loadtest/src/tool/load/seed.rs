@@ -1,5 +1,5 @@
-//! Builds a community: private chats between neighbours, each with messages. Fast, since messages
-//! are sent before the ones before them are answered.
+//! `seed`: creates private chats between users with adjacent numbers, and fills them with messages.
+//! Sends are pipelined for speed.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
@@ -10,7 +10,7 @@ use super::{Measured, PEERS};
 use crate::tool::arith::{ratio, real, real_len};
 use crate::tool::stage::{Figure, Stage};
 
-/// Chats that are filled at once, each on a connection of its own.
+/// Chats that are filled concurrently, each over its own connection.
 const CHATS_AT_ONCE: usize = 64;
 
 pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
@@ -21,19 +21,18 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(measured)
 }
 
-/// A chat that was filled, and who owns it.
+/// A filled chat.
 #[derive(Clone, Debug)]
 pub(super) struct Seeded {
-    /// The number of the account that wrote.
+    /// Number of the account that wrote the messages.
     pub owner: usize,
-    /// The chat.
     pub chat_id: String,
-    /// How many messages it holds: fewer than asked for if sends failed.
+    /// Number of messages: fewer than requested if sends failed.
     pub messages: u32,
 }
 
-/// Makes the chats of the first people, and writes into each what it lacks. What was measured is of
-/// the last part.
+/// Creates the private chats and sends the messages that each of them lacks. The latencies returned
+/// are those of the last group of chats.
 pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), String> {
     let people = usize::from(stage.load.people);
     stage.need_accounts(people)?;
@@ -48,6 +47,7 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
         .try_collect::<Vec<_>>()
         .await
         .map_err(|it: String| it)?;
+
     let mut all = Measured::default();
     let mut messages = 0;
     for some in made.chunks(CHATS_AT_ONCE) {
@@ -62,15 +62,16 @@ pub(super) async fn fill(stage: &Stage) -> Result<(Vec<Seeded>, Measured), Strin
         let errors = all.errors + measured.errors;
         all = Measured { errors, ..measured };
     }
-    let looking = made.into_iter().map(|(owner, Chat { id: chat_id, .. })| async move {
+
+    let reading = made.into_iter().map(|(owner, Chat { id: chat_id, .. })| async move {
         let path = format!("/chats/{chat_id}");
         let chat: Chat = stage.request(0, owner, Method::GET, &path, None).await?;
         Ok::<_, String>(Seeded { owner, chat_id, messages: chat.last_message_id })
     });
-    let looking: Vec<_> = looking.collect();
-    let chats = stream::iter(looking).buffered(REQUESTS_MAX).try_collect().await?;
-    all.proven =
-        format!("{messages} messages were written and read back, each once and in its place");
+    let reading: Vec<_> = reading.collect();
+    let chats = stream::iter(reading).buffered(REQUESTS_MAX).try_collect().await?;
+
+    all.proven = format!("{messages} messages were written and read back, each once and in order");
     all.figures = vec![Figure::cost(
         "errors",
         100.0 * ratio(real(all.errors), real(messages + all.errors)),

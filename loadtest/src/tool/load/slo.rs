@@ -1,4 +1,4 @@
-//! How large a community may be before an objective breaks: users are raised until it does.
+//! `sends --until-slo`: searches for the largest number of users that meets a latency objective.
 
 use super::{Measured, speed};
 use crate::tool::arith::{ratio, real, shown, whole};
@@ -6,21 +6,23 @@ use crate::tool::cli::Load;
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Spent;
 
-/// Errors that the objective allows, of everything sent.
+/// Share of failed sends that the objective allows.
 const ERRORS_SHARE_MAX: f64 = 0.001;
-/// The search ends when what held and what broke are this close.
+/// The search ends when the bounds are this close, as a share of the next step.
 const CLOSE: f64 = 0.15;
-/// Steps at most: each takes as long as a run.
+/// Most steps; each takes as long as a run.
 const STEPS_MAX: usize = 16;
-/// The share of a core that may be used for good, in the arithmetic for larger communities.
+/// Share of a core that may be in constant use, for the estimate of larger deployments.
 const CORE_SHARE: f64 = 0.7;
 
-/// The next number of users to try: doubled until it breaks, then halfway between.
+/// A binary search: doubles the users until the objective fails, then bisects.
 #[derive(Clone, Copy, Debug)]
 struct Search {
     first: u32,
     most: u32,
+    /// Largest number that met the objective.
     held: Option<u32>,
+    /// Smallest number that failed it.
     broke: Option<u32>,
     steps: usize,
 }
@@ -34,13 +36,15 @@ impl Search {
         if self.steps >= STEPS_MAX {
             return None;
         }
+
         let next = match (self.held, self.broke) {
             (None, None) => self.first,
             (Some(held), None) => held.saturating_mul(2).min(self.most),
             (held, Some(broke)) => held.unwrap_or(0).midpoint(broke),
         };
-        // Users come in pairs.
+        // A private chat needs two users.
         let next = next / 2 * 2;
+
         let known = self.held.is_some_and(|held| next <= held)
             || self.broke.is_some_and(|broke| next >= broke);
         let gap =
@@ -55,26 +59,28 @@ impl Search {
     }
 }
 
-/// Messages a second of so many users.
+/// Messages per second of this many users.
 fn rate(users: u32, per_minute: f64) -> f64 {
     f64::from(users) * per_minute / 60.0
 }
 
-/// Raises users, all online in pairs, until the p99 of delivery is over `objective_ms` or too much
-/// fails. What is returned was measured with the most users that held.
+/// Searches for the largest number of online users whose p99 of delivery is at most `objective_ms`.
+/// Returns the measurements with that number.
 pub(super) async fn search(stage: &Stage, objective_ms: f64) -> Result<Measured, String> {
     let most = u32::try_from(stage.accounts.len()).unwrap_or(u32::MAX).min(20_000);
     let mut search = Search::new(u32::from(stage.load.senders) * 2, most);
     let mut best = None;
     while let Some(users) = search.next() {
         let messages = rate(users, stage.load.per_minute);
-        eprintln!("{users} users, {} messages a second", shown(messages));
+        eprintln!("measuring {users} users with {} messages per second", shown(messages));
+
         let load = Load {
             senders: u16::try_from(users / 2).unwrap_or(u16::MAX),
             rate: Some(u32::try_from(whole(messages)).unwrap_or(u32::MAX).max(1)),
             peers_online: true,
             ..stage.load.clone()
         };
+
         let measured = speed::sends(&Stage { load, ..stage.clone() }).await?;
         let held = holds(&measured, objective_ms);
         search.note(users, held);
@@ -82,21 +88,28 @@ pub(super) async fn search(stage: &Stage, objective_ms: f64) -> Result<Measured,
             best = Some((users, measured));
         }
     }
+
     let (users, mut measured) =
-        best.ok_or("not even the smallest number of users held: lower --senders")?;
+        best.ok_or("the smallest number of users missed the objective: lower --senders")?;
     let mut figures = vec![Figure::rate(
         format!("largest community with delivery p99 within {objective_ms} ms"),
         f64::from(users),
         "users",
     )];
-    let end =
-        if search.broke.is_some() { "broke" } else { "was not tried: there are no more accounts" };
-    measured.proven = format!("{}; the next size {end}", measured.proven);
+
+    let end = if search.broke.is_some() {
+        "the next size missed the objective"
+    } else {
+        "no larger size was tried, because there are no more accounts"
+    };
+    measured.proven = format!("{}; {end}", measured.proven);
+
     figures.extend(sizing(users, &measured.spent));
     figures.append(&mut measured.figures);
     Ok(Measured { figures, ..measured })
 }
 
+/// Whether a run met the objective.
 fn holds(measured: &Measured, objective_ms: f64) -> bool {
     let delivered = measured.meters.iter().find(|meter| meter.name == "deliveries");
     let sent = measured
@@ -109,8 +122,7 @@ fn holds(measured: &Measured, objective_ms: f64) -> bool {
         && failed <= ERRORS_SHARE_MAX
 }
 
-/// The arithmetic for larger communities: users that a core of each role carries when it is used to
-/// seven tenths.
+/// Estimates how many users a core of each role can serve at [`CORE_SHARE`].
 fn sizing(users: u32, spent: &Spent) -> Vec<Figure> {
     let per_core = |cpu_s: f64| ratio(f64::from(users) * CORE_SHARE, ratio(cpu_s, spent.seconds));
     let figure = |role: &'static str, cpu_s| {
@@ -128,7 +140,7 @@ mod tests {
     use super::*;
     use crate::tool::watch::RoleUse;
 
-    /// Searches a community that holds up to `limit`. The result, and what was tried.
+    /// Runs a search whose objective holds up to `limit` users. Returns the result and the steps.
     fn found(first: u32, most: u32, limit: u32) -> (Option<u32>, Vec<u32>) {
         let (mut search, mut tried) = (Search::new(first, most), Vec::new());
         while let Some(users) = search.next() {
@@ -139,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_doubled_and_then_halved_in_between() {
+    fn the_search_doubles_then_bisects() {
         let (held, tried) = found(100, 10_000, 730);
         assert_eq!(tried, [100, 200, 400, 800, 600, 700]);
         assert_eq!(held, Some(700));

@@ -1,4 +1,4 @@
-//! How fast messages become durable and reach who is online: `sends` and `fanout`.
+//! `sends` and `fanout`: the speed of durable sends and of deliveries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,16 +20,16 @@ use crate::tool::meter::{Meter, Summary};
 use crate::tool::stage::{Figure, FloorKind, Stage};
 use crate::tool::watch::{Spent, Watch};
 
-/// Requests at once while a workload is set up, and while it is proven.
+/// Concurrent requests while a workload is set up, and while its result is checked.
 pub(super) const REQUESTS_MAX: usize = 16;
-/// Members named when a channel is made; the server takes no more at once.
+/// Most members in the request that creates a channel; the server's limit.
 const MEMBERS_AT_ONCE: usize = 100;
-/// How long a sender's own connection may take to be told its last message.
+/// Time limit for the last message to reach its sender's own connection.
 const SETTLE: Duration = Duration::from_secs(15);
-/// How long a burst may take at most.
+/// Time limit of a burst.
 const BURST: Duration = Duration::from_hours(1);
 
-/// Makes a chat, or finds the one private chat of a pair.
+/// Creates a chat, or finds the existing private chat of a pair.
 pub(super) async fn chat(
     stage: &Stage,
     owner: usize,
@@ -59,7 +59,7 @@ pub(super) fn sender(stage: &Stage, (light, user): (Light, usize), chat: Chat) -
     }
 }
 
-/// Senders, each in a private chat of their own.
+/// Runs `sends`: each sender writes in its own private chat.
 pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
     let senders = usize::from(stage.load.senders);
     stage.need_accounts(2 * senders)?;
@@ -69,17 +69,20 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
     });
     let chats: Vec<Chat> =
         stream::iter(making.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+
     let mut listening = Vec::new();
     if stage.load.peers_online {
         let lights = stage.connect_all((0..senders).map(|number| 2 * number + 1)).await?;
         listening = lights.into_iter().zip(chats.iter().map(|chat| chat.id.clone())).collect();
     }
+
     let lights = stage.connect_all((0..senders).map(|number| 2 * number)).await?;
     let users = lights.into_iter().enumerate().map(|(number, light)| (light, 2 * number));
     let senders = users.zip(chats).map(|(user, chat)| sender(stage, user, chat)).collect();
     let ran = drive(stage, senders, listening, None, None).await?;
+
     let (sends, count) = (&ran.sends, ran.sends.count_with_warm_up);
-    // The floors are measured in a closed loop.
+    // The floors are measured in a closed loop, so an open loop has no comparable latency floors.
     let closed = stage.load.rate.is_none();
     let kind = if closed { "closed loop" } else { "open loop" };
     let mut figures = vec![
@@ -91,6 +94,7 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
             .over_if(closed, FloorKind::GroupedP99),
         Figure::cost("send to acknowledgement, p99.9", real(sends.p999_us) / 1e3, "ms"),
     ];
+
     if let Some(deliveries) = &ran.deliveries {
         let latency = |quantile: &str, us| {
             Figure::cost(format!("send to delivery, {quantile}"), real(us) / 1e3, "ms")
@@ -98,11 +102,12 @@ pub(super) async fn sends(stage: &Stage) -> Result<Measured, String> {
         figures.push(latency("p50", deliveries.p50_us).over_if(closed, FloorKind::GroupedP50));
         figures.push(latency("p99", deliveries.p99_us).over_if(closed, FloorKind::GroupedP99));
     }
+
     costs(&mut figures, &ran.spent, "send", count, FloorKind::GroupedCpu);
     Ok(ran.measured(figures))
 }
 
-/// A channel in which one writes and many are online.
+/// Runs `fanout`: one user writes into a channel with many members online.
 pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
     let members: Vec<usize> = (1..=usize::from(stage.load.members)).collect();
     stage.need_accounts(members.len() + 1)?;
@@ -113,18 +118,21 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
         let path = format!("/chats/{}/members", made.id);
         let _: serde_json::Value = stage.request(0, 0, Method::POST, &path, Some(&body)).await?;
     }
+
     let chat_id = made.id.clone();
     let slow = usize::from(stage.load.slow).min(members.len() - 1);
-    let (slow_ones, others) = members.split_at(slow);
+    let (slow_members, others) = members.split_at(slow);
     let mut listening = stage.connect_all(others.iter().copied()).await?;
-    listening.extend(stage.connect_slow(slow_ones.iter().copied()).await?);
+    listening.extend(stage.connect_slow(slow_members.iter().copied()).await?);
     let listening: Vec<_> = listening.into_iter().map(|light| (light, chat_id.clone())).collect();
+
     let light = stage.connect_all(std::iter::once(0)).await?.pop().ok_or("no connection")?;
     let deliveries = Deliveries::new(others.len());
     let mut owner = sender(stage, (light, 0), made);
     let closed = stage.load.rate.is_none();
     owner.deliveries = closed.then(|| deliveries.clone());
     let ran = drive(stage, vec![owner], listening, Some(deliveries), None).await?;
+
     let mut figures = Vec::new();
     if let Some(delivered) = &ran.deliveries {
         figures = vec![
@@ -144,16 +152,17 @@ pub(super) async fn fan_out(stage: &Stage) -> Result<Measured, String> {
             FloorKind::FanOutCpu,
         );
     }
+
     let mut measured = ran.measured(figures);
     if slow > 0 {
         measured.notes.push(format!(
-            "{slow} further members read nothing until the end, and were then held to the same"
+            "{slow} further members read nothing until the end, then received every rev in order"
         ));
     }
     Ok(measured)
 }
 
-/// CPU of each role for each of `count`, where it is known; that of the server beside a bare one's.
+/// Adds the CPU time of each role per operation. Only the server's has a floor.
 fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64, floor: FloorKind) {
     for role in &spent.roles {
         let each = spent.cpu_us_each(role.role, count);
@@ -164,12 +173,14 @@ fn costs(figures: &mut Vec<Figure>, spent: &Spent, what: &str, count: u64, floor
     }
 }
 
+/// The measurements of [`drive`].
 pub(super) struct Ran {
     pub(super) sends: Summary,
     deliveries: Option<Summary>,
     spent: Spent,
     errors: u64,
     acknowledged: u64,
+    /// Messages that the check read back.
     read: u64,
     listeners: u64,
 }
@@ -183,7 +194,7 @@ impl Ran {
             format!("{acknowledged} acknowledged sends are among {read} messages read back");
         if listeners > 0 {
             proven = format!(
-                "{proven}; {listeners} listeners were told every rev in order, up to the last"
+                "{proven}; {listeners} listeners received every rev in order, up to the last"
             );
         }
         let meters = std::iter::once(sends).chain(deliveries).collect();
@@ -191,8 +202,8 @@ impl Ran {
     }
 }
 
-/// Sends for the time of the run, or until each has sent what `burst` says, then proves what was
-/// acknowledged and delivered.
+/// Sends until the end of the run, or until each sender has sent `burst` messages. Then checks the
+/// acknowledged messages and the deliveries.
 pub(super) async fn drive(
     stage: &Stage,
     senders: Vec<Sender>,
@@ -210,26 +221,11 @@ pub(super) async fn drive(
         &stage.processes,
         std::iter::once(sends.clone()).chain(delivered.clone()).collect(),
     );
-    let (start, filler) = (Instant::now(), filler(stage.load.text_bytes));
+
+    let start = Instant::now();
     let span = if burst.is_some() { BURST } else { Duration::from_secs(stage.load.seconds) };
     let until = start + warm_up + span;
-    let count = senders.len();
-    let mut sending = JoinSet::new();
-    for (number, sender) in senders.into_iter().enumerate() {
-        let pace = match (burst, stage.load.rate) {
-            // The chat may hold some already.
-            (Some(messages), _) => Pace::Burst(messages.saturating_sub(sender.first_id)),
-            (None, Some(rate)) => Pace::open(start, rate, number, count),
-            (None, None) => Pace::Closed,
-        };
-        sending.spawn(sender.run(Plan {
-            pace,
-            until,
-            epoch: stage.epoch,
-            meter: sends.clone(),
-            filler: filler.clone(),
-        }));
-    }
+    let sending = start_senders(stage, senders, burst, &sends, start, until);
     let ending = async {
         if burst.is_none() {
             tokio::time::sleep_until(until.into()).await;
@@ -242,17 +238,8 @@ pub(super) async fn drive(
     let ((), mut senders) = tokio::join!(ending, sending.join_all());
     sends.stop();
     let spent = watch.finish();
-    for sender in &mut senders {
-        let rev = last_rev(stage, sender).await?;
-        if !sender.until_rev(rev, SETTLE).await {
-            let next = sender.light.rev(&sender.chat) + 1;
-            stage.verdict.chat(
-                &sender.chat,
-                next,
-                &format!("its sender was not told it; the chat is at {rev}"),
-            );
-        }
-    }
+
+    until_received(stage, &mut senders).await?;
     let rev_of =
         |chat: &str| senders.iter().find(|it| it.chat == chat).map_or(0, |it| it.light.rev(chat));
     let (listeners, lost) = listeners.finish(stage, rev_of).await;
@@ -260,6 +247,7 @@ pub(super) async fn drive(
         senders.iter().enumerate().map(|(number, sender)| prove(stage, number + 1, sender));
     let read: Vec<u64> =
         stream::iter(proving.collect::<Vec<_>>()).buffered(REQUESTS_MAX).try_collect().await?;
+
     Ok(Ran {
         sends: sends.summary(),
         deliveries: delivered.map(|meter| meter.summary()),
@@ -269,6 +257,51 @@ pub(super) async fn drive(
         read: read.iter().sum(),
         listeners,
     })
+}
+
+/// Starts each sender in a task.
+fn start_senders(
+    stage: &Stage,
+    senders: Vec<Sender>,
+    burst: Option<u32>,
+    meter: &Arc<Meter>,
+    start: Instant,
+    until: Instant,
+) -> JoinSet<Sender> {
+    let (count, filler) = (senders.len(), filler(stage.load.text_bytes));
+    let mut sending = JoinSet::new();
+    for (number, sender) in senders.into_iter().enumerate() {
+        let pace = match (burst, stage.load.rate) {
+            // An earlier run may have sent some of the messages.
+            (Some(messages), _) => Pace::Burst(messages.saturating_sub(sender.first_id)),
+            (None, Some(rate)) => Pace::open(start, rate, number, count),
+            (None, None) => Pace::Closed,
+        };
+        sending.spawn(sender.run(Plan {
+            pace,
+            until,
+            epoch: stage.epoch,
+            meter: meter.clone(),
+            filler: filler.clone(),
+        }));
+    }
+    sending
+}
+
+/// Waits until each sender has received its chat up to the last rev.
+async fn until_received(stage: &Stage, senders: &mut [Sender]) -> Result<(), String> {
+    for sender in senders {
+        let rev = last_rev(stage, sender).await?;
+        if !sender.until_rev(rev, SETTLE).await {
+            let next = sender.light.rev(&sender.chat) + 1;
+            stage.verdict.chat(
+                &sender.chat,
+                next,
+                &format!("its sender did not receive it; the chat is at {rev}"),
+            );
+        }
+    }
+    Ok(())
 }
 
 async fn last_rev(stage: &Stage, sender: &Sender) -> Result<u32, String> {

@@ -1,5 +1,5 @@
-//! `storm`: every socket is dropped at once, then the replicas are restarted one by one, while
-//! people write.
+//! `storm`: all connections are dropped at once, then the replicas are restarted one by one, while
+//! users write.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,12 @@ use crate::tool::meter::Mark;
 use crate::tool::stage::{Figure, Stage};
 use crate::tool::watch::Watch;
 
-/// Between two messages of a user, on average.
+/// Mean pause between two messages of a user.
 const PACE: Duration = Duration::from_millis(100);
-/// How long all devices may take to be back after the sockets were dropped, and after a restart.
+/// Time limit for all devices to reconnect, after the drop and after the restarts.
 const BACK: Duration = Duration::from_mins(1);
 
-/// A restart of all replicas, by the record's clock.
+/// A rolling restart of all replicas, by the record's clock.
 #[derive(Clone, Copy, Debug)]
 struct Restart {
     from_us: u64,
@@ -34,19 +34,24 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     for number in 0..users.devices.len() {
         write(&work, &users, number);
     }
+
     let watch = Watch::begin(&stage.processes, Vec::new());
     let from_us = warm_up(stage, &users).await;
     let half = Duration::from_secs(stage.load.seconds) / 2;
     tokio::time::sleep(half).await;
+
     let dropped_us = users.history.now_us();
     let (back, missing) = drop_all(&users.devices).await;
     tokio::time::sleep(half).await;
+
     let restart = restart(stage, &users).await?;
     work.finish().await;
+
     let count = users.devices.len();
     let (record, mut measured) = users.judge(stage, watch, from_us).await?;
     measured.errors += missing;
     measured.figures.extend(returns(&back, count));
+
     let mut happened = vec![(dropped_us, "sockets dropped")];
     match restart {
         Some(restart) => {
@@ -55,9 +60,10 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
             happened.extend([(restart.from_us, "restart"), (restart.until_us, "done")]);
         }
         None => measured.notes.push(
-            "only sockets were dropped: the replicas are not this program's to restart, as they are in `local`".into(),
+            "the replicas were not restarted, because this program did not start them".into(),
         ),
     }
+
     let mark = |(at_us, word): &(u64, &str)| Mark {
         second: real(at_us - from_us) / 1e6,
         word: (*word).to_owned(),
@@ -68,8 +74,8 @@ pub(super) async fn run(stage: &Stage) -> Result<Measured, String> {
     Ok(measured)
 }
 
-/// Everybody writes in the way of one kind of client: most give up what has no answer, some try
-/// again with the same key, some write on their socket, some repeat what they sent.
+/// Starts a writer. Writers differ: most give up a send without an answer, some retry it with the
+/// same key, some send over WebSocket, some repeat each send.
 fn write(work: &Work, users: &Users, number: usize) {
     let (actor, device) = (users.community.actors[number].clone(), users.devices[number].clone());
     let (own, chats) = (work.clone(), groups_of(users, number));
@@ -81,13 +87,15 @@ fn write(work: &Work, users: &Users, number: usize) {
     }
 }
 
-/// Cuts all at once. How long each took to be live again, ascending, and how many never were.
+/// Cuts all connections. Returns the times until each device was live again, ascending, and the
+/// number of devices that never were.
 async fn drop_all(devices: &[Device]) -> (Vec<Duration>, u64) {
     let before: Vec<u32> = devices.iter().map(|device| device.status().connections).collect();
     let began = Instant::now();
     for device in devices {
         device.cut().await;
     }
+
     let mut back = Vec::with_capacity(devices.len());
     let mut away: Vec<(&Device, u32)> = devices.iter().zip(before).collect();
     while !away.is_empty() && began.elapsed() < BACK {
@@ -98,7 +106,7 @@ async fn drop_all(devices: &[Device]) -> (Vec<Duration>, u64) {
     (back, away.len() as u64)
 }
 
-/// How long after the drop shares of all sockets were live again.
+/// Times until 50 %, 99 % and 100 % of the connections were live again.
 fn returns(back: &[Duration], count: usize) -> Vec<Figure> {
     let figure = |(word, share): (&str, usize)| {
         let last = back.get((back.len() * share / 100).min(back.len().saturating_sub(1)));
@@ -108,10 +116,11 @@ fn returns(back: &[Duration], count: usize) -> Vec<Figure> {
     [("half", 50), ("99 %", 99), ("all", 100)].into_iter().map(figure).collect()
 }
 
-/// Restarts the replicas of this program's own deployment, and waits until every socket is live.
+/// Restarts the replicas one by one and waits until every device is live. Does nothing if this
+/// program did not start them.
 async fn restart(stage: &Stage, users: &Users) -> Result<Option<Restart>, String> {
     let Some(site) = &stage.site else { return Ok(None) };
-    eprintln!("restarting {} of {}", site.replicas().len(), site.replicas().len());
+    eprintln!("restarting {} replicas one by one", site.replicas().len());
     let from_us = users.history.now_us();
     let took = site.restart_each().await?;
     if !workload::wait_until_live(&users.devices, BACK).await {
@@ -120,9 +129,10 @@ async fn restart(stage: &Stage, users: &Users) -> Result<Option<Restart>, String
     Ok(Some(Restart { from_us, until_us: users.history.now_us(), took }))
 }
 
-/// What those who wrote meanwhile felt of a restart.
+/// Latency and failures of the sends during a restart.
 fn restarted(record: &Record, restart: Restart, replicas: usize) -> Vec<Figure> {
     let Restart { from_us, until_us, took } = restart;
+
     let mut seconds: Vec<Vec<u64>> = Vec::new();
     let mut unanswered = 0;
     for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
@@ -137,11 +147,13 @@ fn restarted(record: &Record, restart: Restart, replicas: usize) -> Vec<Figure> 
             _ => {}
         }
     }
+
     let p99 = |mut took_us: Vec<u64>| {
         took_us.sort_unstable();
         took_us.get(took_us.len().saturating_sub(1) * 99 / 100).copied().unwrap_or(0)
     };
     let worst_us = seconds.into_iter().map(p99).max().unwrap_or(0);
+
     vec![
         Figure::cost(format!("restart of {replicas}, one by one"), took.as_secs_f64(), "s"),
         Figure::cost(
@@ -160,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worst_second_of_a_restart_is_told_and_what_had_no_answer() {
+    fn a_restart_reports_its_worst_second_and_the_sends_without_an_answer() {
         let history = History::new(Bounds::default());
         let (user, chat) = (history.name("u"), history.name("c"));
         for outcome in [Outcome::Ok(Value::Done), Outcome::Unknown, Outcome::Ok(Value::Done)] {
@@ -168,12 +180,14 @@ mod tests {
             let op = history.invoke(user, user, None, kind);
             history.complete(op, outcome);
         }
+
         let mut record = history.take();
         for (op, (invoked_us, took_us)) in
             record.ops.iter_mut().zip([(1_000_100, 5_000), (1_500_000, 1), (2_900_000, 70_000)])
         {
             (op.invoked_us, op.completed_us) = (invoked_us, Some(invoked_us + took_us));
         }
+
         let restart =
             Restart { from_us: 1_000_000, until_us: 4_000_000, took: Duration::from_millis(2500) };
         let values: Vec<f64> =
@@ -182,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn returns_are_told_by_the_share_that_is_back() {
+    fn reconnects_are_reported_at_50_99_and_100_percent() {
         let back: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
         let values: Vec<f64> =
             returns(&back, 100).iter().map(|figure| figure.value.round()).collect();

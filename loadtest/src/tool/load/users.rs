@@ -1,5 +1,4 @@
-//! Recorded users, for workloads that are about being right: everything goes through the record and
-//! the checker.
+//! Users whose every operation and frame is recorded and checked.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,23 +19,23 @@ use crate::tool::meter::{Second, Summary};
 use crate::tool::stage::{Figure, FloorKind, Stage};
 use crate::tool::watch::{Spent, Watch};
 
-/// How long a request may take.
+/// Timeout of a request.
 const REQUEST: Duration = Duration::from_secs(15);
-/// How long all devices may take to connect.
+/// Time limit for all devices to connect.
 const CONNECT: Duration = Duration::from_mins(1);
-/// After the last change everybody knows everything within this.
+/// Time limit for all devices to receive every event, after the last change.
 const HEAL: Duration = Duration::from_secs(10);
-/// What should not come has this long to come, after everything else has.
+/// Wait for unexpected frames, after all expected frames have arrived.
 pub(super) const SETTLE: Duration = Duration::from_millis(500);
 
-/// What of a record is measured.
+/// The measured part of a record.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
-    /// From then on, by the record's clock.
+    /// Start, by the record's clock.
     pub from_us: u64,
-    /// Until then, when the last thing was broken, too.
+    /// End; no fault was injected after it.
     pub until_us: u64,
-    /// How long after it everybody must know everything.
+    /// Time from the end until all devices had received every event.
     pub heal: Duration,
 }
 
@@ -45,13 +44,13 @@ pub(super) struct Users {
     pub community: Community,
     pub devices: Vec<Device>,
     pub history: Arc<History>,
-    /// The chats of this run, whose every change is in the record.
+    /// Ids of the chats of this run. The record contains all their changes.
     pub chats: Vec<String>,
     devices_work: Work,
 }
 
 impl Users {
-    /// Connects as many users as the load asks for.
+    /// Signs in the users of the load.
     pub(super) async fn gather(stage: &Stage) -> Result<Self, String> {
         let count = usize::from(stage.load.people);
         stage.need_accounts(count)?;
@@ -67,7 +66,8 @@ impl Users {
         })
     }
 
-    /// A group of these users. It is new, unlike a private chat, so the record knows all of it.
+    /// Creates a group of these users. A private chat may have messages from before the record; a
+    /// group has none.
     pub(super) async fn group(&mut self, users: &[usize]) -> Result<String, String> {
         let chat = self.community.group(users).await?;
         self.chats.push(chat.clone());
@@ -80,8 +80,8 @@ impl Users {
         Ok(())
     }
 
-    /// The same, but for some, of the numbers that `parts` holds for, whose devices run until this
-    /// other work is over.
+    /// The same, but the devices of the users for which `parts` returns true run until `parting`
+    /// ends. Returns these devices.
     pub(super) async fn connect_parted(
         &mut self,
         stage: &Stage,
@@ -97,7 +97,7 @@ impl Users {
         connect(stage, parting, &actors(gone)).await
     }
 
-    /// Waits until everything that should come has come, and lets the checker judge the record.
+    /// Waits for the last frames, then runs the checker.
     pub(super) async fn finish(
         self,
         stage: &Stage,
@@ -107,7 +107,7 @@ impl Users {
         Ok(self.judge(stage, watch, from_us).await?.1)
     }
 
-    /// The same, with the record.
+    /// The same; also returns the record.
     pub(super) async fn judge(
         self,
         stage: &Stage,
@@ -122,7 +122,7 @@ impl Users {
         self.conclude(stage, &log, spent, Span { from_us, until_us, heal }).await
     }
 
-    /// Ends the devices, and lets the checker judge the record.
+    /// Stops the devices and runs the checker.
     pub(super) async fn conclude(
         self,
         stage: &Stage,
@@ -133,6 +133,7 @@ impl Users {
         let Span { from_us, until_us, heal } = span;
         self.devices_work.finish().await;
         let record = self.history.take();
+
         let limits = Limits { healed_us: Some(until_us), heal, ..Limits::default() };
         let report = check(&Evidence { record: &record, log, secrets: &[], exposed: &[], limits });
         for (invariant, finding) in &report.findings {
@@ -140,15 +141,17 @@ impl Users {
                 finding.examples.iter().map(|example| format!("{}: {example}", invariant.words()));
             stage.verdict.add(finding.count, examples);
         }
+
         let counts = report.counts;
         let proven = format!(
-            "{} operations and {} frames of {} devices hold against every invariant; {} acknowledged sends in {} chats",
+            "{} operations and {} frames of {} devices passed every invariant; \
+             {} acknowledged sends in {} chats",
             counts.operations, counts.frames, counts.devices, counts.acknowledged, counts.chats
         );
         let (figures, errors) = figures(&record, from_us, until_us);
         let meters = vec![over_time(&record, from_us, until_us)];
         let notes = vec![format!(
-            "everybody had everything within {} s of the last change",
+            "all devices had received every event within {} s of the last change",
             shown(heal.as_secs_f64())
         )];
         let notes = if report.is_clean() { notes } else { Vec::new() };
@@ -156,8 +159,8 @@ impl Users {
         Ok((record, measured))
     }
 
-    /// What is there at the end, as each of these replicas has it: behind a balancer nobody can
-    /// tell which one answers.
+    /// Reads the final state of the chats from each of these replicas. The balancer is bypassed,
+    /// because it would hide which replica answers.
     pub(super) async fn final_log(&self, replicas: &[String]) -> Result<FinalLog, String> {
         let http = Http::new(replicas, REQUEST)?;
         let actor =
@@ -168,23 +171,23 @@ impl Users {
         Ok(log)
     }
 
-    /// Waits until every device knows every chat of its user to the end, at most [`HEAL`] after the
-    /// last change. How long after it that was.
+    /// Waits until every device has received every event of its user's chats, at most [`HEAL`]
+    /// after the last change. Returns the time from the change until then.
     pub(super) async fn until_caught_up(&self, log: &FinalLog, changed_us: u64) -> Duration {
         loop {
             let elapsed = Duration::from_micros(self.history.now_us().saturating_sub(changed_us));
             if elapsed >= HEAL {
-                // The record must not end before the bound does.
+                // The checker needs a record that covers the whole time limit.
                 return HEAL;
             }
-            if self.devices.iter().all(|device| knows_everything(device, log)) {
+            if self.devices.iter().all(|device| has_received_all(device, log)) {
                 return elapsed;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Chats that were there before hold what this record can't know.
+    /// Removes other chats, whose earlier changes are not in the record.
     fn keep_own_chats(&self, log: &mut FinalLog) {
         let own: HashSet<Name> = self.chats.iter().map(|chat| self.history.name(chat)).collect();
         log.chats.retain(|chat| own.contains(&chat.chat));
@@ -202,22 +205,25 @@ async fn connect(stage: &Stage, work: &Work, actors: &[Actor]) -> Result<Vec<Dev
     Err("not every device could connect".to_owned())
 }
 
-fn knows_everything(device: &Device, log: &FinalLog) -> bool {
+/// Whether a device has received every event of its user's chats.
+fn has_received_all(device: &Device, log: &FinalLog) -> bool {
     let user = device.actor().user();
     let is_in =
         |chat: &&FinalChat| chat.members.iter().any(|it| it.user == user && it.left_rev.is_none());
-    let knows = |chat: &FinalChat| device.known(chat.chat).is_some_and(|known| known >= chat.rev);
-    device.status().live && !device.is_reloading() && log.chats.iter().filter(is_in).all(knows)
+    let is_current =
+        |chat: &FinalChat| device.known(chat.chat).is_some_and(|known| known >= chat.rev);
+
+    device.status().live && !device.is_reloading() && log.chats.iter().filter(is_in).all(is_current)
 }
 
-/// Work of this run at a pace.
+/// Creates work at this pace, with the seed of this run.
 pub(super) fn work(stage: &Stage, pace: Duration) -> Work {
-    // Texts are used once in a run; the tag makes them different from those of other runs.
+    // Texts are unique within a run. The tag makes them differ from those of other runs.
     let tag = u64::from_str_radix(&stage.tag, 16).unwrap_or(0);
     Work::new(stage.load.seed ^ (tag << 32), pace, CancellationToken::new())
 }
 
-/// What an operation is called in the table.
+/// Name of an operation in tables.
 fn word(kind: &Kind) -> Option<&'static str> {
     Some(match kind {
         Kind::Send { .. } => "send",
@@ -236,8 +242,8 @@ fn word(kind: &Kind) -> Option<&'static str> {
     })
 }
 
-/// What an operation's p50 and p99 are held against. At a pace hardly anybody waits for another. A
-/// login is slow on purpose.
+/// Floors of the p50 and p99 of an operation. At a pace, operations rarely overlap, so the floors
+/// are those of one operation at a time. A login has none: its password hash is slow on purpose.
 fn floors(word: &str) -> Option<[FloorKind; 2]> {
     match word {
         "login" => None,
@@ -248,8 +254,8 @@ fn floors(word: &str) -> Option<[FloorKind; 2]> {
     }
 }
 
-/// Rate and latency of each kind of operation in a span of the record, and how many nobody
-/// answered.
+/// Returns the rate and latency of each kind of operation in a part of the record, and the number
+/// of operations without an answer.
 fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     let mut kinds: Vec<(&'static str, Histogram<u64>)> = Vec::new();
     let mut unknown = 0;
@@ -260,6 +266,7 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
             continue;
         }
         let took_us = completed_us.saturating_sub(op.invoked_us).max(1);
+
         if let Some((_, histogram)) = kinds.iter_mut().find(|(kind, _)| *kind == word) {
             histogram.saturating_record(took_us);
         } else if let Ok(mut histogram) = Histogram::new_with_max(60_000_000, 3) {
@@ -267,7 +274,9 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
             kinds.push((word, histogram));
         }
     }
+
     kinds.sort_unstable_by_key(|(word, _)| *word);
+
     let span_s = real(until_us.saturating_sub(from_us)) / 1e6;
     let mut figures = Vec::new();
     for (word, histogram) in &kinds {
@@ -281,7 +290,7 @@ fn figures(record: &Record, from_us: u64, until_us: u64) -> (Vec<Figure>, u64) {
     (figures, unknown)
 }
 
-/// All operations that were answered in a span, second by second.
+/// Returns the answered operations of a part of the record, second by second.
 fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
     let mut seconds: Vec<Vec<u64>> = Vec::new();
     for op in record.ops.iter().filter(|op| (from_us..until_us).contains(&op.invoked_us)) {
@@ -292,6 +301,7 @@ fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
         seconds.resize_with(seconds.len().max(second + 1), Vec::new);
         seconds[second].push(completed_us.saturating_sub(op.invoked_us));
     }
+
     let count = seconds.iter().map(|second| second.len() as u64).sum();
     let second = |mut took: Vec<u64>| {
         took.sort_unstable();
@@ -300,6 +310,7 @@ fn over_time(record: &Record, from_us: u64, until_us: u64) -> Summary {
         };
         Second { count: took.len() as u64, p50_us: at(50), p99_us: at(99) }
     };
+
     let rate = ratio(real(count), real(until_us.saturating_sub(from_us)) / 1e6);
     let seconds = seconds.into_iter().map(second).collect();
     Summary {
@@ -317,13 +328,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latencies_are_those_of_what_was_done_in_the_span() {
+    fn only_operations_in_the_span_count() {
         let history = History::new(Bounds::default());
         let user = history.name("u");
         for outcome in [Outcome::Ok(starling_loadtest::history::Value::Done), Outcome::Unknown] {
             let op = history.invoke(user, user, None, Kind::Chats);
             history.complete(op, outcome);
         }
+
         let record = history.take();
         let (found, unknown) = figures(&record, 0, 1_000_000);
         assert_eq!((found.len(), unknown), (3, 1));

@@ -1,4 +1,4 @@
-//! Charts as SVG, drawn here so that a page needs nothing else.
+//! SVG charts. The page needs no script and no other files.
 
 use std::fmt::Write;
 
@@ -6,28 +6,28 @@ use super::html::escape;
 use crate::tool::arith::{ratio, real, real_len, shown, thousands, whole};
 use crate::tool::meter::Mark;
 
-/// About as wide as it is shown, so that its letters are as large as they say.
+/// About the displayed width in pixels, so that font sizes are true.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 190.0;
-/// Around the drawing: room for the numbers of the axes.
+/// Margins for the labels of the axes.
 const LEFT: f64 = 52.0;
 const BOTTOM: f64 = 24.0;
 const TOP: f64 = 18.0;
 const RIGHT: f64 = 12.0;
 
-/// A line of a chart: its name and its values, a second each.
+/// A line of a chart: its name and one value per second.
 pub type Line = (String, Vec<f64>);
 
-/// What is to be known of the time in which the values came.
+/// The time axis: warm-up and marks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Time<'a> {
-    /// Seconds at the beginning that were not measured.
+    /// Seconds of warm-up at the start.
     pub warm_up_s: u64,
-    /// What happened meanwhile.
+    /// Events to mark.
     pub marks: &'a [Mark],
 }
 
-/// A round number, at least as large as what is shown, whose quarters are round too.
+/// The upper end of an axis: a round number that is at least `most` and whose quarters are round.
 fn top_of(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;
@@ -40,12 +40,12 @@ fn top_of(most: f64) -> f64 {
         .unwrap_or(most)
 }
 
-/// A number of an axis, as short as it can be.
+/// Formats a label of an axis.
 fn tick(value: f64) -> String {
     if value.fract().abs() < 1e-9 { thousands(whole(value)) } else { shown(value) }
 }
 
-/// The title, with the unit and the names of several lines, and the axis.
+/// Draws the title with the unit and the line names, and the value axis.
 fn frame(title: &str, unit: &str, names: &[&str], top: f64) -> String {
     let unit_words = if unit.is_empty() { String::new() } else { format!(", {unit}") };
     let mut svg =
@@ -53,11 +53,13 @@ fn frame(title: &str, unit: &str, names: &[&str], top: f64) -> String {
     for (number, name) in names.iter().enumerate() {
         let _ = write!(svg, "<b class=\"s{number}\">{}</b>", escape(name));
     }
+
     let _ = write!(
         svg,
         "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
         escape(title)
     );
+
     for step in 0..=4 {
         let share = f64::from(step) / 4.0;
         let y = HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP);
@@ -74,28 +76,30 @@ fn frame(title: &str, unit: &str, names: &[&str], top: f64) -> String {
     svg
 }
 
-/// Where a moment is, in seconds from the beginning of `count` of them.
+/// The x coordinate of a time in a chart of `count` seconds.
 fn x_of(second: f64, count: usize) -> f64 {
-    // Each value stands at the end of its second.
+    // A value is drawn at the end of its second.
     LEFT + (WIDTH - LEFT - RIGHT) * ratio((second - 1.0).max(0.0), real_len(count - 1))
 }
 
-/// The time that was not measured, shaded, and what happened.
+/// Draws the warm-up as a shaded area, and the marks.
 fn time(svg: &mut String, time: Time<'_>, count: usize) {
     let height = HEIGHT - BOTTOM - TOP;
     if time.warm_up_s > 1 && real_len(count) > real(time.warm_up_s) {
         let width = x_of(real(time.warm_up_s), count) - LEFT;
         let _ = write!(
             svg,
-            "<rect class=\"warm\" x=\"{LEFT}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{height:.1}\">\
+            "<rect class=\"warm\" x=\"{LEFT}\" y=\"{TOP}\" width=\"{width:.1}\" \
+             height=\"{height:.1}\">\
              <title>warm-up</title></rect><text x=\"{:.1}\" y=\"{:.1}\">warm-up</text>",
             LEFT + 3.0,
             HEIGHT - BOTTOM - 5.0
         );
     }
+
     for Mark { second, word } in time.marks {
         let x = x_of(*second, count).min(WIDTH - RIGHT);
-        // Written to the side that has room.
+        // The label goes to the wider side.
         let (anchor, at) = if x > WIDTH / 2.0 { ("end", x + 3.0) } else { ("start", x - 3.0) };
         let _ = write!(
             svg,
@@ -108,17 +112,19 @@ fn time(svg: &mut String, time: Time<'_>, count: usize) {
     }
 }
 
-/// Values over time.
+/// Draws a line chart over time.
 pub fn lines(title: &str, unit: &str, lines: &[Line], during: Time<'_>) -> String {
     let count = lines.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     if count < 2 {
         return String::new();
     }
+
     let top = top_of(lines.iter().flat_map(|(_, values)| values).copied().fold(0.0, f64::max));
     let names: Vec<&str> = lines.iter().map(|(name, _)| name.as_str()).collect();
-    // One line is what the title says.
+    // A single line needs no name besides the title.
     let mut svg = frame(title, unit, if names.len() > 1 { &names } else { &[] }, top);
     time(&mut svg, during, count);
+
     let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * ratio(value, top);
     for (number, (_, values)) in lines.iter().enumerate() {
         let point = |(index, value): (usize, &f64)| {
@@ -127,37 +133,43 @@ pub fn lines(title: &str, unit: &str, lines: &[Line], during: Time<'_>) -> Strin
         let points: Vec<String> = values.iter().enumerate().map(point).collect();
         let _ = write!(svg, "<polyline class=\"line s{number}\" points=\"{}\"/>", points.join(" "));
     }
+
     let _ = write!(
         svg,
-        "<text x=\"{LEFT}\" y=\"{0:.1}\">1 s</text><text x=\"{1:.1}\" y=\"{0:.1}\" text-anchor=\"end\">{count} s</text></svg></figure>",
+        "<text x=\"{LEFT}\" y=\"{0:.1}\">1 s</text>\
+         <text x=\"{1:.1}\" y=\"{0:.1}\" text-anchor=\"end\">{count} s</text></svg></figure>",
         HEIGHT - 6.0,
         WIDTH - RIGHT
     );
     svg
 }
 
-/// Named values beside each other.
+/// Draws a bar chart.
 pub fn bars(title: &str, unit: &str, bars: &[(String, f64)]) -> String {
     if bars.is_empty() {
         return String::new();
     }
+
     let top = top_of(bars.iter().map(|(_, value)| *value).fold(0.0, f64::max));
     let mut svg = frame(title, unit, &[], top);
     let slot = (WIDTH - LEFT - RIGHT) / real_len(bars.len());
-    // Names that would run into each other are left out, evenly.
+    // Only every n-th name is drawn, so that names do not overlap.
     let every = whole((44.0 / slot).ceil()).max(1);
+
     for (index, (name, value)) in bars.iter().enumerate() {
         let height = (HEIGHT - BOTTOM - TOP) * ratio(*value, top);
         let x = LEFT + slot * real_len(index);
         let words = format!("{name}: {}", tick(*value));
         let _ = write!(
             svg,
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>{}</title></rect>",
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\">\
+             <title>{}</title></rect>",
             x + slot * 0.1,
             HEIGHT - BOTTOM - height,
             slot * 0.8,
             escape(&words)
         );
+
         if (index as u64).is_multiple_of(every) {
             let (x, y) = (x + slot / 2.0, HEIGHT - 8.0);
             let _ = write!(
@@ -202,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_warm_up_and_what_happened_are_shown_where_they_were() {
+    fn warm_up_and_marks_are_drawn_at_their_times() {
         let marks = [Mark { second: 3.0, word: "sockets dropped".into() }];
         let svg =
             lines("t", "", &[(String::new(), vec![1.0; 5])], Time { warm_up_s: 2, marks: &marks });

@@ -1,30 +1,29 @@
-//! What a run was made on.
+//! The machine of a run.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-/// The machine.
+/// Describes the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hardware {
-    /// The processor's name.
+    /// Model name of the processor.
     pub processor: String,
     /// Cores that this program may use.
     pub cores: usize,
-    /// Memory in MiB.
     pub memory_mib: u64,
-    /// The kernel.
     pub kernel: String,
 }
 
 impl Hardware {
-    /// Looks at this machine.
+    /// Reads the properties of this machine from `/proc`.
     pub fn look() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, key: &str| {
             let line = text.lines().find(|line| line.starts_with(key))?;
             line.split_once(':').map(|(_, value)| value.trim().to_owned())
         };
+
         let kib = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
         Self {
             processor: field(&read("/proc/cpuinfo"), "model name")
@@ -35,25 +34,22 @@ impl Hardware {
         }
     }
 
-    /// In one line.
+    /// Describes the machine in one line.
     pub fn words(&self) -> String {
         let Self { processor, cores, memory_mib, kernel } = self;
         format!("{processor}, {cores} cores, {memory_mib} MiB of memory, Linux {kernel}")
     }
 }
 
-/// The date and time now, in UTC.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a report says when it was made; nothing else hangs on it"
-)]
+/// The current date and time in UTC.
+#[expect(clippy::disallowed_methods, reason = "the time is only printed in the report")]
 pub fn now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     date(seconds)
 }
 
-/// A date from seconds since 1970, by counting eras of 400 years (Howard Hinnant's
-/// `civil_from_days`).
+/// Formats seconds since 1970. Counts eras of 400 years, as Howard Hinnant's `civil_from_days`
+/// does.
 fn date(seconds: u64) -> String {
     let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -64,6 +60,7 @@ fn date(seconds: u64) -> String {
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
+
     let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }

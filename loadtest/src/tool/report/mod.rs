@@ -1,4 +1,4 @@
-//! What a program run measured: a table in the terminal, JSON, a page, Markdown.
+//! The report of a program run: a table in the terminal, JSON, an HTML page, Markdown.
 
 mod chart;
 mod hardware;
@@ -14,53 +14,54 @@ use super::load::Outcome;
 use hardware::Hardware;
 use rows::Row;
 
-/// One deployment's measurements.
+/// The measurements of one deployment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// Which deployment.
+    /// Name of the deployment.
     pub site: String,
-    /// What each workload measured.
+    /// Results of the workloads.
     pub outcomes: Vec<Outcome>,
 }
 
-/// Everything that one call of the program measured.
+/// All measurements of a program run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The command that made it.
+    /// The command line, without file paths.
     pub command: String,
-    /// When, in UTC.
+    /// Time of the run in UTC.
     pub made_at: String,
-    /// On what.
     pub hardware: Hardware,
-    /// Of what.
+    /// Versions of the server, Postgres and Redis.
     pub versions: Vec<String>,
-    /// How.
+    /// Size and pace of the load.
     pub load: Load,
-    /// The measurements, a deployment each.
+    /// Measurements by deployment.
     pub runs: Vec<Run>,
 }
 
+/// The JSON file.
 #[derive(Serialize)]
-struct Whole<'a> {
+struct JsonReport<'a> {
     #[serde(flatten)]
     report: &'a Report,
-    /// For the gate.
+    /// Input of the gate.
     held: HeldRows,
 }
 
 impl Report {
-    /// An empty report of the program's present call.
+    /// Creates an empty report of this program run.
     pub fn new(load: &Load, versions: Vec<String>) -> Self {
         let mut args = std::env::args().skip(1).peekable();
         let mut command = "starling-loadtest".to_owned();
         while let Some(arg) = args.next() {
             command = format!("{command} {arg}");
             if ["--accounts", "--starling", "--json", "--report"].contains(&arg.as_str()) {
-                // Where the operator keeps things is of no use to a reader.
+                // Paths on the operator's machine do not belong in a report.
                 args.next();
                 command += " …";
             }
         }
+
         Self {
             command,
             made_at: hardware::now(),
@@ -71,23 +72,25 @@ impl Report {
         }
     }
 
-    /// Prints the table, and writes the files that were asked for. Whether every promise was kept.
+    /// Prints the table and writes the output files. Returns whether there was no violation.
     ///
     /// # Errors
-    /// If a file can't be written.
+    /// If a file cannot be written.
     pub fn finish(&self, output: &Output) -> Result<bool, String> {
         for run in &self.runs {
             print!("{}", rows::table(run));
         }
+
         let write = |path: &std::path::Path, text: String| {
             std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
         };
+
         if let Some(path) = &output.json {
             let held = self.runs.iter().flat_map(rows::of).filter_map(|row| row.steady()).collect();
-            let whole = Whole { report: self, held };
+            let json = JsonReport { report: self, held };
             write(
                 path,
-                serde_json::to_string_pretty(&whole).map_err(|error| error.to_string())? + "\n",
+                serde_json::to_string_pretty(&json).map_err(|error| error.to_string())? + "\n",
             )?;
         }
         if let Some(path) = &output.report {
@@ -96,10 +99,11 @@ impl Report {
         if let Some(path) = &output.results {
             write(path, results::markdown(self))?;
         }
+
         Ok(self.runs.iter().flat_map(|run| &run.outcomes).all(|outcome| outcome.violations == 0))
     }
 
-    /// The figures of all runs.
+    /// The figures of all deployments.
     fn rows(&self) -> Vec<Row<'_>> {
         self.runs.iter().flat_map(rows::of).collect()
     }

@@ -6,20 +6,22 @@ use super::rows::remarks;
 use super::{Report, rows};
 use crate::tool::arith::shown;
 
-/// The whole file.
+/// Renders the file.
 pub fn markdown(report: &Report) -> String {
     let Report { command, made_at, hardware, versions, load, runs } = report;
     let mut text = format!(
-        "# Results\n\nWritten by the program, not by hand, with\n\n```sh\n{command}\n```\n\n\
+        "# Results\n\nThis file is generated with\n\n```sh\n{command}\n```\n\n\
          - When: {made_at}\n- Hardware: {}. The generator ran on the same cores.\n- Versions: {}\n\
          - Each workload was measured for {} s after {} s of warm-up.\n\n\
-         A ratio is the figure divided by its floor: what a bare server reached with the same generator, on the mean \
-         of right before and right after. For rates more is better, for sizes less.\n",
+         A ratio is a figure divided by its floor. The floor is the result of a bare server with \
+         the same generator: the mean of a run right before and a run right after. Higher is \
+         better for rates, lower for everything else.\n",
         hardware.words(),
         versions.join("; "),
         load.seconds,
         load.warm_up
     );
+
     for run in runs {
         let _ = writeln!(
             text,
@@ -31,6 +33,7 @@ pub fn markdown(report: &Report) -> String {
             let (floor, ratio) = (row.floor_words(), row.ratio_words());
             let _ = writeln!(text, "| {} | {name} | {value} | {floor} | {ratio} |", row.workload);
         }
+
         let beside = run
             .outcomes
             .iter()
@@ -48,6 +51,7 @@ pub fn markdown(report: &Report) -> String {
                 floor.unit
             );
         }
+
         text.push('\n');
         for outcome in &run.outcomes {
             let _ =

@@ -1,4 +1,4 @@
-//! Figures as rows: with their floor, and the ratio to it.
+//! Table rows: a figure, its floor and the ratio.
 
 use std::fmt::Write;
 
@@ -10,14 +10,13 @@ use crate::tool::watch::RoleUse;
 
 use super::Run;
 
-/// A figure and what it is held against.
+/// A figure and its floor.
 #[derive(Clone, Debug)]
 pub struct Row<'a> {
-    /// The deployment.
+    /// Name of the deployment.
     pub site: &'a str,
-    /// The workload.
+    /// Name of the workload.
     pub workload: &'static str,
-    /// The figure.
     pub figure: &'a Figure,
     /// The floor, if it was measured.
     pub floor: Option<f64>,
@@ -28,7 +27,7 @@ impl Row<'_> {
         format!("{} / {} / {}", self.site, self.workload, self.figure.name)
     }
 
-    /// The figure's share or multiple of its floor, by the row's name.
+    /// The row name and the ratio to the floor.
     pub fn ratio(&self) -> Option<(String, Ratio)> {
         let floor = self.floor?;
         Some((
@@ -37,32 +36,33 @@ impl Row<'_> {
         ))
     }
 
-    /// The figure and its floor, by the row's name, if a later run's may be held against them.
+    /// The row name, the figure and its floor, if the gate may compare them with those of later
+    /// runs.
     pub fn steady(&self) -> Option<(String, Held)> {
         let floor = self.floor.filter(|_| self.figure.floor.is_some_and(FloorKind::is_steady))?;
         Some((self.name(), Held { value: self.figure.value, floor, better: self.figure.better }))
     }
 
-    /// The ratio in words.
+    /// The ratio as text; empty without a floor.
     pub fn ratio_words(&self) -> String {
         self.ratio().map_or_else(String::new, |(_, ratio)| format!("{:.2}", ratio.ratio))
     }
 
-    /// The floor in words.
+    /// The floor as text; empty without a floor.
     pub fn floor_words(&self) -> String {
         self.floor
             .map_or_else(String::new, |floor| format!("{} {}", shown(floor), self.figure.unit))
     }
 
-    /// The figure in words.
+    /// The figure as text.
     pub fn value_words(&self) -> String {
         let Figure { value, unit, .. } = self.figure;
-        // What has no unit is counted.
+        // A figure without a unit is a count.
         if unit.is_empty() { thousands(whole(*value)) } else { format!("{} {unit}", shown(*value)) }
     }
 }
 
-/// The rows of a run.
+/// The rows of a deployment.
 pub fn of(run: &Run) -> impl Iterator<Item = Row<'_>> {
     run.outcomes.iter().flat_map(move |outcome| {
         outcome.figures.iter().map(move |figure| Row {
@@ -74,15 +74,16 @@ pub fn of(run: &Run) -> impl Iterator<Item = Row<'_>> {
     })
 }
 
-/// What is to be said of an outcome besides its figures.
+/// Remarks on an outcome, besides its figures.
 pub fn remarks(outcome: &Outcome) -> Vec<String> {
     let mut remarks = vec![if outcome.violations == 0 {
         format!("correct: {}", outcome.proven)
     } else {
-        format!("NOT CORRECT: promises broken: {}", thousands(outcome.violations))
+        format!("NOT CORRECT: {} violations", thousands(outcome.violations))
     }];
     remarks.extend(outcome.sentences.iter().cloned());
     remarks.extend(outcome.notes.iter().cloned());
+
     if outcome.errors > 0 {
         remarks.push(format!(
             "errors (refused, unanswered, disconnected): {}",
@@ -90,8 +91,9 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
         ));
     }
     if !outcome.counted.is_empty() {
-        remarks.push(format!("the servers counted: {}", outcome.counted));
+        remarks.push(format!("growth of the servers' counters: {}", outcome.counted));
     }
+
     if !outcome.spent.roles.is_empty() {
         let role = |it: &RoleUse| {
             let (cores, mib) = (
@@ -101,25 +103,28 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
             format!("{} {cores:.0} % of a core and {} MiB", it.role, shown(mib))
         };
         let roles: Vec<String> = outcome.spent.roles.iter().map(role).collect();
-        remarks.push(format!("used, with the memory at the end: {}", roles.join(", ")));
+        remarks.push(format!("CPU, and memory at the end: {}", roles.join(", ")));
     }
+
     let busy = outcome.spent.machine_busy * 100.0;
     let own = ratio(outcome.spent.generator_cpu_s, outcome.spent.seconds) * 100.0;
     let stolen = outcome.spent.machine_stolen * 100.0;
     remarks.push(format!(
-        "the generator used {own:.0} % of a core; all cores were {busy:.0} % busy, {stolen:.0} % with other machines"
+        "the generator used {own:.0} % of a core; all cores were {busy:.0} % busy; other \
+         machines took {stolen:.0} %"
     ));
     remarks.extend(outcome.spent.bottleneck.clone());
     remarks
 }
 
-/// The table of a run.
+/// Renders the table of a deployment.
 pub fn table(run: &Run) -> String {
     let rows: Vec<Row<'_>> = of(run).collect();
     let floors = run.outcomes.iter().flat_map(|outcome| &outcome.floors.rows);
     let names =
         rows.iter().map(|row| row.figure.name.as_str()).chain(floors.map(|floor| floor.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
+
     let mut table = format!("\n{}\n", run.site);
     for outcome in &run.outcomes {
         let word = outcome.workload.word();
@@ -130,6 +135,7 @@ pub fn table(run: &Run) -> String {
             let line = format!("  {name:<width$}  {value:>16}  {floor:>16}  {ratio:>8}");
             let _ = writeln!(table, "{}", line.trim_end());
         }
+
         for floor in &outcome.floors.rows {
             let value = format!("{} {}", shown(floor.value), floor.unit);
             let _ = writeln!(table, "  {:<width$}  {:>16}  {value:>16}", floor.name, "");

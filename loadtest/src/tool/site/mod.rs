@@ -1,5 +1,5 @@
-//! A deployment of one's own: Postgres, Redis, replicas and a load balancer on free ports, with
-//! temporary data. Dropped, it is gone.
+//! A temporary local deployment: Postgres, Redis, replicas and a load balancer on free ports.
+//! Dropping it stops the processes and removes the data.
 
 pub mod replica;
 
@@ -20,31 +20,29 @@ use self::replica::Replica;
 use super::proc;
 use super::processes::Processes;
 
-/// Threads of work that make accounts finish thousands a minute; more than this many takes too long
-/// to wait for.
+/// Most accounts to create. The server creates thousands per minute.
 const ACCOUNTS_MAX: usize = 100_000;
-/// As a small installation sets its Postgres up; it writes to disk for real.
+/// Settings of a small production database; `fsync` stays on.
 const POSTGRES: &[&str] = &["max_connections=300", "shared_buffers=256MB", "max_wal_size=2GB"];
-/// How long a stopping replica goes on as unready, where there is a balancer to look: it does so
-/// four times meanwhile.
+/// `STARLING_UNREADY_MS` of the replicas. The balancer checks readiness four times in this time.
 const UNREADY_MS: u64 = 1000;
-/// How long it takes to send its clients away.
+/// `STARLING_DRAIN_MS` of the replicas.
 const DRAIN_MS: u64 = 3000;
-/// How long a replica may take until it is ready.
+/// Time limit for a replica to become ready.
 const READY: Duration = Duration::from_secs(30);
 
-/// What to start.
+/// The kind of deployment to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// One process on SQLite.
     Embedded,
-    /// So many replicas on Postgres and Redis; `direct`: clients know them all, instead of a load
-    /// balancer.
+    /// This many replicas on Postgres and Redis; with `direct`, without a load balancer.
     Replicas { count: u16, direct: bool },
 }
 
 impl Shape {
-    /// Replicas that may be broken: those of embedded mode have nobody to take over.
+    /// Number of replicas for workloads that kill replicas; 0 in embedded mode, where no other
+    /// replica takes over.
     pub fn replicas(self) -> u16 {
         match self {
             Self::Embedded => 0,
@@ -52,7 +50,7 @@ impl Shape {
         }
     }
 
-    /// In words, for tables.
+    /// Name in tables.
     pub fn words(self) -> String {
         match self {
             Self::Embedded => "embedded".to_owned(),
@@ -65,29 +63,27 @@ impl Shape {
     }
 }
 
-/// A running deployment. The fields are dropped, and so ended, in this order.
+/// A running deployment. Dropping stops the fields' processes in this order.
 #[derive(Debug)]
 pub struct Site {
     balancer: Option<Replica>,
-    /// Absent: one that is being restarted.
+    /// `None` while a replica is stopped.
     replicas: Mutex<Vec<Option<Replica>>>,
-    /// Their addresses, which they keep.
+    /// Addresses of the replicas. A restart keeps the address.
     addresses: Vec<String>,
     redis: Option<Redis>,
     postgres: Option<Postgres>,
     processes: Processes,
     program: PathBuf,
-    /// Whether the servers limit rates.
     limits_rates: bool,
     dir: TempDir,
 }
 
 impl Site {
-    /// Starts everything and waits until it answers.
+    /// Starts all processes and waits until they are ready.
     ///
     /// # Errors
-    /// In a sentence that says what did not start, with the end of its log. What had started is
-    /// ended.
+    /// If a process does not start; with the end of its log. The other processes are stopped.
     pub async fn start(shape: Shape, program: &Path, limits_rates: bool) -> Result<Self, String> {
         let dir = tempfile::Builder::new()
             .prefix("starling-loadtest-")
@@ -104,6 +100,7 @@ impl Site {
             limits_rates,
             dir,
         };
+
         let (count, balanced) = match shape {
             Shape::Embedded => (1, false),
             Shape::Replicas { count, direct } => {
@@ -111,6 +108,7 @@ impl Site {
                 (count, count > 1 && !direct)
             }
         };
+
         for number in 0..usize::from(count) {
             let replica = site.start_replica(number, "127.0.0.1:0").await?;
             site.addresses.push(replica.base.clone());
@@ -129,6 +127,7 @@ impl Site {
         let redis = Redis::start(&[]).await?;
         self.processes.add("redis", redis.pid());
         self.redis = Some(redis);
+
         let migrated = self.command(&["migrate"]).output().await.map_err(|it| it.to_string())?;
         if migrated.status.success() {
             return Ok(());
@@ -156,8 +155,8 @@ impl Site {
         Ok(())
     }
 
-    /// The program with the site's settings. It gets the environment of this process too, for
-    /// whoever wants to measure a setting, but for where it listens and what it stores in.
+    /// A command of the server binary with the settings of this deployment. It inherits the other
+    /// environment variables of this process, so that an operator can measure other settings.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = ending_with_us(&self.program);
         command
@@ -170,6 +169,7 @@ impl Site {
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
             .stdin(Stdio::null());
+
         if let (Some(postgres), Some(redis)) = (&self.postgres, &self.redis) {
             command.env("DATABASE_URL", postgres.url()).env("REDIS_URL", redis.url());
             command.env("STARLING_UNREADY_MS", UNREADY_MS.to_string());
@@ -178,10 +178,10 @@ impl Site {
         command
     }
 
-    /// Makes accounts with sessions.
+    /// Creates accounts with sessions.
     ///
     /// # Errors
-    /// If the program can't.
+    /// If the command fails.
     pub async fn make_accounts(&self, count: usize) -> Result<Vec<Account>, String> {
         let count = count.min(ACCOUNTS_MAX).to_string();
         let args = ["user", "create", "--login", "u", "--count", &count, "--with-session"];
@@ -192,14 +192,15 @@ impl Site {
                 String::from_utf8_lossy(&made.stderr).trim()
             ));
         }
+
         accounts_of_json_lines(&String::from_utf8_lossy(&made.stdout))
     }
 
-    /// Restarts one replica after the other, as an orchestrator does: SIGTERM, until it is gone;
-    /// then it is started again on its port, until it is ready. How long that took.
+    /// Restarts the replicas one by one, as an orchestrator does: sends SIGTERM, waits for the end,
+    /// starts the replica on the same port, waits until it is ready. Returns the duration.
     ///
     /// # Errors
-    /// In a sentence, if one does not stop well or does not come back.
+    /// If a replica exits with an error, or does not become ready.
     pub async fn restart_each(&self) -> Result<Duration, String> {
         let began = Instant::now();
         for number in 0..self.addresses.len() {
@@ -214,10 +215,10 @@ impl Site {
         Ok(began.elapsed())
     }
 
-    /// Starts a replica that was ended, on its port, until it is ready.
+    /// Starts a stopped replica on its port, and waits until it is ready.
     ///
     /// # Errors
-    /// In a sentence, if it does not come back.
+    /// If it does not become ready.
     pub async fn start_again(&self, number: usize) -> Result<(), String> {
         let replica = self
             .start_replica(number, self.addresses[number].trim_start_matches("http://"))
@@ -226,7 +227,7 @@ impl Site {
         Ok(())
     }
 
-    /// Kills the last replica, as a crash would. Its number.
+    /// Kills the last replica with SIGKILL. Returns its number.
     pub fn kill_last(&self) -> usize {
         let number = self.addresses.len() - 1;
         if let Some(replica) = self.replicas.lock()[number].take() {
@@ -235,7 +236,7 @@ impl Site {
         number
     }
 
-    /// Ends every connection by which a replica hears of the others. How many those were.
+    /// Closes the Redis subscriptions of all replicas. Returns how many connections were closed.
     ///
     /// # Errors
     /// If there is no Redis, or it does not answer.
@@ -243,17 +244,18 @@ impl Site {
         self.redis.as_ref().ok_or("there is no Redis")?.cut_subscriptions().await
     }
 
-    /// How its replicas stop, in a sentence; nothing for embedded mode, which stops as the server
-    /// does by default.
+    /// Describes the shutdown settings of the replicas; `None` in embedded mode, which uses the
+    /// defaults.
     pub fn stops(&self) -> Option<String> {
         self.postgres.as_ref().map(|_| {
             format!(
-                "a stopping replica was unready for {UNREADY_MS} ms and then sent its clients away over {DRAIN_MS} ms"
+                "a stopping replica was unready for {UNREADY_MS} ms, then closed its connections \
+                 over {DRAIN_MS} ms"
             )
         })
     }
 
-    /// The addresses that clients know.
+    /// The addresses for clients.
     pub fn bases(&self) -> Vec<String> {
         self.balancer
             .as_ref()
@@ -265,17 +267,17 @@ impl Site {
         self.addresses.clone()
     }
 
-    /// The processes, by what they are.
+    /// The processes by role.
     pub fn processes(&self) -> Processes {
         self.processes.clone()
     }
 
-    /// The Postgres, for floors on the same one.
+    /// URL of the Postgres, for floors on the same server.
     pub fn database_url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)
     }
 
-    /// The port of the Redis, for floors on the same one.
+    /// Port of the Redis, for floors on the same server.
     pub fn redis_port(&self) -> Option<u16> {
         self.redis.as_ref().map(Redis::port)
     }
@@ -298,9 +300,9 @@ async fn until_ready(base: &str) -> Result<(), String> {
     Err(format!("the replica at {base} did not get ready in {} s", READY.as_secs()))
 }
 
-/// What the server's program, Postgres and Redis say of themselves.
+/// Versions of the server binary, Postgres and Redis.
 pub async fn versions(program: &Path) -> Vec<String> {
-    let said = Command::new(program).arg("--version").output().await;
-    let own = said.ok().map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
+    let output = Command::new(program).arg("--version").output().await;
+    let own = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     own.into_iter().chain(versions_of_services().await).collect()
 }

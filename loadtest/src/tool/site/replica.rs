@@ -1,4 +1,4 @@
-//! One process that says where it listens: a server, or one of this program's own.
+//! A child process that prints its address: a server, or a subcommand of this program.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,26 +12,26 @@ use tokio::time::{sleep, timeout};
 
 use crate::tool::proc;
 
-/// How long it may take until it serves.
+/// Time limit for the process to print its address.
 const START: Duration = Duration::from_secs(30);
-/// How long it may take to stop.
+/// Time limit for a graceful stop.
 const STOP: Duration = Duration::from_mins(1);
 
-/// A running process; ended when dropped.
+/// A running process. Dropping kills it.
 #[derive(Debug)]
 pub struct Replica {
     child: Child,
     /// `http://host:port`.
     pub base: String,
-    /// Not to be closed: the server prints there.
+    /// Kept open, because the process may print more.
     _stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Replica {
-    /// Starts it, and waits until it says where it listens.
+    /// Starts the process and waits until it prints its address.
     ///
     /// # Errors
-    /// In a sentence, with the end of its log.
+    /// If it does not; with the end of its log.
     pub async fn start(mut command: Command, log: &Path) -> Result<Self, String> {
         let file = std::fs::File::options()
             .create(true)
@@ -40,6 +40,7 @@ impl Replica {
             .map_err(|error| error.to_string())?;
         let spawned = command.stdout(Stdio::piped()).stderr(file).spawn();
         let mut child = spawned.map_err(|error| format!("the server: {error}"))?;
+
         let stdout = child.stdout.take().ok_or("the server has no output")?;
         let mut lines = BufReader::new(stdout).lines();
         let listening = async {
@@ -57,27 +58,25 @@ impl Replica {
         Err(format!("the server did not start:\n{}", end_of(log)))
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
     }
 
-    /// Stops it as an orchestrator does, by SIGTERM, and waits until it is gone. The CPU seconds
-    /// that it had used.
+    /// Sends SIGTERM and waits for the end of the process. Returns the CPU seconds that it used.
     ///
     /// # Errors
-    /// If it does not stop in a minute, or not by itself.
+    /// If it does not stop within a minute, or exits with an error.
     pub async fn stop(mut self) -> Result<f64, String> {
         let (pid, began) = (self.pid(), Instant::now());
         signal(&self.child, Signal::TERM);
-        // What it uses while it stops counts too, and can't be asked for once it is gone.
+        // The CPU use is read until the end, because `/proc` does not keep it afterwards.
         let mut cpu_s: f64 = 0.0;
         while began.elapsed() < STOP {
             cpu_s = cpu_s.max(proc::of_tree(pid).cpu_s);
             match self.child.try_wait() {
                 Ok(None) => sleep(Duration::from_millis(50)).await,
                 Ok(Some(status)) if status.success() => return Ok(cpu_s),
-                Ok(Some(status)) => return Err(format!("a replica did not stop well: {status}")),
+                Ok(Some(status)) => return Err(format!("a stopping replica exited with {status}")),
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -87,7 +86,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // Not a drain: nobody is left to be told, and its data goes.
+        // No graceful stop: the data is removed next.
         end(&mut self.child, Signal::KILL);
     }
 }

@@ -1,15 +1,6 @@
-//! The cost of a replica that follows very many chats: memory of Redis, the time until all
-//! subscriptions are in force again after its connection was cut, and the delay of events between
+//! The cost of a replica that subscribes to very many chats: the memory of Redis, the time until
+//! all subscriptions are restored after its connection was cut, and the delay of events between
 //! other replicas meanwhile.
-//!
-//! `cargo bench --bench subscriptions`, with `STARLING_SUBSCRIPTIONS` chats (a million if absent).
-//! It starts a Redis of its own. Every step is bounded in time.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    reason = "a bench prints, and stops at a fault"
-)]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,17 +13,10 @@ use starling::model::{ChatId, Clock, Event, PresentEpoch, Topic, UserId};
 use starling::tasks::Tasks;
 use starling_loadtest::services::Redis;
 
-/// Longest that any step may take.
+/// Timeout of each step.
 const STEP_MAX: Duration = Duration::from_mins(3);
 /// Pause between two events of the publishing replica.
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
-
-fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let count = std::env::vars()
-        .find_map(|(key, value)| (key == "STARLING_SUBSCRIPTIONS").then_some(value));
-    runtime.block_on(measure(count.and_then(|count| count.parse().ok()).unwrap_or(1_000_000)));
-}
 
 fn join(url: &str) -> (RedisCluster, Tasks) {
     let (clock, tasks) = (Clock::system(), Tasks::default());
@@ -50,13 +34,12 @@ fn join(url: &str) -> (RedisCluster, Tasks) {
     )
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < STEP_MAX, "{what}: not in {STEP_MAX:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    start.elapsed()
 }
 
 async fn info(connection: &mut redis::aio::MultiplexedConnection, key: &str) -> u64 {
@@ -65,7 +48,7 @@ async fn info(connection: &mut redis::aio::MultiplexedConnection, key: &str) -> 
     line.expect("INFO has the figure").trim().parse().unwrap()
 }
 
-/// The client of Redis with the most subscriptions: its id, and how many.
+/// The client of Redis with the most subscriptions: its id, and the number of its subscriptions.
 async fn largest(connection: &mut redis::aio::MultiplexedConnection) -> (u64, u64) {
     let list: String = redis::cmd("CLIENT")
         .arg(&["LIST", "TYPE", "pubsub"])
@@ -80,49 +63,25 @@ async fn largest(connection: &mut redis::aio::MultiplexedConnection) -> (u64, u6
     clients.max_by_key(|(_, subscriptions)| *subscriptions).unwrap_or_default()
 }
 
-async fn measure(count: u64) {
+pub async fn measure(count: u64) {
     let server = Redis::start(&[]).await.unwrap();
     let client = redis::Client::open(server.url()).unwrap();
-    // Redis answers late while it forgets the subscriptions of a closed connection.
+    // Redis answers late while it removes the subscriptions of a closed connection.
     let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(STEP_MAX));
     let mut control = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
+
     let (many, _many_tasks) = join(&server.url());
     let (publisher, _publisher_tasks) = join(&server.url());
     let (mut other, _other_tasks) = join(&server.url());
     for replica in [&many, &publisher, &other] {
         until("connected", || replica.health.is_connected()).await;
     }
-    let before = info(&mut control, "used_memory").await;
 
-    let clock = Clock::system();
-    let start = Instant::now();
-    let mut channels = HashSet::new();
-    for _ in 0..count {
-        let topic = Topic::Chat(ChatId::new(clock.now(), &mut rand::rng()));
-        channels.insert(Channel::of(topic));
-        many.bus.follow(topic);
-    }
-    let channels = channels.len() as u64;
-    loop {
-        let (_, subscriptions) = largest(&mut control).await;
-        if subscriptions >= channels {
-            break;
-        }
-        assert!(start.elapsed() < STEP_MAX, "{subscriptions} subscriptions");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let first = start.elapsed();
-    let memory = info(&mut control, "used_memory").await.saturating_sub(before);
-    println!("{count} chats followed by one replica, over {channels} channels");
-    println!("subscribed at first in {first:.1?}");
-    println!(
-        "memory of Redis: {} MB, {} bytes a channel",
-        memory / 1_000_000,
-        memory / channels.max(1)
-    );
+    subscribe(&many, &mut control, count).await;
 
     // The delay of events between two other replicas, before and while the large replica subscribes
     // again.
+    let clock = Clock::system();
     let topic = ChatId::new(clock.now(), &mut rand::rng());
     other.bus.follow(Topic::Chat(topic));
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -155,9 +114,9 @@ async fn measure(count: u64) {
             .await
             .unwrap();
         let cut = Instant::now();
-        until("the cut is noticed", || !many.health.is_connected()).await;
+        until("the replica detects the cut", || !many.health.is_connected()).await;
         until("subscribed again", || many.health.is_connected()).await;
-        println!("subscribed again {:.1?} after a cut", cut.elapsed());
+        println!("subscribed again {:.1?} after the cut", cut.elapsed());
         report("meanwhile", &latencies, &pending);
     };
     tokio::select! {
@@ -167,15 +126,52 @@ async fn measure(count: u64) {
     }
 }
 
+/// Subscribes a replica to this many chats. Prints the time and the memory that it takes.
+async fn subscribe(
+    replica: &RedisCluster,
+    control: &mut redis::aio::MultiplexedConnection,
+    count: u64,
+) {
+    let before = info(control, "used_memory").await;
+    let (clock, start) = (Clock::system(), Instant::now());
+    let mut channels = HashSet::new();
+    for _ in 0..count {
+        let topic = Topic::Chat(ChatId::new(clock.now(), &mut rand::rng()));
+        channels.insert(Channel::of(topic));
+        replica.bus.follow(topic);
+    }
+
+    let channels = channels.len() as u64;
+    loop {
+        let (_, subscriptions) = largest(control).await;
+        if subscriptions >= channels {
+            break;
+        }
+        assert!(start.elapsed() < STEP_MAX, "{subscriptions} subscriptions");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let took = start.elapsed();
+    let memory = info(control, "used_memory").await.saturating_sub(before);
+    println!("one replica subscribes to {count} chats, over {channels} channels");
+    println!("first subscription: {took:.1?}");
+    println!(
+        "memory of Redis: {} MB, {} bytes per channel",
+        memory / 1_000_000,
+        memory / channels.max(1)
+    );
+}
+
+/// Prints the delays since the previous report, and clears them.
 fn report(when: &str, latencies: &Mutex<Vec<Duration>>, pending: &Mutex<HashMap<UserId, Instant>>) {
     let mut received = std::mem::take(&mut *latencies.lock());
     received.sort_unstable();
     let at = |share: usize| {
         received.get(received.len() * share / 100).or(received.last()).copied().unwrap_or_default()
     };
-    let late = std::mem::take(&mut *pending.lock()).len();
+    let in_flight = std::mem::take(&mut *pending.lock()).len();
     println!(
-        "{when}: others received {} events, p50 {:.1?}, p99 {:.1?}, the last {:.1?}; {late} were on their way",
+        "{when}: {} events received, p50 {:.1?}, p99 {:.1?}, max {:.1?}; {in_flight} in flight",
         received.len(),
         at(50),
         at(99),

@@ -1,39 +1,58 @@
-//! How not to send: [`Mutant::SequenceOrder`](crate::model::faults::Mutant::SequenceOrder). Places
-//! are given out and visible before the commit that fills them, as those of a sequence are, so that
-//! a later message can be there before an earlier one.
+//! What the store does wrong under the mutants of [`faults`](crate::model::faults). No release
+//! contains this module.
+//!
+//! [`Store::append_numbered_first`] assigns ids and revs that are visible before the commit that
+//! writes the message, as those of a sequence are. So a later message can be visible before an
+//! earlier one.
 
 use std::time::Duration;
 
-use super::append::{Attempted, message};
+use super::append::Attempted;
+use super::append_checked::message;
 use super::append_postgres::Locks;
 use super::{Db, MapOkDrop, Store, Work, on, within};
 use crate::model::message::{Draft, Sent};
-use crate::model::text::snippet;
-use crate::model::{MessageId, MessageKind, Result, Rev, Timestamp};
+use crate::model::{MessageId, Result, Rev, Timestamp};
 
-/// One at a time for a sender in a chat: a `client_id` is known before its place is given out.
-const TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+/// One draft at a time for a sender in a chat, so that a repeated `client_id` is found before an id
+/// is assigned.
+const SENDER_LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
 const EARLIER: &str =
     "SELECT id FROM messages WHERE chat_id = $1 AND sender_id = $2 AND client_id = $3";
 
 const PLACE: &str = "
-    UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1 WHERE id = $1 AND removed_at_ms IS NULL
-        AND EXISTS (SELECT 1 FROM members m WHERE m.chat_id = chats.id AND m.user_id = $2 AND m.left_rev IS NULL)
+    UPDATE chats SET rev = rev + 1, last_message_id = last_message_id + 1
+    WHERE id = $1 AND removed_at_ms IS NULL AND EXISTS (
+        SELECT 1 FROM members m
+        WHERE m.chat_id = chats.id AND m.user_id = $2 AND m.left_rev IS NULL)
     RETURNING last_message_id, rev";
 const MESSAGE: &str = "
-    INSERT INTO messages (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint, sent_at_ms)
+    INSERT INTO messages
+        (chat_id, id, rev, sent_rev, sender_id, kind, text, reply_to, client_id, fingerprint,
+         sent_at_ms)
     VALUES ($1, $2, $3, $3, $4, $5, $6, $7, $8, $9, $10)";
 const HEAD: &str = "
-    UPDATE chats SET last_sender_id = $3, last_text = $4, last_kind = $5, last_sent_at_ms = $6, activity_at_ms = $6
+    UPDATE chats SET last_sender_id = $3, last_text = $4, last_kind = $5, last_sent_at_ms = $6,
+        activity_at_ms = $6
     WHERE id = $1 AND last_message_id = $2";
 const MARKER: &str = "
-    UPDATE members SET last_read_message_id = $3 WHERE chat_id = $1 AND user_id = $2 AND last_read_message_id < $3";
-/// For so long every third message is on its way between its place and its commit: longer than a
-/// hub waits before it asks for what is missing.
-const ON_THE_WAY: Duration = Duration::from_millis(80);
+    UPDATE members SET last_read_message_id = $3
+    WHERE chat_id = $1 AND user_id = $2 AND last_read_message_id < $3";
+/// The time between id and commit of every third message: longer than a hub waits before it heals
+/// a gap.
+const COMMIT_DELAY: Duration = Duration::from_millis(80);
 
 impl Store {
-    /// Sends drafts one by one; the others are left to be sent as they should.
+    /// Acknowledges all drafts; [`Store::append_checked`] then does not commit some of them.
+    pub(super) async fn append_and_drop(
+        &self,
+        drafts: &[Draft],
+        now: Timestamp,
+    ) -> Result<Attempted> {
+        self.append_checked(drafts, now, true, Locks::Wait).await
+    }
+
+    /// Sends drafts one by one. Drafts that this fault does not apply to are sent correctly.
     pub(super) async fn append_numbered_first(
         &self,
         drafts: &[Draft],
@@ -41,7 +60,7 @@ impl Store {
     ) -> Result<Attempted> {
         let mut appended = Attempted::new();
         for draft in drafts {
-            appended.push(match self.number_and_fill(draft, now).await? {
+            appended.push(match self.assign_then_write(draft, now).await? {
                 Some(sent) => Some(Ok(sent)),
                 None => self
                     .append_checked(std::slice::from_ref(draft), now, true, Locks::Wait)
@@ -52,7 +71,7 @@ impl Store {
         Ok(appended)
     }
 
-    async fn number_and_fill(&self, draft: &Draft, now: Timestamp) -> Result<Option<Sent>> {
+    async fn assign_then_write(&self, draft: &Draft, now: Timestamp) -> Result<Option<Sent>> {
         let mut work = self.begin().await?;
         if matches!(self.writer, Db::Sqlite(_))
             || draft.reply_to.is_some()
@@ -60,13 +79,14 @@ impl Store {
         {
             return Ok(None);
         }
-        let place: Option<(MessageId, Rev)> = on!(self.writer(), |db| sqlx::query_as(PLACE)
+
+        let assigned: Option<(MessageId, Rev)> = on!(self.writer(), |db| sqlx::query_as(PLACE)
             .bind(draft.chat_id)
             .bind(draft.sender_id)
             .fetch_optional(db))?;
-        let Some((id, rev)) = place else { return Ok(None) };
+        let Some((id, rev)) = assigned else { return Ok(None) };
         if id.0 % 3 == 0 {
-            tokio::time::sleep(ON_THE_WAY).await;
+            tokio::time::sleep(COMMIT_DELAY).await;
         }
         fill(&mut work, draft, (id, rev), now).await?;
         work.commit().await?;
@@ -74,10 +94,12 @@ impl Store {
     }
 }
 
+/// Whether the draft's `client_id` was sent before. Takes the sender's lock.
 async fn was_sent(work: &mut Work, draft: &Draft) -> Result<bool> {
     let Some(client_id) = draft.client_id.as_deref() else { return Ok(false) };
-    let turn = format!("{}{}", draft.chat_id, draft.sender_id);
-    within!(work, |db| sqlx::query(TURN).bind(turn).execute(db).map_ok_drop())?;
+    let key = format!("{}{}", draft.chat_id, draft.sender_id);
+    within!(work, |db| sqlx::query(SENDER_LOCK).bind(key).execute(db).map_ok_drop())?;
+
     let earlier: Option<MessageId> = within!(work, |db| sqlx::query_scalar(EARLIER)
         .bind(draft.chat_id)
         .bind(draft.sender_id)
@@ -86,20 +108,21 @@ async fn was_sent(work: &mut Work, draft: &Draft) -> Result<bool> {
     Ok(earlier.is_some())
 }
 
+/// Writes the message, the chat's head and the sender's read marker.
 async fn fill(
     work: &mut Work,
     draft: &Draft,
     (id, rev): (MessageId, Rev),
     now: Timestamp,
 ) -> Result<()> {
-    let (chat_id, sender_id, kind) = (draft.chat_id, draft.sender_id, MessageKind::Text.as_str());
+    let (chat_id, sender_id, kind) = (draft.chat_id, draft.sender_id, draft.body.kind().as_str());
     within!(work, |db| sqlx::query(MESSAGE)
         .bind(chat_id)
         .bind(id)
         .bind(rev)
         .bind(sender_id)
         .bind(kind)
-        .bind(draft.text.as_str())
+        .bind(draft.body.text())
         .bind(draft.reply_to)
         .bind(draft.client_id.as_deref())
         .bind(draft.client_id.as_ref().map(|_| draft.fingerprint()))
@@ -110,7 +133,7 @@ async fn fill(
         .bind(chat_id)
         .bind(id)
         .bind(sender_id)
-        .bind(snippet(&draft.text))
+        .bind(draft.body.snippet())
         .bind(kind)
         .bind(now)
         .execute(db)
