@@ -21,7 +21,7 @@ use crate::service::{Grant, Login};
 pub struct Credentials {
     login: String,
     password: String,
-    /// The live session of the account that gets new tokens. Its open WebSockets close with 4401.
+    /// The live session of the account that gets new tokens. Its open sockets close with 4401.
     /// If absent, the login creates a session.
     session_id: Option<SessionId>,
     /// The client's description of the device, up to 100 characters.

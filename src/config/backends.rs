@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::at_least_1;
+use super::bounds::at_least_1;
 use crate::cluster::redis::RedisAddress;
 use crate::model::certificates::{Certificates, PemFile};
 use crate::model::limits::PEM_BYTES_MAX;
@@ -57,16 +57,15 @@ impl Files {
 /// The database that the settings name.
 pub(super) fn store(
     url: Option<String>,
-    connections_max: Option<u32>,
-    data_dir: Option<PathBuf>,
+    connections_max: u32,
+    data_dir: PathBuf,
     files: Files,
 ) -> Result<StoreOptions, String> {
     let certificates = files.read()?;
 
     match url {
         Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-            let connections_max =
-                at_least_1("database_connections_max", connections_max.unwrap_or(16))?;
+            let connections_max = at_least_1("database_connections_max", connections_max)?;
             StoreOptions::postgres(url, connections_max, certificates.as_ref())
                 .map_err(|error| format!("DATABASE_URL: {error}"))
         }
@@ -78,10 +77,7 @@ pub(super) fn store(
                  set DATABASE_URL, or unset them"
                 .to_owned())
         }
-        None => {
-            let dir = data_dir.unwrap_or_else(|| PathBuf::from("./data"));
-            Ok(StoreOptions::Sqlite { dir })
-        }
+        None => Ok(StoreOptions::Sqlite { dir: data_dir }),
     }
 }
 

@@ -194,7 +194,7 @@ impl Hub {
         for (chat_id, delivered) in chats.iter().zip(delivered) {
             match revs.get(chat_id) {
                 Some(rev) if delivered.is_some_and(|delivered| delivered > *rev) => {
-                    self.recheck_log(vec![*chat_id])
+                    self.recheck_log(vec![*chat_id]);
                 }
                 Some(rev) => {
                     let behind =

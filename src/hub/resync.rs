@@ -177,7 +177,7 @@ impl Hub {
                 _ if self.generation() != generation => return,
                 Some(_) if chat.removed => self.end_chat(chat.id, generation),
                 Some(delivered) if delivered < chat.rev => {
-                    self.heal_later(chat.id, Some(chat.rev), "check")
+                    self.heal_later(chat.id, Some(chat.rev), "check");
                 }
                 // Ordinarily, the chat changed after its row was read.
                 Some(delivered) if delivered > chat.rev => ahead.push(chat.id),

@@ -353,7 +353,7 @@ pub const CLOCK_TRUST_AFTER: Duration = Duration::from_hours(1);
 /// `reset`.
 pub const TOMBSTONE_LIFE: Duration = Duration::from_hours(30 * 24);
 
-/// The bounds that an operator can change. The defaults are in [`Limits::default`].
+/// The bounds that an operator can change. Their defaults are in the list of the configuration.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Sessions of a user. A further login ends the oldest session.
@@ -390,27 +390,6 @@ pub struct Limits {
     pub presence_linger: Duration,
     /// Whether rate limits apply.
     pub rate_limits: bool,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions_per_user_max: 10,
-            invites_per_user_max: 20,
-            chats_per_user_max: 1000,
-            group_members_max: 20,
-            channel_events_members_max: 1000,
-            page_max: 100,
-            connections_per_user_max: 20,
-            connections_max: 20_000,
-            connections_per_address_max: 1000,
-            token_life: Duration::from_hours(24),
-            refresh_life: Duration::from_hours(30 * 24),
-            heartbeat_interval: Duration::from_secs(30),
-            presence_linger: Duration::from_secs(5),
-            rate_limits: true,
-        }
-    }
 }
 
 /// The timeouts of a listener's connections. Constants, except in tests.
@@ -454,7 +433,6 @@ mod tests {
 
     #[test]
     fn all_chats_that_a_user_can_have_fit_in_one_sync_frame() {
-        assert!(Limits::default().chats_per_user_max <= CHATS_PER_USER_MAX);
         let chats_max = usize::try_from(CHATS_PER_USER_MAX + CHATS_BY_OTHERS_MAX).unwrap();
         assert!(chats_max <= SYNC_CHATS_MAX);
 

@@ -12,6 +12,7 @@ pub mod event;
 pub mod faults;
 pub mod id;
 pub mod json;
+pub mod jump_watch;
 pub mod limits;
 pub mod message;
 pub mod session;

@@ -208,7 +208,7 @@ impl Chats {
 
         match removed {
             Some(rev) => {
-                self.publisher.publish_change(ChatEvent { chat_id, rev, change: Change::Removed })
+                self.publisher.publish_change(ChatEvent { chat_id, rev, change: Change::Removed });
             }
             None => self.publisher.publish(Event::ChatGone { chat_id, user_id: caller.user_id }),
         }

@@ -17,7 +17,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use super::append_checked::message;
+use super::append_checked::{Attempted, message};
 use super::append_postgres::{Locks, place};
 use super::engine::Pool;
 use super::{Db, Store, is_lock_timeout, is_unique_violation, lent, timed};
@@ -28,10 +28,6 @@ use crate::model::{ChatId, Error, MessageId, Result, Rev, Timestamp};
 
 /// The outcome of each draft, in the order of the drafts.
 pub type Appended = Vec<Result<Sent>>;
-
-/// Like [`Appended`]; `None` for a draft that was neither appended nor refused, because another
-/// transaction holds a lock that it needs.
-pub type Attempted = Vec<Option<Result<Sent>>>;
 
 impl Store {
     /// Sends drafts as [`Store::try_append`] does, then waits for the locks of the chats that it

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::append::Attempted;
 use super::append_postgres::{Locks, place};
 use super::append_sqlite::{self, id};
 use super::messages::MessageRow;
@@ -20,6 +19,10 @@ use crate::model::message::{Draft, Sent};
 use crate::model::{
     ChatId, ChatKind, Code, Error, Message, MessageId, Result, Rev, Role, Timestamp, UserId,
 };
+
+/// The outcome of each draft, in the order of the drafts. `None` for a draft that was neither
+/// appended nor refused, because another transaction holds a lock that it needs.
+pub type Attempted = Vec<Option<Result<Sent>>>;
 
 /// The head of a chat's log while a batch is appended to it.
 #[derive(Clone, Debug, FromRow)]

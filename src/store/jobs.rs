@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::sessions::EndedSession;
+use super::ended_session::EndedSession;
 use super::{MapOkDrop, Store, Tx, Work, ended, failure, on, on_lease, timed, within};
 use crate::model::limits::{JOB_BATCH, TOMBSTONE_LIFE};
 use crate::model::{ChatId, Result, Rev, Timestamp, UserId};

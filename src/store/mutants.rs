@@ -7,8 +7,7 @@
 
 use std::time::Duration;
 
-use super::append::Attempted;
-use super::append_checked::message;
+use super::append_checked::{Attempted, message};
 use super::append_postgres::Locks;
 use super::{Db, MapOkDrop, Store, Work, on, within};
 use crate::model::message::{Draft, Sent};

@@ -3,7 +3,7 @@
 //! A session has one refresh token that is not spent. Each token names its parent, the token that
 //! was spent for it. The last spent tokens are kept: if one comes again, it may be stolen.
 
-use super::sessions::{EndedSession, SessionTokens};
+use super::ended_session::EndedSession;
 use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::metrics;
 use crate::model::limits::{REFRESH_GRACE, SPENT_TOKENS_MAX};
@@ -13,6 +13,19 @@ use crate::model::{Error, Result, SessionId, Timestamp, UserId};
 /// The parent of a refresh token that a login issued: not a token, so that no earlier token of the
 /// session has a grace.
 pub(super) const BY_LOGIN: &[u8] = &[];
+
+/// New tokens of a session, as the store keeps them.
+#[derive(Clone, Copy)]
+pub struct SessionTokens {
+    /// The hash of the access token.
+    pub token: TokenHash,
+    /// The hash of the refresh token.
+    pub refresh: TokenHash,
+    /// The time at which the access token expires.
+    pub token_expires_at: Timestamp,
+    /// The time at which the refresh token expires, and with it the session.
+    pub expires_at: Timestamp,
+}
 
 /// The result of [`Store::refresh`].
 pub enum Refreshed {

@@ -7,10 +7,10 @@
 //! ignored. The user joins no chat in the meantime, since joining requires the user's row lock and
 //! an account that has not ended.
 
+use super::ended_session::EndedSession;
 use super::head::Head;
 use super::locks::lock_user_with_password;
 use super::members::{leave, member_within, owners, set_role};
-use super::sessions::EndedSession;
 use super::{MapOkDrop, Store, Work, on, timed, within};
 use crate::model::user::REMOVED_NAME;
 use crate::model::{Change, ChatEvent, ChatId, Code, Result, Rev, Role, Timestamp, UserId};

@@ -4,25 +4,13 @@ use std::collections::HashMap;
 
 use sqlx::FromRow;
 
+use super::ended_session::EndedSession;
 use super::locks::lock_user_with_password;
-use super::refresh_tokens::{BY_LOGIN, insert_refresh, rotate};
+use super::refresh_tokens::{BY_LOGIN, SessionTokens, insert_refresh, rotate};
 use super::{MapOkDrop, Store, Work, on, on_ids, timed, within};
 use crate::model::session::Caller;
 use crate::model::token::TokenHash;
 use crate::model::{Code, Error, Result, Session, SessionId, Timestamp, UserId};
-
-/// New tokens of a session, as the store keeps them.
-#[derive(Clone, Copy)]
-pub struct SessionTokens {
-    /// The hash of the access token.
-    pub token: TokenHash,
-    /// The hash of the refresh token.
-    pub refresh: TokenHash,
-    /// The time at which the access token expires.
-    pub token_expires_at: Timestamp,
-    /// The time at which the refresh token expires, and with it the session.
-    pub expires_at: Timestamp,
-}
 
 /// A session to create.
 #[derive(Clone)]
@@ -39,16 +27,6 @@ pub struct NewSession {
     pub ip: Option<String>,
     /// The time of the login.
     pub now: Timestamp,
-}
-
-/// A session that ended, with the token that is no longer valid.
-#[derive(Clone, Copy, FromRow)]
-pub struct EndedSession {
-    /// The session that ended.
-    pub id: SessionId,
-    /// The hash of its last access token.
-    #[sqlx(rename = "token_hash", try_from = "Vec<u8>")]
-    pub token: TokenHash,
 }
 
 /// The state of a session before a login reused it.

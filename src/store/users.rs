@@ -2,7 +2,7 @@
 
 use sqlx::FromRow;
 
-use super::sessions::EndedSession;
+use super::ended_session::EndedSession;
 use super::{MapOkDrop, Store, Work, is_unique_violation, on, timed, within};
 use crate::model::{Account, Code, Error, Result, SessionId, Timestamp, User, UserId};
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lease::{Lease, Outcome};
 use crate::metrics;
-use crate::model::clock::JumpWatch;
+use crate::model::jump_watch::JumpWatch;
 use crate::model::limits::{CLEANUP_EVERY, CLEANUP_GRACE, CLEANUP_RETRY};
 use crate::model::{Clock, Result, Timestamp};
 use crate::service::{Removals, Services, Sessions};

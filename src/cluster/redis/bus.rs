@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 use super::address::RedisAddress;
+use super::health::BusHealth;
 use super::link::Redis;
 use super::publisher::Publisher;
+use super::replica_id::ReplicaId;
 use super::seal::ClusterKey;
 use super::subscriber::Subscriber;
-use super::health::BusHealth;
-use super::replica_id::ReplicaId;
 use crate::cluster::bus::BusSender;
 use crate::cluster::{Arrival, Bus, BusInbox};
 use crate::metrics;

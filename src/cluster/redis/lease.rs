@@ -85,8 +85,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::replica_id::ReplicaId;
 use super::link::{Down, Redis};
+use super::replica_id::ReplicaId;
 use crate::metrics;
 use crate::model::faults::{self, Mutant};
 

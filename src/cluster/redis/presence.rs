@@ -17,9 +17,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::replica_id::ReplicaId;
 use super::lease::{Leases, Listed, NOTICED_AFTER, TAG, milliseconds};
 use super::link::{Down, Redis};
+use super::replica_id::ReplicaId;
 use crate::cluster::presence::ConnectionSlots;
 use crate::cluster::{BoxFuture, Entered, Presence, TooMany};
 use crate::metrics;

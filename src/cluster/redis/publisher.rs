@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel::Channel;
 use super::dirty::DirtyTopics;
-use super::link::Redis;
-use super::seal::{BUS_CONTEXT, ClusterKey};
 use super::health::{BusHealth, CANARY_EVERY};
+use super::link::Redis;
 use super::replica_id::ReplicaId;
+use super::seal::{BUS_CONTEXT, ClusterKey};
 use crate::metrics;
 use crate::model::limits::{BUS_DIRTY_TOPICS_MAX, BUS_EVENT_BYTES_MAX};
 use crate::model::{Clock, Epoch, Event, PresentEpoch, Topic};

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::address::RedisAddress;
 use super::channel::{Channel, Subscribed};
 use super::dirty::DirtyTopics;
-use super::link::{Link, Redis};
-use super::seal::{BUS_CONTEXT, ClusterKey};
 use super::health::{BusHealth, CANARY_EVERY};
+use super::link::{Link, Redis};
 use super::replica_id::ReplicaId;
+use super::seal::{BUS_CONTEXT, ClusterKey};
 use crate::cluster::Arrival;
 use crate::cluster::bus::BusSender;
 use crate::metrics;
@@ -297,7 +297,7 @@ impl Subscriber {
             _ if own && !faults::on(Mutant::DeliverTwice) => {}
             BusKind::Resync => self.inbox.send(Arrival::resync(message.header.topics)),
             BusKind::OutcomeUnknown => {
-                self.inbox.send(Arrival::Event(Event::Resync(message.header.topics)))
+                self.inbox.send(Arrival::Event(Event::Resync(message.header.topics)));
             }
             BusKind::Event | BusKind::Unknown => self.receive_event(message),
         }

@@ -197,7 +197,7 @@ async fn take_file(path: &Path) -> Result<File> {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if start.elapsed() <= HANDOVER_MAX => {
-                tokio::time::sleep(RETRY).await
+                tokio::time::sleep(RETRY).await;
             }
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::internal(io::Error::other(format!(

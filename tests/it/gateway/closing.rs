@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use starling::model::limits::Limits;
+use starling::config::{Config, Settings};
 use starling_loadtest::actor::{Account, Actor};
 use starling_loadtest::client::Http;
 use starling_loadtest::device::{Device, DeviceOptions};
@@ -138,7 +138,8 @@ async fn silence_for_two_intervals_closes_with_4408_whatever_is_sent_to_the_clie
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_network_is_detected_within_two_intervals_on_both_sides() {
     const INTERVAL: Duration = Duration::from_secs(1);
-    assert!(Limits::default().heartbeat_interval * 2 <= Duration::from_mins(1));
+    let defaults = Config::resolve(Settings::default(), None).unwrap();
+    assert!(defaults.limits.heartbeat_interval * 2 <= Duration::from_mins(1));
 
     let server =
         TestServer::with(Backend::Sqlite, |settings| settings.heartbeat_interval_ms = Some(1000))

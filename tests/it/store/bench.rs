@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use starling::model::event::ChatEvent;
-use starling::model::limits::Limits;
+use starling::model::limits::CHATS_PER_USER_MAX;
 use starling::model::message::{Draft, Sent};
 use starling::model::session::Caller;
 use starling::model::token::TokenHash;
@@ -112,13 +112,12 @@ impl Bench {
     }
 
     pub fn new_chat(&self, creator: UserId, kind: Creation) -> NewChat {
-        let chats_max = Limits::default().chats_per_user_max;
         NewChat {
             id: ChatId::new(self.now(), &mut rand::rng()),
             kind,
             creator,
             now: self.now(),
-            chats_max,
+            chats_max: CHATS_PER_USER_MAX,
         }
     }
 
@@ -258,7 +257,7 @@ pub struct Fold {
 
 impl Fold {
     /// Applies a page, and checks its promises.
-    pub fn take(&mut self, page: Changes) {
+    fn take(&mut self, page: Changes) {
         let mut last = self.rev;
         for (rev, change) in page.items {
             assert!(
@@ -278,7 +277,7 @@ impl Fold {
                     self.messages.insert(message.id, message);
                 }
                 Change::MemberJoined(joined) => {
-                    drop(self.members.insert(joined.0.user.id, joined.0))
+                    drop(self.members.insert(joined.0.user.id, joined.0));
                 }
                 Change::MemberChanged(member) => drop(self.members.insert(member.user.id, member)),
                 Change::MemberLeft(user_id) => drop(self.members.remove(&user_id)),

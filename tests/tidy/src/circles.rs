@@ -55,7 +55,7 @@ impl Directory<'_> {
             if *name == "mod" {
                 imported.extend(names.iter().filter(|it| **it != "mod").map(ToString::to_string));
             }
-            for path in paths.iter().filter(|path| *path != "super" && *path != "*") {
+            for path in paths.iter().filter(|path| !["super", "mutants"].contains(&path.as_str())) {
                 let target = if names.contains(path.as_str()) {
                     path.as_str()
                 } else {

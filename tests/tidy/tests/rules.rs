@@ -93,7 +93,7 @@ fn sql_outside_of_store_is_found() {
     breaks("src/hub/mod.rs", r#"f("SELECT 1")"#);
 
     let fine = |path, text| {
-        assert_eq!(sql_is_in_store(path, text), Vec::<String>::new(), "{path}: {text}")
+        assert_eq!(sql_is_in_store(path, text), Vec::<String>::new(), "{path}: {text}");
     };
     fine("src/store/chats.rs", r#"sqlx::query("SELECT id FROM chats")"#);
     fine("src/api/mod.rs", r#"f("DELETE", "select it", "an update")"#);
@@ -113,7 +113,7 @@ fn crates_out_of_their_place_are_found() {
     breaks("src/model/id.rs", "fn f(e: sqlx::Error) {}");
 
     let fine = |path, text| {
-        assert_eq!(crates_are_in_their_place(path, text), Vec::<String>::new(), "{path}: {text}")
+        assert_eq!(crates_are_in_their_place(path, text), Vec::<String>::new(), "{path}: {text}");
     };
     fine("src/cluster/redis/bus.rs", "use redis::Client;");
     fine("src/listener/mod.rs", "use axum::Router;");

@@ -61,7 +61,7 @@ fn the_tree_keeps_its_rules() {
     for (path, file) in files() {
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         let mut report = |violations: Vec<String>| {
-            broken.extend(violations.iter().map(|it| format!("{path}: {it}")))
+            broken.extend(violations.iter().map(|it| format!("{path}: {it}")));
         };
         report(rules::no_leftover_notes(&path, &text));
         if Path::new(&path).extension().is_some_and(|it| it == "rs") {
