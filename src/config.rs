@@ -51,8 +51,8 @@ macro_rules! keys {
             $optional:ident: $optional_type:ty, env $optional_env:literal, example $example:literal;
         )+}
     ) => {
-        /// The value of each key, if it is given. Flags, environment, file and defaults are all read
-        /// into this struct.
+        /// The value of each key, if it is given. Flags, environment, file and defaults are all
+        /// read into this struct.
         #[derive(Clone, Debug, Default, Args, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
@@ -129,8 +129,8 @@ keys! {
         sessions_per_user_max: i64, env "STARLING_SESSIONS_PER_USER_MAX", default "10";
         /// Open invites of a user.
         invites_per_user_max: i64, env "STARLING_INVITES_PER_USER_MAX", default "20";
-        /// Chats that a user created or joined, 1016 at most, so that all chats fit in one sync frame.
-        /// Other users may add a user to 300 more.
+        /// Chats that a user created or joined, 1016 at most, so that all chats fit in one sync
+        /// frame. Other users may add a user to 300 more.
         chats_per_user_max: i64, env "STARLING_CHATS_PER_USER_MAX", default "1000";
         /// Members of a group.
         group_members_max: i64, env "STARLING_GROUP_MEMBERS_MAX", default "20";
@@ -143,8 +143,8 @@ keys! {
         connections_per_user_max: usize, env "STARLING_CONNECTIONS_PER_USER_MAX", default "20";
         /// Connections of this process, HTTP and WebSocket.
         connections_max: usize, env "STARLING_CONNECTIONS_MAX", default "20000";
-        /// Connections of one address whose clients have not authenticated. An IPv6 /64 counts as one
-        /// address; a /56 has twice and a /48 four times as many. Behind trusted proxies, the
+        /// Connections of one address whose clients have not authenticated. An IPv6 /64 counts as
+        /// one address; a /56 has twice and a /48 four times as many. Behind trusted proxies, the
         /// unauthenticated requests and WebSocket connections of each client are counted instead.
         connections_per_address_max: usize, env "STARLING_CONNECTIONS_PER_ADDRESS_MAX",
             default "1000";
@@ -152,8 +152,8 @@ keys! {
         token_life_s: u64, env "STARLING_TOKEN_LIFE_S", default "86400";
         /// Lifetime of a refresh token, and so of a session that is not refreshed, in seconds.
         refresh_life_s: u64, env "STARLING_REFRESH_LIFE_S", default "2592000";
-        /// How often clients must ping, in milliseconds. A connection that is silent for twice as long
-        /// is closed.
+        /// How often clients must ping, in milliseconds. A connection that is silent for twice as
+        /// long is closed.
         heartbeat_interval_ms: u64, env "STARLING_HEARTBEAT_INTERVAL_MS", default "30000";
         /// How long a user is still shown online after the last connection ended, in milliseconds.
         presence_linger_ms: u64, env "STARLING_PRESENCE_LINGER_MS", default "5000";
@@ -161,8 +161,8 @@ keys! {
         hashes_at_once_max: usize, env "STARLING_HASHES_AT_ONCE_MAX", default "4";
     }
     optional {
-        /// `postgres://user:password@host/database`; if absent, SQLite in the data directory. Must be
-        /// Postgres itself and not a pooler such as PgBouncer: sessions keep settings and locks.
+        /// `postgres://user:password@host/database`; if absent, SQLite in the data directory. Must
+        /// be Postgres itself and not a pooler such as PgBouncer: sessions keep settings and locks.
         database_url: String, env "DATABASE_URL",
             example "\"postgres://starling@localhost/starling\"";
         /// PEM file with the certificates of the authorities that sign Postgres's certificate, in
@@ -179,8 +179,8 @@ keys! {
         /// `redis://host`, `redis+sentinel://host,host/master` or `redis+cluster://host,host`; if
         /// absent, there is one replica.
         redis_url: String, env "REDIS_URL", example "\"redis://localhost\"";
-        /// PEM file with the certificates of the authorities that sign Redis's certificate, instead of
-        /// the public authorities. Requires a `redis_url` that begins with rediss.
+        /// PEM file with the certificates of the authorities that sign Redis's certificate, instead
+        /// of the public authorities. Requires a `redis_url` that begins with rediss.
         redis_ca_file: PathBuf, env "STARLING_REDIS_CA_FILE",
             example "\"/etc/starling/redis-ca.pem\"";
         /// PEM file with the client certificate for Redis, if Redis requires one.
@@ -199,8 +199,8 @@ keys! {
         /// How long a stopping replica serves while it reports unready, so that the load balancer
         /// notices, in milliseconds. Without Redis the default is 0.
         unready_ms: u64, env "STARLING_UNREADY_MS", example "5000";
-        /// Over how long a stopping replica closes its WebSocket connections, in milliseconds. Without
-        /// Redis the default is 2000.
+        /// Over how long a stopping replica closes its WebSocket connections, in milliseconds.
+        /// Without Redis the default is 2000.
         drain_ms: u64, env "STARLING_DRAIN_MS", example "15000";
     }
 }

@@ -10,6 +10,7 @@ use starling::cluster::BoxFuture;
 use starling::model::message::Draft;
 use starling::model::{ChatId, Clock, MessageBody, Result, UserId};
 use starling::store::{Changes, Creation, NewChat, NewUser, Opened, Store};
+use starling::tasks::Tasks;
 use starling::worker::{Consumer, consumer};
 use tokio_util::sync::CancellationToken;
 
@@ -83,7 +84,7 @@ fn start(store: &Store, clock: &Clock) -> (tokio::task::JoinHandle<()>, Cancella
     let stop = CancellationToken::new();
     let consumer: Arc<dyn Consumer> = Arc::new(Idle);
     let run = consumer::run(consumer, store.clone(), clock.clone(), stop.clone());
-    (tokio::spawn(run), stop)
+    (Tasks::default().spawn(run), stop)
 }
 
 async fn enable_outbox(control: &mut PgConnection, enabled: bool) {

@@ -337,8 +337,8 @@ async fn only_the_users_of_a_killed_replica_are_shown_offline_within_twenty_seco
         let mut frames = socket.until("ack").await;
         frames.retain(|frame| frame["type"] == "presence");
         let online = |user: &User| {
-            let last = frames.iter().rfind(|frame| frame["user_id"] == *user.id);
-            last.unwrap()["online"] == true
+            let latest = frames.iter().rfind(|frame| frame["user_id"] == *user.id);
+            latest.unwrap()["online"] == true
         };
         online(neighbour) && online(lost)
     })

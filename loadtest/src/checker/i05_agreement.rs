@@ -26,7 +26,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
             Some(message) if message.seen.rev < origin.seen_rev => {
                 sink.add(Invariant::I5, Harm::Lost, location, || {
                     format!("a change of message {id} was seen, but is not in the final log")
-                })
+                });
             }
             Some(_) => {}
         }

@@ -47,10 +47,10 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
         match op.kind {
             Kind::Send { .. } => own.writes.push(Write { at_us, id, rev, kind: WriteKind::Sent }),
             Kind::Edit { message_id: id, .. } => {
-                own.writes.push(Write { at_us, id, rev, kind: WriteKind::Edited })
+                own.writes.push(Write { at_us, id, rev, kind: WriteKind::Edited });
             }
             Kind::Remove { message_id: id, .. } => {
-                own.writes.push(Write { at_us, id, rev, kind: WriteKind::Removed })
+                own.writes.push(Write { at_us, id, rev, kind: WriteKind::Removed });
             }
             _ => {}
         }

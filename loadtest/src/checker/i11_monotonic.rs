@@ -89,7 +89,7 @@ fn floors_of_reads(reads: &[Read<'_>]) -> Vec<Floor> {
 fn raise_by(seen: &mut HashMap<Name, Floor>, told: &DeviceEvent) {
     match told {
         DeviceEvent::New { chat, rev, seen: message } => {
-            seen.entry(*chat).or_default().raise(*rev, message.id)
+            seen.entry(*chat).or_default().raise(*rev, message.id);
         }
         DeviceEvent::Synced(chats) => {
             for (chat, rev) in chats {
@@ -97,7 +97,7 @@ fn raise_by(seen: &mut HashMap<Name, Floor>, told: &DeviceEvent) {
             }
         }
         DeviceEvent::Added { chat, rev, last_message_id } => {
-            seen.entry(*chat).or_default().raise(*rev, *last_message_id)
+            seen.entry(*chat).or_default().raise(*rev, *last_message_id);
         }
         told => {
             if let Some((chat, rev)) = told.event() {

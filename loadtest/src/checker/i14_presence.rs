@@ -93,7 +93,7 @@ fn connected(record: &Record) -> HashMap<Name, Spans> {
             match entry.told {
                 DeviceEvent::Ready { .. } => since = Some(entry.at_us),
                 DeviceEvent::Closed { .. } | DeviceEvent::Stopped => {
-                    of_user.extend(since.take().map(|start| (start, entry.at_us)))
+                    of_user.extend(since.take().map(|start| (start, entry.at_us)));
                 }
                 _ => {}
             }

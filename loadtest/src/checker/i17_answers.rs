@@ -20,7 +20,7 @@ pub(super) fn check(facts: &Facts<'_>, sink: &mut Sink<'_>) {
                         user(),
                         (at - op.invoked_us) / 1000
                     )
-                })
+                });
             }
             Some(_) => {}
         }

@@ -152,13 +152,13 @@ impl Ledger {
                 );
             }
             DeviceEvent::Joined { chat, rev, user } => {
-                self.moved(*chat, *rev, *user, Move::Joined, Some(device))
+                self.moved(*chat, *rev, *user, Move::Joined, Some(device));
             }
             DeviceEvent::Changed { chat, rev, user } => {
-                self.moved(*chat, *rev, *user, Move::Changed, Some(device))
+                self.moved(*chat, *rev, *user, Move::Changed, Some(device));
             }
             DeviceEvent::Left { chat, rev, user } => {
-                self.moved(*chat, *rev, *user, Move::Left, Some(device))
+                self.moved(*chat, *rev, *user, Move::Left, Some(device));
             }
             DeviceEvent::Renamed { chat, rev } => {
                 self.claim(

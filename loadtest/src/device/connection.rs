@@ -285,7 +285,7 @@ impl Running {
                 self.begin_reload(frame, known);
             }
             FrameKind::Reconnect => {
-                self.reconnect_delay = frame.after_ms.map(Duration::from_millis)
+                self.reconnect_delay = frame.after_ms.map(Duration::from_millis);
             }
             FrameKind::Ack | FrameKind::Error => self.answered(frame),
             _ => {}

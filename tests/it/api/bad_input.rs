@@ -159,9 +159,9 @@ async fn a_body_that_is_not_json_is_malformed(server: TestServer) {
 
         let empty = raw(&ada, method.clone(), &path, "application/json", "").await;
         if path == "/invites" {
-            drop(empty.expect(201))
+            drop(empty.expect(201));
         } else {
-            empty.refused(400, "malformed_json")
+            empty.refused(400, "malformed_json");
         }
     }
     json_raw(&ada, "/chats", r#"{"kind":"self","kind":"group"}"#).await.refused_fields(&["kind"]);

@@ -19,16 +19,13 @@ everywhere!(
 /// The stored hash of a user's password.
 async fn stored_hash(server: &TestServer, user: &User) -> String {
     let sql = format!("SELECT password_hash FROM users WHERE login = '{}'", user.login);
-    match server.database_url() {
-        Some(url) => {
-            let mut db = PgConnection::connect(&url).await.unwrap();
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut db).await.unwrap()
-        }
-        None => {
-            let file = server.dir().join("starling.db").display().to_string();
-            let mut db = SqliteConnection::connect(&file).await.unwrap();
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut db).await.unwrap()
-        }
+    if let Some(url) = server.database_url() {
+        let mut db = PgConnection::connect(&url).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut db).await.unwrap()
+    } else {
+        let file = server.dir().join("starling.db").display().to_string();
+        let mut db = SqliteConnection::connect(&file).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut db).await.unwrap()
     }
 }
 

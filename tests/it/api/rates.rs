@@ -76,9 +76,9 @@ async fn logins_to_an_account_are_limited_wherever_they_come_from(server: TestSe
                 let answer =
                     stranger.send(request.header("x-forwarded-for", address).json(&body)).await;
                 if answer.status == 401 {
-                    assert!(waits.is_empty())
+                    assert!(waits.is_empty());
                 } else {
-                    waits.push(too_many(&answer))
+                    waits.push(too_many(&answer));
                 }
             }
             assert!(waits.len() >= 3, "a burst of fifty guesses, and permits earned meanwhile");
@@ -102,9 +102,9 @@ async fn registrations_from_an_address_are_limited(server: TestServer) {
         for _ in 0..40 {
             let answer = stranger.post("/users", newcomer("AAAAAAAAAAAAAAAAAAAAAA", "ada")).await;
             if answer.status == 404 {
-                assert_eq!(refused, 0)
+                assert_eq!(refused, 0);
             } else {
-                refused += too_many(&answer).min(1)
+                refused += too_many(&answer).min(1);
             }
         }
 

@@ -88,7 +88,7 @@ impl Light {
                 }
                 // If a sync fails, the server sends an error and closes the connection.
                 FrameKind::Error => {
-                    assert_eq!(frame.code.as_deref(), Some("unavailable"), "{frame:?}")
+                    assert_eq!(frame.code.as_deref(), Some("unavailable"), "{frame:?}");
                 }
                 FrameKind::Presence | FrameKind::Reconnect | FrameKind::Pong => {}
                 _ => panic!("unexpected {frame:?}"),

@@ -99,7 +99,7 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
         Fault::RedisBlackHole => with_redis_proxy(stage, rng, Mode::BlackHole, span).await,
         Fault::RedisRefused => with_redis_proxy(stage, rng, Mode::Refuse, span).await,
         Fault::RedisSlow => {
-            with_redis_proxy(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await
+            with_redis_proxy(stage, rng, Mode::Delay(Duration::from_millis(80)), span).await;
         }
         Fault::PostgresStoppedAtOnce
         | Fault::PostgresKilled
@@ -108,7 +108,7 @@ pub async fn happen(fault: Fault, stage: &mut Stage, rng: &mut StdRng) {
         Fault::PostgresBlackHole => with_postgres_proxy(stage, one, Mode::BlackHole, span).await,
         Fault::PostgresRefused => with_postgres_proxy(stage, one, Mode::Refuse, span).await,
         Fault::PostgresSlow => {
-            with_postgres_proxy(stage, one, Mode::Delay(Duration::from_millis(30)), span).await
+            with_postgres_proxy(stage, one, Mode::Delay(Duration::from_millis(30)), span).await;
         }
         Fault::AnswerOfCommitCut => {
             for _ in 0..5 {

@@ -384,7 +384,7 @@ async fn run_case(bench: &Bench, log: usize, steps: Vec<Step>) -> Result<(), Tes
             }
             Step::Follow => follow(&mut syncing, events.len()),
             Step::Settle if !syncing.is_empty() => {
-                settle(syncing.remove(0), events.len(), &mut synced)
+                settle(syncing.remove(0), events.len(), &mut synced);
             }
             Step::Settle => {}
             Step::Wait => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -450,7 +450,7 @@ async fn joins_and_removals_under_load_neither_leak_nor_lose_events(server: Test
                 "reset" => at = frame["rev"].as_i64(),
                 "chat_gone" => at = None,
                 "synced" => {
-                    assert_eq!(at, frame["chats"][&chat].as_i64(), "socket {index}: {frames:?}")
+                    assert_eq!(at, frame["chats"][&chat].as_i64(), "socket {index}: {frames:?}");
                 }
                 _ => {
                     let rev = frame["rev"].as_i64().unwrap();

@@ -286,8 +286,12 @@ async fn a_refused_draft_does_not_change_the_order_of_the_chat(bench: Arc<Bench>
 
     let sent = bench.store.append(&drafts, bench.now()).await.unwrap();
     refused(&sent[1], Code::MessageNotFound);
-    let texts: Vec<String> =
-        bench.log(chat, ada).await.into_iter().filter_map(|it| it.text().map(str::to_owned)).collect();
+    let texts: Vec<String> = bench
+        .log(chat, ada)
+        .await
+        .into_iter()
+        .filter_map(|it| it.text().map(str::to_owned))
+        .collect();
     assert_eq!(texts, ["a1", "a2", "b1", "b2"]);
 }
 

@@ -43,10 +43,16 @@ async fn a_batch_stores_messages_of_many_chats_in_the_given_order(bench: Arc<Ben
     }
 
     for chat_id in chats {
-        let texts: Vec<String> =
-            bench.log(chat_id, users[0]).await.into_iter().filter_map(|it| it.text().map(str::to_owned)).collect();
-        let expected =
-            drafts.iter().filter(|draft| draft.chat_id == chat_id).filter_map(|draft| draft.body.text().map(str::to_owned));
+        let texts: Vec<String> = bench
+            .log(chat_id, users[0])
+            .await
+            .into_iter()
+            .filter_map(|it| it.text().map(str::to_owned))
+            .collect();
+        let expected = drafts
+            .iter()
+            .filter(|draft| draft.chat_id == chat_id)
+            .filter_map(|draft| draft.body.text().map(str::to_owned));
         assert_eq!(texts, expected.collect::<Vec<_>>());
 
         for user in &users {

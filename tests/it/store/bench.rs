@@ -257,7 +257,7 @@ pub struct Fold {
 
 impl Fold {
     /// Applies a page, and checks its promises.
-    fn take(&mut self, page: Changes) {
+    pub fn take(&mut self, page: Changes) {
         let mut last = self.rev;
         for (rev, change) in page.items {
             assert!(

@@ -1,6 +1,7 @@
 //! Leases of background work and durable consumers.
 
 use std::collections::HashMap;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use starling::cluster::BoxFuture;
 use starling::model::limits::WORKER_LEASE;
 use starling::model::{ChatId, Clock, Code, Error, MessageId, Result};
 use starling::store::{Changes, Store};
+use starling::tasks::Tasks;
 use starling::worker::lease::Outcome;
 use starling::worker::{Consumer, Lease, consumer};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +32,8 @@ fn lease(bench: &Bench) -> Lease {
     Lease::new(bench.store.clone(), bench.clock.clone(), "test")
 }
 
-async fn nothing() -> Result<()> {
-    Ok(())
+fn nothing() -> Ready<Result<()>> {
+    ready(Ok(()))
 }
 
 async fn one_holder_at_a_time_works_and_another_does_once_the_lease_expired(bench: Arc<Bench>) {
@@ -130,7 +132,8 @@ impl Recorder {
 /// Runs a consumer in a task of its own until it is aborted.
 fn start(consumer: &Arc<Recorder>, store: &Store, clock: &Clock) -> tokio::task::JoinHandle<()> {
     let consumer: Arc<dyn Consumer> = consumer.clone();
-    tokio::spawn(consumer::run(consumer, store.clone(), clock.clone(), CancellationToken::new()))
+    let run = consumer::run(consumer, store.clone(), clock.clone(), CancellationToken::new());
+    Tasks::default().spawn(run)
 }
 
 async fn two_consumers_of_one_name_apply_each_change_of_many_writers_and_miss_none(
@@ -148,7 +151,7 @@ async fn two_consumers_of_one_name_apply_each_change_of_many_writers_and_miss_no
 
     let writers = chats.iter().map(|chat_id| {
         let (bench, chat_id) = (bench.clone(), *chat_id);
-        tokio::spawn(async move {
+        Tasks::default().spawn(async move {
             for number in 0..40 {
                 bench.say(chat_id, ada, &number.to_string()).await;
             }
