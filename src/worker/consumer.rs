@@ -1,10 +1,12 @@
 //! A durable consumer: work that must happen at least once after every durable change.
 //!
 //! A consumer syncs like a device. It keeps a revision for each chat and reads the changes after
-//! it, so sends write nothing for it. An outbox row for each change would cost every send more
-//! (`cargo bench --bench growth consumer` measures both). The position is stored after the effect:
-//! if the replica dies between the two, the next holder of the lease applies the same changes
-//! again. So an effect needs an idempotency key, for which the chat and its `rev` are enough.
+//! it, so a send writes nothing for it. `cargo bench --bench growth consumer` compares this with
+//! the other design, an outbox row that each send writes.
+//!
+//! The position is stored after the effect: if the replica dies between the two, the next holder of
+//! the lease applies the same changes again. So an effect needs an idempotency key, for which the
+//! chat and its `rev` are enough.
 
 use std::sync::Arc;
 
